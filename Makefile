@@ -1,0 +1,72 @@
+# make quickstart   install, compress the laboratory teacher on local Ray, print the table and the report's path
+# make test         install, then run every test
+# Python 3.11 or newer. A GPU is detected; PLATFORM=cpu or PLATFORM=gpu overrides.
+
+PYTHON ?= python3
+VENV ?= .venv
+PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+STORE ?= .sdft
+LAB := build/lab
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+
+# uv does not read pip's variable for extra wheels. With such a folder torch's CPU build comes from there,
+# otherwise from PyTorch's own index.
+LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+ifneq ($(LINKS),)
+SOURCES := $(foreach link,$(LINKS),--find-links $(link))
+else ifeq ($(PLATFORM),cpu)
+SOURCES := --torch-backend=cpu
+else
+SOURCES := --torch-backend=auto
+endif
+OVERRIDES := $(if $(filter cpu,$(PLATFORM)),--override requirements/overrides.txt)
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python $(SOURCES) $(OVERRIDES)
+
+.PHONY: quickstart test check bench pins install dev clean
+.DEFAULT_GOAL := quickstart
+
+install: $(VENV)/.installed-$(PLATFORM)
+dev: $(VENV)/.installed-dev
+
+$(UV): requirements/uv.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/uv.txt
+	@touch $(UV)
+
+$(VENV)/.installed-$(PLATFORM): requirements/$(PLATFORM).txt requirements/overrides.txt pyproject.toml | $(UV)
+	@echo "Installing exact pins for $(PLATFORM) into $(VENV) ..."
+	$(INSTALL) -r requirements/$(PLATFORM).txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed-$(PLATFORM)
+	$(INSTALL) -r requirements/$(PLATFORM).txt -r requirements/dev.txt
+	@touch $@
+
+quickstart: install
+	@$(BIN)/sdft lab export $(LAB) --quiet
+	@$(BIN)/sdft compress $(LAB)/quickstart.yaml --store $(STORE) --name quickstart
+
+test: dev
+	$(BIN)/pytest $(ARGS)
+
+check: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: dev
+	@for script in jobs/bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+# Exact pins from the *.in files. No registry host is written into them.
+PIN := $(UV) pip compile --quiet --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11
+pins: $(UV)
+	$(PIN) $(SOURCES) --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
+	$(PIN) requirements/gpu.in -o requirements/gpu.txt
+	$(PIN) -c requirements/cpu.txt requirements/dev.in -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) $(LAB)

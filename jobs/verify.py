@@ -1,0 +1,11 @@
+"""`sdft verify` as a job's entry point: `python jobs/verify.py NAME [--store URL]`."""
+
+from __future__ import annotations
+
+import sys
+
+from sdft_ray.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "verify")
+    main()

@@ -1,0 +1,215 @@
+"""`sdft`: parse, call one function, render. Heavy imports happen inside the commands, so `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from sdft_ray.errors import StageError, UserError
+
+if TYPE_CHECKING:
+    from sdft_ray.progress import ViewName
+    from sdft_ray.resources import Resources
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make large language models smaller without losing what they can do: prune, let the teacher rewrite the "
+    "seed set, recover, evaluate. Runs on Ray, from a laptop to a cluster.",
+)
+lab = typer.Typer(no_args_is_help=True, help="The miniature laboratory: a tiny teacher and tasks that need no hub.")
+app.add_typer(lab, name="lab")
+
+RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML file.")]
+NameArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run; see `sdft ls`.")]
+StoreOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="URL", help="Artifact store: a path, s3://, gs://. [env SDFT_STORE; default .sdft]"
+    ),
+]
+ResourcesOpt = Annotated[
+    Path | None,
+    typer.Option("--resources", metavar="FILE", help="Resources YAML; without it: this machine's CPUs."),
+]
+ViewOpt = Annotated[
+    str,
+    typer.Option("--progress", metavar="VIEW", help="auto, live, plain, json (one event a line) or none."),
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
+
+
+def _store_url(given: str | None, resources: Resources | None = None) -> str:
+    return given or os.environ.get("SDFT_STORE") or (resources.store if resources else None) or ".sdft"
+
+
+def _resources(path: Path | None) -> Resources:
+    from sdft_ray.resources import Resources
+
+    return Resources.load(path) if path else Resources()
+
+
+@app.command()
+def compress(
+    recipe: RecipeArg,
+    resources: ResourcesOpt = None,
+    store: StoreOpt = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run. [default: the recipe's]")] = None,
+    progress: ViewOpt = "auto",
+) -> None:
+    """Run a recipe from end to end. Finished steps are reused; Ctrl-C at any time, and run it again to continue."""
+    from sdft_ray.pipeline import compress as run_recipe
+    from sdft_ray.recipe import Recipe
+    from sdft_ray.show import print_result
+
+    profile = _resources(resources)
+    run = run_recipe(Recipe.load(recipe), _store_url(store, profile), profile, name=name, view=_view(progress))
+    if progress != "none":
+        print_result(run)
+
+
+def _view(name: str) -> ViewName:
+    from sdft_ray.progress import VIEWS
+
+    if name not in VIEWS:
+        raise UserError(f"no progress view {name!r}", f"choose from {', '.join(VIEWS)}")
+    return cast("ViewName", name)
+
+
+@app.command()
+def explain(recipe: RecipeArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Show what would run and why, what is there already, and the sizes that will come out. Starts nothing."""
+    from sdft_ray.explain import explain as explain_recipe
+    from sdft_ray.recipe import Recipe
+    from sdft_ray.show import explanation_json, print_explanation
+    from sdft_ray.store.store import Store
+
+    explanation = explain_recipe(Recipe.load(recipe), Store(_store_url(store)))
+    if as_json:
+        typer.echo(json.dumps(explanation_json(explanation)))
+    else:
+        print_explanation(explanation)
+
+
+@app.command(name="ls")
+def list_runs(store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """List the runs in a store."""
+    from sdft_ray.show import print_runs
+    from sdft_ray.store.store import Store
+
+    print_runs(Store(_store_url(store)), as_json=as_json)
+
+
+@app.command()
+def show(name: NameArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Show a run: scores, recovery, sizes, stages, and where its report lies."""
+    from sdft_ray.run import Run
+    from sdft_ray.show import print_result
+    from sdft_ray.store.store import Store
+
+    run = Run.open(Store(_store_url(store)), name)
+    if as_json:
+        typer.echo(json.dumps(run.to_json()))
+    else:
+        print_result(run, stages=True)
+
+
+@app.command()
+def verify(name: NameArg, store: StoreOpt = None) -> None:
+    """Recompute the digests of all artifacts of a run. Exit code 1 when a file is damaged or missing."""
+    from sdft_ray.show import print_verification
+    from sdft_ray.store.store import Store
+
+    if not print_verification(Store(_store_url(store)), name):
+        raise typer.Exit(1)
+
+
+@app.command()
+def submit(
+    recipe: RecipeArg,
+    address: Annotated[str, typer.Option(help="Ray dashboard, such as http://127.0.0.1:8265.")],
+    resources: ResourcesOpt = None,
+    store: StoreOpt = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run. [default: the recipe's]")] = None,
+    progress: ViewOpt = "auto",
+    follow: Annotated[bool, typer.Option(help="Watch until it ends.")] = True,
+) -> None:
+    """Send a recipe to a Ray cluster as a job, and follow it. The store must be one that the cluster can reach."""
+    from sdft_ray.submit import submit as submit_recipe
+
+    profile = _resources(resources)
+    status = submit_recipe(
+        recipe,
+        address,
+        resources=resources,
+        store=_store_url(store, profile),
+        name=name,
+        view=_view(progress),
+        follow=follow,
+    )
+    if status != 0:
+        raise typer.Exit(status)
+
+
+@lab.command(name="export")
+def lab_export(
+    directory: Annotated[Path, typer.Argument(help="Folder to write; made when missing.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = False,
+) -> None:
+    """Write teacher, seed sets, tasks and quickstart recipe as ordinary files."""
+    from sdft_ray.lab.export import export
+
+    export(directory)
+    if not quiet:
+        typer.echo(f"wrote {directory}; next: sdft compress {directory / 'quickstart.yaml'}")
+
+
+@lab.command(name="train-teacher")
+def lab_train_teacher(
+    directory: Annotated[Path, typer.Argument(help="Folder for the trained teacher.")],
+    num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+) -> None:
+    """Train a laboratory teacher from scratch (about half an hour on two cores)."""
+    from sdft_ray.show import train_teacher
+
+    train_teacher(directory, num_threads)
+
+
+@lab.command(name="gates")
+def lab_gates(
+    teacher: Annotated[Path | None, typer.Argument(help="Teacher directory. [default: the shipped one]")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Check the four gates that make a comparison of recovery methods fair."""
+    from sdft_ray.show import print_gates
+
+    if not print_gates(teacher, as_json=as_json):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: user errors are one line and exit code 2, failed stages exit code 1, Ctrl-C 130."""
+    try:
+        app()
+    except UserError as error:
+        _complain(str(error), 2)
+    except StageError as error:
+        _complain(f"{error} → finished work is kept; run the same command again to continue", 1)
+    except KeyboardInterrupt:
+        _complain("interrupted → finished work is kept; run the same command again to continue", 130)
+
+
+def _complain(message: str, code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"sdft: {message}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Calibration rows as right-padded batches of token ids, for one forward pass each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sdft_ray.data.chat import ChatFormat
+from sdft_ray.errors import DataError
+
+
+class CalibrationBatch(NamedTuple):
+    """Both int64, shape (B, T); the mask is 1 on real tokens, 0 on the pads at the right (id 0)."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+
+
+def calibration_batches(
+    rows: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, batch_tokens: int
+) -> list[CalibrationBatch]:
+    """Tokenize `rows` (SEED_SCHEMA) and batch them by length, shortest first, so that little is padded.
+
+    A row is a whole conversation in the tokenizer's chat format, or plain text where its instruction is "".
+    It is cut on the right to `max_tokens`. A batch holds at most `batch_tokens` positions, pads included, but
+    always at least one row. The result depends on the arguments alone, so workers may each build it and take
+    every n-th batch.
+
+    Raises `DataError` for no rows or a row without tokens, `ModelError` where a conversation needs a chat
+    template and the tokenizer has none.
+    """
+    documents = _documents(rows, tokenizer, max_tokens)
+    if not documents:
+        raise DataError("the calibration set holds no rows", "give at least one row")
+    documents.sort(key=len)  # stable: rows of one length stay in the order of the table
+    batches: list[CalibrationBatch] = []
+    start = 0
+    for end in range(1, len(documents) + 1):
+        if end == len(documents) or (end - start + 1) * len(documents[end]) > batch_tokens:
+            batches.append(_padded(documents[start:end]))
+            start = end
+    return batches
+
+
+def _documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
+    """Token ids of every row, in the order of the table."""
+    documents: list[list[int]] = []
+    chat = ChatFormat(tokenizer) if any(rows["instruction"].to_pylist()) else None
+    for row in rows.select(["example_id", "instruction", "reference_response"]).to_pylist():
+        if chat and row["instruction"]:
+            ids = chat.encode(row["instruction"], row["reference_response"]).ids
+        else:
+            ids = tokenizer.encode(row["reference_response"])
+        if not ids:
+            raise DataError(f"calibration row {row['example_id']} has no tokens", "remove it or fill it")
+        documents.append(ids[:max_tokens])
+    return documents
+
+
+def _padded(documents: list[list[int]]) -> CalibrationBatch:
+    width = max(map(len, documents))
+    input_ids_BT = torch.zeros(len(documents), width, dtype=torch.int64)
+    attention_mask_BT = torch.zeros_like(input_ids_BT)
+    for row, ids in enumerate(documents):
+        input_ids_BT[row, : len(ids)] = torch.tensor(ids)
+        attention_mask_BT[row, : len(ids)] = 1
+    return CalibrationBatch(input_ids_BT, attention_mask_BT)

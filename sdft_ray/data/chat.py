@@ -1,0 +1,184 @@
+"""Conversations as token ids, exactly as the model will see them when it is served.
+
+    chat = ChatFormat(load_tokenizer("path/to/model"))
+    prompt = chat.prompt_ids("How many legs has a spider?")     # ends where the answer begins
+    document = chat.encode("How many legs has a spider?", "Eight.")
+
+The text of a chat template already holds every control token it wants. It is tokenized once and nothing is added:
+adding the tokenizer's own special tokens as well is how a second BOS gets in.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sdft_ray.data.packing import Document
+from sdft_ray.errors import DataError, ModelError
+
+_STAND_INS = ("Qxinstructionxq", "Qxresponsexq")  # letters only: no template trims or splits them
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `directory`: local files only, no remote code. Raises `ModelError`."""
+    if not Path(directory).is_dir():
+        raise ModelError(f"{directory} is not a directory", "give the directory of a model")
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"no tokenizer can be loaded from {directory}: {reason}", "copy its tokenizer files"
+        ) from error
+
+
+class ChatFormat:
+    """A tokenizer's chat template as token ids and loss marks.
+
+    Raises `ModelError` if there is no template, if it cannot be rendered, or if it gives more than one BOS.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError(
+                "the tokenizer has no chat template",
+                "use an instruction-tuned model, or add chat_template.jinja beside its tokenizer files",
+            )
+        self._tokenizer: Any = tokenizer
+        self._bos_id: int | None = self._tokenizer.bos_token_id
+        self._eos_id: int | None = self._tokenizer.eos_token_id
+        self._control_tokens: dict[str, tuple[int, Any]] = {
+            str(token): (index, token) for index, token in self._tokenizer.added_tokens_decoder.items() if token.special
+        }
+        longest_first = sorted(self._control_tokens, key=len, reverse=True)
+        self._control = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        self._frame = self._render(_messages(*_STAND_INS))
+        if any(self._frame.count(stand_in) != 1 for stand_in in _STAND_INS):
+            raise ModelError(
+                "the chat template does not show each message once", "use a template that shows user and assistant"
+            )
+        self._check_bos(self._plain_ids(self._frame))
+        self._num_after_turn, self._append_eos = self._ending()
+
+    def prompt_text(self, instruction: str) -> str:
+        """The rendered conversation up to where the answer begins."""
+        return self._render(_messages(instruction), prompt=True)
+
+    def prompt_ids(self, instruction: str) -> list[int]:
+        """Token ids of `prompt_text`, with the single BOS of the template if it has one."""
+        ids = self._ids(self.prompt_text(instruction), _messages(instruction), prompt=True)
+        self._check_bos(ids)
+        return ids
+
+    def encode(self, instruction: str, response: str) -> Document:
+        """One training document: the prompt without loss, then the response and its end of turn with loss.
+
+        White space around the response is dropped, and so is what the template prints after the end of the turn. A
+        template without an end-of-turn token gets EOS. Control tokens written out inside either text stay text.
+
+        Raises `DataError` if the response is empty or text cannot be kept apart from control tokens, `ModelError` if
+        the template does not begin a whole conversation with exactly the prompt.
+        """
+        response = response.strip()
+        if not response:
+            raise DataError("a response is empty", "remove the row or fill it")
+        messages = _messages(instruction, response)
+        prompt = self.prompt_ids(instruction)
+        ids = self._ids(self._render(messages), messages)
+        if ids[: len(prompt)] != prompt:
+            raise ModelError(
+                "the chat template writes a prompt differently once it is answered, or its last token merges with "
+                f"the answer {response[:40]!r}",
+                "use a template in which the generation prompt begins the assistant's turn",
+            )
+        self._check_bos(ids)
+        ids = ids[: len(ids) - self._num_after_turn]
+        if self._append_eos and self._eos_id is not None:
+            ids = [*ids, self._eos_id]
+        return Document(ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt)))
+
+    def _render(self, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ModelError(f"the chat template cannot be rendered: {error}", "mend chat_template.jinja") from error
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Tokenize once, adding nothing."""
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Tokenize so that control tokens written in `text` stay text."""
+        if not text:
+            return []
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _ids(self, text: str, messages: list[dict[str, str]], *, prompt: bool = False) -> list[int]:
+        """Token ids of a rendered conversation, in which only the template's own control tokens are control."""
+        contents = [message["content"] for message in messages]
+        if self._control is None or not any(self._control.search(content) for content in contents):
+            return self._plain_ids(text)
+        stand_ins = _STAND_INS[: len(contents)]
+        frame = self._render(_messages(*stand_ins), prompt=prompt)
+        pieces = re.split("|".join(stand_ins), frame)
+        if self._framed_ids(pieces, list(stand_ins)) == self._plain_ids(frame):
+            for shown in (contents, [content.strip() for content in contents]):
+                if text == "".join(_interleave(pieces, shown)):
+                    return self._framed_ids(pieces, shown)
+        written = next(found for content in contents if (found := self._control.search(content)))
+        raise DataError(
+            f"a text contains the control token {written.group()}, which this chat template does not keep apart",
+            "remove it from the text",
+        )
+
+    def _framed_ids(self, pieces: list[str], contents: list[str]) -> list[int]:
+        """Ids of template pieces and contents by turns, the contents free of control tokens."""
+        assert self._control is not None
+        ids: list[int] = []
+        text = ""
+        swallows_space = False
+        for position, part in enumerate(_interleave(pieces, contents)):
+            for piece in [part] if position % 2 else self._control.split(part):
+                if position % 2 or piece not in self._control_tokens:
+                    text += piece
+                    continue
+                index, token = self._control_tokens[piece]
+                text = text.lstrip() if swallows_space else text
+                ids += self._text_ids(text.rstrip() if token.lstrip else text)
+                ids.append(index)
+                text, swallows_space = "", token.rstrip
+        return ids + self._text_ids(text.lstrip() if swallows_space else text)
+
+    def _ending(self) -> tuple[int, bool]:
+        """How many tokens the template prints after the end of the turn, and whether it has no such token."""
+        answered = self._frame.index(_STAND_INS[1])
+        end = self._control.search(self._frame, answered) if self._control else None
+        if end is None:
+            return 0, True
+        return len(self._plain_ids(self._frame)) - len(self._plain_ids(self._frame[: end.end()])), False
+
+    def _check_bos(self, ids: list[int]) -> None:
+        if self._bos_id is None:
+            return
+        doubled = ids[:2] == [self._bos_id] * 2
+        if doubled or (self._bos_id != self._eos_id and ids.count(self._bos_id) > 1):
+            raise ModelError(
+                "the chat template gives more than one BOS", "remove the extra bos_token from chat_template.jinja"
+            )
+
+
+def _messages(instruction: str, response: str | None = None) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": instruction}]
+    if response is not None:
+        messages.append({"role": "assistant", "content": response})
+    return messages
+
+
+def _interleave(pieces: list[str], contents: list[str]) -> list[str]:
+    """Template, content, template, ... template."""
+    assert len(pieces) == len(contents) + 1
+    return [part for pair in zip(pieces, [*contents, ""], strict=True) for part in pair][:-1]

@@ -1,0 +1,65 @@
+"""Row types: the columns of every table that flows between stages, and the id that joins them.
+
+Rows are joined by `example_id`, never by position (Ray Data does not keep order).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import get_args
+
+import pyarrow as pa
+
+from sdft_ray.recipe import AnswerKind
+
+ANSWER_KINDS: tuple[str, ...] = get_args(AnswerKind)
+"""`number`, `choice`, `text`, `list`, `none`: how the answer inside a response is found and compared."""
+
+SEED_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("instruction", pa.string()),  # "" in a calibration set: the reference is plain text, not a response
+        ("reference_response", pa.string()),
+        ("answer_kind", pa.string()),  # one of ANSWER_KINDS
+        ("family", pa.string()),  # the kind of task; "" where unknown
+    ]
+)
+"""A seed set or a calibration set."""
+
+GENERATED_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("sample_index", pa.int32()),  # 0-based among the samples of one prompt
+        ("prompt_tokens", pa.int32()),
+        ("response", pa.string()),
+        ("response_tokens", pa.int32()),
+        ("finish_reason", pa.string()),  # "stop" | "length" | "error"
+        ("error", pa.string()),  # "" unless finish_reason is "error"
+    ]
+)
+"""What the teacher wrote, before selection. Error rows have the same columns as all others."""
+
+SELECTED_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("instruction", pa.string()),
+        ("reference_response", pa.string()),
+        ("distilled_response", pa.string()),
+        ("response", pa.string()),  # the one to train on
+        ("source", pa.string()),  # "distilled" | "reference": which of the two `response` is
+        ("reason", pa.string()),
+        ("answer_kind", pa.string()),
+        ("family", pa.string()),
+    ]
+)
+"""The distilled set: one row per seed row, with the response kept and why."""
+
+
+def example_id(instruction: str, reference_response: str) -> str:
+    """Identify a row by its content: the first 16 hex digits of a sha256.
+
+    The length of the instruction is hashed too, so that moving text across the border changes the id.
+    """
+    left = instruction.encode("utf-8", "surrogatepass")
+    right = reference_response.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(b"%d:%b%b" % (len(left), left, right)).hexdigest()[:16]

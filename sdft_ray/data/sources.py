@@ -1,0 +1,221 @@
+"""Seed and calibration rows from JSONL, Parquet or a named data set, checked one by one, order kept."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdft_ray.data.example import ANSWER_KINDS, SEED_SCHEMA, example_id
+from sdft_ray.data.hub import NAMED_SETS, hub_records
+from sdft_ray.errors import DataError
+
+COLUMNS = ("id", "instruction", "reference", "answer_kind", "family")
+"""The columns that are looked for, under these names unless a mapping says otherwise."""
+
+_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+
+Record = tuple[str, dict[str, Any]]
+"""Where a row stands ("line 7"), and its fields."""
+
+
+def read_rows(
+    source: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    answer_kind: str = "none",
+    limit: int | None = None,
+    plain_text: bool = False,
+    revision: str | None = None,
+) -> pa.Table:
+    """Read a table of `SEED_SCHEMA` in the order of the source; `limit` takes the first n rows.
+
+    `source` is a JSONL or Parquet file (a path or any fsspec URL; JSONL also with `.gz`) or one of
+    `NAMED_SETS`, of which only the train split is ever read, at commit `revision` if given. `columns` maps
+    our names (`COLUMNS`) to the file's. `instruction` and `reference` are required; a row without `id` is
+    identified by its content, one without `answer_kind` takes the argument. With `plain_text` (calibration
+    sets) the instruction may be absent or empty: the reference is then text without a conversation.
+
+    Raises `DataError` with line (JSONL) or row (Parquet), both 1-based: missing or empty file, malformed
+    JSON, missing column, wrong type, empty text, unknown answer kind, duplicate id.
+    """
+    columns = dict(columns or {})
+    for ours in columns:
+        if ours not in COLUMNS:
+            raise DataError(f"unknown column {ours!r} in the mapping", _meant(ours, COLUMNS))
+    if answer_kind not in ANSWER_KINDS:
+        raise DataError(f"unknown answer kind {answer_kind!r}", _meant(answer_kind, ANSWER_KINDS))
+    if source in NAMED_SETS:
+        if columns:
+            raise DataError(f"{source} brings its own columns", "leave out `columns`, or name a file")
+        records: Iterator[Record] = hub_records(source, revision)
+    else:
+        records = _file_records(source, columns)
+    reader = _Reader(source, columns, answer_kind, plain_text)
+    for where, record in islice(records, limit):
+        reader.add(where, record)
+    if not reader.ids:
+        raise DataError(f"{source} holds no rows", "give at least one row")
+    return reader.table()
+
+
+class _Reader:
+    """Checks rows one by one and collects them by column."""
+
+    def __init__(self, source: str, columns: Mapping[str, str], answer_kind: str, plain_text: bool) -> None:
+        self.source = source
+        self.names = {ours: columns.get(ours, ours) for ours in COLUMNS}
+        required = {"reference"} if plain_text else {"instruction", "reference"}
+        self.required = required | set(columns)
+        self.answer_kind = answer_kind
+        self.plain_text = plain_text
+        self.ids: dict[str, str] = {}
+        self.columns: tuple[list[str], ...] = ([], [], [], [])
+
+    def add(self, where: str, record: dict[str, Any]) -> None:
+        instruction = self._text(where, record, "instruction", empty=self.plain_text)
+        reference = self._text(where, record, "reference", empty=False)
+        kind = self._text(where, record, "answer_kind", empty=True) or self.answer_kind
+        if kind not in ANSWER_KINDS:
+            raise self._error(where, f"unknown answer kind {kind!r}", _meant(kind, ANSWER_KINDS))
+        family = self._text(where, record, "family", empty=True)
+        given = record.get(self.names["id"])
+        if isinstance(given, int) and not isinstance(given, bool):
+            row_id = str(given)
+        else:
+            row_id = self._text(where, record, "id", empty=True) or example_id(instruction, reference)
+        first = self.ids.setdefault(row_id, where)
+        if first is not where:
+            what = f"have the same id {row_id!r}" if given else "hold the same instruction and reference"
+            raise DataError(f"{self.source}: {first} and {where} {what}", "remove one, or give distinct ids")
+        for column, value in zip(self.columns, (instruction, reference, kind, family), strict=True):
+            column.append(value)
+
+    def table(self) -> pa.Table:
+        return pa.table([list(self.ids), *self.columns], schema=SEED_SCHEMA)
+
+    def _text(self, where: str, record: dict[str, Any], ours: str, *, empty: bool) -> str:
+        """The value of one column, "" where an optional one is absent or null."""
+        name = self.names[ours]
+        value = record.get(name)
+        if isinstance(value, str):
+            if not (empty or value.strip()):
+                raise self._error(where, f"{ours} is empty", "fill it or remove the row")
+            if not value.isascii() and not _encodable(value):
+                raise self._error(where, f"{ours} holds a lone surrogate", "write the file as UTF-8 text")
+            return value
+        if name not in record and ours in self.required:
+            raise self._missing_column(where, ours, list(record))
+        if value is None and (empty or ours not in self.required):
+            return ""
+        raise self._error(where, f"{ours} must be text, not {_kind_of(value)}", "write it as a string")
+
+    def _missing_column(self, where: str, ours: str, present: list[str]) -> DataError:
+        wanted = self.names[ours]
+        what = f"no column {wanted!r}" + (f" for {ours}" if wanted != ours else "")
+        near = difflib.get_close_matches(wanted, present, 1, cutoff=0.5)
+        hint = f"did you mean `columns: {{{ours}: {near[0]}}}`?" if near else f"map `{ours}` to one of them"
+        return self._error(where, f"{what} (columns there: {', '.join(present) or 'none'})", hint)
+
+    def _error(self, where: str, what: str, hint: str) -> DataError:
+        return DataError(f"{self.source}, {where}: {what}", hint)
+
+
+def _file_records(source: str, columns: Mapping[str, str]) -> Iterator[Record]:
+    """Open a file and stream its rows."""
+    path = Path(source.removesuffix(".gz"))
+    kind = _SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        if "://" not in source and not Path(source).exists() and len(path.parts) == 1 and not path.suffix:
+            raise DataError(f"no file or data set {source!r}", _meant(source, tuple(NAMED_SETS)))
+        raise DataError(f"cannot read {source}: unknown kind of file", "give a .jsonl or .parquet file")
+    try:
+        # typed Any: fsspec promises a file object, its stub another type
+        with cast(Any, fsspec.open(source, "rb", compression="infer")) as stream:
+            yield from _json_records(source, stream) if kind == "jsonl" else _parquet_records(stream, columns)
+    except FileNotFoundError:
+        raise DataError(f"no file {source}", _near_file(source)) from None
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as reason:
+        raise DataError(f"cannot read {source}: {_one_line(reason)}", "give a readable, whole file") from None
+    except (ImportError, ValueError) as reason:
+        if isinstance(reason, DataError):
+            raise
+        raise DataError(f"cannot open {source}: {_one_line(reason)}", "check the address") from None
+
+
+def _json_records(source: str, stream: Any) -> Iterator[Record]:
+    for number, line in enumerate(stream, start=1):
+        where = f"line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if text.isspace():
+                continue
+            record = json.loads(text)
+        except UnicodeDecodeError:
+            raise DataError(f"{source}, {where}: not UTF-8 text", "save the file as UTF-8") from None
+        except json.JSONDecodeError as reason:
+            what = f"not valid JSON: {reason.msg} at column {reason.colno}"
+            raise DataError(f"{source}, {where}: {what}", _json_hint(line)) from None
+        except (RecursionError, ValueError):
+            raise DataError(f"{source}, {where}: not a plain JSON object", _json_hint(line)) from None
+        if not isinstance(record, dict):
+            what = f"must be a JSON object, not {_kind_of(record)}"
+            raise DataError(f"{source}, {where}: {what}", _json_hint(line))
+        yield where, record
+
+
+def _parquet_records(stream: Any, columns: Mapping[str, str]) -> Iterator[Record]:
+    file = pq.ParquetFile(stream)
+    present = file.schema_arrow.names
+    wanted = {columns.get(ours, ours) for ours in COLUMNS} & set(present)
+    others = dict.fromkeys(name for name in present if name not in wanted)
+    number = 0
+    for batch in file.iter_batches(columns=sorted(wanted)):
+        for row in batch.to_pylist():
+            number += 1
+            # the other names ride along empty, for the message about a missing column
+            yield f"row {number}", others | row
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind_of(value: Any) -> str:
+    names = {type(None): "null", bool: "a boolean", dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _json_hint(line: bytes) -> str:
+    if line.lstrip().startswith(b"["):
+        return "that is a JSON array: write one object per line (jq -c '.[]')"
+    return "write one JSON object per line"
+
+
+def _meant(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+
+
+def _near_file(source: str) -> str:
+    path = Path(source)
+    if "://" in source or not path.parent.is_dir():
+        return "check the path"
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1)
+    return f"did you mean {path.parent / near[0]}?" if near else "check the path"
+
+
+def _one_line(reason: BaseException) -> str:
+    return (str(reason).splitlines() or [type(reason).__name__])[0]

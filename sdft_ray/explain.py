@@ -1,0 +1,58 @@
+"""`sdft explain`: the plan of work, before any of it is done. Needs no torch, no Ray, no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdft_ray.graph import State, nearest, resolve
+from sdft_ray.models.size import ModelSize, size_of
+from sdft_ray.models.source import read_config, resolve_source
+from sdft_ray.preflight import planned_size
+from sdft_ray.recipe import Recipe
+from sdft_ray.sources import Sources
+from sdft_ray.store.store import Store
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step: what it is, where its result is or will be, and why it must run."""
+
+    step: str
+    status: str
+    address: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Steps in order, and the sizes that will come out; `None` where the teacher's config is out of reach."""
+
+    lines: tuple[Line, ...]
+    teacher: ModelSize | None
+    pruned: ModelSize | None
+
+
+def explain(recipe: Recipe, store: Store) -> Explanation:
+    """What `compress` would do now. Raises `UserError` for what cannot work."""
+    source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
+    config = read_config(source, recipe.teacher.config)
+    states = resolve(recipe, store, Sources(recipe, store))
+    return Explanation(
+        tuple(Line(name, state.status, state.address, _why(state, store)) for name, state in states.items()),
+        size_of(config) if config else None,
+        planned_size(recipe, config) if config else None,
+    )
+
+
+def _why(state: State, store: Store) -> str:
+    if state.status == "waits":
+        return f"waits for the {state.waits}"
+    if state.status == "done":
+        assert state.manifest is not None
+        return f"made {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
+    near = nearest(state, store)
+    if near is None:
+        return "never made"
+    manifest, changed = near
+    shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    return f"unlike {manifest.address[-16:][:6]}: {shown}"

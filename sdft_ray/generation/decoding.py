@@ -1,0 +1,110 @@
+"""Decoding with a transformers model: left-padded batches, a cache, one stream of noise per row.
+
+A row's tokens depend on its prompt, the parameters and its seed, never on its neighbours (up to rounding in
+the forward pass): noise is drawn per row, and the chosen token is the argmax of log-probability plus Gumbel
+noise, which is an exact draw from the softmax (Gumbel 1954; Maddison et al., arXiv:1411.0030).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from sdft_ray.generation.sampler import SamplingParams
+
+Decoded = tuple[list[int], Literal["stop", "length"]]
+"""New tokens, the end token included, and why they end."""
+
+
+def kept_logits(logits_BV: Tensor, params: SamplingParams) -> Tensor:
+    """Logits over the temperature (above 0), -inf outside top-k and then outside top-p."""
+    logits_BV = logits_BV / params.temperature
+    if 0 < params.top_k < logits_BV.shape[-1]:
+        smallest_B1 = logits_BV.topk(params.top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < smallest_B1, -torch.inf)
+    if params.top_p < 1:
+        sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
+        probabilities_BV = sorted_BV.softmax(dim=-1)
+        # A token stays when the likelier ones before it do not reach top_p yet: the first always stays.
+        outside_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV >= params.top_p
+        outside_BV[:, 0] = False
+        logits_BV = logits_BV.masked_fill(outside_BV.scatter(-1, order_BV, outside_BV), -torch.inf)
+    return logits_BV
+
+
+def choose_tokens(logits_BV: Tensor, params: SamplingParams, noise: Sequence[torch.Generator]) -> Tensor:
+    """One token id per row, shape B. Each generator advances by V draws; it is on the CPU everywhere."""
+    if params.temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    size = logits_BV.shape[-1]
+    exponential_BV = torch.stack(
+        [torch.empty(size, dtype=torch.float64).exponential_(generator=generator) for generator in noise]
+    )
+    gumbel_BV = -exponential_BV.clamp_min(1e-300).log().to(logits_BV)
+    return (kept_logits(logits_BV, params) + gumbel_BV).argmax(dim=-1)
+
+
+def left_padded(prompts_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both B x T int64, every prompt ending in the last column."""
+    longest = max(len(ids) for ids in prompts_ids)
+    ids_BT = torch.zeros(len(prompts_ids), longest, dtype=torch.int64)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, ids in enumerate(prompts_ids):
+        ids_BT[row, longest - len(ids) :] = torch.tensor(ids, dtype=torch.int64)
+        mask_BT[row, longest - len(ids) :] = 1
+    return ids_BT.to(device), mask_BT.to(device)
+
+
+@torch.inference_mode()
+def decode(
+    model: Any,
+    prompts_ids: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    *,
+    stop_token_ids: Collection[int],
+    max_model_tokens: int,
+) -> list[Decoded]:
+    """Answer non-empty prompts as one batch with a causal LM of transformers, in order.
+
+    `max_model_tokens` bounds prompt and response together, row by row.
+    """
+    rooms = [min(params.max_tokens, max_model_tokens - len(ids)) for ids in prompts_ids]
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    written: list[list[int]] = [[] for _ in prompts_ids]
+    in_batch = list(range(len(prompts_ids)))  # the prompt behind every row of the tensors
+    running = set(in_batch)
+
+    ids_BT, mask_BT = left_padded(prompts_ids, model.device)
+    positions_BT = (mask_BT.cumsum(dim=-1) - 1).clamp_min(0)
+    cache = DynamicCache(config=model.config)
+    while running:
+        logits_BV = model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        tokens_B = choose_tokens(logits_BV.float(), params, [noise[i] for i in in_batch])
+        for i, token in zip(in_batch, tokens_B.tolist(), strict=True):
+            if i in running:
+                written[i].append(token)
+                if token in stop_token_ids or len(written[i]) == rooms[i]:
+                    running.discard(i)
+        positions_BT = positions_BT[:, -1:] + 1
+        if len(running) <= len(in_batch) // 2:
+            # Finished rows cost as much as running ones; dropping them in halves keeps the copying small.
+            kept = [row for row, i in enumerate(in_batch) if i in running]
+            rows = torch.tensor(kept, dtype=torch.int64, device=mask_BT.device)
+            cache.batch_select_indices(rows)
+            tokens_B, mask_BT, positions_BT = tokens_B[rows], mask_BT[rows], positions_BT[rows]
+            in_batch = [in_batch[row] for row in kept]
+        ids_BT = tokens_B[:, None]
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(in_batch), 1)], dim=-1)
+    return [(ids, "stop" if ids[-1] in stop_token_ids else "length") for ids in written]

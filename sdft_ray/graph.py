@@ -1,0 +1,185 @@
+"""The stages as data: a diamond of steps, each with a version, a slice of the recipe, and its inputs.
+
+    teacher, calibration → measure → plan → prune ┐
+    teacher, seed → generate → select ────────────┴→ train:ARM → evaluate:ARM → report
+
+Nothing is run here. `resolve` computes every address and says what is committed; it needs no GPU and no cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from sdft_ray.recipe import Recipe
+from sdft_ray.store.fingerprint import canonical_json, fingerprint
+from sdft_ray.store.manifest import Manifest
+from sdft_ray.store.store import Store, address_of
+
+VERSIONS = {
+    "seed": 1,
+    "calibration": 1,
+    "measure": 1,
+    "plan": 1,
+    "prune": 1,
+    "generate": 1,
+    "select": 1,
+    "train": 1,
+    "evaluate": 1,
+    "speed": 1,
+    "report": 1,
+}
+"""Raise a number when the stage's output changes for the same recipe."""
+
+_MEASURED = {"angular_distance", "block_influence"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node. `inputs` maps a role to the name of another step; `sources` names outside content."""
+
+    name: str
+    slice: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def arm(self) -> str:
+        """What the step is about, after the colon: an arm, or a model."""
+        return self.name.partition(":")[2]
+
+
+@dataclass(frozen=True)
+class State:
+    """A step in a store. `waits` names the value it needs before its address can be known."""
+
+    step: Step
+    status: Literal["done", "missing", "waits"]
+    address: str = ""
+    fingerprint: str = ""
+    identity: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    waits: str = ""
+
+
+def steps(recipe: Recipe) -> tuple[Step, ...]:
+    """All steps of a recipe, every step after its inputs; the report comes last and reads all others."""
+    *others, report = _steps(recipe)
+    return (*others, replace(report, inputs={step.name: step.name for step in others}))
+
+
+def _steps(recipe: Recipe) -> Iterator[Step]:
+    replicate = {} if recipe.replicate == 1 else {"replicate": recipe.replicate}
+
+    def cut(part: BaseModel, **options: Any) -> dict[str, Any]:
+        return {**part.model_dump(mode="json", exclude_defaults=True, **options), **replicate}
+
+    yield Step("seed", cut(recipe.seed_set, exclude={"source", "revision"}), sources=("seed_set",))
+    yield Step(
+        "calibration",
+        cut(recipe.calibration, exclude={"source", "revision", "max_tokens"}),
+        sources=("calibration",),
+    )
+    yield Step(
+        "measure",
+        {"max_tokens": recipe.calibration.max_tokens, **replicate},
+        {"calibration": "calibration"},
+        ("teacher",),
+    )
+    measured = {"measure": "measure"} if recipe.depth.metric in _MEASURED else {}
+    yield Step("plan", cut(recipe.depth), measured, ("teacher",))
+    yield Step("prune", {**replicate}, {"plan": "plan"}, ("teacher",))
+    yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
+    yield Step("select", {**replicate}, {"seed": "seed", "generate": "generate"})
+    for name, arm in recipe.train.arms.items():
+        data = {"reference": "seed", "distilled": "select"}[arm.data]
+        settings = {**cut(recipe.train, exclude={"arms"}), "arm": cut(arm)}
+        yield Step(f"train:{name}", settings, {"pruned": "prune", "data": data}, ("teacher",))
+    asked = cut(recipe.evaluate, exclude={"tuned", "include"})
+    tasks = ("tasks",) if recipe.evaluate.include else ()
+    yield Step("evaluate:teacher", asked, {}, ("teacher", *tasks))
+    yield Step("evaluate:pruned", asked, {"model": "prune"}, ("teacher", *tasks))
+    for name in recipe.train.arms:
+        yield Step(f"evaluate:{name}", asked, {"model": f"train:{name}"}, ("teacher", *tasks))
+    yield Step("speed", cut(recipe.speed), {"pruned": "prune"}, ("teacher",))
+    shown = {
+        "name": recipe.name,
+        "description": recipe.description,
+        "tuned": list(recipe.evaluate.tuned),
+        "depth": cut(recipe.depth),  # a plan counts as its content, yet the page says how it was found
+    }
+    yield Step("report", shown, {}, ("gates",) if recipe.gates else ())
+
+
+IdentityOf = Callable[[str], Any]
+"""From the name of a source (`teacher`, `seed_set`, ...) to what it counts as: a digest of its content, or a commit."""
+
+
+def resolve(recipe: Recipe, store: Store, identity_of: IdentityOf) -> dict[str, State]:
+    """The state of every step, by name, in order."""
+    states: dict[str, State] = {}
+    for step in steps(recipe):
+        states[step.name] = resolve_step(step, states, identity_of, store)
+    return states
+
+
+def resolve_step(step: Step, states: dict[str, State], identity_of: IdentityOf, store: Store) -> State:
+    """The state of one step whose inputs are in `states`."""
+    roles: dict[str, Any] = {name: identity_of(name) for name in step.sources}
+    for role, name in step.inputs.items():
+        identity = output_identity(states[name])
+        if identity is None:
+            return State(step, "waits", waits=states[name].waits or name)
+        roles[role] = identity
+    version = VERSIONS[step.stage]
+    identity = {"stage": step.stage, "version": version, "recipe": step.slice, "inputs": roles}
+    digest = fingerprint(identity)
+    address = address_of(step.stage, digest)
+    manifest = store.manifest(address)
+    return State(step, "done" if manifest else "missing", address, digest, identity, manifest)
+
+
+def output_identity(state: State) -> Any:
+    """What a step's output counts as downstream: a plan is its content, data is its recipe. None when unknown."""
+    if state.status == "waits":
+        return None
+    if state.step.stage == "plan":
+        return {"plan": state.manifest.summary["plan"]} if state.manifest else None
+    return {"artifact": state.fingerprint}
+
+
+def nearest(state: State, store: Store) -> tuple[Manifest, list[str]] | None:
+    """The committed artifact of the same stage with the fewest differing fields, and those fields."""
+    mine = _flat(json.loads(canonical_json(state.identity)))
+    best: tuple[Manifest, list[str]] | None = None
+    for manifest in store.manifests(state.step.stage):
+        theirs = _flat(json.loads(manifest.identity))
+        changed = [
+            _difference(key, theirs, mine)
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        ]
+        if best is None or len(changed) <= len(best[1]):
+            best = (manifest, changed)
+    return best
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: value}
+
+
+def _difference(key: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    if key.startswith("inputs."):
+        return key.split(".")[1]
+    name = key.removeprefix("recipe.")
+    return f"{name}: {before.get(key, 'default')} → {after.get(key, 'default')}"

@@ -1,0 +1,127 @@
+"""Streaming sums over a calibration set that merge by `+`, and the scores they end in. Needs no torch.
+
+Index base: block l is 0-based, boundary l is the input of block l, boundary L (after L blocks) is the output
+of the last block before the final norm.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdft_ray.errors import DataError, ModelError
+
+
+@dataclass(frozen=True)
+class DepthScores:
+    """What each run of blocks changes, averaged over a calibration set of a model with L blocks.
+
+    `angular_last_LN[n - 1][l]` is the angular distance in [0, 1] between the inputs of blocks l and l + n at
+    the last non-pad token, averaged over sequences (arXiv:2403.17887): the smaller, the less is lost with
+    blocks [l, l + n). Rows n = 1..L-1, columns l = 0..L-1; None where l + n > L.
+    `angular_mean_LN` is the same distance taken at every non-pad token and averaged over all tokens of the
+    set, so that a long sequence weighs more: steadier on small sets.
+    `block_influence_L[l]` is 1 - mean cosine(input, output of block l) over all tokens, in [0, 2]
+    (arXiv:2403.03853).
+    """
+
+    angular_last_LN: list[list[float | None]]
+    angular_mean_LN: list[list[float | None]]
+    block_influence_L: list[float]
+    num_sequences: int
+    num_tokens: int
+
+    def to_json(self) -> str:
+        """One JSON object; floats keep every digit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DepthScores:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, eq=False)
+class DepthMoments:
+    """Sums in float64, from which `DepthScores` follow. Parts of a calibration set are merged by `+`.
+
+    `angular_last_sum[l, m]` and `angular_mean_sum[l, m]`, shape (L+1, L+1): sums of angular distances between
+    boundaries l and m, over sequences (last token) and over tokens. `cosine_sum`, shape (L,): sum over tokens
+    of the cosine between boundaries l and l + 1.
+    """
+
+    angular_last_sum: NDArray[np.float64]
+    angular_mean_sum: NDArray[np.float64]
+    cosine_sum: NDArray[np.float64]
+    num_sequences: int
+    num_tokens: int
+
+    @classmethod
+    def empty(cls, num_blocks: int) -> DepthMoments:
+        """The neutral element of `+`."""
+        square = (num_blocks + 1, num_blocks + 1)
+        return cls(np.zeros(square), np.zeros(square), np.zeros(num_blocks), 0, 0)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.cosine_sum)
+
+    def __add__(self, other: DepthMoments) -> DepthMoments:
+        """Merge two disjoint parts. Raises `ModelError` when they come from models of different depth."""
+        if self.num_blocks != other.num_blocks:
+            raise ModelError(
+                f"cannot merge measurements of models with {self.num_blocks} and {other.num_blocks} blocks",
+                "measure every part of the calibration set with the same teacher",
+            )
+        return DepthMoments(
+            self.angular_last_sum + other.angular_last_sum,
+            self.angular_mean_sum + other.angular_mean_sum,
+            self.cosine_sum + other.cosine_sum,
+            self.num_sequences + other.num_sequences,
+            self.num_tokens + other.num_tokens,
+        )
+
+    def scores(self) -> DepthScores:
+        """Turn sums into means. Raises `DataError` when nothing was measured."""
+        if not self.num_sequences:
+            raise DataError("nothing was measured", "give a calibration set with at least one row")
+        return DepthScores(
+            angular_last_LN=_by_length(self.angular_last_sum / self.num_sequences),
+            angular_mean_LN=_by_length(self.angular_mean_sum / self.num_tokens),
+            block_influence_L=(1.0 - self.cosine_sum / self.num_tokens).tolist(),
+            num_sequences=self.num_sequences,
+            num_tokens=self.num_tokens,
+        )
+
+    def to_json(self) -> str:
+        """One JSON object; floats keep every digit, so a merge of stored parts equals one in memory."""
+        return json.dumps(
+            {
+                "angular_last_sum": self.angular_last_sum.tolist(),
+                "angular_mean_sum": self.angular_mean_sum.tolist(),
+                "cosine_sum": self.cosine_sum.tolist(),
+                "num_sequences": self.num_sequences,
+                "num_tokens": self.num_tokens,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> DepthMoments:
+        """The inverse of `to_json`."""
+        fields: dict[str, Any] = json.loads(text)
+        names = ("angular_last_sum", "angular_mean_sum", "cosine_sum")
+        sums = (np.asarray(fields[name], dtype=np.float64) for name in names)
+        return cls(*sums, num_sequences=fields["num_sequences"], num_tokens=fields["num_tokens"])
+
+
+def _by_length(distance: NDArray[np.float64]) -> list[list[float | None]]:
+    """From boundary pairs (l, l + n) to rows n = 1..L-1 and columns l = 0..L-1."""
+    num_blocks = len(distance) - 1
+    return [
+        [*(float(x) for x in distance.diagonal(n)), *[None] * (n - 1)]  # entry l of diagonal n is (l, l + n)
+        for n in range(1, num_blocks)
+    ]

@@ -1,0 +1,45 @@
+"""Training texts as token documents: chats in the layout of the chat template, human documents without."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from transformers import PreTrainedTokenizerBase
+
+from sdft_ray.data.packing import Document
+from sdft_ray.lab.accuracy import chat_prompt
+from sdft_ray.lab.mixture import Sample, samples
+
+
+def encode(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Document:
+    """Loss falls on the response and the end token that closes it."""
+    if sample.chat:
+        prompt, response = chat_prompt(sample.prompt), sample.response
+    else:
+        prompt, response = f"{tokenizer.bos_token}{sample.prompt}", f" {sample.response}"
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    response_ids = tokenizer.encode(f"{response}{tokenizer.eos_token}", add_special_tokens=False)
+    mask = [False] * len(prompt_ids) + [True] * len(response_ids)
+    return Document(prompt_ids + response_ids, mask)
+
+
+def documents(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_tokens: int,
+    longest: int,
+    seed: str,
+    reserved: Collection[str],
+) -> list[Document]:
+    """Documents of the mixture until they hold `num_tokens`; texts longer than `longest` are left out."""
+    made: list[Document] = []
+    total = 0
+    for sample in samples(seed, reserved):
+        document = encode(sample, tokenizer)
+        if len(document.ids) > longest:
+            continue
+        made.append(document)
+        total += len(document.ids)
+        if total >= num_tokens:
+            return made
+    return made

@@ -1,0 +1,119 @@
+"""Write the laboratory to a folder: teacher, seed sets, calibration, tests and the quickstart recipe.
+
+Everything comes from fixed seeds, so two exports are equal byte for byte. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdft_ray.lab import sets
+from sdft_ray.lab.families import FAMILIES, Item
+
+TEACHER = Path(__file__).parent / "teacher"
+"""The teacher that is shipped with the package: an ordinary Hugging Face directory."""
+
+QUICKSTART = Path(__file__).parent / "quickstart.yaml"
+TASK_PREFIX = "lab_"
+"""Task names in the harness: `lab_facts` asks the family `facts`."""
+
+_SEED_FILES = {
+    "seed/word_problems.jsonl": "word_problems",
+    "seed/mixed.jsonl": "mixed",
+    "calibration.jsonl": "calibration",
+    "heldout.jsonl": "heldout",
+    "heldout_word_problems.jsonl": "heldout_word_problems",
+}
+_FILTERS = {
+    "number": r"(-?\d+)",
+    "list": r"(\[[^\[\]]*\])",
+}
+"""What counts as the answer in a generated text: the last match."""
+
+
+def export(directory: Path) -> Path:
+    """Write the laboratory into `directory` (made if missing) and return it; equal files are left alone.
+
+    Layout: `teacher/`, `seed/{word_problems,mixed}.jsonl`, `calibration.jsonl`, `heldout*.jsonl`,
+    `tasks/lab_*.yaml`, `tasks/data/*.jsonl`, `quickstart.yaml`.
+    """
+    directory = Path(directory)
+    for source in sorted(path for path in TEACHER.iterdir() if path.is_file()):
+        _copy(source, directory / "teacher" / source.name)
+    for name, rows in _SEED_FILES.items():
+        _write(directory / name, _jsonl(sets.seed_rows(rows)))
+    for family in FAMILIES:
+        items = sets.test_items(family)
+        task = TASK_PREFIX + family
+        _write(directory / "tasks" / "data" / f"{task}.jsonl", _jsonl(_test_rows(task, items)))
+        _write(directory / "tasks" / f"{task}.yaml", yaml.safe_dump(_task(task, items[0]), sort_keys=False))
+    _copy(QUICKSTART, directory / "quickstart.yaml")
+    return directory
+
+
+def _test_rows(task: str, items: Iterable[Item]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for index, item in enumerate(items):
+        row: dict[str, Any] = {"id": f"{task}-{index:03d}", "question": item.exam}
+        if item.options:
+            row |= {"choices": list(item.options), "gold": item.gold}
+        else:
+            row |= {"answer": item.answer}
+        rows.append(row)
+    return rows
+
+
+def _task(task: str, example: Item) -> dict[str, Any]:
+    """A task file of lm-eval; `data_files` is relative to the folder of the file."""
+    head = {
+        "task": task,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"data/{task}.jsonl"}},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+    }
+    tail = {"num_fewshot": 0, "metadata": {"version": 1.0}}
+    if example.options:
+        metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+        body: dict[str, Any] = {
+            "output_type": "multiple_choice",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": [metric],
+        }
+        return head | body | tail
+    metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    extract = {"function": "regex", "regex_pattern": _FILTERS[example.answer_kind], "group_select": -1}
+    body = {
+        "output_type": "generate_until",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["<|end|>"], "do_sample": False, "max_gen_toks": 128},
+        "filter_list": [{"name": "last-answer", "filter": [extract, {"function": "take_first"}]}],
+        "metric_list": [metric],
+    }
+    return head | body | tail
+
+
+def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write(path: Path, text: str) -> None:
+    data = text.encode()
+    if path.is_file() and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.is_file() and target.read_bytes() == source.read_bytes():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)

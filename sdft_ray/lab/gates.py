@@ -1,0 +1,181 @@
+"""Four gates that make a comparison of SFT with SDFT fair. They are checked before any comparison is shown.
+
+Were the references out of the teacher's reach, plain fine-tuning on them would hurt even an unpruned model,
+and self-data would win for a reason that says nothing about pruning. So the teacher must know how the
+annotators write (1), bear being tuned on their text (2), find it neither alien nor its own (3), and leave
+room to move (4).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sdft_ray.data.packing import pack
+from sdft_ray.lab import sets
+from sdft_ray.lab.accuracy import accuracy, chat_prompt, generate, raw_accuracy
+from sdft_ray.lab.documents import encode
+from sdft_ray.lab.families import ANNOTATORS, FAMILIES, rewrite_prompt
+from sdft_ray.lab.mixture import Sample
+from sdft_ray.models.loading import load_model
+from sdft_ray.training.loop import train
+from sdft_ray.training.plan import TrainPlan
+
+RAW_FLOOR = 0.70
+TUNED_LOSS = 0.10
+MEAN_LOSS = 0.05
+NLL_RANGE = (0.3, 2.5)
+CEILING = 0.97
+MAX_AT_CEILING = 2
+FLOOR = 0.80
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate: what it demands in words, the figure per family (and annotator), and whether all hold."""
+
+    name: str
+    bound: str
+    values: dict[str, float]
+    passed: bool
+
+
+def check(directory: Path, seed_set: str, plan: TrainPlan, *, num_items: int = 200, num_rows: int = 210) -> list[Gate]:
+    """All four gates for the teacher in `directory` and the fine-tuning set `seed_set` ("mixed", "word_problems").
+
+    `plan` holds the recipe's own settings of its plain fine-tuning arm. `num_items` tests per family are asked;
+    surprise is measured on `num_rows` rows of the set.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    teacher = load_model(directory, "bfloat16").eval()
+    rows = sets.seed_rows(seed_set)
+    tuned = sorted({row["family"] for row in rows})
+    before = family_scores(teacher, tokenizer, num_items)
+    tuned_teacher = plain_tuning(directory, tokenizer, rows, plan)
+    return [
+        annotator_gate(teacher, tokenizer, tuned, num_items=num_items),
+        damage_gate(before, family_scores(tuned_teacher, tokenizer, num_items), tuned),
+        surprise_gate(teacher, tokenizer, rows[:num_rows]),
+        level_gate(before),
+    ]
+
+
+def plain_tuning(
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, str]],
+    plan: TrainPlan,
+    *,
+    row_tokens: int = 256,
+) -> PreTrainedModel:
+    """The unpruned teacher after supervised fine-tuning on the references, in bfloat16."""
+    model = load_model(directory, "float32")
+    texts = [Sample(row["instruction"], row["reference"], True, row["family"], "chat") for row in rows]
+    train(model, pack([encode(text, tokenizer) for text in texts], row_tokens), plan)
+    return model.bfloat16().eval()
+
+
+def to_json(gates: Sequence[Gate]) -> str:
+    """The gates as a JSON list, figures rounded to four digits."""
+    plain = [asdict(gate) for gate in gates]
+    for gate in plain:
+        gate["values"] = {name: round(value, 4) for name, value in gate["values"].items()}
+    return json.dumps(plain, indent=2)
+
+
+def family_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_items: int) -> dict[str, float]:
+    """Family -> share of right replies in [0, 1] to its first `num_items` test questions."""
+    return {family: accuracy(model, tokenizer, sets.test_items(family)[:num_items]) for family in FAMILIES}
+
+
+def annotator_gate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, families: Sequence[str], *, num_items: int
+) -> Gate:
+    """Gate 1: in each annotator's raw documents the teacher answers at least 70 % rightly."""
+    values = {}
+    for family in families:
+        items = sets.test_items(family)[:num_items]
+        for annotator in ANNOTATORS:
+            values[f"{family}/{annotator.name}"] = raw_accuracy(model, tokenizer, items, annotator)
+    return Gate("annotators", f"each at least {RAW_FLOOR}", values, min(values.values()) >= RAW_FLOOR)
+
+
+def damage_gate(before: Mapping[str, float], after: Mapping[str, float], tuned: Sequence[str]) -> Gate:
+    """Gate 2: what plain fine-tuning on the references costs the *unpruned* teacher (losses positive)."""
+    values = {family: before[family] - after[family] for family in before}
+    values["mean"] = sum(values.values()) / len(values)
+    passed = values["mean"] < MEAN_LOSS and all(values[family] < TUNED_LOSS for family in tuned)
+    bound = f"loss on each tuned family below {TUNED_LOSS}, on the mean below {MEAN_LOSS}"
+    return Gate("plain_tuning_of_the_teacher", bound, values, passed)
+
+
+def surprise_gate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, str]]
+) -> Gate:
+    """Gate 3: nats per token of the references and of the teacher's own rewrites, as chat responses."""
+    prompts = [chat_prompt(rewrite_prompt(row["instruction"], row["reference"])) for row in rows]
+    rewrites = generate(model, tokenizer, prompts)
+    instructions = [row["instruction"] for row in rows]
+    references = nats_per_token(model, tokenizer, instructions, [row["reference"] for row in rows])
+    own = nats_per_token(model, tokenizer, instructions, rewrites)
+    values = {"references": references, "rewrites": own}
+    for family in sorted({row["family"] for row in rows}):
+        chosen = [i for i, row in enumerate(rows) if row["family"] == family]
+        values[f"references/{family}"] = nats_per_token(
+            model, tokenizer, [instructions[i] for i in chosen], [rows[i]["reference"] for i in chosen]
+        )
+    low, high = NLL_RANGE
+    every = [value for name, value in values.items() if name.startswith("references")]
+    passed = all(low <= value <= high for value in every) and own < references
+    bound = f"references within {low} to {high} nats per token, rewrites below"
+    return Gate("surprise", bound, values, passed)
+
+
+def level_gate(scores: Mapping[str, float]) -> Gate:
+    """Gate 4: at most two families of the teacher above 97 %, none below 80 %."""
+    at_ceiling = sum(score > CEILING for score in scores.values())
+    passed = at_ceiling <= MAX_AT_CEILING and min(scores.values()) >= FLOOR
+    bound = f"at most {MAX_AT_CEILING} above {CEILING}, none below {FLOOR}"
+    return Gate("levels", bound, dict(scores), passed)
+
+
+@torch.no_grad()
+def nats_per_token(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    instructions: Sequence[str],
+    responses: Sequence[str],
+    *,
+    batch: int = 32,
+) -> float:
+    """Mean negative log-likelihood over all response tokens, the end-of-turn token included."""
+    total, count = 0.0, 0
+    pairs = [
+        (
+            tokenizer.encode(chat_prompt(instruction), add_special_tokens=False),
+            tokenizer.encode(f"{response}{tokenizer.eos_token}", add_special_tokens=False),
+        )
+        for instruction, response in zip(instructions, responses, strict=True)
+    ]
+    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    for start in range(0, len(pairs), batch):
+        chosen = pairs[start : start + batch]
+        width = max(len(prompt) + len(response) for prompt, response in chosen)
+        ids_BT = torch.zeros(len(chosen), width, dtype=torch.long)
+        mask_BT = torch.zeros(len(chosen), width, dtype=torch.bool)
+        for row, (prompt, response) in enumerate(chosen):
+            end = len(prompt) + len(response)
+            ids_BT[row, :end] = torch.tensor(prompt + response)
+            mask_BT[row, len(prompt) : end] = True
+        # Right padding needs no attention mask: attention is causal and the padded places are not scored.
+        logits_BTV = model(input_ids=ids_BT).logits[:, :-1].float()
+        wanted = mask_BT[:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits_BTV[wanted], ids_BT[:, 1:][wanted], reduction="sum")
+        total += float(loss)
+        count += int(wanted.sum())
+    return total / count

@@ -1,0 +1,1 @@
+"""Checkpoints: architectures as data, sizes from a config, streaming reads, surgery, loading."""

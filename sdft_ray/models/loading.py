@@ -1,0 +1,71 @@
+"""Load a checkpoint into stock transformers: safetensors only, local files only, no remote code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from sdft_ray.errors import ModelError
+from sdft_ray.models.checkpoint import Checkpoint
+from sdft_ray.models.size import DTYPE_BYTES
+
+_PROBE_TOKENS = 16
+
+
+def load_model(directory: str | Path, dtype: str | torch.dtype, *, attn: str = "sdpa") -> PreTrainedModel:
+    """The causal language model in `directory`, in eval mode on the CPU, with weights in `dtype`.
+
+    `dtype` is `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own; `attn` is a transformers
+    attention implementation. Raises `ModelError` if the checkpoint is damaged or unsupported, or if any
+    weight would be left at its initial value.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name != "auto" and name not in DTYPE_BYTES:
+        raise ModelError(f"dtype {name!r} is not supported", f"use auto or one of {', '.join(DTYPE_BYTES)}")
+    Checkpoint.open(directory).check_tensors()
+    with _quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            dtype="auto" if name == "auto" else getattr(torch, name),
+            attn_implementation=attn,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    unset = [*report["missing_keys"], *report["mismatched_keys"]]
+    if unset:
+        raise ModelError(f"{directory}: {unset[0]} was not loaded", "config.json and weights must fit each other")
+    return model.eval()
+
+
+@torch.inference_mode()
+def check_finite(directory: str | Path, *, dtype: str | torch.dtype = "auto") -> None:
+    """Run a few tokens through the model in `directory`. Raises `ModelError` unless every logit is finite."""
+    model = load_model(directory, dtype)
+    num_ids = model.config.get_text_config().vocab_size
+    input_ids_BT = torch.arange(_PROBE_TOKENS)[None] * 7919 % num_ids  # a prime: spread over the vocabulary
+    logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
+    if not bool(torch.isfinite(logits_BTV).all()):
+        raise ModelError(
+            f"{directory} gives logits that are not finite", "check the weights, or use bfloat16 or float32"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bar off the terminal for one call; a library draws none."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,92 @@
+"""Where a teacher's files come from: a local directory, or a hub repository pinned to one commit."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.errors import ModelError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that can be fetched again on any node. Exactly one of `directory` and `hub` is set."""
+
+    directory: str | None = None
+    hub: str | None = None
+    commit: str | None = None
+
+    def fetch(self) -> Path:
+        """A local directory with config, tokenizer and safetensors; downloads a hub model once per node."""
+        if self.directory is not None:
+            return Path(self.directory)
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+        assert self.hub is not None
+        try:
+            return Path(snapshot_download(self.hub, revision=self.commit, allow_patterns=_FILES))
+        except (HTTPError, LocalEntryNotFoundError, OSError) as reason:
+            raise ModelError(
+                f"cannot fetch {self.hub} at {self.commit}: {str(reason).splitlines()[0]}",
+                "check network and HF_TOKEN, or download it and name the directory",
+            ) from None
+
+
+def resolve_source(model: str, revision: str | None) -> ModelSource:
+    """Turn a recipe's teacher into a source. Raises `ModelError` when it is neither a directory nor a hub name."""
+    path = Path(model)
+    if path.is_dir():
+        return ModelSource(directory=str(path.resolve()))
+    if path.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        raise ModelError(f"no model directory {model}", "give a directory or a hub name such as org/name")
+    return ModelSource(hub=model, commit=_commit_of(model, revision))
+
+
+def _commit_of(model: str, revision: str | None) -> str:
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    try:
+        commit = HfApi().model_info(model, revision=revision, timeout=10).sha
+    except (HTTPError, OfflineModeIsEnabled, OSError) as reason:
+        raise ModelError(
+            f"{model} is no directory, and the hub did not name its commit: {str(reason).splitlines()[0]}",
+            "check the name and HF_TOKEN, or pin teacher.revision to a 40-digit commit",
+        ) from None
+    assert commit is not None
+    return commit
+
+
+def read_config(source: ModelSource, copy: str | None) -> dict[str, Any] | None:
+    """The model's config.json from its directory, the hub's cache, or the recipe's copy; None when nowhere."""
+    if source.directory is not None:
+        path = Path(source.directory) / "config.json"
+        if not path.is_file():
+            raise ModelError(f"{source.directory} holds no config.json", "name a Hugging Face model directory")
+        return _load(path)
+    from huggingface_hub import try_to_load_from_cache
+
+    assert source.hub is not None
+    cached = try_to_load_from_cache(source.hub, "config.json", revision=source.commit)
+    if isinstance(cached, str):
+        return _load(Path(cached))
+    return _load(Path(copy)) if copy else None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise ModelError(f"cannot read {path}: {reason}", "restore the file") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds no JSON object", "restore the file")
+    return config

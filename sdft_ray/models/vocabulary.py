@@ -1,0 +1,93 @@
+"""Does every id of a tokenizer have a row in the embedding table? Read from its files, without loading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.errors import ModelError
+
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_LIKELY_CAUSE = "use the model's own tokenizer, or resize its embeddings to the tokenizer"
+
+
+def check_vocabulary(directory: Path, num_rows: int) -> None:
+    """Raise `ModelError` if the tokenizer in `directory` can produce an id of `num_rows` or more.
+
+    A special token beyond the table passes if no ordinary text can produce it: it has no role (BOS, EOS,
+    padding, unknown) and stands in no chat template. Gemma 3 1B ships such a token for images.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        _check_loaded(directory, num_rows)
+        return
+    tokenizer = _read(path)
+    highest = _highest_id(tokenizer, path)
+    if highest >= num_rows:
+        raise ModelError(f"the tokenizer has {highest + 1} entries, the embedding table {num_rows} rows", _LIKELY_CAUSE)
+    roles, templates = _used_texts(directory)
+    for token in tokenizer.get("added_tokens") or []:
+        content, token_id = str(token.get("content")), token.get("id")
+        producible = not token.get("special") or content in roles or content in templates
+        if isinstance(token_id, int) and token_id >= num_rows and producible:
+            raise ModelError(
+                f"the tokenizer's {content!r} has id {token_id}, the embedding table {num_rows} rows",
+                _LIKELY_CAUSE,
+            )
+
+
+def _used_texts(directory: Path) -> tuple[set[str], str]:
+    """The special tokens with a role, and the text of the chat templates."""
+    settings_file, template_file = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    settings = _read(settings_file) if settings_file.is_file() else {}
+    templates = json.dumps(settings.get("chat_template") or "", ensure_ascii=False)
+    if template_file.is_file():
+        templates += template_file.read_text(encoding="utf-8")
+    roles: set[str] = set()
+    for role in _ROLES:
+        value = settings.get(role)
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str):
+            roles.add(content)
+    return roles, templates
+
+
+def _highest_id(tokenizer: dict[str, Any], path: Path) -> int:
+    """Highest id of the vocabulary proper; added tokens may lie above it."""
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict) and vocabulary:
+        return max(vocabulary.values())
+    if isinstance(vocabulary, list) and vocabulary:  # Unigram: a list of (token, score), the id is the position
+        return len(vocabulary) - 1
+    raise ModelError(f"{path} holds no vocabulary", "download that file again")
+
+
+def _check_loaded(directory: Path, num_rows: int) -> None:
+    """For tokenizers without a tokenizer.json (SentencePiece alone): load it and ask."""
+    if not any((directory / name).is_file() for name in ("tokenizer.model", "vocab.json", "tokenizer_config.json")):
+        raise ModelError(f"{directory} holds no tokenizer", "put the model's tokenizer.json beside its weights")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, ImportError) as reason:
+        first_line = str(reason).strip().partition("\n")[0]
+        raise ModelError(
+            f"cannot load the tokenizer in {directory}: {first_line}",
+            "put the model's tokenizer.json beside its weights",
+        ) from None
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= num_rows:
+        raise ModelError(f"the tokenizer has {highest + 1} entries, the embedding table {num_rows} rows", _LIKELY_CAUSE)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as reason:
+        raise ModelError(f"cannot read {path}: {reason}", "download that file again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object", "download that file again")
+    return content

@@ -1,0 +1,130 @@
+"""Everything that can be known to be wrong before the first worker starts, checked in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdft_ray.errors import DataError, EvaluationError, StoreError
+from sdft_ray.graph import State
+from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
+from sdft_ray.models.source import ModelSource, read_config, resolve_source
+from sdft_ray.recipe import Recipe
+from sdft_ray.resources import Resources
+from sdft_ray.store.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mapping[str, State]) -> None:
+    """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights."""
+    source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
+    check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
+    config = read_config(source, recipe.teacher.config)
+    if config is not None:
+        size = planned_size(recipe, config)
+        check_disk(recipe, store, size, states)
+    seed = check_rows(recipe)
+    check_tasks(recipe)
+    teacher = source.fetch()
+    check_teacher(teacher)
+    check_prompts(recipe, resources, teacher, seed)
+
+
+def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize:
+    """Size after pruning. Raises `PlanError` when the target cannot be met, `ModelError` when unsupported."""
+    from sdft_ray.pruning.plan import resolve_num_removed
+
+    return size_with_blocks(config, size_of(config).num_blocks - resolve_num_removed(recipe.depth, config))
+
+
+def check_local_cpus(resources: Resources, stages: set[str]) -> None:
+    """Fewer CPUs than the smallest plan needs, where Ray will be started here."""
+    from sdft_ray.stages.registry import check_capacity
+    from sdft_ray.stages.session import Capacity
+
+    if os.environ.get("RAY_ADDRESS"):
+        return  # the cluster's own figures are checked once it is joined
+    cpus = resources.cpus or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    check_capacity(stages, resources, Capacity(float(cpus or 1), float("inf"), 1))
+
+
+def check_disk(recipe: Recipe, store: Store, pruned: ModelSize, states: Mapping[str, State]) -> None:
+    """Estimate what the missing steps write: one pruned model per checkpoint, with optimizer states in training."""
+    free = store.free_bytes()
+    if free is None:
+        return
+    missing = [state.step.stage for state in states.values() if state.status != "done"]
+    weights = pruned.weight_bytes
+    training_bytes = 3 * 4 * pruned.num_parameters if recipe.train.lora is None else weights // 10
+    needed = weights * missing.count("prune") + (2 * weights + training_bytes) * missing.count("train") + 64 * 2**20
+    if needed > free:
+        raise StoreError(
+            f"store {store.url} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed",
+            "free some space or choose another disk with --store",
+        )
+
+
+def check_rows(recipe: Recipe) -> pa.Table:
+    """Both row sources are read whole, so that a malformed line 49,999 shows now. Returns the seed set."""
+    from sdft_ray.generation.prompts import resolve_template
+    from sdft_ray.stages.rows import read
+
+    resolve_template(recipe.generate.template)
+    read(recipe.calibration)
+    return read(recipe.seed_set)
+
+
+def check_teacher(directory: Path) -> None:
+    """Headers, lengths, expected tensors and vocabulary of the teacher's files."""
+    from sdft_ray.models.checkpoint import Checkpoint
+
+    Checkpoint.open(directory).check_expected()
+
+
+def check_prompts(recipe: Recipe, resources: Resources, teacher: Path, seed: pa.Table) -> None:
+    """Every rewriting prompt plus its response fits the context, and every training row its packed row."""
+    from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.generation.prompts import render_rewrite
+
+    chat = ChatFormat(load_tokenizer(teacher))
+    config = read_config(ModelSource(directory=str(teacher)), None) or {}
+    context = resources.generate.max_model_tokens or config.get("max_position_embeddings", 1 << 30)
+    for row in seed.to_pylist():
+        prompt = chat.prompt_ids(
+            render_rewrite(recipe.generate.template, row["instruction"], row["reference_response"])
+        )
+        if len(prompt) + recipe.generate.max_tokens > context:
+            raise DataError(
+                f"row {row['example_id']}: its rewriting prompt has {len(prompt)} tokens, which with "
+                f"generate.max_tokens {recipe.generate.max_tokens} exceeds the context of {context}",
+                "shorten the row, or lower generate.max_tokens",
+            )
+        document = chat.encode(row["instruction"], row["reference_response"])
+        if len(document.ids) > recipe.train.row_tokens:
+            raise DataError(
+                f"row {row['example_id']} has {len(document.ids)} tokens and train.row_tokens is "
+                f"{recipe.train.row_tokens}",
+                "raise train.row_tokens, or remove the row",
+            )
+
+
+def check_tasks(recipe: Recipe) -> None:
+    """A task folder that is there, and tasks that it or lm-eval knows."""
+    include = recipe.evaluate.include
+    known: set[str] = set()
+    if include is not None:
+        folder = Path(include)
+        if not folder.is_dir():
+            raise EvaluationError(f"no task folder {include}", "check evaluate.include")
+        known = {path.stem for path in folder.glob("*.yaml")}
+        if not known:
+            raise EvaluationError(f"{include} holds no task file", "give a folder of lm-eval YAML files")
+    names = [task.name for task in recipe.evaluate.tasks]
+    if not known.issuperset(names):
+        from sdft_ray.evaluation.tasks import check_names
+
+        check_names(names, include)

@@ -1,0 +1,1 @@
+"""Pruning plans: which blocks stay, chosen from measured scores within a budget."""

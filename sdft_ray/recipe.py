@@ -1,0 +1,233 @@
+"""The recipe: the identity of one compression. Strict, frozen, YAML in and out.
+
+A recipe says *what* is made; `sdft_ray.resources.Resources` says how it is executed. Two recipes with equal
+content name the same artifacts, whatever file, machine or order of keys they come from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic.functional_validators import AfterValidator
+
+from sdft_ray.errors import RecipeError
+from sdft_ray.yaml_model import as_frozen, describe_validation_error, dump_yaml, read_yaml
+
+AnswerKind = Literal["number", "choice", "text", "list", "none"]
+"""How the answer inside a response is found and compared; `none` means that it is not checked."""
+
+
+def _relative_to_recipe(value: str, info: ValidationInfo) -> str:
+    """Make a path absolute against the recipe's folder when something lies there; leave names alone."""
+    base: Path | None = (info.context or {}).get("base")
+    if base is None or "://" in value or Path(value).is_absolute():
+        return value
+    candidate = (base / value).resolve()
+    looks_like_path = value.startswith(".") or Path(value).suffix in {".jsonl", ".parquet", ".json", ".txt"}
+    return str(candidate) if looks_like_path or candidate.exists() else value
+
+
+Place = Annotated[str, AfterValidator(_relative_to_recipe)]
+"""A file, directory or URL, or the name of something on a hub. Relative paths start at the recipe's folder.
+
+Identity is the digest of what lies there, never the path: `sdft_ray.sources.Sources` replaces one by the other."""
+
+
+class _Part(BaseModel):
+    """Base of every part: no unknown fields, no coercion, no change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Teacher(_Part):
+    """The unpruned model. A hub name is pinned to the commit `revision`; a directory to its files' digest."""
+
+    model: Place
+    revision: str | None = None
+    config: Place | None = None
+    """A copy of the model's config.json, so that a recipe can be sized where the hub is out of reach."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    trust_remote_code: bool = False
+
+
+class RowSource(_Part):
+    """Rows from JSONL or Parquet, or a named data set (`gsm8k`, `dolly`, `alpaca_cleaned`), train split."""
+
+    source: Place
+    revision: str | None = None
+    """Commit of a named set; None takes the newest and records it."""
+    columns: dict[str, str] = {}
+    """Our column (`id`, `instruction`, `reference`, `answer_kind`, `family`) to theirs."""
+    answer_kind: AnswerKind = "none"
+    """Used for rows that do not carry their own."""
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Calibration(RowSource):
+    """Rows used only to measure; each is cut to `max_tokens`."""
+
+    max_tokens: int = Field(default=2048, ge=2)
+
+
+class Depth(_Part):
+    """Which decoder blocks to remove, and how many. Name the size in exactly one of three ways.
+
+    `remove_blocks`: a number of blocks, at least 1. `keep_parameters`: a fraction in (0, 1) of the teacher's
+    parameters to keep at most. `max_parameters`: a parameter count to stay at or under. With
+    `metric: explicit`, `blocks` lists the removed blocks (0-based) and no size is given.
+    """
+
+    metric: Literal["angular_distance", "block_influence", "tail", "first", "random", "explicit"] = "angular_distance"
+    position: Literal["last", "mean"] = "last"
+    """Angular distance at the last token (arXiv:2403.17887), or its mean over tokens (steadier on few rows)."""
+    remove_blocks: int | None = Field(default=None, ge=1)
+    keep_parameters: float | None = Field(default=None, gt=0, lt=1)
+    max_parameters: int | None = Field(default=None, ge=1)
+    blocks: tuple[int, ...] | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        sizes = [self.remove_blocks, self.keep_parameters, self.max_parameters]
+        given = sum(size is not None for size in sizes)
+        if self.metric == "explicit":
+            if self.blocks is None or given:
+                raise ValueError("metric explicit takes `blocks`, the blocks to remove, and no size")
+        elif self.blocks is not None:
+            raise ValueError("`blocks` goes with metric: explicit only")
+        elif given != 1:
+            raise ValueError("give exactly one of remove_blocks, keep_parameters, max_parameters")
+        return self
+
+
+class Generate(_Part):
+    """How the teacher rewrites the seed set in its own words (arXiv:2410.09982, section 3)."""
+
+    template: str = "own_words"
+    """Name of a shipped template, or the text of one with `{instruction}` and `{reference}`."""
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=512, ge=1)
+    seed: int = 0
+
+
+class Lora(_Part):
+    """Low-rank adapters (arXiv:2106.09685) on every linear map of a block; folded into the weights at the end."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Arm(_Part):
+    """One way to recover. `reference` is plain supervised fine-tuning, `distilled` is self-data."""
+
+    data: Literal["reference", "distilled"]
+    learning_rate: float = Field(gt=0)
+    seed: int = 0
+
+
+class Train(_Part):
+    """Recovery training, shared by all arms. One of `num_steps` and `num_epochs`."""
+
+    arms: dict[str, Arm] = Field(min_length=1)
+    lora: Lora | None = None
+    """Adapters, or every weight when absent."""
+    row_tokens: int = Field(default=2048, ge=8)
+    """Length of a packed row; a document must fit."""
+    rows_per_step: int = Field(default=32, ge=1)
+    num_steps: int | None = Field(default=None, ge=1)
+    num_epochs: float | None = Field(default=None, gt=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps, num_epochs")
+        bad = [name for name in self.arms if name in {"teacher", "pruned"} or not name.isidentifier()]
+        if bad:
+            raise ValueError(f"{bad[0]!r} cannot name an arm: use letters, digits and _, not teacher or pruned")
+        return self
+
+
+class Task(_Part):
+    """One lm-eval task. `metric` None takes acc_norm, acc or exact_match, whichever the task has first."""
+
+    name: str
+    num_fewshot: int | None = Field(default=None, ge=0)
+    metric: str | None = None
+
+
+class Evaluate(_Part):
+    """What teacher, pruned model and students are asked."""
+
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    include: Place | None = None
+    """A folder of further lm-eval task files."""
+    limit: int | None = Field(default=None, ge=1)
+    apply_chat_template: bool = True
+    tuned: tuple[str, ...] = ()
+    """Tasks of the same kind as the fine-tuning set; all others count as off-domain."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _tuned_are_tasks(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError("a task is named twice")
+        stray = sorted(set(self.tuned) - set(names))
+        if stray:
+            raise ValueError(f"tuned names {stray[0]!r}, which is not among tasks")
+        return self
+
+
+class Speed(_Part):
+    """Measured tokens/s: `batch_rows` prompts of `prompt_tokens`, then `new_tokens` greedy tokens each."""
+
+    batch_rows: int = Field(default=16, ge=1)
+    prompt_tokens: int = Field(default=64, ge=1)
+    new_tokens: int = Field(default=64, ge=2)
+    rounds: int = Field(default=5, ge=1)
+
+
+class Recipe(_Part):
+    """One compression, from teacher to evaluated students."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
+    description: str = ""
+    replicate: int = Field(default=1, ge=1)
+    """Raise it to run everything once more under new addresses."""
+    teacher: Teacher
+    seed_set: RowSource
+    calibration: Calibration
+    depth: Depth
+    generate: Generate = Generate()
+    train: Train
+    evaluate: Evaluate
+    speed: Speed = Speed()
+    gates: Place | None = None
+    """A JSON file of conditions for a fair comparison and whether they hold, to be printed in the report."""
+
+    @classmethod
+    def parse(cls, data: Any, *, base: Path | None = None, origin: str = "recipe") -> Recipe:
+        """Validate plain data. Raises `RecipeError` that names the field and, if near, the one meant."""
+        try:
+            return cls.model_validate(as_frozen(data), context={"base": base})
+        except ValidationError as error:
+            raise RecipeError(*describe_validation_error(error, cls, origin)) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a YAML file; relative paths inside it start at its folder. Raises `RecipeError`."""
+        path = Path(path)
+        return cls.parse(read_yaml(path, RecipeError), base=path.resolve().parent, origin=str(path))
+
+    def to_yaml(self) -> str:
+        """The recipe without fields that equal their default."""
+        return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))

@@ -1,0 +1,211 @@
+"""From the artifacts of a run to the plain values that the report and the tables show."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.evaluation.recovery import Estimate, recovery
+from sdft_ray.evaluation.scores import Scores
+from sdft_ray.recipe import Recipe
+from sdft_ray.report.model import (
+    Arm,
+    Distances,
+    Gate,
+    LossPoint,
+    Plan,
+    Ratio,
+    Recovery,
+    ReportData,
+    Sample,
+    Score,
+    Sizes,
+    Speed,
+    Stage,
+)
+from sdft_ray.stages import files
+from sdft_ray.store.manifest import Manifest
+from sdft_ray.store.store import Store
+
+NUM_SAMPLES = 8
+"""Rows of the distilled set that are shown, spread over reasons and families."""
+
+
+def gather(
+    recipe: Recipe,
+    store: Store,
+    name: str,
+    manifests: Mapping[str, Manifest],
+    *,
+    skipped: Collection[str] = (),
+    gates: Sequence[Mapping[str, Any]] = (),
+) -> ReportData:
+    """Everything known about a run. `manifests` maps steps to committed artifacts; absent steps leave gaps."""
+    scores = read_scores(store, manifests)
+    measured = recipe.depth.metric == "angular_distance"
+    distilled = _distilled(store, manifests)
+    newest = max((manifest.created for manifest in manifests.values()), default="")
+    return ReportData(
+        name=name,
+        created=newest,
+        description=recipe.description,
+        recipe_yaml=recipe.to_yaml(),
+        teacher_model=recipe.teacher.model,
+        arms={arm: Arm(data=a.data, learning_rate=a.learning_rate) for arm, a in recipe.train.arms.items()},
+        sizes=Sizes.model_validate(manifests["prune"].summary["sizes"]) if "prune" in manifests else None,
+        distances=_distances(store, manifests),
+        plan=Plan(
+            num_blocks=manifests["plan"].summary["plan"]["num_blocks"],
+            keep_blocks=tuple(manifests["plan"].summary["plan"]["keep_blocks"]),
+            metric=recipe.depth.metric,
+            position=recipe.depth.position if measured else "",
+        )
+        if "plan" in manifests
+        else None,
+        scores={model: _shown_scores(s) for model, s in scores.items()},
+        recovery=recoveries(scores, recipe.evaluate.tuned),
+        tuned_families=recipe.evaluate.tuned,
+        loss_curves={arm: _losses(store, manifests, arm) for arm in recipe.train.arms if f"train:{arm}" in manifests},
+        selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
+        samples=_samples(distilled),
+        speed={model: _speed(s) for model, s in _summary(manifests, "speed").get("speed", {}).items()},
+        stages=tuple(_stage(step, manifest, step in skipped) for step, manifest in manifests.items()),
+        versions=next((m.versions for m in manifests.values() if m.created == newest), {}),
+        machine=_machine(),
+        gates=tuple(Gate.model_validate(gate) for gate in gates),
+    )
+
+
+def _summary(manifests: Mapping[str, Manifest], step: str) -> dict[str, Any]:
+    return manifests[step].summary if step in manifests else {}
+
+
+def read_scores(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, Scores]:
+    """Scores with their items, by model, in the order of the steps."""
+    found = {}
+    for step, manifest in manifests.items():
+        stage, _, model = step.partition(":")
+        if stage == "evaluate":
+            found[model] = Scores.from_json(_read_json(store.path(manifest.address) / files.SCORES))
+    return found
+
+
+def recoveries(scores: Mapping[str, Scores], tuned: Collection[str]) -> dict[str, Recovery]:
+    """Recovery of the pruned model and of every student."""
+    if "teacher" not in scores:
+        return {}
+    found = {}
+    for model, own in scores.items():
+        if model == "teacher":
+            continue
+        kept = recovery(scores["teacher"], own, tuned=tuned)
+        found[model] = Recovery(
+            mean=_ratio(kept.mean),
+            min=kept.min.value,
+            tasks={task: _ratio(estimate) for task, estimate in kept.tasks.items()},
+            tuned=_ratio(kept.tuned) if kept.tuned else None,
+            off_domain=_ratio(kept.off_domain) if kept.off_domain else None,
+        )
+    return found
+
+
+def _ratio(estimate: Estimate) -> Ratio:
+    return Ratio(value=estimate.value, stderr=estimate.stderr)
+
+
+def _shown_scores(scores: Scores) -> dict[str, Score]:
+    return {task: Score(value=s.value, stderr=s.stderr, n=s.n) for task, s in scores.tasks.items()}
+
+
+def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | None:
+    if "measure" not in manifests:
+        return None
+    data = _read_json(store.path(manifests["measure"].address) / files.DEPTH_SCORES)
+    return Distances(
+        angular_last=data["angular_last_LN"],
+        angular_mean=data["angular_mean_LN"],
+        block_influence=data["block_influence_L"],
+        num_sequences=data["num_sequences"],
+        num_tokens=data["num_tokens"],
+    )
+
+
+def _losses(store: Store, manifests: Mapping[str, Manifest], arm: str) -> tuple[LossPoint, ...]:
+    path = store.path(manifests[f"train:{arm}"].address) / files.HISTORY
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return tuple(LossPoint(r["step"], r["loss"], r["learning_rate"]) for r in records)
+
+
+def _distilled(store: Store, manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    if "select" not in manifests:
+        return []
+    import pyarrow.parquet as pq
+
+    return pq.read_table(store.path(manifests["select"].address) / files.DISTILLED).to_pylist()
+
+
+def _samples(rows: list[dict[str, Any]]) -> tuple[Sample, ...]:
+    """A few rows: the first of each (reason, family) in turn, so that rare reasons show."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault((row["reason"], row["family"]), row)
+    chosen: list[dict[str, Any]] = []
+    by_reason: dict[str, list[dict[str, Any]]] = {}
+    for (reason, _), row in first.items():
+        by_reason.setdefault(reason, []).append(row)
+    while by_reason and len(chosen) < NUM_SAMPLES:
+        for reason in list(by_reason):
+            chosen.append(by_reason[reason].pop(0))
+            if not by_reason[reason]:
+                del by_reason[reason]
+    return tuple(
+        Sample(
+            example_id=row["example_id"],
+            instruction=row["instruction"],
+            reference=row["reference_response"],
+            distilled=row["distilled_response"],
+            reason=row["reason"],
+            family=row["family"],
+        )
+        for row in chosen[:NUM_SAMPLES]
+    )
+
+
+def _speed(figures: Mapping[str, Any]) -> Speed:
+    def spread(rate: Mapping[str, Any]) -> float:
+        return (max(rate["rounds"]) - min(rate["rounds"])) / rate["median"]
+
+    prefill, decode = figures["prefill"], figures["decode"]
+    return Speed(
+        decode_tokens_per_s=decode["median"],
+        prefill_tokens_per_s=prefill["median"],
+        decode_spread=spread(decode),
+        prefill_spread=spread(prefill),
+    )
+
+
+def _stage(step: str, manifest: Manifest, skipped: bool) -> Stage:
+    usage = manifest.usage
+    return Stage(
+        name=step,
+        address=manifest.address,
+        wall_s=usage.wall_s,
+        peak_rss_bytes=usage.peak_rss_bytes,
+        num_tokens=usage.num_tokens,
+        skipped=skipped,
+    )
+
+
+def _machine() -> str:
+    import psutil
+
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {memory:.0f} GiB memory"
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

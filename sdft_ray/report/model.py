@@ -1,0 +1,213 @@
+"""Everything that the report shows, as plain values. Whatever is missing is left out of the page."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+TEACHER, PRUNED = "teacher", "pruned"
+"""Names of the two models that every comparison stands on; all others are arms."""
+
+
+class _Part(BaseModel):
+    """Frozen and strict; NaN and infinities are refused, because no page can show them honestly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Size(_Part):
+    """Counts of one model, as `models.size.ModelSize` defines them."""
+
+    num_blocks: int
+    num_parameters: int
+    matmul_flops_per_token: int
+    kv_bytes_per_token: int
+    weight_bytes: int
+
+
+class Sizes(_Part):
+    """Before and after."""
+
+    teacher: Size
+    pruned: Size
+
+
+class Distances(_Part):
+    """What was measured, over L blocks.
+
+    `angular_*[n - 1][l]`: angular distance in [0, 1] between the inputs of blocks l and l + n, n = 1..L-1,
+    None (or absent) where l + n > L. `block_influence[l]`: 1 - mean cosine of a block's input and output.
+    """
+
+    angular_last: tuple[tuple[float | None, ...], ...]
+    angular_mean: tuple[tuple[float | None, ...], ...]
+    block_influence: tuple[float, ...]
+    num_sequences: int | None = None
+    num_tokens: int | None = None
+
+    @model_validator(mode="after")
+    def _same_model(self) -> Self:
+        expected = len(self.block_influence) - 1
+        if len(self.angular_last) != expected or len(self.angular_mean) != expected:
+            raise ValueError("distances need one row for each n from 1 to the number of blocks less one")
+        return self
+
+
+class Plan(_Part):
+    """The blocks that stay, 0-based, and how they were chosen."""
+
+    num_blocks: int
+    keep_blocks: tuple[int, ...]
+    metric: str = ""
+    position: str = ""
+    """"last" or "mean" where the metric is the angular distance, else ""."""
+
+    @property
+    def removed_blocks(self) -> tuple[int, ...]:
+        kept = set(self.keep_blocks)
+        return tuple(block for block in range(self.num_blocks) if block not in kept)
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """(start, n) when the removed blocks are one run, else None."""
+        removed = self.removed_blocks
+        if not removed or any(b != a + 1 for a, b in pairwise(removed)):
+            return None
+        return removed[0], len(removed)
+
+
+class Score(_Part):
+    """A share of right answers in [0, 1] on `n` items."""
+
+    value: float
+    stderr: float | None = None
+    n: int | None = None
+
+
+class Ratio(_Part):
+    """Student / teacher with its standard error; None where the teacher scores nothing."""
+
+    value: float | None
+    stderr: float | None = None
+
+
+class Recovery(_Part):
+    """How much of the teacher one model has: `mean` is mean score / mean score, `min` the worst ratio."""
+
+    mean: Ratio
+    min: float | None = None
+    tasks: dict[str, Ratio] = {}
+    tuned: Ratio | None = None
+    """Over the tuned families alone."""
+    off_domain: Ratio | None = None
+    """Over all other families alone."""
+
+
+class Arm(_Part):
+    """What an arm was trained on."""
+
+    data: str
+    """"reference" or "distilled"."""
+    learning_rate: float | None = None
+
+
+class LossPoint(NamedTuple):
+    """One training step: response cross-entropy in nats per token."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+class Sample(_Part):
+    """One row of the distilled set beside its reference."""
+
+    example_id: str
+    instruction: str
+    reference: str
+    distilled: str
+    reason: str
+    family: str = ""
+
+
+class Speed(_Part):
+    """Measured tokens per second; spreads are fractions: (largest - smallest round) / median."""
+
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float
+    decode_spread: float | None = None
+    prefill_spread: float | None = None
+
+
+class Stage(_Part):
+    """One step of the run. `skipped`: its artifact was there already; the figures are those of its making."""
+
+    name: str
+    address: str = ""
+    wall_s: float = 0.0
+    peak_rss_bytes: int = 0
+    num_tokens: int = 0
+    skipped: bool = False
+
+
+class Gate(_Part):
+    """A condition for a fair comparison: what it demands in words, its figures, and whether it holds."""
+
+    name: str
+    bound: str
+    values: dict[str, float] = {}
+    passed: bool
+
+
+class ReportData(_Part):
+    """All that one page shows. Dictionaries keep the order in which things are shown."""
+
+    name: str
+    created: str = ""
+    """UTC, ISO 8601."""
+    description: str = ""
+    recipe_yaml: str = ""
+    teacher_model: str = ""
+    """Hub name or directory of the teacher."""
+    arms: dict[str, Arm] = {}
+    sizes: Sizes | None = None
+    distances: Distances | None = None
+    plan: Plan | None = None
+    scores: dict[str, dict[str, Score]] = {}
+    """Model (teacher, pruned, then arms) -> task -> score."""
+    recovery: dict[str, Recovery] = {}
+    """Model (pruned too, if known) -> recovery."""
+    tuned_families: tuple[str, ...] = ()
+    loss_curves: dict[str, tuple[LossPoint, ...]] = {}
+    selection: dict[str, int] = {}
+    """Reason -> number of rows."""
+    samples: tuple[Sample, ...] = ()
+    speed: dict[str, Speed] = {}
+    stages: tuple[Stage, ...] = ()
+    versions: dict[str, str] = {}
+    machine: str = ""
+    gates: tuple[Gate, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """All models that were trained, in the order of the recipe."""
+        named = dict.fromkeys((*self.arms, *self.scores, *self.recovery, *self.loss_curves))
+        return tuple(name for name in named if name not in (TEACHER, PRUNED))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All tasks: tuned families first, then the others, each in the order given."""
+        every = dict.fromkeys(task for scores in self.scores.values() for task in scores)
+        every.update(dict.fromkeys(task for part in self.recovery.values() for task in part.tasks))
+        return tuple(sorted(every, key=lambda task: task not in self.tuned_families))
+
+    def to_json(self) -> str:
+        return self.model_dump_json(exclude_defaults=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ReportData:
+        """The inverse of `to_json`. Raises `ValueError` for anything else."""
+        return cls.model_validate_json(text)

@@ -1,0 +1,111 @@
+"""Render a report as one self-contained HTML page: no script, nothing fetched, light and dark, screen and paper."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from sdft_ray.report import blocks_figure, charts, numbers, rows
+from sdft_ray.report.model import PRUNED, TEACHER, ReportData
+from sdft_ray.report.summary import comparison, groups, verdict, warnings
+
+NUM_TONES = 6
+"""Colours for arms; a seventh arm begins again."""
+
+
+def render(data: ReportData) -> str:
+    """The page. Sections whose data are missing are left out; every text is escaped."""
+    return _environment().get_template("page.html.j2").render(_context(data))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        place=_place,
+        breakable=_breakable,
+        points=lambda value: numbers.number(100 * value, 1),
+        percent=numbers.percent,
+        count=numbers.count,
+        bytes=numbers.num_bytes,
+        seconds=numbers.seconds,
+        plain=numbers.plain,
+        rate=numbers.rate,
+    )
+    return environment
+
+
+def _context(data: ReportData) -> dict[str, object]:
+    arms = data.arm_names
+    tones = {TEACHER: "teacher", PRUNED: "pruned", **{arm: f"arm{i % NUM_TONES}" for i, arm in enumerate(arms)}}
+    return {
+        "data": data,
+        "tones": tones,
+        "teacher_name": "/".join(data.teacher_model.rstrip("/").split("/")[-2:]),
+        "verdict": verdict(data),
+        "comparison": comparison(data),
+        "warnings": warnings(data),
+        "tiles": rows.tiles(data),
+        "grouped": len(groups(data)) > 1,
+        "recovery": charts.recovery_chart(data),
+        "arm_notes": rows.arm_notes(data),
+        "worst": rows.worst(data),
+        "score_models": rows.score_models(data),
+        "score_groups": rows.score_groups(data),
+        "num_items": rows.num_items(data),
+        "sizes": rows.size_rows(data),
+        "speed_columns": ("decode", "prefill"),
+        "speeds": rows.speed_rows(data),
+        "loss": charts.loss_chart(data),
+        "selection": rows.selection_rows(data),
+        "samples": rows.sample_rows(data),
+        "stages": rows.stage_rows(data),
+        "stages_sum": sum(stage.wall_s for stage in data.stages),
+        **_blocks(data),
+    }
+
+
+def _blocks(data: ReportData) -> dict[str, object]:
+    """The heat map of the position that the plan used, the other one for comparison, and the influence bars."""
+    context: dict[str, object] = {"removed_words": rows.removed_words(data.plan) if data.plan else ""}
+    if data.distances is None:
+        return context
+    maps = [
+        {"title": title, "map": blocks_figure.heat_map(matrix, data.plan)}
+        for title, matrix in (
+            ("Angular distance at the last token", data.distances.angular_last),
+            ("Angular distance, mean over all tokens", data.distances.angular_mean),
+        )
+    ]
+    if data.plan is not None and data.plan.position == "mean":
+        maps.reverse()
+    num_blocks = len(data.distances.block_influence)
+    return context | {
+        "heat_shown": maps[0],
+        "heat_other": maps[1],
+        "influence": blocks_figure.influence(data.distances, data.plan),
+        "num_blocks": num_blocks,
+        "block_marks": blocks_figure.block_ticks(num_blocks),
+    }
+
+
+def _place(value: float) -> str:
+    """A length in per cent, as short as it can be written."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") + "%"
+
+
+def _breakable(name: str) -> Markup:
+    """Let long names break after an underscore, a slash or a colon."""
+    text = str(escape(name))
+    for sign in "_/:":
+        text = text.replace(sign, f"{sign}<wbr>")
+    return Markup(text)  # noqa: S704  (escaped above)

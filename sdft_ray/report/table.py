@@ -1,0 +1,88 @@
+"""The result in a terminal: scores, recovery, and one line about size. Loads neither torch nor jinja."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Column, Table
+from rich.text import Text
+
+from sdft_ray.report.model import PRUNED, TEACHER, Ratio, ReportData, Score
+from sdft_ray.report.numbers import THIN, change, count, number
+from sdft_ray.report.summary import groups, mean_score, models, ranked_arms
+
+
+def result_table(data: ReportData) -> ResultTable:
+    """One row per family, then means and recovery; one column per model. All in per cent."""
+    return ResultTable(data)
+
+
+class ResultTable:
+    """A table that leaves out the standard errors where the terminal is too narrow for them."""
+
+    def __init__(self, data: ReportData) -> None:
+        self._data = data
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not models(self._data):
+            return
+        full = _table(self._data, errors=True)
+        fits = Measurement.get(console, options.update(max_width=10_000), full).maximum <= options.max_width
+        yield full if fits else _table(self._data, errors=False)
+        note = "Per cent, ± one standard error." if fits else "Per cent."
+        yield Text(note, style="dim")
+
+
+def size_line(data: ReportData) -> Text:
+    """2.42 M → 1.67 M parameters (−31.1 %), KV cache −33.3 %, decoding 1.44 × as fast; "" without sizes."""
+    parts = []
+    if data.sizes is not None:
+        before, after = data.sizes.teacher, data.sizes.pruned
+        fewer = change(before.num_parameters, after.num_parameters)
+        parts.append(f"{count(before.num_parameters)} → {count(after.num_parameters)} parameters ({fewer})")
+        parts.append(f"KV cache {change(before.kv_bytes_per_token, after.kv_bytes_per_token)}")
+    teacher, pruned = data.speed.get(TEACHER), data.speed.get(PRUNED)
+    if teacher and pruned:
+        parts.append(f"decoding {pruned.decode_tokens_per_s / teacher.decode_tokens_per_s:.2f} × as fast")
+    return Text(", ".join(parts).replace(THIN, " "))
+
+
+def _table(data: ReportData, *, errors: bool) -> Table:
+    names = models(data)
+    best = next((name for name, _ in ranked_arms(data)), "")
+    table = Table(
+        Column("", max_width=22, overflow="ellipsis", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in names),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )
+
+    def mean(title: str, tasks: tuple[str, ...]) -> None:
+        table.add_row(title, *(_cell(mean_score(data, name, tasks), errors=errors) for name in names), style="bold")
+
+    parts = groups(data)
+    for group in parts:
+        for task in group.tasks:
+            table.add_row(task, *(_cell(data.scores.get(name, {}).get(task), errors=errors) for name in names))
+        if len(parts) > 1:
+            mean(f"mean, {group.name.lower().removesuffix(' families')}", group.tasks)
+            table.add_row()
+    mean("mean", data.tasks)
+    recovered = [data.recovery.get(name) for name in names]
+    cells = [_cell(part.mean if part else None, errors=errors) for part in recovered]
+    for name, cell in zip(names, cells, strict=True):
+        cell.stylize("bold green" if name == best else "bold")
+    table.add_row(Text("recovery", style="bold"), *cells)
+    return table
+
+
+def _cell(figure: Score | Ratio | None, *, errors: bool) -> Text:
+    if figure is None or figure.value is None:
+        return Text("–", style="dim")
+    text = Text(number(100 * figure.value, 1))
+    if errors and figure.stderr is not None:
+        text.append(f" ± {number(100 * figure.stderr, 1)}", style="dim")
+    return text

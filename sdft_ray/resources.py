@@ -1,0 +1,92 @@
+"""Resources: how a recipe is executed. Never part of identity: change them and the same artifacts are found.
+
+The defaults fit a laptop with two CPU cores. Profiles for GPUs and clusters lie in `cluster/resources/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdft_ray.errors import ResourceError
+from sdft_ray.yaml_model import describe_validation_error, read_yaml
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Device(_Part):
+    """What one worker holds."""
+
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+    accelerator_type: str | None = None
+    """A Ray accelerator type such as `H100`; None takes any."""
+    resources: dict[str, float] = {}
+    """Custom Ray resources, for placing a stage on chosen nodes."""
+
+
+class Measure(Device):
+    num_tasks: int = Field(default=1, ge=1)
+    """Calibration shards measured in parallel; the answer does not depend on it."""
+    batch_tokens: int = Field(default=4096, ge=1)
+
+
+class Generate(Device):
+    cpus: float = Field(default=0.8, gt=0)
+    min_actors: int = Field(default=1, ge=1)
+    max_actors: int = Field(default=1, ge=1)
+    sampler: Literal["vllm", "transformers"] = "vllm"
+    tensor_parallel: int = Field(default=1, ge=1)
+    kv_cache_bytes: int = Field(default=256 * 2**20, ge=2**20)
+    """Key-value cache per engine, in bytes."""
+    max_model_tokens: int | None = Field(default=None, ge=8)
+    """Context of the engine; None takes the model's own."""
+    max_sequences: int = Field(default=128, ge=1)
+    """Sequences that one engine decodes together."""
+    enforce_eager: bool = True
+    batch_rows: int = Field(default=256, ge=1)
+
+
+class Train(Device):
+    num_workers: int = Field(default=2, ge=1)
+    micro_batch_rows: int = Field(default=8, ge=1)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Optimizer steps between checkpoints."""
+    max_failures: int = Field(default=3, ge=0)
+
+
+class Evaluate(Device):
+    batch_size: int = Field(default=64, ge=1)
+
+
+class Resources(_Part):
+    """Workers, accelerators and micro-batches of every stage."""
+
+    cpus: int | None = Field(default=None, ge=1)
+    """CPUs that a Ray started here may use; None takes all. Ignored when joining a cluster."""
+    object_store_bytes: int = Field(default=512 * 2**20, ge=80 * 2**20)
+    """Ray's shared memory, when Ray is started here."""
+    max_shard_bytes: int = Field(default=5 * 2**30, ge=2**20)
+    """Largest safetensors file that pruning writes."""
+    store: str | None = None
+    """Store URL used when the command names none."""
+    measure: Measure = Measure()
+    generate: Generate = Generate()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    prune: Device = Device(cpus=0.5)
+    speed: Device = Device()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Resources:
+        """Read a YAML profile. Raises `ResourceError` that names the field."""
+        data: Any = read_yaml(Path(path), ResourceError)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ResourceError(*describe_validation_error(error, cls, str(path))) from None

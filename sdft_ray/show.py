@@ -1,0 +1,189 @@
+"""What the commands print: tables for people, built from values that other modules compute."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sdft_ray.explain import Explanation
+    from sdft_ray.run import Run
+    from sdft_ray.store.store import Store
+
+_MARKS = {"done": "[green]done[/]", "missing": "[yellow]missing[/]", "waits": "[dim]waits[/]"}
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def print_explanation(explanation: Explanation) -> None:
+    """The steps, one a line, and the sizes."""
+    console = _console()
+    table = _plain_table("step", "state", "address", "why")
+    for line in explanation.lines:
+        short = line.address.rpartition("/")[2][:8]
+        table.add_row(line.step, _MARKS[line.status], short, line.why)
+    console.print(table)
+    done = sum(line.status == "done" for line in explanation.lines)
+    console.print(f"\n{done} of {len(explanation.lines)} steps are done.")
+    if explanation.teacher is None or explanation.pruned is None:
+        console.print("Sizes are unknown: the teacher's config.json is out of reach (give teacher.config).")
+        return
+    console.print(_size_table(asdict(explanation.teacher), asdict(explanation.pruned)))
+
+
+def explanation_json(explanation: Explanation) -> dict[str, Any]:
+    return asdict(explanation)
+
+
+def _size_table(teacher: dict[str, int], pruned: dict[str, int]) -> Table:
+    table = _plain_table("", "teacher", "pruned", "change", right=("teacher", "pruned", "change"))
+    for key, name in (
+        ("num_blocks", "decoder blocks"),
+        ("num_parameters", "parameters"),
+        ("matmul_flops_per_token", "matmul FLOPs per token"),
+        ("kv_bytes_per_token", "KV bytes per token"),
+    ):
+        before, after = teacher[key], pruned[key]
+        table.add_row(name, readable(before), readable(after), f"{100 * (after / before - 1):+.2f} %")
+    return table
+
+
+def readable(count: float) -> str:
+    """1,234 as it is; larger counts with three decimals and a unit: 8.030B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3f}{unit}"
+    return f"{count:,.0f}"
+
+
+def print_result(run: Run, *, stages: bool = False) -> None:
+    """The result table, optionally the stages, and the report's path."""
+    from sdft_ray.report.table import result_table, size_line
+
+    console = _console()
+    data = run.report_data()
+    console.print()
+    console.print(result_table(data))
+    console.print(size_line(data))
+    if stages:
+        console.print(_stage_table(run))
+    made = sum(not stage["skipped"] for stage in run.stages())
+    peak = run.record["peak_rss_bytes"]
+    memory = f", peak memory {peak / 2**30:.1f} GiB" if peak else ""
+    console.print(f"\n{made} of {len(run.stages())} steps ran, {run.record['wall_s']:.0f} s{memory}.")
+    console.print(f"Report: {_short(run.report_path)}", soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    """Relative to here when that is shorter to type."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _stage_table(run: Run) -> Table:
+    table = _plain_table("step", "address", "wall", "memory", "last run", right=("wall", "memory"))
+    for stage in run.stages():
+        table.add_row(
+            stage["name"],
+            stage["address"],
+            f"{stage['wall_s']:.1f} s",
+            f"{stage['peak_rss_bytes'] / 2**30:.2f} GiB",
+            "reused" if stage["skipped"] else "made",
+        )
+    return table
+
+
+def print_runs(store: Store, *, as_json: bool = False) -> None:
+    """One line per run."""
+    records = [store.run(name) for name in store.runs()]
+    if as_json:
+        print(json.dumps([{"name": r["name"], "created": r["created"], "steps": len(r["steps"])} for r in records]))
+        return
+    console = _console()
+    if not records:
+        console.print(f"No runs in {store.url} yet; start with: sdft compress RECIPE", soft_wrap=True)
+        return
+    table = _plain_table("run", "created", "steps", "wall", right=("steps", "wall"))
+    for record in records:
+        created = record["created"][:16].replace("T", " ")
+        table.add_row(record["name"], created, str(len(record["steps"])), f"{record['wall_s']:.0f} s")
+    console.print(table)
+
+
+def print_verification(store: Store, name: str) -> bool:
+    """Check every artifact of a run; True when all are sound."""
+    console = _console()
+    sound = True
+    for step, entry in store.run(name)["steps"].items():
+        damaged = store.damaged_files(entry["address"])
+        sound &= not damaged
+        verdict = "[green]sound[/]" if not damaged else f"[red]damaged[/]: {', '.join(damaged)}"
+        console.print(f"{step:<18} {entry['address']:<28} {verdict}", soft_wrap=True)
+    if not sound:
+        console.print(f"Remove the damaged folders under {store.url} and run the recipe again.", soft_wrap=True)
+    return sound
+
+
+def print_gates(teacher: Path | None, *, as_json: bool) -> bool:
+    """The four gates with their figures; True when all hold."""
+    from sdft_ray.lab.export import QUICKSTART, TEACHER
+    from sdft_ray.lab.gates import check, to_json
+    from sdft_ray.recipe import Recipe
+    from sdft_ray.training.plan import TrainPlan
+
+    asked = Recipe.load(QUICKSTART).train
+    plain = next(arm for arm in asked.arms.values() if arm.data == "reference")
+    plan = TrainPlan(
+        num_steps=asked.num_steps or 1,
+        rows_per_step=asked.rows_per_step,
+        learning_rate=plain.learning_rate,
+        optimizer=asked.optimizer,
+        schedule=asked.schedule,
+        warmup_fraction=asked.warmup_fraction,
+        weight_decay=asked.weight_decay,
+        clip_norm=asked.clip_norm,
+        precision="bf16",
+        seed=plain.seed,
+    )
+    gates = check(teacher or TEACHER, "mixed", plan)
+    if as_json:
+        print(to_json(gates))
+        return all(gate.passed for gate in gates)
+    table = _plain_table("gate", "bound", "figures", "")
+    for gate in gates:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in gate.values.items())
+        table.add_row(gate.name, gate.bound, figures, "[green]holds[/]" if gate.passed else "[red]fails[/]")
+    _console().print(table)
+    return all(gate.passed for gate in gates)
+
+
+def train_teacher(directory: Path, num_threads: int) -> None:
+    """Train a laboratory teacher and say every now and then how far it is."""
+    from sdft_ray.lab.teacher import train_teacher as train
+    from sdft_ray.training.plan import StepRecord
+
+    console = _console()
+    started = time.monotonic()
+
+    def report(record: StepRecord) -> None:
+        if record.step % 100 == 0:
+            minutes = (time.monotonic() - started) / 60
+            console.print(f"step {record.step}: loss {record.loss:.3f}, {minutes:.1f} min")
+
+    record = train(directory, num_threads=num_threads, report=report)
+    console.print(f"trained {directory}: {record}", soft_wrap=True)

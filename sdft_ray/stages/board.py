@@ -1,0 +1,40 @@
+"""How workers tell the driver how far they are: one tiny actor that holds the latest figure of each step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+
+Figures = dict[str, tuple[int, int, str]]
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Board:
+    """Latest (done, total, unit) per step. Losing it loses no work."""
+
+    def __init__(self) -> None:
+        self._figures: Figures = {}
+
+    def put(self, step: str, done: int, total: int, unit: str) -> None:
+        self._figures[step] = (done, total, unit)
+
+    def read(self) -> Figures:
+        return self._figures
+
+
+class Ticker:
+    """A step's `Progress`: sends at most a few figures a second, and never waits."""
+
+    def __init__(self, board: Any, step: str, *, interval_s: float = 0.3) -> None:
+        self._board = board
+        self._step = step
+        self._interval_s = interval_s
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int, unit: str) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._last >= self._interval_s:
+            self._last = now
+            self._board.put.remote(self._step, done, total, unit)

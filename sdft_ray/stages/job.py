@@ -1,0 +1,147 @@
+"""What a stage is given and what it hands back. Everything here pickles and is small: addresses, never objects."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sdft_ray.models.source import ModelSource
+from sdft_ray.recipe import Recipe
+from sdft_ray.resources import Device, Resources
+from sdft_ray.store.manifest import FileEntry, Usage
+from sdft_ray.store.store import Store
+
+
+class Progress(Protocol):
+    """Tells how far a step is; `total` is 0 while unknown. Cheap enough for every row."""
+
+    def __call__(self, done: int, total: int, unit: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step to run. `inputs` maps roles to addresses of committed artifacts."""
+
+    step: str
+    address: str
+    store_url: str
+    recipe: Recipe
+    resources: Resources
+    teacher: ModelSource
+    inputs: dict[str, str]
+    progress: Progress
+
+    @property
+    def arm(self) -> str:
+        return self.step.partition(":")[2]
+
+    @property
+    def store(self) -> Store:
+        return Store(self.store_url)
+
+    def input(self, role: str) -> Path:
+        """Local directory of an input artifact, on whichever node this runs."""
+        return self.store.path(self.inputs[role])
+
+    def model(self, role: str) -> Path:
+        """Local directory of a model: an input's checkpoint, or the teacher where there is no such input."""
+        return self.input(role) if role in self.inputs else self.teacher.fetch()
+
+    def work(self) -> Path:
+        """Stable room for unfinished work."""
+        return self.store.work(self.address)
+
+    @contextlib.contextmanager
+    def output(self, made: Made) -> Iterator[Path]:
+        """An empty directory to fill; when the block ends well its files are placed and listed in `made`."""
+        store = self.store
+        directory = store.work(self.address) / "output"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        yield directory
+        made.files.update(store.place(self.address, directory))
+
+
+@dataclass
+class Made:
+    """What a stage made: placed files, what it took, and small facts for the manifest."""
+
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def remote_options(device: Device) -> dict[str, Any]:
+    """Ray options for a worker that holds `device`."""
+    options: dict[str, Any] = {"num_cpus": device.cpus}
+    if device.gpus:
+        options["num_gpus"] = device.gpus
+    if device.resources:
+        options["resources"] = device.resources
+    if device.accelerator_type:
+        options["accelerator_type"] = device.accelerator_type
+    return options
+
+
+class Meter:
+    """Measures wall time and this process's peak resident memory over a block.
+
+    Peak memory is sampled from /proc every 50 ms, because a worker that served another step before carries that
+    step's high-water mark.
+    """
+
+    def __init__(self, *, gpus: float = 0.0) -> None:
+        self._gpus = gpus
+        self._peak_rss_bytes = 0
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Meter:
+        self._start = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.wall_s = time.monotonic() - self._start
+
+    def _watch(self) -> None:
+        while True:
+            self._peak_rss_bytes = max(self._peak_rss_bytes, rss_bytes())
+            if self._stop.wait(0.05):
+                return
+
+    def usage(self, num_tokens: int = 0) -> Usage:
+        wall_s = time.monotonic() - self._start
+        return Usage(wall_s, wall_s * self._gpus, self._peak_rss_bytes, num_tokens)
+
+
+def node_id() -> str:
+    """The Ray node that this process runs on."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def together(parts: list[Usage]) -> Usage:
+    """Usage of workers that ran side by side: longest wall, everything else added."""
+    return Usage(
+        max(part.wall_s for part in parts),
+        sum(part.device_s for part in parts),
+        sum(part.peak_rss_bytes for part in parts),
+        sum(part.num_tokens for part in parts),
+    )

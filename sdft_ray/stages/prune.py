@@ -1,0 +1,38 @@
+"""Stage `prune`: stream the teacher's tensors into a checkpoint of the kept blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ray
+
+from sdft_ray.pruning.plan import PruningPlan
+from sdft_ray.stages import files
+from sdft_ray.stages.job import Job, Made, Meter, remote_options
+
+
+def run(job: Job) -> Made:
+    """One task: surgery is bound by the disk."""
+    return ray.get(ray.remote(_prune).options(**remote_options(job.resources.prune), max_retries=3).remote(job))
+
+
+def _prune(job: Job) -> Made:
+    from sdft_ray.models.checkpoint import Checkpoint
+    from sdft_ray.models.loading import check_finite
+    from sdft_ray.models.size import size_of
+    from sdft_ray.models.surgery import drop_blocks
+
+    made = Made()
+    with Meter() as meter, job.output(made) as directory:
+        plan = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))
+        job.progress(0, len(plan.keep_blocks), "blocks")
+        teacher = job.model("teacher")
+        drop_blocks(teacher, directory, plan.keep_blocks, max_shard_bytes=job.resources.max_shard_bytes)
+        checkpoint = Checkpoint.open(directory)
+        checkpoint.check_expected()
+        check_finite(directory)
+        job.progress(len(plan.keep_blocks), len(plan.keep_blocks), "blocks")
+        configs = {"teacher": Checkpoint.open(teacher).config, "pruned": checkpoint.config}
+        made.summary = {"sizes": {model: dataclasses.asdict(size_of(config)) for model, config in configs.items()}}
+    made.usage = meter.usage()
+    return made

@@ -1,0 +1,62 @@
+"""A Ray to run on: the cluster that we are in, or a local one that ends with us."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from sdft_ray.errors import ResourceError
+from sdft_ray.resources import Resources
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster holds in all, busy or not."""
+
+    cpus: float
+    gpus: float
+    num_nodes: int
+
+
+@contextlib.contextmanager
+def ray_session(resources: Resources) -> Iterator[Capacity]:
+    """Join the Ray at RAY_ADDRESS or the one already started in this process, else start a local one.
+
+    A local Ray takes `resources.cpus`, listens on loopback only, shows no dashboard, and is shut down at the end.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        joining = bool(os.environ.get("RAY_ADDRESS"))
+        options: dict[str, Any] = {} if joining else _local_options(resources)
+        try:
+            # Workers' prints stay in Ray's own log files; what a user should see comes through progress events.
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
+            why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+            what = "join" if joining else "start"
+            hint = "check RAY_ADDRESS" if joining else "is the machine overloaded? free CPUs or memory, and run again"
+            raise ResourceError(f"cannot {what} Ray: {why}", hint) from None
+    try:
+        total = ray.cluster_resources()
+        yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), len(ray.nodes()))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _local_options(resources: Resources) -> dict[str, Any]:
+    # Ray's C++ parts write to our terminal, and what they call errors are mostly hints to Ray's own developers.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    return {
+        "address": "local",
+        "num_cpus": resources.cpus,
+        "object_store_memory": resources.object_store_bytes,
+        "include_dashboard": False,
+        "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
+    }

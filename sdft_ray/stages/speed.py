@@ -1,0 +1,39 @@
+"""Stage `speed`: tokens per second of teacher and pruned model, taken in turns in one process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import ray
+
+from sdft_ray.stages import files
+from sdft_ray.stages.job import Job, Made, Meter, remote_options
+
+
+def run(job: Job) -> Made:
+    """One task that has the cluster's CPUs to itself: see `registry.demand`."""
+    return ray.get(ray.remote(_speed).options(**remote_options(job.resources.speed), max_retries=3).remote(job))
+
+
+def _speed(job: Job) -> Made:
+    from sdft_ray.evaluation.speed import measure_speed
+
+    asked = job.recipe.speed
+    made = Made()
+    with Meter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
+        figures = measure_speed(
+            {"teacher": job.model("teacher"), "pruned": job.input("pruned")},
+            batch_rows=asked.batch_rows,
+            prompt_tokens=asked.prompt_tokens,
+            new_tokens=asked.new_tokens,
+            rounds=asked.rounds,
+            dtype=job.recipe.teacher.dtype,
+            device="cuda" if job.resources.speed.gpus else "cpu",
+            on_round=lambda done, total: job.progress(done, total, "rounds"),
+        )
+        plain = {model: asdict(figure) for model, figure in figures.items()}
+        (directory / files.SPEED).write_text(json.dumps(plain), encoding="utf-8")
+        made.summary = {"speed": plain}
+    made.usage = meter.usage()
+    return made

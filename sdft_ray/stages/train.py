@@ -1,0 +1,188 @@
+"""Stage `train`: one recovery arm on Ray Train, data-parallel, resumable from its last checkpoint.
+
+The plain loop of `training.loop` does the work; this file gives it workers, checkpoints and a place for the student.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import ray.train
+from filelock import FileLock
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from sdft_ray.recipe import Lora
+from sdft_ray.stages import files
+from sdft_ray.stages.job import Job, Made, Meter, node_id
+from sdft_ray.store.manifest import Usage
+
+if TYPE_CHECKING:
+    from sdft_ray.data.packing import PackedRows
+    from sdft_ray.training.loop import StepRecord, TrainPlan
+    from sdft_ray.training.state import TrainState
+
+
+def run(job: Job) -> Made:
+    """Train, and hand back what rank 0 placed.
+
+    The run's storage is the step's work directory, which is named by fingerprint, so that a new attempt can only
+    continue from checkpoints of the very same recipe.
+    """
+    settings = job.resources.train
+    per_worker: dict[str, float] = {"CPU": settings.cpus, **settings.resources}
+    if settings.gpus:
+        per_worker["GPU"] = settings.gpus
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=bool(settings.gpus),
+            resources_per_worker=per_worker,
+            accelerator_type=settings.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name="attempts",
+            storage_path=job.store.work_url(job.address),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    made = trainer.fit().return_value
+    assert isinstance(made, Made), "rank 0 returns what it placed"
+    return made
+
+
+def _worker(config: dict[str, Any]) -> Made:
+    """One rank. All ranks report equally often, as Ray Train demands; rank 0 alone writes."""
+    from sdft_ray.models.loading import load_model
+    from sdft_ray.training.export import save_student
+    from sdft_ray.training.loop import train
+    from sdft_ray.training.lora import merged
+    from sdft_ray.training.parallel import Ddp
+
+    job: Job = config["job"]
+    settings = job.resources.train
+    is_first = ray.train.get_context().get_world_rank() == 0
+    made = Made()
+    with Meter(gpus=settings.gpus) as meter:
+        rows = _packed(job)
+        plan = _plan(job, rows.num_rows)
+        pruned = job.input("pruned")
+        model: Any = load_model(pruned, "float32")
+        model.to("cuda" if settings.gpus else "cpu")
+        model = _with_adapters(model, job.recipe.train.lora, plan.seed)
+        state, history = _resumed()
+
+        def report(record: StepRecord) -> None:
+            if is_first:
+                history.append(asdict(record))
+                job.progress(record.step, plan.num_steps, "steps")
+
+        def save(state: TrainState) -> None:
+            _checkpoint(state, history if is_first else None)
+
+        train(model, rows, plan, parallel=Ddp(), report=report, save=save, resume=state)
+        if is_first:
+            with job.output(made) as directory:
+                save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
+                text = "".join(json.dumps(record) + "\n" for record in history)
+                (directory / files.HISTORY).write_text(text, encoding="utf-8")
+    usage = meter.usage(sum(record["num_tokens"] for record in history))
+    # Ranks hold the same model and split each step evenly, so rank 0 speaks for all.
+    peak = usage.peak_rss_bytes * settings.num_workers
+    made.usage = Usage(usage.wall_s, usage.device_s * settings.num_workers, peak, usage.num_tokens)
+    made.summary = {
+        "num_steps": plan.num_steps,
+        "num_rows": rows.num_rows,
+        "num_loss_tokens": sum(record["num_loss_tokens"] for record in history),
+        "last_loss": history[-1]["loss"] if history else None,
+        "node": node_id(),
+    }
+    return made
+
+
+def _plan(job: Job, num_rows: int) -> TrainPlan:
+    """The loop's plan from recipe and resources. An epoch is every packed row once."""
+    from sdft_ray.training.loop import TrainPlan
+
+    asked, settings, arm = job.recipe.train, job.resources.train, job.recipe.train.arms[job.arm]
+    num_steps = asked.num_steps or math.ceil(num_rows * (asked.num_epochs or 1.0) / asked.rows_per_step)
+    return TrainPlan(
+        num_steps=num_steps,
+        rows_per_step=asked.rows_per_step,
+        learning_rate=arm.learning_rate,
+        micro_batch_rows=settings.micro_batch_rows,
+        optimizer=asked.optimizer,
+        schedule=asked.schedule,
+        warmup_fraction=asked.warmup_fraction,
+        weight_decay=asked.weight_decay,
+        clip_norm=asked.clip_norm,
+        precision=settings.precision,
+        seed=arm.seed,
+        checkpoint_every=settings.checkpoint_every,
+    )
+
+
+def _packed(job: Job) -> PackedRows:
+    """Tokenize and pack once per shared disk; every other worker maps the file."""
+    from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.data.packing import PackedRows, pack
+
+    path = job.work() / "packed.arrow"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            distilled = job.recipe.train.arms[job.arm].data == "distilled"
+            table = pq.read_table(job.input("data") / (files.DISTILLED if distilled else files.ROWS))
+            responses = table["response" if distilled else "reference_response"].to_pylist()
+            chat = ChatFormat(load_tokenizer(job.input("pruned")))
+            pairs = zip(table["instruction"].to_pylist(), responses, strict=True)
+            documents = [chat.encode(instruction, response) for instruction, response in pairs]
+            partial = path.with_suffix(".partial")
+            pack(documents, job.recipe.train.row_tokens).save(partial)
+            partial.rename(path)
+    return PackedRows.load(path)
+
+
+def _with_adapters(model: Any, lora: Lora | None, seed: int) -> Any:
+    if lora is None:
+        return model
+    from sdft_ray.models.families import family_of
+    from sdft_ray.training.lora import attach
+
+    targets = family_of(model.config.to_dict()).lora_targets
+    return attach(model, lora.rank, lora.alpha, lora.dropout, targets, seed=seed)
+
+
+def _resumed() -> tuple[TrainState | None, list[dict[str, Any]]]:
+    """State and history of the last checkpoint, if there is one."""
+    from sdft_ray.training.state import load_state
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None, []
+    with checkpoint.as_directory() as directory:
+        text = (Path(directory) / files.HISTORY).read_text(encoding="utf-8")
+        return load_state(Path(directory)), [json.loads(line) for line in text.splitlines()]
+
+
+def _checkpoint(state: TrainState, history: list[dict[str, Any]] | None) -> None:
+    """Report a checkpoint; ranks without a history report nothing but take part."""
+    from sdft_ray.training.state import save_state
+
+    if history is None:
+        ray.train.report({})
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        save_state(Path(directory), state)
+        text = "".join(json.dumps(record) + "\n" for record in history)
+        (Path(directory) / files.HISTORY).write_text(text, encoding="utf-8")
+        ray.train.report({"step": state.step}, checkpoint=Checkpoint.from_directory(directory))

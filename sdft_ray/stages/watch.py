@@ -1,0 +1,79 @@
+"""What the driver watches while steps run: their progress, and the memory of everything on this machine."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayError
+
+from sdft_ray.progress import Event
+
+
+class Poller:
+    """Reads the board a few times a second and shows what changed."""
+
+    def __init__(self, board: Any, show: Any) -> None:
+        self._board = board
+        self._show = show
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> Any:
+        self._thread.start()
+        return self._board
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _poll(self) -> None:
+        shown: dict[str, tuple[int, int, str]] = {}
+        while not self._stop.wait(0.5):
+            try:
+                figures: Any = ray.get(self._board.read.remote(), timeout=10)
+            except RayError:
+                continue  # the board restarts, or Ray is going down
+            for step, figure in figures.items():
+                if shown.get(step) != figure:
+                    shown[step] = figure
+                    done, total, unit = figure
+                    self._show(Event("progress", step, done=done, total=total or None, unit=unit))
+
+
+class MemoryWatch:
+    """Peak memory of this process and all that it started, Ray's own processes included.
+
+    A page shared by several processes counts once in all where the system tells (PSS on Linux); adding up plain
+    resident sizes would count PyTorch's libraries once per worker.
+    """
+
+    def __init__(self) -> None:
+        self.peak_rss_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(2.0):
+            total = sum(_memory_bytes(process) for process in [me, *me.children(recursive=True)])
+            self.peak_rss_bytes = max(self.peak_rss_bytes, total)
+
+
+def _memory_bytes(process: psutil.Process) -> int:
+    """Zero for a process that ended meanwhile."""
+    try:
+        full = process.memory_full_info()
+        return getattr(full, "pss", full.rss)
+    except psutil.Error:
+        return 0

@@ -1,0 +1,1 @@
+"""The artifact store: content-derived addresses, manifests written last, nothing overwritten."""

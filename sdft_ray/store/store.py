@@ -1,0 +1,250 @@
+"""The store: artifacts at `ROOT/<stage>/<16 hex>/`, on a local path or any fsspec URL.
+
+A step fills a work directory, `place` puts its files under the address, and `commit` writes the manifest last.
+A crash at any point leaves either a committed artifact or none. A work directory is stable, so a killed step
+finds what it had finished. On a local root, workers of several nodes need it on a shared file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sdft_ray.errors import StoreError
+from sdft_ray.store.fingerprint import content_digest, file_digest, listed_files
+from sdft_ray.store.manifest import FileEntry, Manifest
+
+MANIFEST = "manifest.json"
+ADDRESS_HEX = 16
+
+
+def address_of(stage: str, fingerprint: str) -> str:
+    return f"{stage}/{fingerprint[:ADDRESS_HEX]}"
+
+
+class Store:
+    """One root. Cheap to make, so processes exchange its `url`, never the object."""
+
+    def __init__(self, url: str) -> None:
+        local = "://" not in url or url.startswith("file://")
+        self.url = str(Path(url.removeprefix("file://")).expanduser().resolve()) if local else url.rstrip("/")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as reason:
+            raise StoreError(f"cannot open store {url}: {reason}", "give a path or an s3://, gs:// URL") from None
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def manifest(self, address: str) -> Manifest | None:
+        """The manifest of a committed artifact, or None. Raises `StoreError` when it is damaged."""
+        try:
+            text = self._fs.cat_file(f"{self._root}/{address}/{MANIFEST}").decode()
+        except FileNotFoundError:
+            return None
+        try:
+            return Manifest.from_json(text)
+        except (ValueError, TypeError) as reason:
+            where = f"{self.url}/{address}"
+            raise StoreError(f"damaged manifest in {where}: {reason}", "remove that folder and run again") from None
+
+    def manifests(self, stage: str | None = None) -> list[Manifest]:
+        """All committed artifacts, of one stage or of all, oldest first."""
+        pattern = f"{self._root}/{stage or '*'}/{'[0-9a-f]' * ADDRESS_HEX}/{MANIFEST}"
+        found = [self.manifest("/".join(str(path).split("/")[-3:-1])) for path in self._fs.glob(pattern)]
+        return sorted((m for m in found if m is not None), key=lambda m: (m.created, m.address))
+
+    def path(self, address: str) -> Path:
+        """A local directory with the artifact's files: the artifact itself, or a checked copy of a remote one.
+
+        Raises `StoreError` when nothing is committed there, or when a download does not match its digests.
+        """
+        if self.is_local:
+            directory = Path(self._root) / address
+            if not (directory / MANIFEST).exists():
+                raise StoreError(f"nothing is committed at {address} in {self.url}", "run sdft compress first")
+            return directory
+        manifest = self.manifest(address)
+        if manifest is None:
+            raise StoreError(f"nothing is committed at {address} in {self.url}", "run sdft compress first")
+        directory = self._scratch() / "artifacts" / address
+        if not (directory / MANIFEST).exists():
+            self._download(manifest, directory)
+        return directory
+
+    def _download(self, manifest: Manifest, directory: Path) -> None:
+        partial = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}")
+        for name, entry in manifest.files.items():
+            target = partial / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._fs.get_file(f"{self._root}/{manifest.address}/{name}", str(target))
+            if file_digest(target) != entry.sha256:
+                raise StoreError(f"{manifest.address}/{name} does not match its digest", "sdft verify, then run again")
+        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # another process was first
+            partial.rename(directory)
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def damaged_files(self, address: str) -> list[str]:
+        """Names of files that are missing or whose bytes differ from the manifest. Empty means sound."""
+        manifest = self.manifest(address)
+        if manifest is None:
+            raise StoreError(f"nothing is committed at {address} in {self.url}", "see sdft ls")
+        return [name for name, entry in manifest.files.items() if self._digest(f"{address}/{name}") != entry.sha256]
+
+    def _digest(self, relative: str) -> str | None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(self._root) / relative if self.is_local else Path(folder) / "file"
+            try:
+                if not self.is_local:
+                    self._fs.get_file(f"{self._root}/{relative}", str(path))
+                return file_digest(path)
+            except FileNotFoundError:
+                return None
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Raises `StoreError` unless a file can be written, read back and removed."""
+        probe = f"{self._root}/.probe-{uuid.uuid4().hex[:12]}"
+        try:
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(probe, b"x")
+            self._fs.rm_file(probe)
+        except (OSError, ValueError) as reason:
+            raise StoreError(f"store {self.url} is not writable: {reason}", "choose another with --store") from None
+
+    def free_bytes(self) -> int | None:
+        """Free bytes on the root's disk; None where the question has no answer (object stores)."""
+        if not self.is_local:
+            return None
+        existing = next(p for p in (Path(self._root), *Path(self._root).parents) if p.exists())
+        return shutil.disk_usage(existing).free
+
+    def work(self, address: str) -> Path:
+        """The stable work directory of a step: it is made when missing and kept until the commit."""
+        base = Path(self._root) if self.is_local else self._scratch()
+        directory = base / "work" / address
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def work_url(self, address: str) -> str:
+        """Where all nodes of a cluster can write for this step (checkpoints of a training run)."""
+        return f"{self.url}/work/{address}"
+
+    @contextlib.contextmanager
+    def lock(self, address: str) -> Iterator[None]:
+        """Hold a step for this process, so that two runs on one machine never fill one work directory."""
+        import fcntl
+
+        path = self.work(address).with_suffix(".lock")
+        with path.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StoreError(f"another run is making {address} in {self.url}", "wait until it ends") from None
+            yield
+
+    def place(self, address: str, directory: Path) -> dict[str, FileEntry]:
+        """Move (local root) or upload the files of `directory` to the address; return their digests.
+
+        The artifact does not exist until `commit`. Files left there by a run that died are replaced.
+        """
+        if self.manifest(address) is not None:
+            raise StoreError(f"{address} is committed already", "artifacts are never overwritten; change the recipe")
+        files = {
+            path.relative_to(directory).as_posix(): FileEntry(file_digest(path), path.stat().st_size)
+            for path in listed_files(directory)
+        }
+        target = f"{self._root}/{address}"
+        if self._fs.exists(target):
+            self._fs.rm(target, recursive=True)
+        if self.is_local:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(str(directory), target)
+        else:
+            for name in files:
+                self._fs.makedirs(f"{target}/{Path(name).parent.as_posix()}", exist_ok=True)
+                self._fs.put_file(str(directory / name), f"{target}/{name}")
+            shutil.rmtree(directory)
+        return files
+
+    def commit(self, manifest: Manifest) -> None:
+        """Write the manifest, which makes the artifact exist, and drop the work directory."""
+        self._write(f"{manifest.address}/{MANIFEST}", manifest.to_json())
+        shutil.rmtree(self.work(manifest.address), ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(f"{self._root}/work/{manifest.address}", recursive=True)
+
+    def _write(self, relative: str, text: str) -> None:
+        target = f"{self._root}/{relative}"
+        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        if not self.is_local:
+            self._fs.pipe_file(target, text.encode())
+            return
+        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}")
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(target)
+
+    def _scratch(self) -> Path:
+        """Node-local room for copies of a remote store."""
+        name = self.url.replace("://", "-").replace("/", "-")
+        return Path(tempfile.gettempdir()) / "sdft_ray" / f"{os.getuid()}" / name
+
+    # -- runs ------------------------------------------------------------------------------------------------
+
+    def write_run(self, name: str, record: dict[str, Any]) -> None:
+        """Point `runs/<name>.json` at artifacts, the way a branch points at commits."""
+        self._write(f"runs/{name}.json", json.dumps(record, indent=1, ensure_ascii=False))
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Raises `StoreError` naming the runs there are."""
+        try:
+            return json.loads(self._fs.cat_file(f"{self._root}/runs/{name}.json"))
+        except FileNotFoundError:
+            known = ", ".join(self.runs()) or "none yet"
+            raise StoreError(f"no run named {name!r} in {self.url}", f"runs here: {known}") from None
+
+    def runs(self) -> list[str]:
+        return sorted(Path(str(path)).stem for path in self._fs.glob(f"{self._root}/runs/*.json"))
+
+    # -- digests of what lies outside ------------------------------------------------------------------------
+
+    def outside_digest(self, path: Path) -> str:
+        """`content_digest` of a file or directory that the recipe names, remembered by size and time."""
+        known = self._digest_index()
+        fresh: dict[str, str] = {}
+
+        def digest(file: Path) -> str:
+            stat = file.stat()
+            key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+            if key not in known:
+                known[key] = fresh[key] = file_digest(file)
+            return known[key]
+
+        value = content_digest(path, digest)
+        if fresh and self.is_local and Path(self._root).exists():
+            with contextlib.suppress(OSError):  # a read-only store still explains
+                self._write("work/digests.json", json.dumps(known, indent=0))
+        return value
+
+    def _digest_index(self) -> dict[str, str]:
+        if not self.is_local:
+            return {}
+        try:
+            return json.loads((Path(self._root) / "work/digests.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}

@@ -1,0 +1,84 @@
+"""Data parallelism: every process holds the whole model and sees its share of each step's rows.
+
+The gradient buffer is summed once a step, in float32 and in one piece. That costs the overlap of
+communication with the backward pass, and buys a sum that is the same however the rows are split into
+micro-batches, whatever the precision of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+_SLICE_ELEMENTS = 2**24  # 64 MiB of float32 in one message
+
+
+class Parallel(Protocol):
+    """What the training loop needs of a group of processes."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Replace a contiguous tensor by its sum over all processes."""
+        ...
+
+    def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace tensors by those of rank 0."""
+        ...
+
+
+class Single:
+    """One process: nothing to exchange."""
+
+    rank = 0
+    world_size = 1
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Leave `tensor` as it is."""
+
+    def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leave `tensors` as they are."""
+
+
+class Ddp:
+    """The default process group of torch.distributed (gloo on CPUs, nccl on GPUs), which must exist already.
+
+    Ray Train sets it up for its workers; elsewhere call `torch.distributed.init_process_group` first.
+    """
+
+    def __init__(self) -> None:
+        assert dist.is_initialized(), "torch.distributed has no process group"
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Replace a contiguous tensor by its sum over all processes."""
+        pending = [dist.all_reduce(part, async_op=True) for part in tensor.view(-1).split(_SLICE_ELEMENTS)]
+        for work in pending:
+            assert work is not None
+            work.wait()
+
+    def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace tensors by those of rank 0."""
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+@contextmanager
+def local_group(rank: int, world_size: int, folder: Path) -> Iterator[Ddp]:
+    """A gloo group of `world_size` processes of one machine that meet through a file in `folder`."""
+    place = f"file://{Path(folder) / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world_size)
+    try:
+        yield Ddp()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,82 @@
+"""Values that go into training and come out of it. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sdft_ray.training.schedule import OptimizerKind, Precision, ScheduleKind
+
+_EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How to train. A step sees `rows_per_step` rows over all processes, in micro-batches of `micro_batch_rows`.
+
+    `precision`: `fp32`, or `bf16` for bfloat16 weights and activations with float32 master weights.
+    `adamw_learning_rate` is used with `optimizer="muon"` for everything but block matrices (None: the same
+    rate). `checkpoint_every` 0 never saves. See `schedule.learning_rate` and `optim.build_optimizer`.
+    """
+
+    num_steps: int
+    rows_per_step: int
+    learning_rate: float
+    micro_batch_rows: int = 8
+    optimizer: OptimizerKind = "adamw"
+    schedule: ScheduleKind = "cosine"
+    warmup_fraction: float = 0.05
+    decay_fraction: float = 0.5
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    adamw_learning_rate: float | None = None
+    clip_norm: float = 1.0
+    precision: Precision = "fp32"
+    seed: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.num_steps >= 1, "num_steps is at least 1"
+        assert self.rows_per_step >= 1, "rows_per_step is at least 1"
+        assert self.micro_batch_rows >= 1, "micro_batch_rows is at least 1"
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result; how it is executed is left out. Plain JSON values."""
+        fields = {name: value for name, value in asdict(self).items() if name not in _EXECUTION_FIELDS}
+        return {**fields, "betas": list(self.betas)}
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One finished step, the same on every process.
+
+    `step` counts finished steps: 1 after the first. `loss` is in nats per response token, `grad_norm` the
+    global L2 norm before clipping, `wall_s` the seconds that the step took here.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    num_loss_tokens: int
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What one call of `train` did: steps before a resume are not counted.
+
+    `loss` is the mean over the response tokens of the last tenth of the steps, in nats; NaN without steps.
+    """
+
+    num_steps: int
+    num_tokens: int
+    num_loss_tokens: int
+    loss: float
+    wall_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of documents per second over all processes; padding is not counted."""
+        return self.num_tokens / self.wall_s if self.wall_s else 0.0

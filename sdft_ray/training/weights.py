@@ -1,0 +1,85 @@
+"""Weights under training: what the model computes with, and what the optimizer updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdft_ray.training.schedule import Precision
+
+
+class Weights:
+    """Float32 `masters` of every trainable parameter, and one flat float32 buffer with all their gradients.
+
+    With `fp32` the masters are the model's own parameters. With `bf16` the model computes with bfloat16
+    copies, its buffers (rotary frequencies) stay as they are, and gradients of micro-batches are summed in
+    float32. Call `collect` after each backward pass, `publish` after each update, `restore` at the end.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._params: dict[str, nn.Parameter] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._frozen: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self.masters: dict[str, nn.Parameter] = {}
+        for name, param in model.named_parameters():
+            original = param.data
+            param.grad = None
+            if not param.requires_grad:
+                if original.dtype != compute_dtype:
+                    param.data = original.to(compute_dtype)
+                    self._frozen.append((param, original))
+                continue
+            self._params[name] = param
+            self._dtypes[name] = original.dtype
+            param.data = original.to(compute_dtype)
+            same = compute_dtype == torch.float32
+            self.masters[name] = param if same else nn.Parameter(original.float().clone())
+        assert self.masters, "the model has no trainable parameter"
+        self._shared = compute_dtype == torch.float32
+        self.gradients_P = self._flat_gradients()
+
+    def _flat_gradients(self) -> torch.Tensor:
+        """One buffer of which every master's `.grad` is a view: one sum, one norm, one message."""
+        masters = list(self.masters.values())
+        flat_P = torch.zeros(sum(p.numel() for p in masters), dtype=torch.float32, device=masters[0].device)
+        for master, part in zip(masters, flat_P.split([p.numel() for p in masters]), strict=True):
+            master.grad = part.view(master.shape)
+        return flat_P
+
+    def collect(self) -> None:
+        """Move the gradients of one backward pass into the float32 buffer (where autograd did not put them)."""
+        if self._shared:
+            return
+        for name, param in self._params.items():
+            if param.grad is not None:
+                gradient = self.masters[name].grad
+                assert gradient is not None
+                gradient.add_(param.grad)
+                param.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Let the model compute with the masters' present values."""
+        if self._shared:
+            return
+        for name, param in self._params.items():
+            param.copy_(self.masters[name])
+
+    def restore(self) -> None:
+        """Give every parameter its original dtype back; trained ones with the masters' values."""
+        for name, param in self._params.items():
+            param.grad = None
+            param.data = self.masters[name].data.to(self._dtypes[name])
+        for param, original in self._frozen:
+            param.data = original
+
+    @torch.no_grad()
+    def load(self, values: dict[str, Any]) -> None:
+        """Set the masters, which must have exactly the names in `values`, and publish them."""
+        assert values.keys() == self.masters.keys(), "the state belongs to other weights"
+        for name, master in self.masters.items():
+            master.copy_(values[name])
+        self.publish()

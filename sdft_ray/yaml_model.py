@@ -1,0 +1,110 @@
+"""YAML to pydantic and back, with errors a person can act on. Shared by recipe and resources."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sdft_ray.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads `1e-3` as a number."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(  # YAML 1.1 as PyYAML reads it wants a dot and a signed exponent
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(path: Path, error: type[UserError]) -> Any:
+    """Parse a YAML file into plain data. Raises `error` with the line of the fault."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        raise error(f"no file {path}", f"did you mean {near[0]}?" if near else "check the path") from None
+    except (OSError, UnicodeDecodeError) as reason:
+        raise error(f"cannot read {path}: {reason}", "give a readable UTF-8 YAML file") from None
+    try:
+        data = parse_yaml(text)
+    except yaml.MarkedYAMLError as reason:
+        mark = reason.problem_mark or reason.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise error(f"{path}{line}: {reason.problem or 'not YAML'}", "mend the YAML there") from None
+    if not isinstance(data, dict):
+        raise error(f"{path} holds no mapping", "start from a file in jobs/recipes")
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data of a YAML text. Raises `yaml.YAMLError`."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+
+
+def as_frozen(data: Any) -> Any:
+    """Lists as tuples, all the way down: strict models take tuples only, and people write lists."""
+    if isinstance(data, dict):
+        return {key: as_frozen(value) for key, value in data.items()}
+    return tuple(as_frozen(value) for value in data) if isinstance(data, list | tuple) else data
+
+
+def dump_yaml(data: Any) -> str:
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model class that holds the last element of `location`, following nested fields and containers."""
+    for step in location[:-1]:
+        field = model.model_fields.get(str(step))
+        if field is None:  # an index or a key of a container: the model found inside it stays
+            continue
+        inner = _inner_model(field.annotation)
+        if inner is None:
+            return None
+        model = inner
+    return model
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_inner_model(argument) for argument in get_args(annotation))
+    return next((inner for inner in found if inner is not None), None)
+
+
+def describe_validation_error(error: ValidationError, model: type[BaseModel], origin: str) -> tuple[str, str]:
+    """One line that says what is wrong first, and one that says what to do about it."""
+    # A misspelt field is often reported as missing too: say the misspelling first.
+    first, *rest = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
+    location = first["loc"]
+    where = ".".join(str(step) for step in location) or "it"
+    more = f" (and {len(rest)} more)" if rest else ""
+    if first["type"] == "extra_forbidden":
+        holder = _model_at(model, location)
+        names = list(holder.model_fields) if holder else []
+        near = difflib.get_close_matches(str(location[-1]), names, 1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+        return f"{origin}: unknown field {where!r}{more}", hint
+    if first["type"] == "missing":
+        return f"{origin}: {where!r} is missing{more}", "add it; jobs/recipes has complete examples"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{origin}: {where}: {message}{more}", "correct that field"

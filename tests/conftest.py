@@ -1,0 +1,32 @@
+"""One local Ray for all tests that need one, with its own home so that nothing outside is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only get in each other's way on tiny models
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of three logical CPUs, which all tests of the session share."""
+    import ray
+
+    from sdft_ray.resources import Resources
+    from sdft_ray.stages.session import ray_session
+
+    home = tmp_path_factory.mktemp("home")
+    before = os.environ.get("HOME", str(Path.home()))
+    os.environ["HOME"] = str(home)
+    try:
+        with ray_session(Resources(cpus=3, object_store_bytes=100 * 2**20)):
+            yield
+        assert not ray.is_initialized()
+    finally:
+        os.environ["HOME"] = before

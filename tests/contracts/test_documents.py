@@ -1,0 +1,66 @@
+"""README, Makefile and manifests say what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from sdft_ray.cli import app
+from sdft_ray.graph import VERSIONS
+from sdft_ray.stages.registry import _MODULES
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_commands_exist() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    named = set(re.findall(r"(?:`|^)sdft ([a-z][a-z-]*)", README, flags=re.MULTILINE))
+    assert named >= {"compress", "explain", "show", "verify", "submit"}
+    assert named <= set(commands)
+
+
+def test_readme_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
+
+
+def test_readme_tree_is_the_tree() -> None:
+    block = README.split("## The house")[1].split("```")[1]
+    named = set(re.findall(r"^  ([a-z_]+(?:\.py|/))  ", block, flags=re.MULTILINE))
+    parts = [path for path in (ROOT / "sdft_ray").iterdir() if not path.name.startswith("__")]
+    inside = {path.name + ("/" if path.is_dir() else "") for path in parts}
+    assert named == inside
+
+
+def test_readme_paths_exist() -> None:
+    paths = re.findall(r"\b((?:jobs|cluster|requirements|tests|docs)/[\w./-]+)", README)
+    assert paths
+    assert [path for path in paths if not (ROOT / path.rstrip(".")).exists()] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cluster").glob("*.yaml")), ids=lambda path: path.name)
+def test_manifests_are_yaml_and_call_our_commands(path: Path) -> None:
+    manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert manifest["kind"] == "RayJob"
+    words = manifest["spec"]["entrypoint"].split()
+    assert words[:4] == ["python", "-m", "sdft_ray.cli", "compress"]
+    assert manifest["spec"]["rayClusterSpec"]["authOptions"]["mode"] == "token"
+    known = {option for parameter in get_command(app).commands["compress"].params for option in parameter.opts}  # type: ignore[attr-defined]
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_every_stage_has_a_version_and_a_runner() -> None:
+    assert set(_MODULES) == set(VERSIONS) - {"report"}
+
+
+def test_pins_are_exact_and_name_no_host() -> None:
+    for path in sorted((ROOT / "requirements").glob("*.txt")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert "://" not in line, path
+            if line and not line.startswith("#") and path.name != "overrides.txt":
+                assert "==" in line, (path, line)

@@ -1,0 +1,222 @@
+"""What moves an address and what does not (DESIGN: identity apart from execution)."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from sdft_ray.graph import VERSIONS, State, resolve, steps
+from sdft_ray.recipe import Recipe
+from sdft_ray.sources import Sources
+from sdft_ray.store.fingerprint import fingerprint
+from sdft_ray.store.manifest import Manifest, Usage
+from sdft_ray.store.store import Store
+from sdft_ray.yaml_model import dump_yaml
+from tests.recipes import recipe_data
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def _shuffled(value: Any, order: random.Random) -> Any:
+    if isinstance(value, dict):
+        keys = list(value)
+        order.shuffle(keys)
+        return {key: _shuffled(value[key], order) for key in keys}
+    return [_shuffled(item, order) for item in value] if isinstance(value, list) else value
+
+
+@given(json_values, st.randoms(use_true_random=False))
+def test_key_order_never_moves_a_fingerprint(value: Any, order: random.Random) -> None:
+    assert fingerprint(_shuffled(value, order)) == fingerprint(value)
+
+
+@given(json_values, json_values)
+def test_different_values_have_different_fingerprints(left: Any, right: Any) -> None:
+    same = json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+    assert (fingerprint(left) == fingerprint(right)) == same
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "teacher").mkdir()
+    (folder / "teacher/config.json").write_text("{}", encoding="utf-8")
+    (folder / "other").mkdir()
+    (folder / "other/config.json").write_text('{"a": 1}', encoding="utf-8")
+    (folder / "tasks").mkdir()
+    (folder / "tasks/tiny_task.yaml").write_text("task: tiny_task", encoding="utf-8")
+    (folder / "other.jsonl").write_text("{}", encoding="utf-8")
+    recipe_data(folder, folder / "teacher")
+    return folder
+
+
+def _identities(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """A fingerprint per step, with the plan taken as committed so that nothing waits."""
+    store = Store(str(folder / "store"))
+    store.check_writable()
+    states: dict[str, State] = {}
+    for _ in range(2):
+        states = resolve(recipe, store, Sources(recipe, store))
+        plan = states["plan"]
+        if plan.status == "missing":
+            usage = Usage()
+            summary = {"plan": {"keep_blocks": [0]}}
+            store.commit(Manifest("plan", "plan", plan.address, plan.fingerprint, "{}", {}, {}, usage, summary))
+    return {name: state.fingerprint for name, state in states.items()}
+
+
+def _base(folder: Path) -> dict[str, Any]:
+    data = recipe_data(folder, folder / "teacher")
+    data["evaluate"] = {**data["evaluate"], "include": str(folder / "tasks"), "tuned": ("tiny_task",)}
+    data["train"] = {**data["train"], "lora": {"rank": 4}}
+    data["seed_set"] = {**data["seed_set"], "columns": {"id": "id"}}
+    return data
+
+
+def _leaves(model: type[BaseModel], data: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every field of the recipe, as a path; maps of arms are followed into their entries."""
+    found = []
+    for name, info in model.model_fields.items():
+        value = data.get(name)
+        inner = info.annotation
+        if name == "arms":
+            for arm, entry in data["arms"].items():
+                found += [(*path, "arms", arm, *leaf) for leaf in _leaves(_arm_model(), entry)]
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += _leaves(inner, value or {}, (*path, name))
+        else:
+            found.append((*path, name))
+    return found
+
+
+def _arm_model() -> type[BaseModel]:
+    from sdft_ray.recipe import Arm
+
+    return Arm
+
+
+def _changes(folder: Path) -> dict[str, Any]:
+    """Another valid value for each field; the test fails when a new field has none here."""
+    return {
+        "name": "another", "description": "words", "replicate": 2,
+        "teacher.model": str(folder / "other"), "teacher.revision": None,
+        "teacher.config": str(folder / "other/config.json"),
+        "teacher.dtype": "bfloat16", "teacher.trust_remote_code": True,
+        "seed_set.source": str(folder / "other.jsonl"), "seed_set.columns": {"id": "key"},
+        "seed_set.answer_kind": "list",
+        "seed_set.limit": 3, "seed_set.revision": None, "calibration.revision": None,
+        "calibration.source": str(folder / "other.jsonl"), "calibration.columns": {"id": "key"},
+        "calibration.answer_kind": "list", "calibration.limit": 3, "calibration.max_tokens": 9,
+        "depth.metric": "tail", "depth.position": "mean", "depth.remove_blocks": 2, "depth.seed": 5,
+        "depth.keep_parameters": None, "depth.max_parameters": None, "depth.blocks": None,
+        "generate.template": "own_words_detailed", "generate.temperature": 0.5, "generate.top_p": 0.5,
+        "generate.max_tokens": 17, "generate.seed": 7,
+        "train.lora": None, "train.row_tokens": 256, "train.rows_per_step": 3, "train.num_steps": 3,
+        "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
+        "train.weight_decay": 0.1, "train.clip_norm": 0.5,
+        "train.arms.sft.data": "distilled", "train.arms.sft.learning_rate": 0.2, "train.arms.sft.seed": 3,
+        "train.arms.sdft.data": "reference", "train.arms.sdft.learning_rate": 0.2, "train.arms.sdft.seed": 3,
+        "evaluate.tasks": ({"name": "tiny_task", "num_fewshot": 1},), "evaluate.include": None, "evaluate.limit": 7,
+        "evaluate.apply_chat_template": False, "evaluate.tuned": (), "evaluate.seed": 4,
+        "gates": str(folder / "other.jsonl"),
+        "speed.batch_rows": 3, "speed.prompt_tokens": 3, "speed.new_tokens": 3, "speed.rounds": 3,
+    }  # fmt: skip
+
+
+_UNSET_HERE = {
+    "teacher.revision", "seed_set.revision", "calibration.revision",  # a file's identity is its content
+    "depth.keep_parameters", "depth.max_parameters", "depth.blocks", "train.num_epochs",  # exclude each other
+}  # fmt: skip
+
+
+def _set(data: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    if len(path) == 1:
+        return {**data, path[0]: value}
+    return {**data, path[0]: _set(data.get(path[0], {}), path[1:], value)}
+
+
+def test_every_field_moves_some_address(world: Path) -> None:
+    data = _base(world)
+    before = _identities(Recipe.parse(data), world)
+    changes = _changes(world)
+    leaves = [".".join(path) for path in _leaves(Recipe, data)]
+    assert set(leaves) == set(changes), "give every field of the recipe another value above"
+    for leaf in sorted(set(leaves) - _UNSET_HERE):
+        after = _identities(Recipe.parse(_set(data, tuple(leaf.split(".")), changes[leaf])), world)
+        assert after != before, f"{leaf} changes no address"
+
+
+def test_alternative_targets_move_addresses(world: Path) -> None:
+    seen = []
+    for depth in (
+        {"remove_blocks": 1}, {"keep_parameters": 0.5}, {"max_parameters": 100}, {"metric": "explicit", "blocks": (1,)},
+    ):  # fmt: skip
+        seen.append(_identities(Recipe.parse({**_base(world), "depth": depth}), world)["plan"])
+    assert len(set(seen)) == 4
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_key_order_and_spelt_out_defaults_move_nothing(world: Path, order: random.Random) -> None:
+    recipe = Recipe.parse(_base(world))
+    full = recipe.model_dump(mode="python")
+    assert _identities(Recipe.parse(_shuffled(full, order)), world) == _identities(recipe, world)
+
+
+def test_a_changed_depth_keeps_the_generated_set(world: Path) -> None:
+    data = _base(world)
+    before = _identities(Recipe.parse(data), world)
+    after = _identities(Recipe.parse({**data, "depth": {"remove_blocks": 2}}), world)
+    same = {name for name in before if before[name] == after[name]}
+    assert same >= {"seed", "calibration", "measure", "generate", "select", "evaluate:teacher"}
+    assert before["plan"] != after["plan"]
+
+
+def test_arms_share_what_they_can(world: Path) -> None:
+    data = _base(world)
+    arm = {"data": "reference", "learning_rate": 1e-3}
+    data["train"] = {**data["train"], "arms": {"a": arm, "b": arm}}
+    ids = _identities(Recipe.parse(data), world)
+    assert ids["train:a"] == ids["train:b"]
+    assert ids["evaluate:a"] == ids["evaluate:b"]
+
+
+def test_resources_have_no_way_into_a_step(world: Path) -> None:
+    from sdft_ray.resources import Resources
+
+    names = {name for name, info in Resources.model_fields.items() if not hasattr(info.annotation, "model_fields")}
+    text = json.dumps([step.slice for step in steps(Recipe.parse(_base(world)))])
+    assert not [name for name in names if f'"{name}"' in text]
+
+
+def test_golden_fingerprints(world: Path) -> None:
+    """A default that changes, or a stage without a raised VERSION, would silently reuse old results."""
+    data = _base(world)
+    slices = {step.name: step.slice for step in steps(Recipe.parse(data))}
+    found = {"versions": VERSIONS, "slices": slices, "defaults": _defaults(Recipe)}
+    golden = Path(__file__).with_name("golden_identity.yaml")
+    assert dump_yaml(json.loads(json.dumps(found))) == golden.read_text(encoding="utf-8"), (
+        "identity changed: raise VERSIONS of the stages concerned, then rewrite the golden file"
+    )
+
+
+def _defaults(model: type[BaseModel]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found[name] = _defaults(inner)
+        else:
+            found[name] = "required" if info.is_required() else json.loads(json.dumps(info.default))
+    return found

@@ -1,0 +1,137 @@
+"""The whole path on real Ray with a tiny random teacher: what runs, what is reused, what survives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sdft_ray.errors import StageError
+from sdft_ray.models.loading import load_model
+from sdft_ray.pipeline import compress
+from sdft_ray.recipe import Recipe
+from sdft_ray.run import Run
+from sdft_ray.store.store import MANIFEST, Store
+from tests.worlds import RESOURCES, make_world, world_data
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def _recipe(folder: Path, **changes: object) -> Recipe:
+    return Recipe.parse(world_data(folder, **changes))
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> Run:
+    """A complete run, made once."""
+    return compress(_recipe(folder), str(folder / "store"), RESOURCES, name="first", view="none")
+
+
+def _made(run: Run) -> set[str]:
+    return {stage["name"] for stage in run.stages() if not stage["skipped"]}
+
+
+def _again(folder: Path, name: str, **changes: object) -> Run:
+    return compress(_recipe(folder, **changes), str(folder / "store"), RESOURCES, name=name, view="none")
+
+
+def test_everything_is_made_and_says_so(first: Run) -> None:
+    data = first.to_json()
+    assert _made(first) == {stage["name"] for stage in data["stages"]}
+    assert set(data["scores"]) == {"teacher", "pruned", "sft", "sdft"}
+    assert data["scores"]["sft"]["tiny_task"]["n"] == 8
+    assert set(data["recovery"]) == {"sft", "sdft"}
+    assert data["sizes"]["pruned"]["num_blocks"] == 3
+    assert all(stage["wall_s"] > 0 and stage["peak_rss_bytes"] > 0 for stage in data["stages"])
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_the_students_are_plain_checkpoints_of_the_pruned_shape(first: Run) -> None:
+    pruned = load_model(first.store.path(first.manifests["prune"].address), "float32")
+    for arm in ("sft", "sdft"):
+        student = load_model(first.student_path(arm), "float32")
+        assert student.config.num_hidden_layers == 3
+        states = zip(student.state_dict().values(), pruned.state_dict().values(), strict=True)
+        assert any(not torch.equal(a, b) for a, b in states), "training changed nothing"
+
+
+def test_every_seed_row_is_generated_and_selected_once(first: Run) -> None:
+    store = first.store
+    seed = pq.read_table(store.path(first.manifests["seed"].address) / "rows.parquet")
+    for step, file in (("generate", "generated.parquet"), ("select", "distilled.parquet")):
+        table = pq.read_table(store.path(first.manifests[step].address) / file)
+        assert sorted(table["example_id"].to_pylist()) == sorted(seed["example_id"].to_pylist())
+
+
+def test_the_report_stands_alone(first: Run) -> None:
+    page = first.report_path.read_text(encoding="utf-8")
+    assert "<html" in page
+    assert "https://" not in page.replace("https://arxiv.org", "")
+    assert "sdft" in page
+
+
+def test_a_second_run_executes_nothing(folder: Path, first: Run) -> None:
+    assert _made(_again(folder, "second")) == set()
+
+
+def test_a_changed_depth_does_not_regenerate(folder: Path, first: Run) -> None:
+    made = _made(_again(folder, "deeper", depth={"remove_blocks": 2}))
+    assert made.isdisjoint({"seed", "calibration", "measure", "generate", "select", "evaluate:teacher"})
+    assert made >= {"plan", "prune", "train:sft", "train:sdft", "evaluate:pruned"}
+
+
+def test_two_metrics_with_the_same_plan_share_the_student(folder: Path, first: Run) -> None:
+    removed = [b for b in range(4) if b not in first.manifests["plan"].summary["plan"]["keep_blocks"]]
+    made = _made(_again(folder, "by hand", depth={"metric": "explicit", "blocks": removed}))
+    assert made == {"plan", "report"}
+
+
+def test_a_step_without_a_manifest_runs_again(folder: Path, first: Run) -> None:
+    """What a kill between the files and the manifest leaves behind is no artifact."""
+    copy = folder / "copy"
+    shutil.copytree(folder / "store", copy)
+    killed = Store(str(copy))
+    (copy / first.manifests["prune"].address / MANIFEST).unlink()
+    run = compress(_recipe(folder), killed, RESOURCES, name="first", view="none")
+    assert _made(run) == {"prune"}
+    assert killed.damaged_files(first.manifests["prune"].address) == []
+
+
+@pytest.mark.skip(reason="written, not yet run to its end on a quiet machine")
+def test_finished_rows_survive_a_failed_generation(folder: Path, first: Run) -> None:
+    """Rows of a run that died are found in its work directory and not asked for again."""
+    store = Store(str(folder / "resumed"))
+    source = first.store.path(first.manifests["generate"].address) / "generated.parquet"
+    table = pq.read_table(source)
+    marked = table.slice(0, 2).set_column(3, "response", [["kept from before"] * 2])
+    parts = store.work(first.manifests["generate"].address) / "parts"
+    parts.mkdir(parents=True)
+    pq.write_table(marked, parts / "a.parquet")
+    run = compress(_recipe(folder), store, RESOURCES, name="resumed", view="none")
+    made = pq.read_table(run.store.path(run.manifests["generate"].address) / "generated.parquet")
+    assert sum(text == "kept from before" for text in made["response"].to_pylist()) == 2
+    assert made.num_rows == table.num_rows
+
+
+@pytest.mark.skip(reason="written, not yet run to its end on a quiet machine")
+def test_a_failing_stage_names_itself_and_keeps_the_rest(folder: Path, first: Run) -> None:
+    broken = folder / "broken"
+    shutil.copytree(folder / "store", broken)
+    store = Store(str(broken))
+    address = first.manifests["evaluate:sft"].address
+    shutil.rmtree(broken / address)
+    weights = broken / first.manifests["train:sft"].address / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises((StageError, ValueError), match=r"model\.safetensors"):
+        compress(_recipe(folder), store, RESOURCES, name="first", view="none")
+    assert store.damaged_files(first.manifests["train:sft"].address) == ["model.safetensors"]
+    assert store.manifest(first.manifests["evaluate:sdft"].address) is not None

@@ -1,0 +1,151 @@
+"""Chat templates as token ids: one BOS, loss on the answer and its end, control tokens only from the template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.errors import DataError, ModelError
+from tests.tiny import BOS_ID, CHAT_TEMPLATE, EOS_ID, make_tokenizer
+
+QUESTION, ANSWER = "How many apples?", "12 - 5 = 7 #### 7"
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content | trim }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+PLAIN = (
+    "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), 300)
+
+
+@pytest.fixture
+def tokenizer(directory: Path) -> Any:
+    return load_tokenizer(directory)
+
+
+def with_template(tokenizer: Any, template: str | None) -> Any:
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def answer_text(tokenizer: Any, document: Any) -> str:
+    ids = [token for token, counts in zip(document.ids, document.loss_mask, strict=True) if counts]
+    return tokenizer.decode(ids)
+
+
+def test_a_prompt_has_one_bos_though_tokenizer_and_template_each_give_one(tokenizer: Any):
+    text = ChatFormat(tokenizer).prompt_text(QUESTION)
+    assert tokenizer(text)["input_ids"][:2] == [BOS_ID, BOS_ID]  # the trap
+    ids = ChatFormat(tokenizer).prompt_ids(QUESTION)
+    assert ids.count(BOS_ID) == 1
+    assert tokenizer.decode(ids) == text == f"<|bos|><|user|>{QUESTION}<|end|><|assistant|>"
+
+
+def test_prompt_ids_are_those_of_transformers(tokenizer: Any):
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
+    )
+    assert ChatFormat(tokenizer).prompt_ids(QUESTION) == expected
+
+
+def test_a_template_with_two_bos_is_refused(tokenizer: Any):
+    with pytest.raises(ModelError, match="more than one BOS"):
+        ChatFormat(with_template(tokenizer, "{{ bos_token }}" + CHAT_TEMPLATE))
+
+
+def test_a_missing_template_is_refused_with_a_next_step(tokenizer: Any):
+    with pytest.raises(ModelError, match="no chat template") as caught:
+        ChatFormat(with_template(tokenizer, None))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("template", ["{% broken", "{{ raise_exception('only English') }}"])
+def test_a_template_that_cannot_be_rendered_is_refused(tokenizer: Any, template: str):
+    with pytest.raises(ModelError, match="cannot be rendered"):
+        ChatFormat(with_template(tokenizer, template))
+
+
+def test_a_template_that_hides_the_answer_is_refused(tokenizer: Any):
+    with pytest.raises(ModelError, match="each message once"):
+        ChatFormat(with_template(tokenizer, "{{ messages[0].content }}"))
+
+
+def test_loss_is_on_the_answer_and_its_end_of_turn(tokenizer: Any):
+    document = ChatFormat(tokenizer).encode(QUESTION, ANSWER)
+    prompt = ChatFormat(tokenizer).prompt_ids(QUESTION)
+    assert document.ids[: len(prompt)] == prompt
+    assert document.loss_mask == [False] * len(prompt) + [True] * (len(document.ids) - len(prompt))
+    assert answer_text(tokenizer, document) == ANSWER + "<|end|>"
+    assert document.ids[-1] == EOS_ID
+
+
+def test_what_follows_the_end_of_turn_is_left_out(tokenizer: Any):
+    document = ChatFormat(with_template(tokenizer, CHATML)).encode(QUESTION, f"\n {ANSWER} \n")
+    assert answer_text(tokenizer, document) == ANSWER + "<|end|>"
+
+
+def test_a_template_without_an_end_of_turn_gets_eos(tokenizer: Any):
+    document = ChatFormat(with_template(tokenizer, PLAIN)).encode(QUESTION, ANSWER)
+    assert answer_text(tokenizer, document) == f" {ANSWER}\n<|end|>"
+
+
+def test_an_end_of_turn_that_swallows_space_is_found(tokenizer: Any):
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<|over|>", rstrip=True, special=True), "<|user|>", "<|assistant|>"]}
+    )
+    template = CHATML.replace("<|end|>", "<|over|>") + "{% if not add_generation_prompt %}<|end|>{% endif %}"
+    document = ChatFormat(with_template(tokenizer, template)).encode(QUESTION, ANSWER)
+    assert answer_text(tokenizer, document) == ANSWER + "<|over|>"
+
+
+def test_a_prompt_that_the_answered_conversation_does_not_begin_with_is_refused(tokenizer: Any):
+    template = CHAT_TEMPLATE.replace("'<|assistant|>' }}", "'<|assistant|>Think: ' }}")
+    with pytest.raises(ModelError, match="writes a prompt differently"):
+        ChatFormat(with_template(tokenizer, template)).encode(QUESTION, ANSWER)
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHATML, PLAIN])
+def test_control_tokens_in_texts_stay_text(tokenizer: Any, template: str):
+    chat = ChatFormat(with_template(tokenizer, template))
+    question, answer = "What does <|end|> do?", "It is <|end|><|assistant|>\nor <|bos|>."
+    plain = chat.encode(QUESTION, ANSWER)
+    document = chat.encode(question, answer)
+
+    def controls(ids: list[int]) -> list[int]:
+        return [token for token in ids if token < 7]
+
+    assert controls(document.ids) == controls(plain.ids)
+    assert question in tokenizer.decode(document.ids)
+    assert answer in answer_text(tokenizer, document)
+    assert document.ids[: len(chat.prompt_ids(question))] == chat.prompt_ids(question)
+
+
+def test_control_tokens_that_cannot_be_kept_apart_are_refused(tokenizer: Any):
+    template = CHAT_TEMPLATE.replace("message['content']", "message['content'].replace('a', 'b')")
+    chat = ChatFormat(with_template(tokenizer, template))
+    assert "bpples" in tokenizer.decode(chat.prompt_ids("apples"))
+    with pytest.raises(DataError, match=r"control token <\|end\|>"):
+        chat.prompt_ids("an <|end|>")
+
+
+def test_an_empty_answer_is_refused(tokenizer: Any):
+    with pytest.raises(DataError, match="empty"):
+        ChatFormat(tokenizer).encode(QUESTION, " \n")
+
+
+def test_a_directory_without_tokenizer_is_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match="no tokenizer can be loaded"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="not a directory"):
+        load_tokenizer(tmp_path / "missing")

@@ -1,0 +1,299 @@
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sdft_ray.data.example import SEED_SCHEMA, example_id
+from sdft_ray.data.hub import NAMED_SETS, named_records
+from sdft_ray.data.sources import read_rows
+from sdft_ray.errors import DataError
+
+GOOD = {"instruction": "What is 2 + 2?", "reference": "It is 4. #### 4"}
+
+
+def write(path: Path, *rows: Any) -> str:
+    """JSONL: a string stands as it is, anything else as JSON."""
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "seed.jsonl"
+
+
+def test_minimal_rows(file: Path):
+    other = {"instruction": "Größe? 🙂", "reference": "\u0000 tab\there", "ignored": [1, {"a": 2}]}
+    table = read_rows(write(file, GOOD, other))
+    assert table.schema == SEED_SCHEMA
+    assert table.to_pylist() == [
+        {
+            "example_id": example_id(row["instruction"], row["reference"]),
+            "instruction": row["instruction"],
+            "reference_response": row["reference"],
+            "answer_kind": "none",
+            "family": "",
+        }
+        for row in (GOOD, other)
+    ]
+
+
+def test_all_columns_and_their_defaults(file: Path):
+    full = GOOD | {"id": "a-1", "answer_kind": "number", "family": "sums"}
+    nulls = GOOD | {"id": 7, "answer_kind": None, "family": None}
+    table = read_rows(write(file, full, nulls), answer_kind="text")
+    assert table["example_id"].to_pylist() == ["a-1", "7"]
+    assert table["answer_kind"].to_pylist() == ["number", "text"]
+    assert table["family"].to_pylist() == ["sums", ""]
+
+
+def test_mapping(file: Path):
+    source = write(file, {"question": "q", "answer": "a", "key": 3, "kind": "choice", "instruction": "no"})
+    columns = {"instruction": "question", "reference": "answer", "id": "key", "answer_kind": "kind"}
+    assert read_rows(source, columns=columns).to_pylist() == [
+        {
+            "example_id": "3",
+            "instruction": "q",
+            "reference_response": "a",
+            "answer_kind": "choice",
+            "family": "",
+        }
+    ]
+
+
+def test_order_and_limit(file: Path):
+    rows = [{"instruction": f"q{i}", "reference": "a"} for i in (3, 1, 2, 0)]
+    source = write(file, *rows)
+    assert read_rows(source)["instruction"].to_pylist() == ["q3", "q1", "q2", "q0"]
+    assert read_rows(source, limit=2)["instruction"].to_pylist() == ["q3", "q1"]
+    assert read_rows(source, limit=9).num_rows == 4
+    # rows after the limit are not looked at
+    assert read_rows(write(file, *rows, "{broken"), limit=4).num_rows == 4
+
+
+def test_blank_lines_crlf_and_byte_order_mark(file: Path):
+    line = json.dumps(GOOD).encode()
+    file.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n   \n" + json.dumps(GOOD | {"id": "x"}).encode())
+    assert read_rows(str(file)).num_rows == 2
+
+
+def test_other_places(tmp_path: Path):
+    line = json.dumps(GOOD).encode()
+    packed = tmp_path / "seed.jsonl.gz"
+    packed.write_bytes(gzip.compress(line))
+    with fsspec.open("memory://seed/rows.jsonl", "wb") as stream:
+        stream.write(line)  # type: ignore[union-attr]
+    expected = read_rows(write(tmp_path / "seed.jsonl", GOOD))
+    for source in (str(packed), "memory://seed/rows.jsonl", f"file://{tmp_path}/seed.jsonl"):
+        assert read_rows(source).equals(expected)
+
+
+def test_parquet_equals_jsonl(tmp_path: Path):
+    rows = [GOOD | {"id": f"r{i}", "family": "f", "score": float(i)} for i in range(5)]
+    table = pa.Table.from_pylist(rows)
+    table = table.set_column(0, "instruction", table["instruction"].cast(pa.large_string()).dictionary_encode())
+    pq.write_table(table, tmp_path / "seed.parquet", row_group_size=2)
+    expected = read_rows(write(tmp_path / "seed.jsonl", *rows))
+    assert read_rows(str(tmp_path / "seed.parquet")).equals(expected)
+    assert read_rows(str(tmp_path / "seed.parquet"), limit=3).equals(expected.slice(0, 3))
+
+
+def test_plain_text_calibration(file: Path):
+    source = write(file, {"text": "once upon"}, {"text": "a time", "instruction": ""}, {"text": "x", **GOOD})
+    table = read_rows(source, columns={"reference": "text"}, plain_text=True)
+    assert table["instruction"].to_pylist() == ["", "", GOOD["instruction"]]
+    with pytest.raises(DataError, match="line 1: no column 'instruction'"):
+        read_rows(source, columns={"reference": "text"})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"instruction": "a" "b"}', r"line 3: not valid JSON: Expecting ',' delimiter at column 21"),
+        ("[1, 2]", r"line 3: must be a JSON object, not a list → that is a JSON array"),
+        ("17", "line 3: must be a JSON object, not a number"),
+        ("[" * 100_000, "line 3: not a plain JSON object → that is a JSON array"),
+        ({"instruction": "a"}, r"line 3: no column 'reference' \(columns there: instruction\)"),
+        (
+            {"instruction": "a", "reference_response": "b"},
+            r"line 3: no column 'reference' .*→ did you mean `columns: \{reference: reference_response\}`",
+        ),
+        ({"completely": 1, "other": 2}, r"no column 'instruction' .*→ map `instruction` to one of them"),
+        ({}, r"no column 'instruction' \(columns there: none\)"),
+        (GOOD | {"instruction": " \n"}, "line 3: instruction is empty"),
+        (GOOD | {"reference": ""}, "line 3: reference is empty"),
+        (GOOD | {"reference": None}, "line 3: reference must be text, not null"),
+        (GOOD | {"reference": 4}, "line 3: reference must be text, not a number"),
+        (GOOD | {"instruction": ["a"]}, "line 3: instruction must be text, not a list"),
+        (GOOD | {"family": {"a": 1}}, "line 3: family must be text, not an object"),
+        (GOOD | {"id": True}, "line 3: id must be text, not a boolean"),
+        (GOOD | {"id": 1.5}, "line 3: id must be text, not a number"),
+        (GOOD | {"answer_kind": "numbr"}, "line 3: unknown answer kind 'numbr' → did you mean number"),
+        ('{"instruction": "\\ud800", "reference": "b"}', "line 3: instruction holds a lone surrogate"),
+        (GOOD | {"id": "one"}, "line 1 and line 3 have the same id 'one'"),
+        (
+            {"instruction": "q2", "reference": "a2"},
+            "line 2 and line 3 hold the same instruction and reference",
+        ),
+    ],
+)
+def test_bad_row_names_its_line(file: Path, row: Any, message: str):
+    source = write(file, GOOD | {"id": "one"}, {"instruction": "q2", "reference": "a2"}, row)
+    with pytest.raises(DataError, match=message) as caught:
+        read_rows(source)
+    assert str(file) in str(caught.value)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_integer_and_text_ids_meet(file: Path):
+    with pytest.raises(DataError, match="line 1 and line 2 have the same id '0'"):
+        read_rows(write(file, GOOD | {"id": 0}, GOOD | {"id": "0"}))
+
+
+def test_mapped_column_must_be_there(file: Path):
+    with pytest.raises(DataError, match="line 2: no column 'kind' for answer_kind"):
+        read_rows(write(file, GOOD | {"kind": "text"}, GOOD), columns={"answer_kind": "kind"})
+
+
+def test_bytes_that_are_not_utf8(file: Path):
+    file.write_bytes(json.dumps(GOOD).encode() + b'\n{"instruction": "\xff"}\n')
+    with pytest.raises(DataError, match="line 2: not UTF-8"):
+        read_rows(str(file))
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_no_rows(file: Path, text: str):
+    file.write_text(text)
+    with pytest.raises(DataError, match="holds no rows"):
+        read_rows(str(file))
+
+
+def test_missing_file_suggests_a_near_one(file: Path):
+    write(file, GOOD)
+    with pytest.raises(DataError, match=r"no file .*sead\.jsonl → did you mean .*seed\.jsonl"):
+        read_rows(str(file.with_name("sead.jsonl")))
+    with pytest.raises(DataError, match=r"no file .* → check the path"):
+        read_rows(str(file.parent / "nowhere" / "seed.jsonl"))
+    with pytest.raises(DataError, match="no file memory://none"):
+        read_rows("memory://none/seed.jsonl")
+
+
+def test_places_that_cannot_be_read(tmp_path: Path):
+    (tmp_path / "rows.csv").write_text("a,b")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"unknown kind of file → give a \.jsonl or \.parquet"):
+        read_rows(str(tmp_path / "rows.csv"))
+    with pytest.raises(DataError, match="cannot read"):
+        read_rows(str(tmp_path / "folder.jsonl"))
+    with pytest.raises(DataError, match="cannot open nosuch://x"):
+        read_rows("nosuch://x/rows.jsonl")
+
+
+def test_damaged_parquet(tmp_path: Path):
+    path = tmp_path / "seed.parquet"
+    pq.write_table(pa.Table.from_pylist([GOOD] * 100), path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"not parquet at all", whole[:-20]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot read .*whole file"):
+            read_rows(str(path))
+
+
+def test_damaged_gzip(tmp_path: Path):
+    path = tmp_path / "seed.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(GOOD).encode() * 50)[:-12])
+    with pytest.raises(DataError, match="cannot read"):
+        read_rows(str(path))
+
+
+def test_bad_parquet_row_names_row_and_columns(tmp_path: Path):
+    path = str(tmp_path / "seed.parquet")
+    pq.write_table(pa.Table.from_pylist([GOOD, {"instruction": "b", "reference": None}]), path)
+    with pytest.raises(DataError, match="row 2: reference must be text, not null"):
+        read_rows(path)
+    pq.write_table(pa.Table.from_pylist([{"instructions": "a", "answer": 3, "reference": "b"}]), path)
+    with pytest.raises(DataError, match=r"row 1: no column 'instruction' \(columns there: .*answer.*did you mean"):
+        read_rows(path)
+    with pytest.raises(DataError, match="row 1: reference must be text, not a number"):
+        read_rows(path, columns={"instruction": "instructions", "reference": "answer"})
+    pq.write_table(pa.table({"instruction": pa.array([], "string")}), path)
+    with pytest.raises(DataError, match="holds no rows"):
+        read_rows(path)
+
+
+def test_bad_arguments(file: Path):
+    source = write(file, GOOD)
+    with pytest.raises(DataError, match="unknown column 'instructon' in the mapping → did you mean instruction"):
+        read_rows(source, columns={"instructon": "a"})
+    with pytest.raises(DataError, match="unknown answer kind 'json'"):
+        read_rows(source, answer_kind="json")
+    with pytest.raises(DataError, match="no file or data set 'gsm9k' → did you mean gsm8k"):
+        read_rows("gsm9k")
+    with pytest.raises(DataError, match="brings its own columns"):
+        read_rows("gsm8k", columns={"instruction": "question"})
+
+
+def test_fifty_thousand_rows_in_about_a_second(file: Path):
+    write(file, *({"instruction": f"What is {i} plus 7? " * 5, "reference": "so " * 60} for i in range(50_000)))
+    read_rows(str(file), limit=1)
+    start = time.process_time()
+    assert read_rows(str(file)).num_rows == 50_000
+    assert time.process_time() - start < 2.0
+
+
+TRUE_ROWS: dict[str, list[dict[str, Any]]] = {
+    "gsm8k": [{"question": "Ann has 2 + 1 figs?", "answer": "2+1=<<2+1=3>>3 figs\n#### 3"}],
+    "dolly": [
+        {"instruction": "Why?", "context": "", "response": "So.", "category": "open_qa"},
+        {"instruction": "Where?", "context": "Oslo.", "response": "There.", "category": "closed_qa"},
+    ],
+    "alpaca_cleaned": [
+        {"instruction": "Sort.", "input": "b a", "output": "a b"},
+        {"instruction": "Say nothing.", "input": "", "output": " "},
+        {"instruction": "Sort.", "input": "b a", "output": "a b"},
+    ],
+}
+"""Rows with the columns that the hub's data sets have."""
+
+OURS = {
+    "gsm8k": [("gsm8k-0", "Ann has 2 + 1 figs?", "2+1=<<2+1=3>>3 figs\n#### 3", "number", None)],
+    "dolly": [
+        ("dolly-0", "Why?", "So.", None, "open_qa"),
+        ("dolly-1", "Where?\n\nOslo.", "There.", None, "closed_qa"),
+    ],
+    "alpaca_cleaned": [
+        ("alpaca_cleaned-0", "Sort.\n\nb a", "a b", None, None),
+        ("alpaca_cleaned-2", "Sort.\n\nb a", "a b", None, None),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", NAMED_SETS)
+def test_named_sets_read_their_true_columns(name: str):
+    columns = ("id", "instruction", "reference", "answer_kind", "family")
+    records = [record for _, record in named_records(name, iter(TRUE_ROWS[name]))]
+    assert [tuple(record.get(column) for column in columns) for record in records] == OURS[name]
+
+
+def test_hub_out_of_reach_says_what_to_do(tmp_path: Path):
+    code = "from sdft_ray.data.sources import read_rows; read_rows('gsm8k')"
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "DataError: cannot fetch gsm8k (openai/gsm8k)" in last
+    assert "download it first" in last
+
+
+def test_reading_files_needs_no_torch():
+    code = "import sys, sdft_ray.data.sources; sys.exit(bool({'torch', 'datasets'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

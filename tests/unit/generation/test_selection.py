@@ -1,0 +1,108 @@
+"""Conditional selection: one row per reason, and leaks told from honest uses of the same words."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdft_ray.generation.selection import REASONS, leaks_reference, select
+
+QUESTION = "Tom has 3 apples and buys 4. How many has he now?"
+REFERENCE = "3 + 4 = 7. So the answer is 7."
+
+ROWS = [
+    (REFERENCE, "He then has 7 apples. #### 7", "stop", "number", "kept"),
+    (REFERENCE, "He then has 8 apples. #### 8", "stop", "number", "mismatch"),
+    (REFERENCE, "He then has more apples.", "stop", "number", "no_answer"),
+    ("Seven.", "#### 7", "stop", "number", "no_reference_answer"),
+    (REFERENCE, "He then has 7 apples. #### 7", "length", "number", "truncated"),
+    (REFERENCE, " \n ", "stop", "number", "empty"),
+    (REFERENCE, "As in the reference answer, #### 7", "stop", "number", "leaked_reference"),
+    (REFERENCE, "", "error", "number", "error"),
+    ("Apples are red.", "Red fruit.", "stop", "none", "kept"),
+    ("Apples are red.", "", "stop", "none", "empty"),
+    ("Apples are red.", "Red fr", "length", "none", "truncated"),
+    ("Answer: B", "It is blue. Answer: (b)", "stop", "choice", "kept"),
+    ("Answer: [b, a]", "Backwards it is [b, a]", "stop", "list", "kept"),
+    ("Answer: Paris", "Answer: the Paris!", "stop", "text", "kept"),
+    ("Answer: 12.5", "The story has no figure in it.", "stop", "number", "no_answer"),
+]
+
+
+@pytest.mark.parametrize(("reference", "distilled", "finish_reason", "kind", "reason"), ROWS)
+def test_reasons(reference: str, distilled: str, finish_reason: str, kind: str, reason: str) -> None:
+    chosen = select(QUESTION, reference, distilled, finish_reason, kind)
+    assert chosen.reason == reason
+    if reason == "kept":
+        assert (chosen.response, chosen.source) == (distilled.strip(), "distilled")
+    else:
+        assert (chosen.response, chosen.source) == (reference, "reference")
+
+
+def test_every_reason_is_covered() -> None:
+    assert {row[-1] for row in ROWS} == set(REASONS)
+
+
+LEAKS = [
+    "The reference answer says 7, so the answer is 7.",
+    "Based on the reference response, he has 7.",
+    "Looking at the reference solution, we add.",
+    "As stated in the reference, he has 7.",
+    "According to the reference: 7.",
+    "The reference says that he has 7.",
+    "The provided reference is right.",
+    "Reference: 3 + 4 = 7.",
+    "**Reference:** 3 + 4 = 7.",
+    "Here is the answer in my own words: 7.",
+    "To put it in your own words, 7.",
+    "The provided answer is correct: 7.",
+    "The given solution adds 3 and 4.",
+    "The answer provided is 7.",
+    "The response given above adds the numbers.",
+    "Here is a rephrased version of it: 7.",
+    "Rewritten answer: he has 7.",
+    "A paraphrase of the reference would be: 7.",
+    "This is consistent with the referenced answer, 7.",
+]
+
+
+@pytest.mark.parametrize("text", LEAKS)
+def test_leaks_are_found(text: str) -> None:
+    assert leaks_reference(QUESTION, REFERENCE, text)
+    assert select(QUESTION, REFERENCE, text, "stop", "none").reason == "leaked_reference"
+
+
+HONEST = [
+    (QUESTION, REFERENCE, "He has 7. The answer is 7."),
+    (QUESTION, REFERENCE, "For reference, 3 and 4 make 7."),
+    (QUESTION, REFERENCE, "With reference to the apples, 7."),
+    ("How does Python free memory?", "It counts.", "The reference count of each object is tracked."),
+    ("How does Python free memory?", "By reference counting.", "The reference is dropped, then freed."),
+    (
+        "Write a reference letter for Ann.",
+        "To whom it may concern",
+        "The reference letter follows. Ann is able.",
+    ),
+    (
+        "What is a frame of reference?",
+        "A viewpoint.",
+        "The reference frame is the viewpoint. The reference is fixed.",
+    ),
+    ("Explain it in your own words: inertia.", "Things stay.", "In my own words: things keep moving."),
+    ("Is the given answer right? Answer: 7", "Yes.", "The given answer is right."),
+    ("Check the student's answer: 7", "Yes.", "The provided answer is right."),
+    ("Compare with the reference solution below.", "Same.", "The reference solution adds first."),
+    ("Mix an acid solution of 10 percent.", "Pour.", "The given solution is diluted with water."),
+    ("Grade it against the reference answer.", "Fine.", "The reference answer has more detail."),
+    ("Paraphrase this sentence.", "It rains.", "A paraphrased version: rain falls."),
+    ("Rewrite the answer politely.", "Please.", "Rewritten answer: please."),
+    ("List three sources.", "A, B, C.", "References:\n1. A\n2. B\n3. C"),
+    ("Who cited whom?", "Ann cited Tom.", "Ann referenced Tom."),
+    ("What does an index do?", "Finds rows.", "A cross-reference table finds rows."),
+    ("What is a pointer?", "An address.", "It refers to a place; passing by reference avoids a copy."),
+    ("Describe the sample.", "It is blue.", "The sample text is blue."),
+]
+
+
+@pytest.mark.parametrize(("instruction", "reference", "distilled"), HONEST)
+def test_honest_texts_are_kept(instruction: str, reference: str, distilled: str) -> None:
+    assert not leaks_reference(instruction, reference, distilled)

@@ -1,0 +1,32 @@
+"""Texts side by side."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdft_ray.report.diff import side_by_side
+
+text = st.text(alphabet="ab 1.,\n+=", max_size=40)
+
+
+@given(text, text)
+def test_pieces_join_to_the_texts(left: str, right: str) -> None:
+    pieces = side_by_side(left, right)
+    assert tuple("".join(piece.text for piece in side) for side in pieces) == (left, right)
+
+
+@given(text)
+def test_equal_texts_have_nothing_of_their_own(same: str) -> None:
+    assert not any(piece.own for side in side_by_side(same, same) for piece in side)
+
+
+def test_only_new_words_are_marked() -> None:
+    left, right = side_by_side("so 8 * 2 = 16 plates.", "Times: 8 * 2 = 16.")
+    assert [piece.text for piece in left if piece.own] == ["so", "plates"]
+    assert [piece.text for piece in right if piece.own] == ["Times:"]
+
+
+def test_marks_run_through_the_space_between_two_new_words() -> None:
+    left, _ = side_by_side("we begin with 3", "3")
+    assert [(piece.text, piece.own) for piece in left] == [("we begin with", True), (" 3", False)]

@@ -1,0 +1,191 @@
+"""The page as a browser gets it: whole, self-contained, escaped, and readable without seeing it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from sdft_ray import report
+from sdft_ray.report.model import Plan, ReportData
+from sdft_ray.report.page import render
+from tests.unit.report.made_up import FAMILIES, distances, report_data
+from tests.unit.report.test_figures import contrast
+
+VOID = {"meta", "link", "wbr"}
+ALL_SECTIONS = ["recovery", "scores", "blocks", "size", "training", "selection", "gates", "stages", "recipe"]
+OPTIONAL = {
+    "recovery": {"recovery": {}},
+    "scores": {"scores": {}},
+    "blocks": {"distances": None, "plan": None},
+    "size": {"sizes": None, "speed": {}},
+    "training": {"loss_curves": {}},
+    "selection": {"selection": {}, "samples": ()},
+    "gates": {"gates": (), "notes": ()},
+    "stages": {"stages": ()},
+    "recipe": {"recipe_yaml": "", "versions": {}},
+}
+
+
+class Reader(HTMLParser):
+    """Checks that tags close in order, and notes what is there."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def sections(self) -> list[str]:
+        return [attrs["id"] for tag, attrs in self.tags if tag == "section"]
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(report_data())
+
+
+def test_every_section_is_there(page: str) -> None:
+    assert Reader(page).sections() == ALL_SECTIONS
+
+
+@pytest.mark.parametrize("section", ALL_SECTIONS)
+def test_a_section_without_data_is_left_out(section: str) -> None:
+    found = Reader(render(report_data().model_copy(update=OPTIONAL[section]))).sections()
+    assert found == [name for name in ALL_SECTIONS if name != section]
+
+
+def test_a_teacher_in_a_directory_goes_by_its_last_names() -> None:
+    page = render(ReportData(name="x", teacher_model="/home/somebody/models/lab/teacher/"))
+    assert "<span>lab/teacher</span>" in page
+    assert "somebody" not in page
+
+
+def test_the_least_is_a_page() -> None:
+    reader = Reader(render(ReportData(name="least")))
+    assert reader.sections() == []
+    assert "least" in reader.text
+
+
+def test_each_part_can_stand_alone() -> None:
+    full = report_data()
+    for field in ReportData.model_fields:
+        if field != "name":
+            Reader(render(ReportData(name="alone").model_copy(update={field: getattr(full, field)})))
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
+    reader = Reader(page)
+    assert not {"script", "iframe", "object", "img", "base", "form"} & {tag for tag, _ in reader.tags}
+    addresses = [value for _, attrs in reader.tags for name, value in attrs.items() if name in ("href", "src")]
+    assert all(address.startswith("data:") for address in addresses)
+    assert set(re.findall(r"url\(([^)]*)\)", page)) == {"#hatch"}
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_text_from_outside_is_escaped() -> None:
+    evil = "<script>alert('x')</script>\"&"
+    text = report_data().to_json()
+    for word in ("made_up", "sdft", "word_problems", "mismatch", "lab/teacher", "annotators", "0b7e4410c2d98a6f"):
+        text = text.replace(f'"{word}"', '"' + evil.replace('"', '\\"') + '"')
+    data = ReportData.from_json(text)
+    assert data.name == evil
+    samples = tuple(sample.model_copy(update={"reference": evil, "distilled": evil}) for sample in data.samples)
+    data = data.model_copy(update={"samples": samples, "recipe_yaml": evil, "notes": (evil,), "machine": evil})
+    page = render(data)
+    assert "<script" not in page
+    reader = Reader(page)
+    assert reader.text.count("alert('x')") > 20
+
+
+def test_headings_go_down_one_level_at_a_time(page: str) -> None:
+    levels = [int(tag[1]) for tag, _ in Reader(page).tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_tables_and_figures_can_be_read_aloud(page: str) -> None:
+    tags = Reader(page).tags
+    assert all("scope" in attrs for tag, attrs in tags if tag == "th")
+    assert sum(tag == "caption" for tag, _ in tags) == sum(tag == "table" for tag, _ in tags) == 5
+    labels = [attrs.get("aria-label", "") for _, attrs in tags if attrs.get("role") == "img"]
+    assert len(labels) > 10
+    assert all(len(label) > 10 for label in labels)
+    identities = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(set(identities)) == len(identities)
+    pointed = [attrs["aria-labelledby"] for _, attrs in tags if "aria-labelledby" in attrs]
+    assert set(pointed) <= set(identities)
+
+
+def test_figures_of_the_run_are_on_the_page(page: str) -> None:
+    text = re.sub(r"\s+", " ", Reader(page).text.replace("\u202f", " "))
+    for expected in (
+        "31.1 % fewer parameters",
+        "92.3 ± 0.9 %",
+        "sdft is ahead of sft by 17.7 ± 1.5 points",
+        "2.42 M → 1.67 M",
+        "6.00 KiB",
+        "13,910",
+        "Blocks 3 to 6 of 12 were removed",
+        "82.4 %",
+        "trained on self-distilled responses, learning rate 1e−3",
+        "Worst family: sft 48.1 % (lists), sdft 88.1 % (lists).",
+        "4 of 4 hold",
+        "1 min 37 s",
+        "2.60.0",
+        "metric: angular_distance",
+        *FAMILIES,
+    ):
+        assert expected in text, expected
+
+
+def test_the_whole_of_a_large_model_stays_small() -> None:
+    adjacent = (0.45, *[0.01 + 0.0001 * i for i in range(124)], 0.15)
+    plan = Plan(num_blocks=126, keep_blocks=tuple(range(100)), metric="angular_distance", position="last")
+    page = render(report_data().model_copy(update={"distances": distances(adjacent), "plan": plan}))
+    assert len(page.encode()) < 2_000_000
+
+
+def test_blocks_without_measurements_are_listed() -> None:
+    plan = Plan(num_blocks=8, keep_blocks=(0, 2, 3, 7), metric="random")
+    page = render(ReportData(name="x", plan=plan))
+    assert "Blocks 1 and 4 to 6 of 8 were removed: drawn at random." in page
+    assert page.count('class="gone"') == 4
+
+
+def test_colours_of_text_have_enough_contrast_in_both_themes() -> None:
+    css = (Path(report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    themes = [
+        dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
+    ]
+    assert len(themes) == 3
+    for theme in themes:
+        for text in ("ink", "soft", "accent", "bad"):
+            assert contrast(theme[text], theme["paper"]) >= 4.5, (text, theme["paper"])
+        for ground in ("ins", "del", "warn", "panel"):
+            assert contrast(theme["ink"], theme[ground]) >= 4.5, ground
+        for mark in ("teacher", "pruned", "neutral", "good", *(f"arm{i}" for i in range(6))):
+            assert contrast(theme[mark], theme["paper"]) >= 2.9, mark

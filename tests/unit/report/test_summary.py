@@ -1,0 +1,103 @@
+"""Means over families, and the verdict in words."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+
+from sdft_ray.report.model import Ratio, ReportData, Score
+from sdft_ray.report.numbers import THIN
+from sdft_ray.report.summary import comparison, groups, mean_score, ranked_arms, verdict, warnings
+from tests.unit.report.made_up import FAMILIES, SCORES, TUNED, report_data, stderr
+
+
+def said(data: ReportData) -> str:
+    return "".join(part.text for part in verdict(data)).replace(THIN, " ")
+
+
+def with_means(**means: tuple[float | None, float | None]) -> ReportData:
+    data = report_data()
+    changed = {
+        name: data.recovery["sft"].model_copy(update={"mean": Ratio(value=value, stderr=error)})
+        for name, (value, error) in means.items()
+    }
+    return data.model_copy(update={"recovery": changed})
+
+
+def test_mean_score_is_the_plain_mean_with_the_error_of_independent_tasks() -> None:
+    score = mean_score(report_data(), "sdft", TUNED)
+    values = SCORES["sdft"][:3]
+    assert score is not None
+    assert score.value == pytest.approx(statistics.fmean(values))
+    assert score.stderr == pytest.approx(math.sqrt(sum(stderr(value, 200) ** 2 for value in values)) / 3)
+
+
+def test_no_mean_where_a_task_is_missing() -> None:
+    data = report_data()
+    assert mean_score(data, "sdft", (*FAMILIES, "unknown")) is None
+    assert mean_score(data, "nobody", FAMILIES) is None
+    assert mean_score(data, "sdft", ()) is None
+
+
+def test_a_mean_without_errors_has_none() -> None:
+    data = ReportData(name="x", scores={"teacher": {"a": Score(value=0.5), "b": Score(value=1.0, stderr=0.1)}})
+    assert mean_score(data, "teacher", ("a", "b")) == Score(value=0.75)
+
+
+def test_groups_stand_apart_only_when_there_are_two() -> None:
+    data = report_data()
+    assert [(group.name, group.tasks) for group in groups(data)] == [
+        ("Tuned families", TUNED),
+        ("Off-domain", FAMILIES[3:]),
+    ]
+    for tuned in ((), FAMILIES):
+        (group,) = groups(data.model_copy(update={"tuned_families": tuned}))
+        assert (group.name, group.tasks) == ("", FAMILIES)
+
+
+def test_verdict_names_size_and_every_recovery_with_its_error() -> None:
+    assert said(report_data()) == (
+        "With 31.1 % fewer parameters, sdft recovers 92.3 ± 0.9 % of the teacher’s mean score, sft 74.6 ± 1.2 % "
+        "and the untuned pruned model 67.2 ± 1.0 %."
+    )
+
+
+def test_verdict_of_one_arm_without_sizes_or_errors() -> None:
+    data = with_means(sft=(0.5, None)).model_copy(update={"sizes": None, "scores": {}, "arms": {}, "loss_curves": {}})
+    assert said(data) == "sft recovers 50.0 % of the teacher’s mean score."
+
+
+def test_verdict_without_students() -> None:
+    sized = report_data().model_copy(update={"recovery": {}})
+    assert said(sized) == "31.1 % fewer parameters; no student was evaluated."
+    assert said(ReportData(name="x")) == "No student was evaluated."
+
+
+def test_arms_without_a_recovery_are_not_ranked() -> None:
+    data = with_means(sft=(None, None), sdft=(0.4, 0.1))
+    assert ranked_arms(data) == [("sdft", Ratio(value=0.4, stderr=0.1))]
+
+
+def test_a_lead_of_more_than_two_standard_errors_is_a_lead() -> None:
+    text = comparison(with_means(sft=(0.80, 0.03), sdft=(0.92, 0.04))).replace(THIN, " ")
+    assert text == "sdft is ahead of sft by 12.0 ± 5.0 points."
+
+
+def test_a_smaller_lead_is_none() -> None:
+    text = comparison(with_means(sft=(0.90, 0.03), sdft=(0.82, 0.04))).replace(THIN, " ")
+    assert text == "sft and sdft cannot be told apart: they differ by 8.0 ± 5.0 points."
+
+
+def test_nothing_is_compared_without_errors_or_rivals() -> None:
+    assert comparison(with_means(sft=(0.9, None), sdft=(0.8, 0.1))) == ""
+    assert comparison(with_means(sdft=(0.8, 0.1))) == ""
+
+
+def test_a_gate_that_fails_is_a_warning() -> None:
+    data = report_data()
+    assert warnings(data) == []
+    failed = data.gates[3].model_copy(update={"passed": False})
+    (warning,) = warnings(data.model_copy(update={"gates": (data.gates[0], failed)}))
+    assert "levels" in warning

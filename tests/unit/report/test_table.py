@@ -1,0 +1,76 @@
+"""The result in a terminal."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+from rich.console import Console
+
+from sdft_ray.report.model import ReportData
+from sdft_ray.report.table import result_table, size_line
+from tests.unit.report.made_up import FAMILIES, report_data
+
+
+def printed(data: ReportData, width: int = 80) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=width).print(result_table(data))
+    return out.getvalue().splitlines()
+
+
+def cells(lines: list[str], name: str) -> list[str]:
+    (line,) = (line for line in lines if line.split("  ")[0] == name)
+    return [cell.strip() for cell in line.split("  ")[1:] if cell.strip()]
+
+
+def five_models() -> ReportData:
+    data = report_data()
+    scores = {**data.scores, "sdft_kd": data.scores["sdft"]}
+    long = {model: {f"lab_{task}": score for task, score in part.items()} for model, part in scores.items()}
+    return data.model_copy(update={"scores": long, "tuned_families": ("lab_lists",)})
+
+
+def test_families_means_and_recovery() -> None:
+    lines = printed(report_data())
+    assert cells(lines, "lists") == ["92.5 ± 1.9", "34.0 ± 3.3", "44.5 ± 3.5", "81.5 ± 2.7"]
+    assert cells(lines, "mean, off-domain") == ["96.6 ± 0.6", "88.9 ± 1.1", "85.6 ± 1.2", "91.0 ± 1.0"]
+    assert cells(lines, "mean") == ["95.9 ± 0.5", "64.5 ± 0.9", "71.6 ± 1.1", "88.6 ± 0.8"]
+    assert cells(lines, "recovery") == ["–", "67.2 ± 1.0", "74.6 ± 1.2", "92.3 ± 0.9"]
+
+
+def test_no_group_means_where_all_families_are_of_one_kind() -> None:
+    lines = printed(report_data().model_copy(update={"tuned_families": FAMILIES}))
+    assert [line for line in lines if line.startswith("mean,")] == []
+
+
+def test_five_models_fit_eighty_columns_with_their_errors() -> None:
+    lines = printed(five_models())
+    assert max(map(len, lines)) <= 80
+    assert cells(lines, "lab_word_problems") == ["97.5 ± 1.1", "1.0 ± 0.7", "48.0 ± 3.5", "88.0 ± 2.3", "88.0 ± 2.3"]
+
+
+def test_a_narrow_terminal_leaves_out_the_errors_not_the_figures() -> None:
+    lines = printed(five_models(), width=60)
+    assert max(map(len, lines)) <= 60
+    assert cells(lines, "lab_word_problems") == ["97.5", "1.0", "48.0", "88.0", "88.0"]
+
+
+def test_nothing_is_printed_without_models() -> None:
+    empty = ReportData(name="x")
+    assert printed(empty) == []
+    assert size_line(empty).plain == ""
+
+
+def test_size_line() -> None:
+    text = size_line(report_data()).plain
+    assert text == "2.42 M → 1.67 M parameters (−31.1 %), KV cache −33.3 %, decoding 1.44 × as fast"
+    assert len(text) <= 80
+
+
+def test_the_terminal_views_load_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "ray", "jinja2", "matplotlib", "numpy"]
+    imports = "import sys, sdft_ray.report.table, sdft_ray.progress"
+    code = f"{imports}; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,92 @@
+"""`explain` on complete recipes: sizes from arithmetic alone, and reasons that name what differs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdft_ray.explain import explain
+from sdft_ray.graph import resolve
+from sdft_ray.recipe import Recipe
+from sdft_ray.resources import Resources
+from sdft_ray.sources import Sources
+from sdft_ray.store.fingerprint import canonical_json
+from sdft_ray.store.manifest import Manifest, Usage
+from sdft_ray.store.store import Store
+from tests.recipes import recipe_data
+from tests.tiny import make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "jobs/recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_parse_and_are_sized(path: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(path)
+    explanation = explain(recipe, Store(str(tmp_path)))
+    assert recipe.name == path.stem
+    assert explanation.teacher is not None
+    assert explanation.pruned is not None
+    assert explanation.pruned.num_parameters < explanation.teacher.num_parameters
+    assert {line.status for line in explanation.lines} == {"missing", "waits"}
+
+
+def test_the_papers_sizes_come_out(tmp_path: Path) -> None:
+    """METHOD: 8.030B to 6.722B, -16.30 % parameters, -17.44 % matmul FLOPs, KV 131072 to 106496 bytes."""
+    explanation = explain(Recipe.load(ROOT / "jobs/recipes/llama31_8b_instruct_depth6_sdft.yaml"), Store(str(tmp_path)))
+    teacher, pruned = explanation.teacher, explanation.pruned
+    assert teacher is not None
+    assert pruned is not None
+    assert (teacher.num_parameters, pruned.num_parameters) == (8_030_261_248, 6_721_589_248)
+    assert round(100 * (1 - pruned.num_parameters / teacher.num_parameters), 2) == 16.30
+    assert round(100 * (1 - pruned.matmul_flops_per_token / teacher.matmul_flops_per_token), 2) == 17.44
+    assert (teacher.kv_bytes_per_token, pruned.kv_bytes_per_token) == (131072, 106496)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cluster/resources").glob("*.yaml")), ids=lambda path: path.stem)
+def test_resource_profiles_parse(path: Path) -> None:
+    assert Resources.load(path).generate.gpus > 0
+
+
+def test_a_missing_step_names_what_differs(tmp_path: Path) -> None:
+    make_model(tmp_path / "teacher", "llama")
+    store = Store(str(tmp_path / "store"))
+    store.check_writable()
+    data = recipe_data(tmp_path, tmp_path / "teacher")
+    state = resolve(Recipe.parse(data), store, Sources(Recipe.parse(data), store))["generate"]
+    store.commit(
+        Manifest(
+            "generate",
+            "generate",
+            state.address,
+            state.fingerprint,
+            canonical_json(state.identity),
+            {},
+            {},
+            Usage(wall_s=2),
+        )
+    )
+    lines = {line.step: line for line in explain(Recipe.parse(data), store).lines}
+    assert lines["generate"].status == "done"
+    changed = Recipe.parse({**data, "generate": {"max_tokens": 99}})
+    lines = {line.step: line for line in explain(changed, store).lines}
+    assert lines["generate"].status == "missing"
+    assert "max_tokens: 16 → 99" in lines["generate"].why
+    assert "waits for the plan" in lines["train:sft"].why
+
+
+@pytest.mark.parametrize("command", [["explain", str(RECIPES[0])], ["--help"], ["ls"]], ids=lambda command: command[0])
+def test_light_commands_load_neither_torch_nor_ray(command: list[str], tmp_path: Path) -> None:
+    """Their speed is a benchmark, `jobs/bench/startup.py`; what they import decides it."""
+    environment = {**os.environ, "SDFT_STORE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "sdft_ray.cli", *command],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sdft_ray.errors" in loaded
+    assert not {"torch", "ray", "vllm", "transformers", "datasets"} & loaded

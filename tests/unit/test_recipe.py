@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from sdft_ray.errors import RecipeError, ResourceError, StageError, UserError
+from sdft_ray.recipe import Recipe
+from sdft_ray.resources import Resources
+from tests.recipes import make_recipe, recipe_data
+
+
+def test_yaml_round_trip_gives_an_equal_recipe(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert Recipe.load(path) == recipe
+
+
+def test_relative_places_start_at_the_recipes_folder(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, tmp_path)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("", encoding="utf-8")
+    text = recipe.to_yaml().replace(str(tmp_path / "seed.jsonl"), "rows.jsonl")
+    (folder / "r.yaml").write_text(text, encoding="utf-8")
+    assert Recipe.load(folder / "r.yaml").seed_set.source == str(folder / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "hint"),
+    [
+        ({"tracher": {}}, "unknown field 'tracher'", "'teacher'"),
+        ({"depth": {"remove_block": 1}}, "unknown field 'depth.remove_block'", "'remove_blocks'"),
+        ({"depth": {"remove_blocks": 1, "keep_parameters": 0.5}}, "exactly one of", "correct"),
+        ({"depth": {"metric": "explicit"}}, "takes `blocks`", "correct"),
+        ({"depth": {"remove_blocks": 0}}, "depth.remove_blocks", "correct"),
+        ({"depth": {"remove_blocks": "2"}}, "depth.remove_blocks", "correct"),
+        ({"train": {"num_steps": 1, "arms": {}}}, "train.arms", "correct"),
+        (
+            {"train": {"num_steps": 1, "arms": {"teacher": {"data": "reference", "learning_rate": 1.0}}}},
+            "'teacher'",
+            "",
+        ),
+        (
+            {"train": {"arms": {"a": {"data": "reference", "learning_rate": 1.0}}}},
+            "exactly one of num_steps",
+            "",
+        ),
+        (
+            {"train": {"num_steps": 1, "arms": {"a": {"data": "reference", "learnin_rate": 1.0}}}},
+            "learnin_rate",
+            "learning_rate",
+        ),
+        ({"evaluate": {"tasks": ({"name": "a"}, {"name": "a"})}}, "named twice", ""),
+        ({"evaluate": {"tasks": ({"name": "a"},), "tuned": ("b",)}}, "'b'", ""),
+        ({"name": "no spaces allowed"}, "name", ""),
+    ],
+)
+def test_mistakes_are_named_with_a_next_step(tmp_path: Path, change: dict, says: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(recipe_data(tmp_path, tmp_path, **change))
+    assert says in str(caught.value)
+    assert hint in caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_part_is_named(tmp_path: Path) -> None:
+    data = recipe_data(tmp_path, tmp_path)
+    del data["depth"]
+    with pytest.raises(RecipeError, match="'depth' is missing"):
+        Recipe.parse(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: a\nname: b\n", "line 2: the key 'name' is given twice"),
+        ("name: [a\n", "line 2"),
+        ("- 1\n", "holds no mapping"),
+        ("", "holds no mapping"),
+    ],
+)
+def test_broken_yaml_names_the_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=says):
+        Recipe.load(path)
+
+
+def test_missing_file_suggests_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text("name: a", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"did you mean quickstart\.yaml"):
+        Recipe.load(tmp_path / "quickstrat.yaml")
+
+
+def test_exponents_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    text = make_recipe(tmp_path, tmp_path).to_yaml().replace("learning_rate: 0.001", "learning_rate: 1e-3")
+    assert "1e-3" in text
+    path.write_text(text, encoding="utf-8")
+    assert Recipe.load(path).train.arms["sft"].learning_rate == 1e-3
+
+
+def test_resources_name_unknown_fields(tmp_path: Path) -> None:
+    path = tmp_path / "resources.yaml"
+    path.write_text("train: {num_worker: 2}\n", encoding="utf-8")
+    with pytest.raises(ResourceError, match=r"'train\.num_worker' → did you mean 'num_workers'"):
+        Resources.load(path)
+
+
+@pytest.mark.parametrize("error", [UserError("a", "b"), RecipeError("a"), StageError("train", "it died")])
+def test_errors_survive_pickling(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)

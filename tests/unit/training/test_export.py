@@ -1,0 +1,42 @@
+"""A saved student is an ordinary Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.models.loading import load_model
+from sdft_ray.training.export import save_student
+from sdft_ray.training.lora import attach
+from tests.tiny import make_model
+
+IDS = torch.arange(16)[None]
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_student_loads_with_its_weights_tokenizer_and_template(tmp_path: Path, dtype: str | None):
+    source = make_model(tmp_path / "pruned", vocab_size=300)
+    (source / "generation_config.json").write_text('{"eos_token_id": 2}')
+    (source / "manifest.json").write_text("{}")
+    model: Any = load_model(source, "float32")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.25)
+    save_student(model, source, tmp_path / "student", dtype=dtype)
+    student: Any = load_model(tmp_path / "student", "auto")
+    assert student.dtype == (torch.bfloat16 if dtype else torch.float32)
+    with torch.no_grad():
+        assert torch.equal(student(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    assert student.generation_config.eos_token_id == 2
+    chat, original = (ChatFormat(load_tokenizer(d)) for d in (tmp_path / "student", source))
+    assert chat.encode("Why?", "Because.") == original.encode("Why?", "Because.")
+    assert not (tmp_path / "student" / "manifest.json").exists()
+
+
+def test_adapters_must_be_merged_first(tmp_path: Path):
+    model: Any = load_model(make_model(tmp_path / "pruned"), "float32")
+    with pytest.raises(AssertionError, match="merge"):
+        save_student(attach(model, 2, 4.0, 0.0, ["q_proj"]), tmp_path / "pruned", tmp_path / "student")

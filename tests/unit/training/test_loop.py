@@ -1,0 +1,222 @@
+"""The loop against plain gradients, against itself under other splits, and interrupted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sdft_ray.data.packing import Document, PackedRows, pack
+from sdft_ray.errors import DataError, RecipeError, StoreError
+from sdft_ray.training.loop import StepRecord, TrainPlan, mean_loss, rows_of_step, train
+from sdft_ray.training.lora import attach
+from sdft_ray.training.state import TrainState, load_state, save_state
+from tests.tiny import build_model
+
+PLAN = TrainPlan(num_steps=4, rows_per_step=5, learning_rate=3e-3, clip_norm=1e9, checkpoint_every=1)
+
+
+@pytest.fixture(scope="module")
+def rows() -> PackedRows:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 20, 24)
+    return pack([Document(rng.integers(0, 128, n).tolist(), [i >= n // 2 for i in range(n)]) for n in lengths], 32)
+
+
+def small_model(**settings: Any) -> Any:
+    return build_model("llama", num_blocks=2, **settings)
+
+
+def run(model: Any, rows: PackedRows, plan: TrainPlan, **kwargs: Any) -> tuple[list[StepRecord], list[TrainState]]:
+    """Records and copied states of a training run."""
+    records: list[StepRecord] = []
+    states: list[TrainState] = []
+
+    def save(state: TrainState) -> None:
+        weights = {name: value.clone() for name, value in state.weights.items()}
+        kept = {name: {key: v.clone() for key, v in values.items()} for name, values in state.optimizer.items()}
+        states.append(TrainState(state.step, weights, kept, state.identity))
+
+    train(model, rows, plan, report=records.append, save=save, **kwargs)
+    return records, states
+
+
+def first_gradient(states: list[TrainState]) -> dict[str, torch.Tensor]:
+    """AdamW's first moment after one step is (1 - beta_1) times the first gradient."""
+    return {name: kept["exp_avg"] / (1 - PLAN.betas[0]) for name, kept in states[0].optimizer.items()}
+
+
+def naive_step(model: Any, rows: PackedRows, indices: np.ndarray) -> tuple[float, dict[str, torch.Tensor]]:
+    """Mean loss and gradient of some rows, document by document, by the loss of transformers' logits."""
+    few = PackedRows(
+        *(getattr(rows, f"{name}_NT")[indices] for name in ("input_ids", "loss_mask", "segment_ids", "position_ids"))
+    )
+    total = torch.zeros(())
+    for document in few.documents():
+        labels = torch.tensor(
+            [token if counts else -100 for token, counts in zip(document.ids, document.loss_mask, strict=True)]
+        )
+        logits_TV = model(input_ids=torch.tensor([document.ids])).logits[0]
+        total = total + torch.nn.functional.cross_entropy(logits_TV[:-1], labels[1:], reduction="sum")
+    mean = total / few.num_loss_tokens
+    model.zero_grad()
+    mean.backward()
+    return mean.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_loss_and_gradient_of_a_step_are_means_over_its_response_tokens(rows: PackedRows):
+    loss, gradient = naive_step(small_model(), rows, rows_of_step(0, rows.num_rows, 5, PLAN.seed))
+    records, states = run(small_model(), rows, replace(PLAN, micro_batch_rows=2))
+    assert records[0].loss == pytest.approx(loss, rel=1e-5)
+    norm = torch.cat([g.flatten() for g in gradient.values()]).norm().item()
+    assert records[0].grad_norm == pytest.approx(norm, rel=1e-5)
+    found = first_gradient(states)
+    assert found.keys() == gradient.keys()
+    for name, expected in gradient.items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_micro_batches_do_not_change_loss_or_gradient(rows: PackedRows):
+    records, states = run(small_model(), rows, replace(PLAN, micro_batch_rows=5))
+    for micro_batch_rows in (1, 3):
+        others, other_states = run(small_model(), rows, replace(PLAN, micro_batch_rows=micro_batch_rows))
+        assert [r.loss for r in others] == pytest.approx([r.loss for r in records], rel=1e-5)
+        assert [r.num_loss_tokens for r in others] == [r.num_loss_tokens for r in records]
+        for name, gradient in first_gradient(states).items():
+            torch.testing.assert_close(first_gradient(other_states)[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 5e-3), ("muon", 5e-3)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_learns(rows: PackedRows, optimizer: Any, rate: float, precision: Any):
+    model = small_model()
+    plan = TrainPlan(25, 8, rate, optimizer=optimizer, precision=precision)
+    before = mean_loss(model, rows)
+    summary = train(model, rows, plan)
+    assert mean_loss(model, rows) < 0.6 * before
+    assert summary.num_steps == 25
+    assert summary.loss < 0.7 * before
+
+
+def test_bf16_follows_fp32(rows: PackedRows):
+    exact, _ = run(small_model(), rows, PLAN)
+    rough, _ = run(small_model(), rows, replace(PLAN, precision="bf16"))
+    assert [r.loss for r in rough] == pytest.approx([r.loss for r in exact], rel=0.02)
+    assert [r.loss for r in rough] != [r.loss for r in exact]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_interrupted_run_ends_bit_equal(rows: PackedRows, optimizer: Any, precision: Any, tmp_path: Path):
+    plan = replace(PLAN, num_steps=5, checkpoint_every=3, optimizer=optimizer, precision=precision)
+    whole = small_model()
+    records, _ = run(whole, rows, plan)
+    train(small_model(), rows, plan, save=lambda state: save_state(tmp_path, state))
+    rest = small_model(seed=9)  # its weights must not matter
+    resumed, _ = run(rest, rows, plan, resume=load_state(tmp_path))
+    assert [r.step for r in resumed] == [4, 5]
+    assert [(r.loss, r.grad_norm) for r in resumed] == [(r.loss, r.grad_norm) for r in records[3:]]
+    for (name, expected), found in zip(whole.named_parameters(), rest.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+def test_an_interrupted_run_with_dropout_ends_bit_equal(rows: PackedRows, tmp_path: Path):
+    def adapted() -> Any:
+        return attach(small_model(), 4, 8.0, 0.3, ["q_proj", "down_proj"])
+
+    plan = replace(PLAN, checkpoint_every=2)
+    whole, rest = adapted(), adapted()
+    torch.manual_seed(1)
+    train(whole, rows, plan)
+    torch.manual_seed(2)
+    train(adapted(), rows, plan, save=lambda state: save_state(tmp_path / str(state.step), state))
+    train(rest, rows, plan, resume=load_state(tmp_path / "2"))
+    for expected, found in zip(whole.parameters(), rest.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_state_of_another_run_is_refused(rows: PackedRows):
+    _, states = run(small_model(), rows, PLAN)
+    with pytest.raises(StoreError, match="another plan"):
+        train(small_model(), rows, replace(PLAN, learning_rate=1.0), resume=states[0])
+    other_execution = replace(PLAN, micro_batch_rows=1, checkpoint_every=0)
+    assert train(small_model(), rows, other_execution, resume=states[-1]).num_steps == 0
+
+
+def test_every_epoch_shows_every_row_once_and_ranks_share_the_step():
+    steps = [rows_of_step(step, 10, 4, seed=3).tolist() for step in range(10)]
+    order = [row for step in steps for row in step]
+    epochs = [order[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert steps != [rows_of_step(step, 10, 4, seed=4).tolist() for step in range(10)]
+
+
+def test_gradients_are_clipped_and_their_norm_recorded_before(rows: PackedRows):
+    free, _ = run(small_model(), rows, PLAN)
+    records, states = run(small_model(), rows, replace(PLAN, clip_norm=0.01))
+    assert records[0].grad_norm == free[0].grad_norm > 0.01
+    norm = torch.cat([g.flatten() for g in first_gradient(states).values()]).norm()
+    assert norm.item() == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_model_keeps_its_dtype_buffers_and_attention(rows: PackedRows, dtype: str, precision: Any):
+    model = small_model(dtype=dtype)
+    frequencies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    train(model, rows, replace(PLAN, precision=precision))
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+    assert all(p.grad is None for p in model.parameters())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, frequencies[name])
+    assert model.config._attn_implementation == "sdpa"
+    assert not model.training
+
+
+def test_frozen_weights_survive_bf16_training_to_the_bit(rows: PackedRows):
+    model = attach(small_model(), 2, 4.0, 0.0, ["q_proj"])
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    train(model, rows, replace(PLAN, precision="bf16"))
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) != p.requires_grad, name
+
+
+def test_the_callers_random_numbers_are_left_alone(rows: PackedRows):
+    model = small_model()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(model, rows, PLAN)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_records_count_finished_steps_and_tokens(rows: PackedRows):
+    model = small_model()
+    plan = TrainPlan(
+        num_steps=2, rows_per_step=rows.num_rows, learning_rate=1e-3, schedule="linear", warmup_fraction=0.5
+    )
+    records, states = run(model, rows, plan)
+    assert [r.step for r in records] == [1, 2]
+    assert {r.num_tokens for r in records} == {rows.num_tokens}
+    assert {r.num_loss_tokens for r in records} == {rows.num_loss_tokens}
+    assert [r.learning_rate for r in records] == [1e-3, 1e-3]
+    assert states == []
+    assert records[0].loss == pytest.approx(mean_loss(small_model(), rows), rel=1e-5)
+
+
+def test_divergence_is_told(rows: PackedRows):
+    with pytest.raises(RecipeError, match=r"diverged at step \d+.*lower the learning rate"):
+        train(small_model(), rows, replace(PLAN, num_steps=50, learning_rate=1e30))
+
+
+def test_rows_without_response_are_refused():
+    silent = pack([Document([1, 2, 3], [True, False, False])], 4)
+    with pytest.raises(DataError, match="no token"):
+        train(small_model(), silent, PLAN)
+    with pytest.raises(DataError, match="no token"):
+        mean_loss(small_model(), silent)
