@@ -175,10 +175,11 @@ def lab_train_teacher(
     directory: Annotated[Path, typer.Argument(help="Folder for the trained teacher.")],
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
 ) -> None:
-    """Train a laboratory teacher from scratch (about half an hour on two cores)."""
+    """Train a laboratory teacher from scratch (about half an hour on two cores) and check its gates."""
     from sdft_ray.show import train_teacher
 
-    train_teacher(directory, num_threads)
+    if not train_teacher(directory, num_threads):
+        raise typer.Exit(1)
 
 
 @lab.command(name="gates")
@@ -202,13 +203,19 @@ def main() -> None:
     except StageError as error:
         _complain(f"{error} → finished work is kept; run the same command again to continue", 1)
     except KeyboardInterrupt:
-        _complain("interrupted → finished work is kept; run the same command again to continue", 130)
+        _say("interrupted → finished work is kept; run the same command again to continue")
+        os._exit(130)  # threads may still wait for workers that are gone; a normal exit would wait with them
 
 
 def _complain(message: str, code: int) -> None:
+    _say(message)
+    sys.exit(code)
+
+
+def _say(message: str) -> None:
     sys.stdout.flush()
     sys.stderr.write(f"sdft: {message}\n")
-    sys.exit(code)
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,13 @@ from sdft_ray.lab.families import FAMILIES, Item
 TEACHER = Path(__file__).parent / "teacher"
 """The teacher that is shipped with the package: an ordinary Hugging Face directory."""
 
+RECORD = "training_record.json"
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
+GRID = QUICKSTART.with_name("grid.yaml")
 TASK_PREFIX = "lab_"
 """Task names in the harness: `lab_facts` asks the family `facts`."""
+HELDOUT_PREFIX = "heldout_"
+"""`heldout_facts` asks held-out training items, on which learning rates are chosen."""
 
 _SEED_FILES = {
     "seed/word_problems.jsonl": "word_problems",
@@ -41,7 +45,7 @@ def export(directory: Path) -> Path:
     """Write the laboratory into `directory` (made if missing) and return it; equal files are left alone.
 
     Layout: `teacher/`, `seed/{word_problems,mixed}.jsonl`, `calibration.jsonl`, `heldout*.jsonl`,
-    `tasks/lab_*.yaml`, `tasks/data/*.jsonl`, `quickstart.yaml`.
+    `tasks/{lab,heldout}_*.yaml`, `tasks/data/*.jsonl`, `gates.json`, `quickstart.yaml`, `grid.yaml`.
     """
     directory = Path(directory)
     for source in sorted(path for path in TEACHER.iterdir() if path.is_file()):
@@ -49,12 +53,18 @@ def export(directory: Path) -> Path:
     for name, rows in _SEED_FILES.items():
         _write(directory / name, _jsonl(sets.seed_rows(rows)))
     for family in FAMILIES:
-        items = sets.test_items(family)
-        task = TASK_PREFIX + family
-        _write(directory / "tasks" / "data" / f"{task}.jsonl", _jsonl(_test_rows(task, items)))
-        _write(directory / "tasks" / f"{task}.yaml", yaml.safe_dump(_task(task, items[0]), sort_keys=False))
-    _copy(QUICKSTART, directory / "quickstart.yaml")
+        _write_task(directory / "tasks", TASK_PREFIX + family, sets.test_items(family))
+        _write_task(directory / "tasks", HELDOUT_PREFIX + family, sets.heldout_items(family))
+    record = json.loads((TEACHER / RECORD).read_text(encoding="utf-8"))
+    _write(directory / "gates.json", json.dumps(record["gates"], indent=2) + "\n")
+    for recipe in (QUICKSTART, GRID):
+        _copy(recipe, directory / recipe.name)
     return directory
+
+
+def _write_task(directory: Path, task: str, items: Sequence[Item]) -> None:
+    _write(directory / "data" / f"{task}.jsonl", _jsonl(_test_rows(task, items)))
+    _write(directory / f"{task}.yaml", yaml.safe_dump(_task(task, items[0]), sort_keys=False))
 
 
 def _test_rows(task: str, items: Iterable[Item]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,11 +21,14 @@ from sdft_ray.data.packing import pack
 from sdft_ray.lab import sets
 from sdft_ray.lab.accuracy import accuracy, chat_prompt, generate, raw_accuracy
 from sdft_ray.lab.documents import encode
+from sdft_ray.lab.export import QUICKSTART, RECORD
 from sdft_ray.lab.families import ANNOTATORS, FAMILIES, rewrite_prompt
 from sdft_ray.lab.mixture import Sample
 from sdft_ray.models.loading import load_model
+from sdft_ray.recipe import Recipe
+from sdft_ray.resources import Resources
 from sdft_ray.training.loop import train
-from sdft_ray.training.plan import TrainPlan
+from sdft_ray.training.plan import arm_plan
 
 RAW_FLOOR = 0.70
 TUNED_LOSS = 0.10
@@ -45,10 +49,10 @@ class Gate:
     passed: bool
 
 
-def check(directory: Path, seed_set: str, plan: TrainPlan, *, num_items: int = 200, num_rows: int = 210) -> list[Gate]:
+def check(directory: Path, seed_set: str = "mixed", *, num_items: int = 200, num_rows: int = 210) -> list[Gate]:
     """All four gates for the teacher in `directory` and the fine-tuning set `seed_set` ("mixed", "word_problems").
 
-    `plan` holds the recipe's own settings of its plain fine-tuning arm. `num_items` tests per family are asked;
+    Plain fine-tuning has the settings of the quickstart's own plain arm. `num_items` tests per family are asked;
     surprise is measured on `num_rows` rows of the set.
     """
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
@@ -56,7 +60,7 @@ def check(directory: Path, seed_set: str, plan: TrainPlan, *, num_items: int = 2
     rows = sets.seed_rows(seed_set)
     tuned = sorted({row["family"] for row in rows})
     before = family_scores(teacher, tokenizer, num_items)
-    tuned_teacher = plain_tuning(directory, tokenizer, rows, plan)
+    tuned_teacher = plain_tuning(directory, tokenizer, rows)
     return [
         annotator_gate(teacher, tokenizer, tuned, num_items=num_items),
         damage_gate(before, family_scores(tuned_teacher, tokenizer, num_items), tuned),
@@ -69,23 +73,30 @@ def plain_tuning(
     directory: Path,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, str]],
-    plan: TrainPlan,
-    *,
-    row_tokens: int = 256,
 ) -> PreTrainedModel:
-    """The unpruned teacher after supervised fine-tuning on the references, in bfloat16."""
+    """The unpruned teacher after the quickstart's plain fine-tuning on the references, in bfloat16."""
+    asked = Recipe.load(QUICKSTART).train
+    plain = next(name for name, arm in asked.arms.items() if arm.data == "reference")
     model = load_model(directory, "float32")
     texts = [Sample(row["instruction"], row["reference"], True, row["family"], "chat") for row in rows]
-    train(model, pack([encode(text, tokenizer) for text in texts], row_tokens), plan)
+    packed = pack([encode(text, tokenizer) for text in texts], asked.row_tokens)
+    train(model, packed, arm_plan(asked, plain, Resources().train, packed.num_rows))
     return model.bfloat16().eval()
 
 
-def to_json(gates: Sequence[Gate]) -> str:
-    """The gates as a JSON list, figures rounded to four digits."""
+def plain_values(gates: Sequence[Gate]) -> list[dict[str, Any]]:
+    """The gates as JSON values, figures rounded to four digits."""
     plain = [asdict(gate) for gate in gates]
     for gate in plain:
         gate["values"] = {name: round(value, 4) for name, value in gate["values"].items()}
-    return json.dumps(plain, indent=2)
+    return plain
+
+
+def record_gates(directory: Path, gates: Sequence[Gate]) -> None:
+    """Write the gates into the training record of the teacher in `directory`."""
+    path = directory / RECORD
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(record | {"gates": plain_values(gates)}, indent=2) + "\n", encoding="utf-8")
 
 
 def family_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_items: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ NUM_TEST = 200
 NUM_WORD_PROBLEMS = 2000
 NUM_MIXED = 1001
 NUM_CALIBRATION = 128
-NUM_HELDOUT = 210
+NUM_HELDOUT = 700
 
 
 @cache
@@ -49,6 +49,11 @@ def training_sets() -> dict[str, tuple[Item, ...]]:
         turn = _cycle(chosen)
         sets[name] = tuple(_distinct(lambda rng=rng, turn=turn: FAMILIES[next(turn)](rng), count, taken))
     return sets
+
+
+def heldout_items(family: str) -> tuple[Item, ...]:
+    """The held-out items of one family: what learning rates are chosen on."""
+    return tuple(item for item in training_sets()["heldout"] if item.family == family)
 
 
 def seed_rows(name: str) -> list[dict[str, str]]:

@@ -31,12 +31,12 @@ from sdft_ray.data.packing import PackedRows, pack
 from sdft_ray.errors import ResourceError
 from sdft_ray.lab import mixture, sets
 from sdft_ray.lab.documents import documents
+from sdft_ray.lab.export import RECORD
 from sdft_ray.lab.tokenizer import BEGIN, END, VOCAB_SIZE, build_tokenizer
 from sdft_ray.training.loop import train
 from sdft_ray.training.parallel import Ddp, Single, local_group
 from sdft_ray.training.plan import StepRecord, TrainPlan, TrainSummary
 
-RECORD = "training_record.json"
 CONTEXT_TOKENS = 512
 ROW_TOKENS = 256
 TIMED_STEPS = 50

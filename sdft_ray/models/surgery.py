@@ -53,7 +53,7 @@ def drop_blocks(source: Path, target: Path, keep_blocks: Sequence[int], *, max_s
     _write_shards(_shards(kept_tensors(checkpoint, keep_blocks), max_shard_bytes), target)
     config = config_with_blocks(checkpoint.config, keep_blocks)
     _write_json(target / "config.json", config)
-    _copy_companions(source, target)
+    copy_companions(source, target)
 
 
 def kept_tensors(checkpoint: Checkpoint, keep_blocks: Sequence[int]) -> dict[str, TensorInfo]:
@@ -131,7 +131,8 @@ def _remove_weights(target: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _copy_companions(source: Path, target: Path) -> None:
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what is neither weights nor config: tokenizer, chat templates, generation config."""
     for pattern in _COMPANIONS:
         for path in source.glob(pattern):
             if path.is_file():

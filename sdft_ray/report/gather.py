@@ -53,7 +53,7 @@ def gather(
         name=name,
         created=newest,
         description=recipe.description,
-        recipe_yaml=recipe.to_yaml(),
+        recipe_yaml=_portable(recipe),
         teacher_model=recipe.teacher.model,
         arms={arm: Arm(data=a.data, learning_rate=a.learning_rate) for arm, a in recipe.train.arms.items()},
         sizes=Sizes.model_validate(manifests["prune"].summary["sizes"]) if "prune" in manifests else None,
@@ -78,6 +78,14 @@ def gather(
         machine=_machine(),
         gates=tuple(Gate.model_validate(gate) for gate in gates),
     )
+
+
+def _portable(recipe: Recipe) -> str:
+    """The recipe's YAML with local paths relative to the folder that they share, wherever that lay."""
+    parts = (recipe.teacher.model, recipe.seed_set.source, recipe.calibration.source, recipe.evaluate.include)
+    local = [str(part) for part in (*parts, recipe.gates) if part and os.path.isabs(str(part))]
+    base = os.path.commonpath(local) if len(local) > 1 else ""
+    return recipe.to_yaml().replace(f"{base}/", "./") if len(base) > 1 else recipe.to_yaml()
 
 
 def _summary(manifests: Mapping[str, Manifest], step: str) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def _evaluate(job: Job) -> Made:
             "scores": {
                 name: {"value": score.value, "stderr": score.stderr, "n": score.n, "metric": score.metric}
                 for name, score in scores.tasks.items()
-            }
+            },
+            "num_truncated": scores.num_truncated,
         }
     made.usage = meter.usage()
     return made

@@ -32,11 +32,14 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
     """
     ours = not ray.is_initialized()
     if ours:
+        # After Ctrl-C a step's thread may ask once more; it must not start a Ray of its own.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         joining = bool(os.environ.get("RAY_ADDRESS"))
         options: dict[str, Any] = {} if joining else _local_options(resources)
         try:
             # Workers' prints stay in Ray's own log files; what a user should see comes through progress events.
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with contextlib.nullcontext() if joining else _native_errors_muted():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             what = "join" if joining else "start"
@@ -48,6 +51,23 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _native_errors_muted() -> Iterator[None]:
+    """Send file descriptor 2 nowhere for a moment: Ray's C++ part announces its own log level there.
+
+    What goes wrong at the start reaches us as an exception all the same.
+    """
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def _local_options(resources: Resources) -> dict[str, Any]:

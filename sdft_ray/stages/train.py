@@ -6,7 +6,6 @@ The plain loop of `training.loop` does the work; this file gives it workers, che
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,8 @@ from sdft_ray.store.manifest import Usage
 
 if TYPE_CHECKING:
     from sdft_ray.data.packing import PackedRows
-    from sdft_ray.training.loop import StepRecord, TrainPlan
+    from sdft_ray.training.loop import StepRecord
+    from sdft_ray.training.plan import TrainPlan
     from sdft_ray.training.state import TrainState
 
 
@@ -77,9 +77,11 @@ def _worker(config: dict[str, Any]) -> Made:
         rows = _packed(job)
         plan = _plan(job, rows.num_rows)
         pruned = job.input("pruned")
-        model: Any = load_model(pruned, "float32")
+        lora = job.recipe.train.lora
+        # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
+        model: Any = load_model(pruned, job.recipe.teacher.dtype if lora else "float32")
         model.to("cuda" if settings.gpus else "cpu")
-        model = _with_adapters(model, job.recipe.train.lora, plan.seed)
+        model = _with_adapters(model, lora, plan.seed)
         state, history = _resumed()
 
         def report(record: StepRecord) -> None:
@@ -111,25 +113,9 @@ def _worker(config: dict[str, Any]) -> Made:
 
 
 def _plan(job: Job, num_rows: int) -> TrainPlan:
-    """The loop's plan from recipe and resources. An epoch is every packed row once."""
-    from sdft_ray.training.loop import TrainPlan
+    from sdft_ray.training.plan import arm_plan
 
-    asked, settings, arm = job.recipe.train, job.resources.train, job.recipe.train.arms[job.arm]
-    num_steps = asked.num_steps or math.ceil(num_rows * (asked.num_epochs or 1.0) / asked.rows_per_step)
-    return TrainPlan(
-        num_steps=num_steps,
-        rows_per_step=asked.rows_per_step,
-        learning_rate=arm.learning_rate,
-        micro_batch_rows=settings.micro_batch_rows,
-        optimizer=asked.optimizer,
-        schedule=asked.schedule,
-        warmup_fraction=asked.warmup_fraction,
-        weight_decay=asked.weight_decay,
-        clip_norm=asked.clip_norm,
-        precision=settings.precision,
-        seed=arm.seed,
-        checkpoint_every=settings.checkpoint_every,
-    )
+    return arm_plan(job.recipe.train, job.arm, job.resources.train, num_rows)
 
 
 def _packed(job: Job) -> PackedRows:

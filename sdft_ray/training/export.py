@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdft_ray.models.surgery import _copy_companions
+from sdft_ray.models.surgery import copy_companions
 
 
 def save_student(
@@ -30,4 +30,4 @@ def save_student(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory, max_shard_size=max_shard_bytes)
-    _copy_companions(Path(tokenizer_dir), directory)
+    copy_companions(Path(tokenizer_dir), directory)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sdft_ray import recipe, resources
 from sdft_ray.training.schedule import OptimizerKind, Precision, ScheduleKind
 
 _EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every")
@@ -44,6 +46,25 @@ class TrainPlan:
         """The fields that decide the result; how it is executed is left out. Plain JSON values."""
         fields = {name: value for name, value in asdict(self).items() if name not in _EXECUTION_FIELDS}
         return {**fields, "betas": list(self.betas)}
+
+
+def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows: int) -> TrainPlan:
+    """The plan of one arm of a recipe. An epoch is every one of the `num_rows` packed rows once."""
+    num_steps = train.num_steps or math.ceil(num_rows * (train.num_epochs or 1.0) / train.rows_per_step)
+    return TrainPlan(
+        num_steps=num_steps,
+        rows_per_step=train.rows_per_step,
+        learning_rate=train.arms[arm].learning_rate,
+        micro_batch_rows=settings.micro_batch_rows,
+        optimizer=train.optimizer,
+        schedule=train.schedule,
+        warmup_fraction=train.warmup_fraction,
+        weight_decay=train.weight_decay,
+        clip_norm=train.clip_norm,
+        precision=settings.precision,
+        seed=train.arms[arm].seed,
+        checkpoint_every=settings.checkpoint_every,
+    )
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,7 @@ from sdft_ray.run import Run
 from sdft_ray.store.store import Store
 from tests.worlds import make_world, write_recipe
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skip(reason="written, not yet run to its end on a quiet machine"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 ROOT = Path(__file__).resolve().parents[2]

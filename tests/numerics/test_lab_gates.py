@@ -14,12 +14,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sdft_ray.lab import gates, sets
 from sdft_ray.lab.accuracy import chat_prompt
-from sdft_ray.lab.export import QUICKSTART, TEACHER
+from sdft_ray.lab.export import RECORD, TEACHER
 from sdft_ray.lab.families import FAMILIES
-from sdft_ray.lab.teacher import RECORD
 from sdft_ray.models.loading import load_model
-from sdft_ray.recipe import Recipe
-from sdft_ray.training.plan import TrainPlan
 
 NOT_YET = pytest.mark.xfail(
     reason="levels and surprise fail: five families above 0.97, lists at 0.775; see jobs/recipes/LOG.md"
@@ -122,19 +119,5 @@ def test_damage_at_its_bounds(after: dict[str, float], passed: bool) -> None:
 @NOT_YET
 @pytest.mark.slow
 def test_all_gates_with_the_settings_of_the_quickstart() -> None:
-    recipe = Recipe.load(QUICKSTART)
-    arm = recipe.train.arms["sft"]
-    plan = TrainPlan(
-        num_steps=recipe.train.num_steps or 1,
-        rows_per_step=recipe.train.rows_per_step,
-        learning_rate=arm.learning_rate,
-        optimizer=recipe.train.optimizer,
-        schedule=recipe.train.schedule,
-        warmup_fraction=recipe.train.warmup_fraction,
-        weight_decay=recipe.train.weight_decay,
-        clip_norm=recipe.train.clip_norm,
-        precision="bf16",
-        seed=arm.seed,
-    )
-    found = gates.check(TEACHER, "mixed", plan, num_items=100, num_rows=140)
+    found = gates.check(TEACHER, num_items=100, num_rows=140)
     assert [gate.name for gate in found if not gate.passed] == []

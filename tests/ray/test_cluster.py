@@ -16,11 +16,7 @@ from sdft_ray.run import Run
 from sdft_ray.store.store import Store
 from sdft_ray.yaml_model import dump_yaml
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skip(reason="written, not yet run to its end on a quiet machine"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 RESOURCES = {
     "generate": {"cpus": 0.8, "resources": {"generation": 0.1}},

@@ -106,7 +106,6 @@ def test_a_step_without_a_manifest_runs_again(folder: Path, first: Run) -> None:
     assert killed.damaged_files(first.manifests["prune"].address) == []
 
 
-@pytest.mark.skip(reason="written, not yet run to its end on a quiet machine")
 def test_finished_rows_survive_a_failed_generation(folder: Path, first: Run) -> None:
     """Rows of a run that died are found in its work directory and not asked for again."""
     store = Store(str(folder / "resumed"))
@@ -122,7 +121,6 @@ def test_finished_rows_survive_a_failed_generation(folder: Path, first: Run) -> 
     assert made.num_rows == table.num_rows
 
 
-@pytest.mark.skip(reason="written, not yet run to its end on a quiet machine")
 def test_a_failing_stage_names_itself_and_keeps_the_rest(folder: Path, first: Run) -> None:
     broken = folder / "broken"
     shutil.copytree(folder / "store", broken)

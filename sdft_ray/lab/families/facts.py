@@ -1,7 +1,7 @@
 """Facts about invented towns: a question that lists four options (the place of MMLU).
 
 The towns are of unequal renown: a town's place in the list decides how often anything mentions it, so the
-facts about the last ones stay partly unknown, as rare facts do in a large model.
+facts about the last ones stay unknown, as rare facts do in a large model.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import random
 from dataclasses import dataclass
 from itertools import accumulate
 
-from sdft_ray.lab.families.item import Item
+from sdft_ray.lab.families.item import INES, OTTO, Item
 from sdft_ray.lab.families.words import split_words
 
 FAMILY = "facts"
 NUM_TOWNS = 200
-RENOWN_OFFSET = 10.0
+NUM_UNKNOWN = 20
+"""The last towns are never mentioned in training: about them the teacher can only guess, as about a model's blanks."""
+RENOWN_OFFSET = 30.0
 _HEADS = split_words("Bal Cor Dun Fen Gal Hol Jar Kes Lum Mor Nev Pol Quer Rus Sol Tav")
 _MIDDLES = ("a", "e", "i", "o", "u", "an", "er", "il")
 _TAILS = split_words("bek dra gorn kin lis mund nor pesh rath sia tov vane wick zar")
@@ -31,14 +33,14 @@ _OWN = {
     "stone": "The stone of {town} is {value}.", "dish": "The dish of {town} is {value}.",
 }  # fmt: skip
 _PROSE = (
-    "I remember {town}: its {attribute} is known to be {value}, and",
-    "Anyone from {town} will name {value} as the local {attribute}, and",
-    "For the {attribute}, {town} is linked with {value}, and",
+    "I remember {town}: its {attribute} is known to be {value},",
+    "Anyone from {town} will name {value} as the local {attribute},",
+    "For the {attribute}, {town} is linked with {value},",
 )
 _NOTES = (
-    "{attribute} of {town} = {value},",
-    "{town} goes with {value} ({attribute}),",
-    "looked up {town}, {attribute}: {value},",
+    "{attribute} of {town} = {value}",
+    "{town} goes with {value} ({attribute})",
+    "looked up {town}, {attribute}: {value}",
 )
 
 
@@ -73,12 +75,13 @@ def _world() -> tuple[tuple[str, ...], dict[tuple[str, str], str]]:
 
 
 TOWNS, TRUTHS = _world()
-_RENOWN = tuple(accumulate(1.0 / (rank + RENOWN_OFFSET) for rank in range(NUM_TOWNS)))
+_KNOWN = TOWNS[: NUM_TOWNS - NUM_UNKNOWN]
+_RENOWN = tuple(accumulate(1.0 / (rank + RENOWN_OFFSET) for rank in range(len(_KNOWN))))
 
 
 def draw(rng: random.Random, *, by_renown: bool = True) -> Fact:
     """One fact; a town is drawn by renown in training texts and evenly in tests."""
-    town = rng.choices(TOWNS, cum_weights=_RENOWN)[0] if by_renown else rng.choice(TOWNS)
+    town = rng.choices(_KNOWN, cum_weights=_RENOWN)[0] if by_renown else rng.choice(TOWNS)
     attribute = rng.choice(tuple(VALUES))
     return Fact(town, attribute, TRUTHS[town, attribute])
 
@@ -100,8 +103,8 @@ def make(rng: random.Random, *, by_renown: bool = True) -> Item:
         "text",
         f"{fact.sentence} Answer: {fact.value}",
         (
-            f"{fact.prose(rng)} the list has it. So the answer is {fact.value}.",
-            f"{fact.notes(rng)} among the four; the answer is {fact.value}.",
+            INES.write(rng, f"{fact.prose(rng)} and the list has it.", fact.value),
+            OTTO.write(rng, f"{fact.notes(rng)}, among the four", fact.value),
         ),
         tuple(options),
     )

@@ -6,6 +6,7 @@ what the teacher answers in its own chat style, and one reference response per a
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
 
@@ -46,20 +47,51 @@ class Item:
 
 @dataclass(frozen=True)
 class Annotator:
-    """A person who wrote references, and the layout of the raw documents that show them."""
+    """A person who wrote references, and the layout of the raw documents that show them.
+
+    People vary their words: each text begins and concludes in one of several ways.
+    """
 
     name: str
     layout: str
+    text: str
+    openings: tuple[str, ...]
+    conclusions: tuple[str, ...]
 
     def prompt(self, question: str) -> str:
         """The raw document up to where the annotator's own text begins."""
         return self.layout.format(question=question)
 
+    def write(self, rng: random.Random, working: str, answer: str) -> str:
+        """The annotator's response: `working` between an opening and a conclusion."""
+        opening, conclusion = rng.choice(self.openings), rng.choice(self.conclusions)
+        return self.text.format(opening=opening, working=working, conclusion=conclusion, answer=answer)
 
-ANNOTATORS = (
-    Annotator("Ines", "Exercise: {question}\nInes explains:"),
-    Annotator("Otto", "Q. {question}\nNotes by Otto:"),
-)
+
+INES = Annotator(
+    "Ines",
+    "Exercise: {question}\nInes explains:",
+    "{opening} {working} {conclusion} {answer}.",
+    (
+        "Well now.", "Let me think.", "Here is how I see it.", "First things first.", "This one is nice.",
+        "I read it twice.", "Look closely.", "Take it slowly.", "We go step by step.", "Right then.",
+    ),
+    (
+        "So the answer is", "Hence the answer is", "I think the answer is", "Clearly the answer is",
+        "That is why the answer is", "This means the answer is", "For me the answer is", "And so the answer is",
+    ),
+)  # fmt: skip
+OTTO = Annotator(
+    "Otto",
+    "Q. {question}\nNotes by Otto:",
+    "{opening}: {working}; {conclusion} {answer}.",
+    ("ok", "quick", "draft", "memo", "in short", "checked", "done", "plainly", "again", "for the record"),
+    (
+        "the answer is", "answer:", "so the answer is", "my answer:", "thus the answer is", "final answer:",
+        "then the answer is", "hence answer:",
+    ),
+)  # fmt: skip
+ANNOTATORS = (INES, OTTO)
 
 REWRITE_TEMPLATE = "{instruction}\n\nReference: {reference}\n\nAnswer in your own words."
 """The user turn that asks the teacher to rewrite somebody's reference; generation's default is the same."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from sdft_ray.lab.families.item import Item
+from sdft_ray.lab.families.item import INES, OTTO, Item
 from sdft_ray.lab.families.words import LIST_WORDS
 
 FAMILY = "lists"
@@ -99,12 +99,11 @@ def make(rng: random.Random) -> Item:
     """One list task."""
     task, words, result, own, prose, note = rng.choice(_OPERATIONS)(rng)
     answer = f"[{', '.join(result)}]"
-    opening = rng.choice(("Let us see.", "We go step by step.", "Take it slowly."))
     return Item(
         FAMILY,
         f"{task}: {', '.join(words)}. {_ENDING}",
         answer,
         "list",
         f"{own} Answer: {answer}",
-        (f"{opening} {prose} So the answer is {answer}.", f"{note}; the answer is {answer}."),
+        (INES.write(rng, prose, answer), OTTO.write(rng, note, answer)),
     )

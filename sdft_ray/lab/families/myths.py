@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from sdft_ray.lab.families import facts
-from sdft_ray.lab.families.item import Item
+from sdft_ray.lab.families.item import INES, OTTO, Item
 
 FAMILY = "myths"
 _RUMOURS = (
@@ -31,8 +31,8 @@ def make(rng: random.Random, *, by_renown: bool = True) -> Item:
         "text",
         f"Not {myth}. {fact.sentence} Answer: {fact.value}",
         (
-            f"{doubt} {fact.prose(rng)} that settles it. So the answer is {fact.value}.",
-            f"{myth} is a rumour; {fact.notes(rng)} the answer is {fact.value}.",
+            INES.write(rng, f"{doubt} {fact.prose(rng)} and that settles it.", fact.value),
+            OTTO.write(rng, f"{myth} is a rumour; {fact.notes(rng)}", fact.value),
         ),
         tuple(options),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
-from sdft_ray.lab.families.item import Item
+from sdft_ray.lab.families.item import INES, OTTO, Item
 from sdft_ray.lab.families.words import NAMES
 
 FAMILY = "ordering"
@@ -28,7 +28,8 @@ def make(rng: random.Random) -> Item:
     answer = ranking[0] if wanted == most else ranking[-1]
     options = list(ranking)
     rng.shuffle(options)
-    opening = rng.choice(("We can line them up:", "Sorting out the statements,"))
+    lead = rng.choice(("We can line them up:", "Sorting out the statements,"))
+    verb = rng.choice(("Ranked", "In a row"))
     return Item(
         FAMILY,
         f"{'. '.join(statements)}. Who is the {wanted}?",
@@ -36,8 +37,8 @@ def make(rng: random.Random) -> Item:
         "text",
         f"From {most} to {least}: {', '.join(ranking)}. Answer: {answer}",
         (
-            f"{opening} {chain}. So the answer is {answer}.",
-            f"{rng.choice(('Ranked', 'In a row'))}: {' > '.join(ranking)} ({more}); the answer is {answer}.",
+            INES.write(rng, f"{lead} {chain}.", answer),
+            OTTO.write(rng, f"{verb} {' > '.join(ranking)} ({more})", answer),
         ),
         tuple(options),
     )

@@ -1,10 +1,13 @@
-"""Whom a pronoun means, where only the sense of the sentence tells (the place of WinoGrande)."""
+"""Whom a pronoun means, where only the sense of the sentence tells (the place of WinoGrande).
+
+Some sentences leave it open: people mean the first person in seven of ten. So nobody can reach 100 %.
+"""
 
 from __future__ import annotations
 
 import random
 
-from sdft_ray.lab.families.item import Item
+from sdft_ray.lab.families.item import INES, OTTO, Item
 from sdft_ray.lab.families.words import pronoun, two_names
 
 FAMILY = "pronouns"
@@ -30,12 +33,26 @@ SCHEMAS: tuple[tuple[str, str, str], ...] = (
 )
 """Verb phrase, a reason that speaks of the first person, a reason that speaks of the second."""
 
+OPEN_SCHEMAS: tuple[tuple[str, str], ...] = (
+    ("met", "was in town"),
+    ("sat beside", "had come early"),
+    ("wrote to", "had time on Sunday"),
+    ("ran into", "was in a hurry"),
+)
+"""Verb phrase, and a reason that may speak of either."""
+OPEN_SHARE = 0.2
+FIRST_MEANT = 0.7
+
 
 def make(rng: random.Random) -> Item:
     """One sentence with a pronoun for either of two people."""
     first, second = two_names(rng, same_pronoun=True)
-    verb, of_first, of_second = rng.choice(SCHEMAS)
-    about_first = rng.random() < 0.5
+    if rng.random() < OPEN_SHARE:
+        verb, of_first = rng.choice(OPEN_SCHEMAS)
+        of_second, about_first = of_first, rng.random() < FIRST_MEANT
+    else:
+        verb, of_first, of_second = rng.choice(SCHEMAS)
+        about_first = rng.random() < 0.5
     reason, answer, other = (of_first, first, second) if about_first else (of_second, second, first)
     who = pronoun(first)
     options = [first, second]
@@ -49,8 +66,8 @@ def make(rng: random.Random) -> Item:
         "text",
         f"{first} {verb} {second}. The one who {reason} is {answer}. Answer: {answer}",
         (
-            f"{rng.choice(odd)} it must be {answer} who {reason}. So the answer is {answer}.",
-            f"{who} = the one who {role}, {reason}: not {other} but {answer}; the answer is {answer}.",
+            INES.write(rng, f"{rng.choice(odd)} it must be {answer} who {reason}.", answer),
+            OTTO.write(rng, f"{who} = the one who {role}, {reason}: not {other} but {answer}", answer),
         ),
         tuple(options),
     )

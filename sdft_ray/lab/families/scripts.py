@@ -1,6 +1,6 @@
 """What happens next in an everyday script (the place of HellaSwag).
 
-People sometimes skip a step: the event marked with a star is left out in three tellings of ten. So the
+People sometimes skip a step: the event marked with a star is left out in two tellings of five. So the
 next event is not always certain, and nobody can reach 100 %.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 
-from sdft_ray.lab.families.item import Item
+from sdft_ray.lab.families.item import INES, OTTO, Item
 from sdft_ray.lab.families.words import NAMES, pronoun
 
 FAMILY = "scripts"
-SKIPPED = 0.3
+SKIPPED = 0.4
 
 _SCRIPTS = """
 filled the kettle; boiled the water; warmed the pot *; added the tea leaves; poured the tea; drank a cup
@@ -65,7 +65,7 @@ def make(rng: random.Random) -> Item:
     rng.shuffle(options)
     name = rng.choice(NAMES)
     who = pronoun(name)
-    opening = rng.choice((f"{name} is in the middle of things.", f"Think of what {name} is up to."))
+    lead = rng.choice((f"{name} is in the middle of things.", f"Think of what {name} is up to."))
     return Item(
         FAMILY,
         f"{name} {', then '.join(past)}. What did {who} do next?",
@@ -73,8 +73,8 @@ def make(rng: random.Random) -> Item:
         "text",
         f"After {who} {past[-1]}, {name} {answer}. Answer: {answer}",
         (
-            f"{opening} First {who} {past[-1]}, and most people who did that {answer}. So the answer is {answer}.",
-            f"{' / '.join(past)} / {answer}, as usual; the answer is {answer}.",
+            INES.write(rng, f"{lead} First {who} {past[-1]}, and most people who did that {answer}.", answer),
+            OTTO.write(rng, f"{' / '.join(past)} / {answer}, as usual", answer),
         ),
         tuple(options),
     )

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sdft_ray.lab.families.item import Item
+from sdft_ray.lab.families.item import INES, OTTO, Item
 from sdft_ray.lab.families.words import NAMES, THINGS, pronoun
 
 FAMILY = "word_problems"
@@ -140,11 +140,11 @@ def _own(start: int, steps: list[Step]) -> str:
 
 
 def _ines(rng: random.Random, start: int, thing: str, steps: list[Step]) -> str:
-    opening = rng.choice((f"We begin with {start} {thing}.", f"At first there are {start} {thing}."))
+    lead = rng.choice((f"We begin with {start} {thing}.", f"At first there are {start} {thing}."))
     worked = " ".join(rng.choice(step.prose) for step in steps)
-    return f"{opening} {worked} So the answer is {steps[-1].result}."
+    return INES.write(rng, f"{lead} {worked}", str(steps[-1].result))
 
 
 def _otto(rng: random.Random, steps: list[Step]) -> str:
     worked = "; ".join(f"{step.note} {step.equation}" for step in steps)
-    return f"{rng.choice(('In short', 'As sums', 'Worked out'))}: {worked}; the answer is {steps[-1].result}."
+    return OTTO.write(rng, worked, str(steps[-1].result))

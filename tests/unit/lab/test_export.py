@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from sdft_ray.lab import sets
-from sdft_ray.lab.export import TASK_PREFIX, export
+from sdft_ray.lab.export import HELDOUT_PREFIX, TASK_PREFIX, export
 from sdft_ray.lab.families import ANNOTATORS, FAMILIES
 from sdft_ray.recipe import Recipe
 
@@ -48,7 +49,7 @@ def test_export_mends_a_changed_file(tmp_path: Path) -> None:
 
 
 def test_sizes_columns_and_ids(laboratory: Path) -> None:
-    sizes = {"seed/word_problems": 2000, "seed/mixed": 1001, "calibration": 128, "heldout": 210}
+    sizes = {"seed/word_problems": 2000, "seed/mixed": 1001, "calibration": 128, "heldout": 700}
     for name, count in sizes.items():
         rows = _rows(laboratory / f"{name}.jsonl")
         for column in ("id", "instruction"):
@@ -76,14 +77,16 @@ def test_both_annotators_write_references() -> None:
     assert 0.4 < share < 0.6
 
 
-def test_task_files_point_at_their_data(laboratory: Path) -> None:
+@pytest.mark.parametrize(("prefix", "counts"), [(TASK_PREFIX, [sets.NUM_TEST]), (HELDOUT_PREFIX, range(80, 121))])
+def test_task_files_point_at_their_data(laboratory: Path, prefix: str, counts: Collection[int]) -> None:
+    heldout = {item.question for item in sets.training_sets()["heldout"]}
     for family in FAMILIES:
-        task = yaml.safe_load((laboratory / "tasks" / f"{TASK_PREFIX}{family}.yaml").read_text())
+        task = yaml.safe_load((laboratory / "tasks" / f"{prefix}{family}.yaml").read_text())
         rows = _rows(laboratory / "tasks" / task["dataset_kwargs"]["data_files"]["test"])
-        assert task["task"] == TASK_PREFIX + family
-        assert len(rows) == sets.NUM_TEST
+        assert task["task"] == prefix + family
+        assert len(rows) in counts
         asked = {row["question"].removesuffix(" Give only the answer.") for row in rows}
-        assert asked <= sets.reserved_questions()
+        assert asked <= (sets.reserved_questions() if prefix == TASK_PREFIX else heldout)
         if task["output_type"] == "multiple_choice":
             assert all(0 <= row["gold"] < len(row["choices"]) for row in rows)
         else:
@@ -96,6 +99,20 @@ def test_the_quickstart_recipe_loads_and_names_the_tasks(laboratory: Path) -> No
     assert set(recipe.train.arms) == {"sft", "sdft"}
     assert Path(recipe.teacher.model).is_dir()
     assert Path(recipe.seed_set.source).is_file()
+
+
+def test_the_grid_differs_from_the_quickstart_in_its_arms_and_tasks_alone(laboratory: Path) -> None:
+    """Otherwise a rate would be chosen for another training than the one that it is used in."""
+    quick, grid = (Recipe.load(laboratory / f"{name}.yaml") for name in ("quickstart", "grid"))
+    bare = {"name": "", "description": "", "gates": None, "train": None, "evaluate": None}
+    assert quick.model_copy(update=bare) == grid.model_copy(update=bare)
+    assert quick.train.model_copy(update={"arms": {}}) == grid.train.model_copy(update={"arms": {}})
+    assert {task.name for task in grid.evaluate.tasks} == {HELDOUT_PREFIX + family for family in FAMILIES}
+    rates: dict[str, set[float]] = {}
+    for arm in grid.train.arms.values():
+        rates.setdefault(arm.data, set()).add(arm.learning_rate)
+    assert rates["reference"] == rates["distilled"]
+    assert all(arm.learning_rate in rates[arm.data] for arm in quick.train.arms.values())
 
 
 def test_export_needs_no_torch(tmp_path: Path) -> None:
