@@ -47,7 +47,7 @@ TIMED_STEPS = 50
 class TeacherRecipe:
     """What decides the teacher, apart from the mixture of texts in `sdft_ray.lab.mixture`."""
 
-    num_tokens: int = 14_000_000
+    num_tokens: int = 15_500_000
     rows_per_step: int = 16
     muon_learning_rate: float = 0.012
     adamw_learning_rate: float = 2.5e-3

@@ -14,8 +14,8 @@ from sdft_ray.lab.families.item import INES, OTTO, Item
 from sdft_ray.lab.families.words import split_words
 
 FAMILY = "facts"
-NUM_TOWNS = 200
-NUM_UNKNOWN = 20
+NUM_TOWNS = 160
+NUM_UNKNOWN = 16
 """The last towns are never mentioned in training: about them the teacher can only guess, as about a model's blanks."""
 RENOWN_OFFSET = 30.0
 _HEADS = split_words("Bal Cor Dun Fen Gal Hol Jar Kes Lum Mor Nev Pol Quer Rus Sol Tav")

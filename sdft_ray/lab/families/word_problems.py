@@ -103,6 +103,10 @@ def _step(told: tuple[str, str], sum_: tuple[int, str, int, int], own: str, pros
 
 _Operation = Callable[[random.Random, int, str], Step | None]
 _OPERATIONS: tuple[_Operation, ...] = (_add, _add, _lose, _lose, _times, _share)
+_TURNS = ("Now", "Then", "Next", "Here", "Well,", "After this")
+"""How Ines goes from one step to the next."""
+_JOINTS = (";", ",", " /", ", and", ", then")
+"""What Otto puts between two steps."""
 _LINKS = ("Then {who} {story}.", "After that {who} {story}.", "Later {who} {story}.", "Next {who} {story}.")
 
 
@@ -141,10 +145,16 @@ def _own(start: int, steps: list[Step]) -> str:
 
 def _ines(rng: random.Random, start: int, thing: str, steps: list[Step]) -> str:
     lead = rng.choice((f"We begin with {start} {thing}.", f"At first there are {start} {thing}."))
-    worked = " ".join(rng.choice(step.prose) for step in steps)
+    worked = " ".join(f"{rng.choice(_TURNS)} {_lowered(rng.choice(step.prose))}" for step in steps)
     return INES.write(rng, f"{lead} {worked}", str(steps[-1].result))
 
 
+def _lowered(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
 def _otto(rng: random.Random, steps: list[Step]) -> str:
-    worked = "; ".join(f"{step.note} {step.equation}" for step in steps)
+    worked = f"{steps[0].note} {steps[0].equation}"
+    for step in steps[1:]:
+        worked += f"{rng.choice(_JOINTS)} {step.note} {step.equation}"
     return OTTO.write(rng, worked, str(steps[-1].result))
