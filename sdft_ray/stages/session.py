@@ -32,8 +32,6 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
     """
     ours = not ray.is_initialized()
     if ours:
-        # After Ctrl-C a step's thread may ask once more; it must not start a Ray of its own.
-        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         joining = bool(os.environ.get("RAY_ADDRESS"))
         options: dict[str, Any] = {} if joining else _local_options(resources)
         try:

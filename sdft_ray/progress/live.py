@@ -1,18 +1,13 @@
-"""How far a run is: events, and the views that show them.
-
-An event is one JSON line, so that the log of a job on a far cluster can feed the same live view as a run at
-home. Views are context managers with `handle(event)`, which any thread may call.
-"""
+"""The live view: a table that follows every running stage, readable at 80 columns."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import IO, Any, Literal, Protocol, Self, get_args
+from dataclasses import dataclass
+from typing import Literal, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,142 +17,8 @@ from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
-Kind = Literal["stage_started", "progress", "stage_finished", "stage_skipped", "stage_failed", "message"]
-KINDS: tuple[str, ...] = get_args(Kind)
-ViewName = Literal["auto", "live", "plain", "json", "none"]
-VIEWS: tuple[str, ...] = get_args(ViewName)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened to `stage`. `done` of `total` are in `unit`; `total` is None while unknown.
-
-    `wall_s` goes with `stage_finished`; `detail` says why a stage failed, or is the text of a message.
-    """
-
-    event: Kind
-    stage: str = ""
-    done: int | None = None
-    total: int | None = None
-    unit: str = ""
-    wall_s: float | None = None
-    detail: str = ""
-
-    def to_json(self) -> str:
-        """One line of ASCII, which no log can break or misread; every key is always there."""
-        return json.dumps(asdict(self))
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "event": (str,), "stage": (str,), "unit": (str,), "detail": (str,), "done": (int, type(None)),
-    "total": (int, type(None)), "wall_s": (int, float, type(None)),
-}  # fmt: skip
-
-
-def parse_event(line: str) -> Event | None:
-    """The event that a log line holds, whatever prefix the log put before it; None for any other line."""
-    start = line.find('{"event"')
-    if start < 0:
-        return None
-    try:
-        data: Any = json.loads(line[start:])
-    except ValueError:
-        return None
-    if not isinstance(data, dict) or set(data) - {field.name for field in fields(Event)}:
-        return None
-    if data.get("event") not in KINDS:
-        return None
-    if any(isinstance(value, bool) or not isinstance(value, _TYPES[key]) for key, value in data.items()):
-        return None
-    return Event(**data)
-
-
-class View(Protocol):
-    """Shows events between `__enter__` and `__exit__`."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *raised: object) -> None: ...
-    def handle(self, event: Event) -> None: ...
-
-
-def open_view(name: ViewName, stages: Sequence[str], stream: IO[str] | None = None) -> View:
-    """The view called `name` over `stages`, in that order.
-
-    "auto" is "live" on a terminal and "plain" elsewhere. Without a `stream`, "json" writes to standard output
-    and the others to standard error, which leaves standard output to the result.
-    """
-    if name == "none":
-        return NoView()
-    console = Console(file=stream, stderr=name != "json")
-    if name == "json":
-        return JsonView(console.file)
-    if name == "live" or (name == "auto" and console.is_terminal and not console.is_dumb_terminal):
-        return LiveView(stages, console)
-    return PlainView(console.file)
-
-
-class _Silent:
-    """A context manager that has nothing to open or close."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        return None
-
-
-class NoView(_Silent):
-    """Shows nothing."""
-
-    def handle(self, event: Event) -> None:
-        """Drop the event."""
-
-
-class JsonView(_Silent):
-    """One JSON line per event, written at once."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self._lock = threading.Lock()
-
-    def handle(self, event: Event) -> None:
-        """Write the event."""
-        with self._lock:
-            self._stream.write(event.to_json() + "\n")
-            self._stream.flush()
-
-
-class PlainView(_Silent):
-    """For logs: one line when a stage finishes, is reused, or fails; nothing else."""
-
-    def __init__(self, stream: IO[str], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
-        self._clock = clock
-        self._started: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    def handle(self, event: Event) -> None:
-        """Write a line if the event ends a stage."""
-        with self._lock:
-            now = self._clock()
-            if event.event == "stage_started":
-                self._started[event.stage] = now
-            said = self._words(event, now - self._started.get(event.stage, now))
-            if said:
-                self._stream.write(f"{event.stage}: {said}\n")
-                self._stream.flush()
-
-    def _words(self, event: Event, waited_s: float) -> str:
-        if event.event == "stage_finished":
-            return f"done in {seconds(waited_s if event.wall_s is None else event.wall_s)}"
-        if event.event == "stage_skipped":
-            return "reused"
-        if event.event == "stage_failed":
-            return f"failed after {seconds(waited_s)}: {event.detail}".rstrip(": ")
-        return ""
-
-
-# --- the live view ------------------------------------------------------------------------------------------
+from sdft_ray.progress.events import Event
+from sdft_ray.progress.plain import clock_time, seconds
 
 WINDOW_S = 30.0
 """A rate is the slope over this much of the past: steady, yet it follows a stage that changes pace."""
@@ -388,23 +249,3 @@ def _left(line: _Line, rate: float | None, spent_s: float) -> Text:
     if rate and line.total and line.done is not None and line.done < line.total:
         return Text(f"{clock_time((line.total - line.done) / rate)} left")
     return Text(clock_time(spent_s), style="dim")
-
-
-def clock_time(value_s: float) -> str:
-    """0:07, 12:34, 1:02:03; beyond 99 hours in whole days."""
-    whole = int(value_s + 0.5)
-    if whole >= 360_000:
-        return f"{whole // 86_400} d"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def seconds(value_s: float) -> str:
-    """0.4 s, 12.3 s, 2 min 5 s, 1 h 2 min."""
-    if value_s < 59.95:
-        return f"{value_s:.1f} s"
-    minutes, rest = divmod(round(value_s), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
