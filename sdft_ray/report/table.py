@@ -19,7 +19,7 @@ def result_table(data: ReportData) -> ResultTable:
 
 
 class ResultTable:
-    """A table that leaves out the standard errors where the terminal is too narrow for them."""
+    """A table that leaves out the standard errors where the terminal is too narrow for them, then the families."""
 
     def __init__(self, data: ReportData) -> None:
         self._data = data
@@ -27,10 +27,16 @@ class ResultTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not models(self._data):
             return
-        full = _table(self._data, errors=True)
-        fits = Measurement.get(console, options.update(max_width=10_000), full).maximum <= options.max_width
-        yield full if fits else _table(self._data, errors=False)
-        note = "Per cent, ± one standard error." if fits else "Per cent."
+        unbound = options.update(max_width=10_000)
+        with_errors, without = "Per cent, ± one standard error.", "Per cent."
+        shapes = (
+            (_table(self._data, errors=True), with_errors),
+            (_table(self._data, errors=False), without),
+            (_by_model(self._data), f"{with_errors} Families are in the report."),
+        )
+        fitting = (s for s in shapes if Measurement.get(console, unbound, s[0]).maximum <= options.max_width)
+        table, note = next(fitting, shapes[-1])
+        yield table
         yield Text(note, style="dim")
 
 
@@ -48,10 +54,8 @@ def size_line(data: ReportData) -> Text:
     return Text(", ".join(parts).replace(THIN, " "))
 
 
-def _table(data: ReportData, *, errors: bool) -> Table:
-    names = models(data)
-    best = next((name for name, _ in ranked_arms(data)), "")
-    table = Table(
+def _frame(*names: str) -> Table:
+    return Table(
         Column("", max_width=22, overflow="ellipsis", no_wrap=True),
         *(Column(name, justify="right", no_wrap=True) for name in names),
         box=box.SIMPLE_HEAD,
@@ -59,6 +63,26 @@ def _table(data: ReportData, *, errors: bool) -> Table:
         pad_edge=False,
         padding=(0, 0, 0, 1),
     )
+
+
+def _by_model(data: ReportData) -> Table:
+    """For many arms: one row per model."""
+    best = next((name for name, _ in ranked_arms(data)), "")
+    table = _frame("mean", "recovery")
+    for name in models(data):
+        part = data.recovery.get(name)
+        cells = [
+            _cell(mean_score(data, name, data.tasks), errors=True),
+            _cell(part.mean if part else None, errors=True),
+        ]
+        table.add_row(Text(name, style="bold green" if name == best else ""), *cells)
+    return table
+
+
+def _table(data: ReportData, *, errors: bool) -> Table:
+    names = models(data)
+    best = next((name for name, _ in ranked_arms(data)), "")
+    table = _frame(*names)
 
     def mean(title: str, tasks: tuple[str, ...]) -> None:
         table.add_row(title, *(_cell(mean_score(data, name, tasks), errors=errors) for name in names), style="bold")

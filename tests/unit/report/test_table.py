@@ -56,6 +56,16 @@ def test_a_narrow_terminal_leaves_out_the_errors_not_the_figures() -> None:
     assert cells(lines, "lab_word_problems") == ["97.5", "1.0", "48.0", "88.0", "88.0"]
 
 
+def test_many_arms_become_rows() -> None:
+    data = report_data()
+    arms = {f"sdft_rate_{i}": data.scores["sdft"] for i in range(8)}
+    lines = printed(data.model_copy(update={"scores": {**data.scores, **arms}}))
+    assert max(map(len, lines)) <= 80
+    assert cells(lines, "sdft") == ["88.6 ± 0.8", "92.3 ± 0.9"]
+    assert len([line for line in lines if line.startswith("sdft_rate_")]) == 8
+    assert "report" in lines[-1]
+
+
 def test_nothing_is_printed_without_models() -> None:
     empty = ReportData(name="x")
     assert printed(empty) == []
