@@ -23,6 +23,9 @@ endif
 OVERRIDES := $(if $(filter cpu,$(PLATFORM)),--override requirements/overrides.txt)
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python $(SOURCES) $(OVERRIDES)
 
+# Ray starts a dozen Python processes; without cached bytecode each of them compiles torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test check bench pins install dev clean
 .DEFAULT_GOAL := quickstart
 

@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Make large language models smaller without losing what they can do: prune, let the teacher rewrite the "
     "seed set, recover, evaluate. Runs on Ray, from a laptop to a cluster.",
 )
+INTERRUPTED = 130
 lab = typer.Typer(no_args_is_help=True, help="The miniature laboratory: a tiny teacher and tasks that need no hub.")
 app.add_typer(lab, name="lab")
 
@@ -202,9 +203,11 @@ def main() -> None:
         _complain(str(error), 2)
     except StageError as error:
         _complain(f"{error} → finished work is kept; run the same command again to continue", 1)
-    except KeyboardInterrupt:
+    except SystemExit as leaving:
+        if leaving.code != INTERRUPTED:  # typer makes it of Ctrl-C
+            raise
         _say("interrupted → finished work is kept; run the same command again to continue")
-        os._exit(130)  # threads may still wait for workers that are gone; a normal exit would wait with them
+        os._exit(INTERRUPTED)  # threads may still wait for workers that are gone; a normal exit would wait with them
 
 
 def _complain(message: str, code: int) -> None:

@@ -52,6 +52,11 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
     try:
         total = ray.cluster_resources()
         yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), len(ray.nodes()))
+    except KeyboardInterrupt:
+        # Threads of running steps find Ray gone and say so at length; whoever pressed the keys knows.
+        for name in ("ray", "ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        raise
     finally:
         if ours:
             ray.shutdown()
