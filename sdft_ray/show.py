@@ -91,7 +91,10 @@ def print_result(run: Run, *, stages: bool = False) -> None:
 
 def _short(path: Path) -> str:
     """Relative to here when that is shorter to type."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # Ray may clear a job's folder away while it runs
+        return str(path)
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 

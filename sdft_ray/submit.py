@@ -6,6 +6,7 @@ import asyncio
 import shlex
 import shutil
 import tempfile
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sdft_ray.errors import ResourceError, StoreError
 from sdft_ray.graph import steps
 from sdft_ray.progress import open_view, parse_event
 from sdft_ray.recipe import Recipe
+from sdft_ray.store.store import Store
 
 CARRIED_BYTES = 64 * 2**20
 """Files and folders of a recipe up to this size travel with the job; larger ones must be where the cluster is."""
@@ -56,7 +58,7 @@ def submit(
         why = str(reason).splitlines()[0]
         raise ResourceError(f"no Ray dashboard at {address}: {why}", "check the address and that Ray is up") from None
     with tempfile.TemporaryDirectory() as folder:
-        carry(recipe, Path(folder))
+        carry(recipe, Path(folder), Store(store))
         command = ["compress", "recipe.yaml", "--store", store, "--name", name, "--progress", "json"]
         if resources is not None:
             shutil.copy(resources, Path(folder) / "resources.yaml")
@@ -72,19 +74,40 @@ def submit(
     return asyncio.run(_follow(client, job_id, [step.name for step in steps(recipe)], view))
 
 
-def carry(recipe: Recipe, folder: Path) -> None:
-    """Write `recipe.yaml` into a folder together with the small files that it names."""
+def carry(recipe: Recipe, folder: Path, store: Store) -> None:
+    """Write `recipe.yaml` into a folder, and put the small files that it names where the cluster finds them.
+
+    That is the store, under their digest, where it is a shared disk. Otherwise they travel in the job's own folder,
+    which Ray unpacks on every node.
+    """
     data = recipe.model_dump(mode="python")
     for *parts, field in _PLACES:
         holder = data[parts[0]] if parts else data
         value = holder[field]
         if value is None or not Path(value).exists() or _size(Path(value)) > CARRIED_BYTES:
             continue
-        kept = "./" + "_".join([*parts, field, Path(value).name])
-        copy = shutil.copytree if Path(value).is_dir() else shutil.copy
-        copy(value, folder / kept)
-        holder[field] = kept
+        source = Path(value)
+        if store.is_local:
+            holder[field] = str(_kept(source, store))
+        else:
+            holder[field] = "./" + "_".join([*parts, field, source.name])
+            _copy(source, folder / holder[field])
     (folder / "recipe.yaml").write_text(Recipe.parse(data).to_yaml(), encoding="utf-8")
+
+
+def _kept(source: Path, store: Store) -> Path:
+    target = Path(store.url) / "carried" / store.outside_digest(source)[:16] / source.name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{source.name}.{uuid.uuid4().hex}.partial")
+        _copy(source, partial)
+        partial.rename(target)
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    copy = shutil.copytree if source.is_dir() else shutil.copy
+    copy(source, target)
 
 
 def _size(path: Path) -> int:

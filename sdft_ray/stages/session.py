@@ -14,7 +14,6 @@ import ray
 from sdft_ray.errors import ResourceError
 from sdft_ray.resources import Resources
 
-
 _LOCAL_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away; saves a process per training

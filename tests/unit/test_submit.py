@@ -1,0 +1,52 @@
+"""What travels with a submitted job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdft_ray.recipe import Recipe
+from sdft_ray.store.store import Store
+from sdft_ray.submit import carry
+from tests.recipes import make_recipe, write_rows
+
+
+def _teacher(folder: Path) -> Path:
+    (folder / "teacher").mkdir()
+    (folder / "teacher/config.json").write_text("{}", encoding="utf-8")
+    return folder / "teacher"
+
+
+def test_files_go_to_a_store_on_a_shared_disk_once(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, _teacher(tmp_path))
+    store = Store(str(tmp_path / "store"))
+    (tmp_path / "job").mkdir()
+    carry(recipe, tmp_path / "job", store)
+    sent = Recipe.load(tmp_path / "job/recipe.yaml")
+    for mine, theirs in ((recipe.teacher.model, sent.teacher.model), (recipe.seed_set.source, sent.seed_set.source)):
+        assert Path(theirs).is_relative_to(store.url)
+        assert Path(theirs).name == Path(mine).name
+    assert Path(sent.seed_set.source).read_bytes() == Path(recipe.seed_set.source).read_bytes()
+    before = Path(sent.seed_set.source).stat().st_mtime_ns
+    carry(recipe, tmp_path / "job", store)
+    assert Path(sent.seed_set.source).stat().st_mtime_ns == before
+
+
+def test_changed_files_get_a_place_of_their_own(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, _teacher(tmp_path))
+    store = Store(str(tmp_path / "store"))
+    (tmp_path / "job").mkdir()
+    carry(recipe, tmp_path / "job", store)
+    first = Recipe.load(tmp_path / "job/recipe.yaml").seed_set.source
+    write_rows(tmp_path / "seed.jsonl", num_rows=7)
+    carry(recipe, tmp_path / "job", store)
+    assert Recipe.load(tmp_path / "job/recipe.yaml").seed_set.source != first
+    assert Path(first).is_file()
+
+
+def test_files_travel_with_the_job_to_a_store_elsewhere(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, _teacher(tmp_path))
+    (tmp_path / "job").mkdir()
+    carry(recipe, tmp_path / "job", Store("memory://sdft"))
+    sent = Recipe.load(tmp_path / "job/recipe.yaml")
+    assert Path(sent.teacher.model).is_relative_to(tmp_path / "job")
+    assert Path(sent.seed_set.source).is_file()
