@@ -18,9 +18,7 @@ from sdft_ray.lab.export import RECORD, TEACHER
 from sdft_ray.lab.families import FAMILIES
 from sdft_ray.models.loading import load_model
 
-NOT_YET = pytest.mark.xfail(
-    reason="levels and surprise fail: five families above 0.97, lists at 0.775; see jobs/recipes/LOG.md"
-)
+DAMAGE = "plain_tuning_of_the_teacher"
 QUICK_ITEMS = 24
 NOISE = 0.16
 """Two standard errors of a share near 0.8 in `QUICK_ITEMS` draws."""
@@ -41,15 +39,20 @@ def _recorded() -> dict[str, gates.Gate]:
     return {gate["name"]: gates.Gate(**gate) for gate in found}
 
 
-@NOT_YET
-def test_the_record_holds_four_passed_gates() -> None:
+def test_the_record_holds_all_four_gates() -> None:
     recorded = _recorded()
-    assert list(recorded) == ["annotators", "plain_tuning_of_the_teacher", "surprise", "levels"]
-    assert all(gate.passed for gate in recorded.values())
+    assert list(recorded) == ["annotators", DAMAGE, "surprise", "levels"]
     assert set(recorded["levels"].values) == set(FAMILIES)
+    assert gates.level_gate(recorded["levels"].values).passed
+    assert min(recorded["annotators"].values.values()) >= gates.RAW_FLOOR
+    assert recorded["surprise"].passed
 
 
-@NOT_YET
+@pytest.mark.xfail(strict=True, reason="word problems lose 13 points where 10 are allowed; see jobs/recipes/LOG.md")
+def test_the_recorded_damage_gate_holds() -> None:
+    assert _recorded()[DAMAGE].passed
+
+
 def test_gate_1_annotators(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     quick = gates.annotator_gate(teacher, tokenizer, list(FAMILIES), num_items=QUICK_ITEMS)
     recorded = _recorded()["annotators"]
@@ -59,13 +62,11 @@ def test_gate_1_annotators(teacher: PreTrainedModel, tokenizer: PreTrainedTokeni
         assert value == pytest.approx(recorded.values[name], abs=NOISE), name
 
 
-@NOT_YET
 def test_gate_3_surprise(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     quick = gates.surprise_gate(teacher, tokenizer, sets.seed_rows("mixed")[:70])
     assert quick.passed, quick.values
 
 
-@NOT_YET
 def test_gate_4_levels(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     recorded = _recorded()["levels"]
     quick = gates.family_scores(teacher, tokenizer, QUICK_ITEMS)
@@ -116,8 +117,10 @@ def test_damage_at_its_bounds(after: dict[str, float], passed: bool) -> None:
     assert gates.damage_gate({"a": 0.9, "b": 0.9}, after, ["a"]).passed is passed
 
 
-@NOT_YET
 @pytest.mark.slow
 def test_all_gates_with_the_settings_of_the_quickstart() -> None:
     found = gates.check(TEACHER, num_items=100, num_rows=140)
-    assert [gate.name for gate in found if not gate.passed] == []
+    assert [gate.name for gate in found if not gate.passed] in ([], [DAMAGE])
+    damage = next(gate for gate in found if gate.name == DAMAGE)
+    assert damage.values["mean"] < gates.MEAN_LOSS
+    assert {family for family in FAMILIES if damage.values[family] >= gates.TUNED_LOSS} <= {"word_problems"}
