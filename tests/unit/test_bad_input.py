@@ -167,7 +167,13 @@ CHANGES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CHANGES)
+# To name the nearest task, lm-eval reads thousands of task files.
+_SLOW = "unknown task"
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case == _SLOW else case for case in CHANGES]
+)
 def test_recipes(case: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     changes, says = CHANGES[case]
     error = _fails(monkeypatch, capsys, "compress", _recipe(world, **changes), "--store", world / "store")

@@ -52,6 +52,7 @@ def test_the_untrained_model_has_the_promised_size(tokenizer: PreTrainedTokenize
     assert torch.equal(model.model.embed_tokens.weight, again.model.embed_tokens.weight)
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_and_leaves_an_ordinary_checkpoint(tmp_path: Path) -> None:
     losses: list[float] = []
     record = train_teacher(
