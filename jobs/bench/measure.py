@@ -55,7 +55,7 @@ BATCH_TOKENS = 4096
 LABORATORY = {"num_hidden_layers": 12, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 2}
 LARGER = {"num_hidden_layers": 16, "hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8}
 CASES = {
-    "laboratory: 12 blocks, hidden 128": Case(LABORATORY | {"vocab_size": 1200}, 40, 140, 4096, 21, 4096, 9),
+    "laboratory: 12 blocks, hidden 128": Case(LABORATORY | {"vocab_size": 1200}, 40, 140, 4096, 21, 4096, 5),
     "larger: 16 blocks, hidden 512": Case(LARGER | {"vocab_size": 8192}, 100, 300, 2048, 7, 512, 3),
 }
 
