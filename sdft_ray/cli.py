@@ -84,6 +84,32 @@ def _view(name: str) -> ViewName:
 
 
 @app.command()
+def retry(
+    name: NameArg,
+    resources: ResourcesOpt = None,
+    store: StoreOpt = None,
+    progress: ViewOpt = "auto",
+) -> None:
+    """Ask again for the rows of a run that failed, and make anew what depends on them; the rest is reused."""
+    from sdft_ray.pipeline import retry as retry_run
+    from sdft_ray.run import Run
+    from sdft_ray.show import print_result
+    from sdft_ray.store.store import Store
+
+    profile = _resources(resources)
+    at = Store(_store_url(store, profile))
+    failed = Run.open(at, name).manifests["generate"].summary["num_failed"]
+    if not failed:
+        typer.echo(f"no row of {name} failed; nothing to do")
+        return
+    run = retry_run(name, at, profile, view=_view(progress))
+    left = run.manifests["generate"].summary["num_failed"]
+    typer.echo(f"{failed - left} of {failed} failed rows are answered now")
+    if progress != "none":
+        print_result(run)
+
+
+@app.command()
 def explain(recipe: RecipeArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
     """Show what would run and why, what is there already, and the sizes that will come out. Starts nothing."""
     from sdft_ray.explain import explain as explain_recipe

@@ -21,13 +21,13 @@ from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store, address_of
 
 VERSIONS = {
-    "seed": 1,
-    "calibration": 1,
+    "seed": 2,
+    "calibration": 2,
     "measure": 1,
     "plan": 1,
     "prune": 1,
-    "generate": 1,
-    "select": 1,
+    "generate": 2,
+    "select": 2,
     "train": 1,
     "evaluate": 1,
     "speed": 1,
@@ -98,7 +98,12 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     yield Step("plan", cut(recipe.depth), measured, ("teacher",))
     yield Step("prune", {**replicate}, {"plan": "plan"}, ("teacher",))
     yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
-    yield Step("select", {**replicate}, {"seed": "seed", "generate": "generate"})
+    yield Step(
+        "select",
+        {"row_tokens": recipe.train.row_tokens, **replicate},
+        {"seed": "seed", "generate": "generate"},
+        ("teacher",),
+    )
     for name, arm in recipe.train.arms.items():
         data = {"reference": "seed", "distilled": "select"}[arm.data]
         settings = {**cut(recipe.train, exclude={"arms"}), "arm": cut(arm)}

@@ -55,6 +55,27 @@ def compress(
     return walk.finish()
 
 
+def retry(
+    name: str,
+    store: str | Store = ".sdft",
+    resources: Resources | None = None,
+    *,
+    view: Literal["auto", "live", "plain", "json", "none"] = "auto",
+) -> Run:
+    """Ask the teacher again for the rows of a run that failed, and make anew what depends on them.
+
+    All other rows are taken over. Nothing happens when none failed. Raises `StoreError` for an unknown run, and as
+    `compress` does.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    run = Run.open(store, name)
+    if not run.manifests["generate"].summary["num_failed"]:
+        return run
+    asked = run.recipe.generate
+    again = asked.model_copy(update={"attempt": asked.attempt + 1})
+    return compress(run.recipe.model_copy(update={"generate": again}), store, resources, name=name, view=view)
+
+
 @dataclass
 class _Walk:
     """One walk over the graph. Only the driver's main thread touches `states`."""
@@ -119,6 +140,7 @@ class _Walk:
             resources=self.resources,
             teacher=resolve_source(self.recipe.teacher.model, self.recipe.teacher.revision),
             inputs=self.inputs(state),
+            identity=state.identity,
             progress=Ticker(board, state.step.name),
         )
         with self.store.lock(state.address):
@@ -131,6 +153,7 @@ class _Walk:
             usage = replace(made.usage, wall_s=time.monotonic() - started)
             manifest = self._manifest(state, made.files, usage, made.summary)
             self.store.commit(manifest)
+            self.store.discard(made.superseded)
         return manifest
 
     def _manifest(self, state: State, files: Any, usage: Usage, summary: dict[str, Any]) -> Manifest:

@@ -86,30 +86,40 @@ def check_teacher(directory: Path) -> None:
 
 
 def check_prompts(recipe: Recipe, resources: Resources, teacher: Path, seed: pa.Table) -> None:
-    """Every rewriting prompt plus its response fits the context, and every training row its packed row."""
+    """Every rewriting prompt plus its response fits the context, and every training row its packed row.
+
+    No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes
+    and those that spell out control tokens are tokenized here.
+    """
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
     from sdft_ray.generation.prompts import render_rewrite
 
     chat = ChatFormat(load_tokenizer(teacher))
     config = read_config(ModelSource(directory=str(teacher)), None) or {}
     context = resources.generate.max_model_tokens or config.get("max_position_embeddings", 1 << 30)
-    for row in seed.to_pylist():
-        prompt = chat.prompt_ids(
-            render_rewrite(recipe.generate.template, row["instruction"], row["reference_response"])
-        )
-        if len(prompt) + recipe.generate.max_tokens > context:
-            raise DataError(
-                f"row {row['example_id']}: its rewriting prompt has {len(prompt)} tokens, which with "
-                f"generate.max_tokens {recipe.generate.max_tokens} exceeds the context of {context}",
-                "shorten the row, or lower generate.max_tokens",
-            )
-        document = chat.encode(row["instruction"], row["reference_response"])
-        if len(document.ids) > recipe.train.row_tokens:
-            raise DataError(
-                f"row {row['example_id']} has {len(document.ids)} tokens and train.row_tokens is "
-                f"{recipe.train.row_tokens}",
-                "raise train.row_tokens, or remove the row",
-            )
+    template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
+    around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
+    safe_bytes = min(context - max_tokens, recipe.train.row_tokens) - around
+    for number, batch in enumerate(seed.to_batches(max_chunksize=1024)):
+        for row in batch.to_pylist():
+            instruction, reference = row["instruction"], row["reference_response"]
+            is_short = len(instruction.encode()) + len(reference.encode()) <= safe_bytes
+            if number and is_short and not chat.spells_control_token(instruction + reference):
+                continue
+            prompt = chat.prompt_ids(render_rewrite(template, instruction, reference))
+            if len(prompt) + max_tokens > context:
+                raise DataError(
+                    f"row {row['example_id']}: its rewriting prompt has {len(prompt)} tokens, which with "
+                    f"generate.max_tokens {max_tokens} exceeds the context of {context}",
+                    "shorten the row, or lower generate.max_tokens",
+                )
+            document = chat.encode(instruction, reference)
+            if len(document.ids) > recipe.train.row_tokens:
+                raise DataError(
+                    f"row {row['example_id']} has {len(document.ids)} tokens and train.row_tokens is "
+                    f"{recipe.train.row_tokens}",
+                    "raise train.row_tokens, or remove the row",
+                )
 
 
 def check_tasks(recipe: Recipe) -> None:

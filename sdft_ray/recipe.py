@@ -15,8 +15,8 @@ from pydantic.functional_validators import AfterValidator
 from sdft_ray.errors import RecipeError
 from sdft_ray.yaml_model import as_frozen, describe_validation_error, dump_yaml, read_yaml
 
-AnswerKind = Literal["number", "choice", "text", "list", "none"]
-"""How the answer inside a response is found and compared; `none` means that it is not checked."""
+AnswerKind = Literal["number", "choice", "text", "list", "json", "function_call", "code", "callable", "none"]
+"""How a response is checked (see `sdft_ray.generation.checks`); `none` means that it is not."""
 
 
 def _relative_to_recipe(value: str, info: ValidationInfo) -> str:
@@ -59,9 +59,11 @@ class RowSource(_Part):
     revision: str | None = None
     """Commit of a named set; None takes the newest and records it."""
     columns: dict[str, str] = {}
-    """Our column (`id`, `instruction`, `reference`, `answer_kind`, `family`) to theirs."""
+    """Our column (`id`, `instruction`, `reference`, `answer_kind`, `check`, `family`) to theirs."""
     answer_kind: AnswerKind = "none"
     """Used for rows that do not carry their own."""
+    check: str = ""
+    """Likewise: a JSON schema, Python tests, or `module:function`, as the answer kind wants."""
     limit: int | None = Field(default=None, ge=1)
 
 
@@ -111,6 +113,16 @@ class Generate(_Part):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=512, ge=1)
     seed: int = 0
+    num_samples: int = Field(default=1, ge=1)
+    """Samples asked for at most per prompt; the first that passes selection ends the asking."""
+    attempt: int = Field(default=1, ge=1)
+    """Raised by `sdft retry`: rows that failed are asked again, all others are taken over."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError("num_samples above 1 needs a temperature above 0: greedy samples are all the same")
+        return self
 
 
 class Lora(_Part):

@@ -6,9 +6,9 @@ The defaults fit a laptop with two CPU cores. Profiles for GPUs and clusters lie
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdft_ray.errors import ResourceError
 from sdft_ray.yaml_model import describe_validation_error, read_yaml
@@ -35,11 +35,26 @@ class Measure(Device):
     batch_tokens: int = Field(default=4096, ge=1)
 
 
+class Server(_Part):
+    """An OpenAI-compatible server that runs the teacher."""
+
+    base_url: str
+    """With its `/v1`."""
+    model: str
+    """The teacher's name there."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key, on the machines of the actors."""
+    max_in_flight: int = Field(default=64, ge=1)
+    timeout_s: float = Field(default=600.0, gt=0)
+
+
 class Generate(Device):
     cpus: float = Field(default=0.8, gt=0)
     min_actors: int = Field(default=1, ge=1)
     max_actors: int = Field(default=1, ge=1)
-    sampler: Literal["vllm", "transformers"] = "vllm"
+    sampler: Literal["vllm", "transformers", "server", "scripted"] = "vllm"
+    """`server` asks an OpenAI-compatible one that runs the teacher; `scripted` asks no model: a dry run."""
+    server: Server | None = None
     tensor_parallel: int = Field(default=1, ge=1)
     kv_cache_bytes: int = Field(default=256 * 2**20, ge=2**20)
     """Key-value cache per engine, in bytes."""
@@ -48,7 +63,18 @@ class Generate(Device):
     max_sequences: int = Field(default=128, ge=1)
     """Sequences that one engine decodes together."""
     enforce_eager: bool = True
-    batch_rows: int = Field(default=256, ge=1)
+    chunks_in_flight: int | None = Field(default=None, ge=1)
+    """Chunks of 64 rows that one actor works on at a time; None: twice what `max_sequences` holds, and one."""
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    """More failed rows than this share of the seed set stop the run."""
+    scripted_delay_s: float = Field(default=0.0, ge=0)
+    """How long the scripted sampler takes over a row."""
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> Self:
+        if (self.sampler == "server") != (self.server is not None):
+            raise ValueError("`sampler: server` and `server: {base_url, model}` go together")
+        return self
 
 
 class Train(Device):

@@ -64,6 +64,15 @@ class ChatFormat:
         self._check_bos(self._plain_ids(self._frame))
         self._num_after_turn, self._append_eos = self._ending()
 
+    @property
+    def frame_tokens(self) -> int:
+        """No fewer tokens than a conversation has beside its texts, whose tokens never outnumber their bytes."""
+        return len(self._frame.encode()) + 8
+
+    def spells_control_token(self, text: str) -> bool:
+        """Whether a text holds the spelling of a control token."""
+        return self._control is not None and self._control.search(text) is not None
+
     def prompt_text(self, instruction: str) -> str:
         """The rendered conversation up to where the answer begins."""
         return self._render(_messages(instruction), prompt=True)

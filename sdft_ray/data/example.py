@@ -13,7 +13,7 @@ import pyarrow as pa
 from sdft_ray.recipe import AnswerKind
 
 ANSWER_KINDS: tuple[str, ...] = get_args(AnswerKind)
-"""`number`, `choice`, `text`, `list`, `none`: how the answer inside a response is found and compared."""
+"""How the answer inside a response is found and compared."""
 
 SEED_SCHEMA = pa.schema(
     [
@@ -21,6 +21,7 @@ SEED_SCHEMA = pa.schema(
         ("instruction", pa.string()),  # "" in a calibration set: the reference is plain text, not a response
         ("reference_response", pa.string()),
         ("answer_kind", pa.string()),  # one of ANSWER_KINDS
+        ("check", pa.string()),  # what the answer kind needs to know besides; "" for most
         ("family", pa.string()),  # the kind of task; "" where unknown
     ]
 )
@@ -29,15 +30,17 @@ SEED_SCHEMA = pa.schema(
 GENERATED_SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
+        ("row_key", pa.binary(16)),  # digest of everything in the seed row that shapes its answers
         ("sample_index", pa.int32()),  # 0-based among the samples of one prompt
         ("prompt_tokens", pa.int32()),
         ("response", pa.string()),
         ("response_tokens", pa.int32()),
         ("finish_reason", pa.string()),  # "stop" | "length" | "error"
+        ("status", pa.string()),  # "ok" | "failed": the same for all samples of a row
         ("error", pa.string()),  # "" unless finish_reason is "error"
     ]
 )
-"""What the teacher wrote, before selection. Error rows have the same columns as all others."""
+"""What the teacher wrote, before selection. Failed rows have the same columns, in a table of their own."""
 
 SELECTED_SCHEMA = pa.schema(
     [
@@ -49,6 +52,7 @@ SELECTED_SCHEMA = pa.schema(
         ("source", pa.string()),  # "distilled" | "reference": which of the two `response` is
         ("reason", pa.string()),
         ("answer_kind", pa.string()),
+        ("check", pa.string()),
         ("family", pa.string()),
     ]
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from sdft_ray.data.example import ANSWER_KINDS, SEED_SCHEMA, example_id
 from sdft_ray.data.hub import NAMED_SETS, hub_records
 from sdft_ray.errors import DataError
 
-COLUMNS = ("id", "instruction", "reference", "answer_kind", "family")
+COLUMNS = ("id", "instruction", "reference", "answer_kind", "check", "family")
 """The columns that are looked for, under these names unless a mapping says otherwise."""
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -32,6 +32,8 @@ def read_rows(
     *,
     columns: Mapping[str, str] | None = None,
     answer_kind: str = "none",
+    check: str = "",
+    check_error: Callable[[str, str], str] = lambda kind, check: "",
     limit: int | None = None,
     plain_text: bool = False,
     revision: str | None = None,
@@ -41,7 +43,8 @@ def read_rows(
     `source` is a JSONL or Parquet file (a path or any fsspec URL; JSONL also with `.gz`) or one of
     `NAMED_SETS`, of which only the train split is ever read, at commit `revision` if given. `columns` maps
     our names (`COLUMNS`) to the file's. `instruction` and `reference` are required; a row without `id` is
-    identified by its content, one without `answer_kind` takes the argument. With `plain_text` (calibration
+    identified by its content, one without `answer_kind` or `check` takes the argument; `check_error` tells what is
+    wrong with such a pair. With `plain_text` (calibration
     sets) the instruction may be absent or empty: the reference is then text without a conversation.
 
     Raises `DataError` with line (JSONL) or row (Parquet), both 1-based: missing or empty file, malformed
@@ -59,7 +62,7 @@ def read_rows(
         records: Iterator[Record] = hub_records(source, revision)
     else:
         records = _file_records(source, columns)
-    reader = _Reader(source, columns, answer_kind, plain_text)
+    reader = _Reader(source, columns, (answer_kind, check), check_error, plain_text)
     for where, record in islice(records, limit):
         reader.add(where, record)
     if not reader.ids:
@@ -70,15 +73,23 @@ def read_rows(
 class _Reader:
     """Checks rows one by one and collects them by column."""
 
-    def __init__(self, source: str, columns: Mapping[str, str], answer_kind: str, plain_text: bool) -> None:
+    def __init__(
+        self,
+        source: str,
+        columns: Mapping[str, str],
+        default: tuple[str, str],
+        check_error: Callable[[str, str], str],
+        plain_text: bool,
+    ) -> None:
         self.source = source
         self.names = {ours: columns.get(ours, ours) for ours in COLUMNS}
         required = {"reference"} if plain_text else {"instruction", "reference"}
         self.required = required | set(columns)
-        self.answer_kind = answer_kind
+        self.answer_kind, self.check = default
+        self.check_error = check_error
         self.plain_text = plain_text
         self.ids: dict[str, str] = {}
-        self.columns: tuple[list[str], ...] = ([], [], [], [])
+        self.columns: tuple[list[str], ...] = ([], [], [], [], [])
 
     def add(self, where: str, record: dict[str, Any]) -> None:
         instruction = self._text(where, record, "instruction", empty=self.plain_text)
@@ -86,6 +97,9 @@ class _Reader:
         kind = self._text(where, record, "answer_kind", empty=True) or self.answer_kind
         if kind not in ANSWER_KINDS:
             raise self._error(where, f"unknown answer kind {kind!r}", _meant(kind, ANSWER_KINDS))
+        check = self._text(where, record, "check", empty=True) or (self.check if kind == self.answer_kind else "")
+        if error := self.check_error(kind, check):
+            raise self._error(where, error, "see the answer kinds in sdft_ray.generation.checks")
         family = self._text(where, record, "family", empty=True)
         given = record.get(self.names["id"])
         if isinstance(given, int) and not isinstance(given, bool):
@@ -96,7 +110,7 @@ class _Reader:
         if first is not where:
             what = f"have the same id {row_id!r}" if given else "hold the same instruction and reference"
             raise DataError(f"{self.source}: {first} and {where} {what}", "remove one, or give distinct ids")
-        for column, value in zip(self.columns, (instruction, reference, kind, family), strict=True):
+        for column, value in zip(self.columns, (instruction, reference, kind, check, family), strict=True):
             column.append(value)
 
     def table(self) -> pa.Table:

@@ -7,20 +7,29 @@ that were cut off, are empty, or talk about the reference that the prompt showed
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sdft_ray.generation.answers import equal, extract
+from sdft_ray.generation.checks import verdict
 
 Reason = Literal[
-    "kept", "mismatch", "no_answer", "no_reference_answer", "truncated", "empty", "leaked_reference", "error"
+    "kept",
+    "mismatch",
+    "no_answer",
+    "no_reference_answer",
+    "truncated",
+    "empty",
+    "leaked_reference",
+    "too_long",
+    "error",
 ]
 """Why a row trains on what it does; all but "kept" fall back to the reference response.
 
 `mismatch`: the answers differ. `no_answer`: the rewrite has none. `no_reference_answer`: the reference has
 none, so nothing can be checked. `truncated`: the rewrite hit the token limit. `empty`: it has no visible
-character. `leaked_reference`: it mentions the reference shown in the prompt. `error`: it could not be
-sampled.
+character. `leaked_reference`: it mentions the reference shown in the prompt. `too_long`: it does not fit a
+training row. `error`: it could not be sampled.
 """
 REASONS: tuple[str, ...] = get_args(Reason)
 
@@ -34,35 +43,32 @@ class Selected:
     reason: Reason
 
 
-def select(instruction: str, reference: str, distilled: str, finish_reason: str, answer_kind: str) -> Selected:
+def select(
+    row: Mapping[str, str], distilled: str, finish_reason: str, fits: Callable[[str], bool] = lambda response: True
+) -> Selected:
     """Choose between the distilled and the reference response of one row.
 
-    `finish_reason` is "stop", "length" or "error"; `answer_kind` as for `extract`, "none" skips the check of
-    answers.
+    `row` has the columns of `SEED_SCHEMA` that matter: instruction, reference_response, answer_kind, check.
+    `finish_reason` is "stop", "length" or "error"; `fits` says whether a response can be trained on.
     """
-    reason = _reason(instruction, reference, distilled, finish_reason, answer_kind)
+    reason = _reason(row, distilled, finish_reason, fits)
     if reason == "kept":
         return Selected(distilled.strip(), "distilled", reason)
-    return Selected(reference, "reference", reason)
+    return Selected(row["reference_response"], "reference", reason)
 
 
-def _reason(instruction: str, reference: str, distilled: str, finish_reason: str, answer_kind: str) -> Reason:
+def _reason(row: Mapping[str, str], distilled: str, finish_reason: str, fits: Callable[[str], bool]) -> Reason:
     if finish_reason == "error":
         return "error"
     if finish_reason == "length":
         return "truncated"
     if not distilled.strip():
         return "empty"
-    if leaks_reference(instruction, reference, distilled):
+    if leaks_reference(row["instruction"], row["reference_response"], distilled):
         return "leaked_reference"
-    if answer_kind == "none":
-        return "kept"
-    expected, found = extract(answer_kind, reference), extract(answer_kind, distilled)
-    if expected is None:
-        return "no_reference_answer"
-    if found is None:
-        return "no_answer"
-    return "kept" if equal(answer_kind, expected, found) else "mismatch"
+    if not fits(distilled):
+        return "too_long"
+    return verdict(row, distilled)
 
 
 # --- leaks --------------------------------------------------------------------------------------------------

@@ -1,91 +1,148 @@
 """Stage `generate`: the teacher rewrites the seed set, on Ray Data over a pool of sampler actors.
 
-Finished rows are kept as Parquet parts in the work directory as they arrive, so a killed run asks only for the
-rows that are missing. Rows are joined by `example_id`; Ray Data keeps no order.
+The driver cuts what is missing into chunks of 64 rows and sends descriptions of them. An actor reads its rows
+from the seed set itself, keeps several chunks in its engine at once, and commits finished rows to the row
+cache. Only receipts come back: texts never pass through the driver or Ray's object store. At the end all
+answers are written out in the order of the seed set.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import os
-import uuid
+import shutil
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
+import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from sdft_ray.data.example import GENERATED_SCHEMA
-from sdft_ray.generation.prompts import render_rewrite
+from sdft_ray.data.row_cache import RowCache
+from sdft_ray.errors import DataError
+from sdft_ray.generation.chunks import CHUNK_ROWS, Ledger, keys_of, table_keys
+from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.stages import files
-from sdft_ray.stages.job import Job, Made, Meter, node_id, remote_options
+from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter
+from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Usage
 
-_BLOCK_ROWS = 64
-_WITH_WORKER = pa.schema([*GENERATED_SCHEMA, ("peak_rss_bytes", pa.int64()), ("node", pa.string())])
+CACHE_VERSION = 1
+"""Raise it when the same teacher, prompt and sampling would give other rows."""
+_WORK = pa.schema([("chunk", pa.string()), ("positions", pa.list_(pa.int64()))])
+_MAX_CHUNKS_PER_TASK = 16
+_TELL_EVERY_S = 1.0
+_ACTIVE_S = 60.0
+"""An actor counts towards the pool while its last receipt is younger."""
 
 
 def run(job: Job) -> Made:
-    """Sample every row that no part holds yet, then store them all."""
-    seed = pq.read_table(job.input("seed") / files.ROWS)
-    parts = job.work() / "parts"
-    parts.mkdir(exist_ok=True)
+    """Answer every row that no earlier run has answered, then store all answers."""
     made = Made()
-    with Meter(gpus=job.resources.generate.gpus) as meter:
-        finished = _finished(parts)
-        job.progress(finished.num_rows, seed.num_rows, "rows")
-        have = set(finished["example_id"].to_pylist())
-        missing = seed.filter(pa.array([example_id not in have for example_id in seed["example_id"].to_pylist()]))
-        peak = 0
-        done = finished.num_rows
-        nodes: set[str] = set()
-        for part, peak_rss_bytes, where in _sample(job, missing):
-            _append(parts, part)
-            done += part.num_rows
-            peak = max(peak, peak_rss_bytes)
-            nodes |= where
-            job.progress(done, seed.num_rows, "rows")
-        table = _finished(parts)
-        assert sorted(table["example_id"].to_pylist()) == sorted(seed["example_id"].to_pylist())
+    identity = _cache_identity(job)
+    cache_id = fingerprint(identity)[:16]
+    with Meter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
+        cache = RowCache(job.store.url_of(f"rows/{cache_id}"))
+        cache.claim(identity)
+        seed = pq.ParquetFile(job.input("seed") / files.ROWS)
+        ledger = Ledger(keys_of(seed.iter_batches(columns=list(KEY_COLUMNS)), KEY_COLUMNS))
+        damaged = _find_finished(job, cache, cache_id, ledger)
+        tally = _Tally(job, ledger.num_rows, reused=ledger.num_rows - len(ledger.missing()))
+        tally.tell()
+        chunks = {chunk.name: chunk.positions for chunk in ledger.chunks()}
+        for receipt in _answer(job, cache.url, chunks):
+            ledger.place(("parts", tuple(receipt["parts"])), chunks.pop(receipt["chunk"]))
+            tally.add(receipt)
+        assert not chunks, "every chunk comes back once"
         with job.output(made) as directory:
-            pq.write_table(table.sort_by("example_id"), directory / files.GENERATED)
-    num_tokens = sum(table["response_tokens"].to_pylist())
-    usage = meter.usage(num_tokens)
-    made.usage = Usage(usage.wall_s, usage.device_s, usage.peak_rss_bytes + peak, num_tokens)
-    made.summary = {
-        "num_rows": table.num_rows,
-        "finish_reasons": _counts(table["finish_reason"]),
-        "nodes": sorted(nodes),
-    }
+            counts = _write(job, cache, ledger, directory)
+            shutil.copy(tally.log, directory / files.PROGRESS)
+    usage = meter.usage(tally.response_tokens)
+    made.usage = Usage(usage.wall_s, usage.device_s, usage.peak_rss_bytes + tally.peak_rss_bytes, tally.response_tokens)
+    made.superseded = [
+        f"rows/{cache_id}/{part}" for kind, *where in ledger.sources() if kind == "parts" for part in where[0]
+    ]
+    made.summary = {"row_cache": cache_id, "damaged_parts": damaged, **tally.summary(), **counts}
     return made
 
 
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
+def _cache_identity(job: Job) -> dict[str, Any]:
+    """What an answer depends on besides its row. Names and sizes of actors, recipe and seed set are not in it."""
+    return {
+        "version": CACHE_VERSION,
+        "teacher": job.identity["inputs"]["teacher"],
+        "template": resolve_template(job.recipe.generate.template),
+        **job.recipe.generate.model_dump(mode="json", exclude={"template", "attempt"}),
+        "replicate": job.recipe.replicate,
+    }
 
 
-def _finished(parts: Path) -> pa.Table:
-    """All finished rows; one row per example even if a part was written twice."""
-    tables = [pq.read_table(path, schema=GENERATED_SCHEMA) for path in sorted(parts.glob("*.parquet"))]
-    table = pa.concat_tables([GENERATED_SCHEMA.empty_table(), *tables])
-    first: dict[str, int] = {}
-    for index, example_id in enumerate(table["example_id"].to_pylist()):
-        first.setdefault(example_id, index)
-    return table.take(pa.array(first.values(), pa.int64()))
+# -- what earlier runs finished ------------------------------------------------------------------------------
 
 
-def _append(parts: Path, table: pa.Table) -> None:
-    name = uuid.uuid4().hex
-    pq.write_table(table, parts / f"{name}.partial")
-    (parts / f"{name}.partial").rename(parts / f"{name}.parquet")
+def _find_finished(job: Job, cache: RowCache, cache_id: str, ledger: Ledger) -> int:
+    """Note the rows that committed artifacts and loose parts of the cache hold; how many parts were damaged."""
+    for manifest in job.store.manifests("generate"):
+        if manifest.summary.get("row_cache") == cache_id:
+            with pq.ParquetFile(job.store.path(manifest.address) / files.GENERATED) as table:
+                for group in range(table.num_row_groups):
+                    keys = table_keys(table.read_row_group(group, columns=["row_key"]))
+                    ledger.find(("artifact", manifest.address, group), keys)
+    damaged = 0
+    for name in cache.parts():
+        rows = cache.read(name)
+        if rows is None:
+            damaged += 1
+        else:
+            ledger.find(("parts", (name,)), table_keys(rows.filter(pc.field("status") == "ok")))
+    return damaged
 
 
-def _sample(job: Job, missing: pa.Table) -> Iterator[tuple[pa.Table, int, set[str]]]:
-    """Stream finished rows from the pool, each batch with its actor's peak memory and node."""
-    if not missing.num_rows:
+def _load(job: Job, cache: RowCache, source: Any) -> pa.Table:
+    kind, *where = source
+    if kind == "artifact":
+        address, group = where
+        with pq.ParquetFile(job.store.path(address) / files.GENERATED) as table:
+            return table.read_row_group(group)
+    tables = [cache.read(name) for name in where[0]]
+    assert all(table is not None for table in tables), "parts were sound when they were written or found"
+    return pa.concat_tables(tables)
+
+
+def _write(job: Job, cache: RowCache, ledger: Ledger, directory: Path) -> dict[str, Any]:
+    """All answers in seed order; failed rows go to a table of their own, with the same columns."""
+    reasons: Counter[str] = Counter()
+    failed = 0
+    with (
+        pq.ParquetWriter(directory / files.GENERATED, GENERATED_SCHEMA, compression="zstd") as good,
+        pq.ParquetWriter(directory / files.FAILED, GENERATED_SCHEMA, compression="zstd") as bad,
+    ):
+        for window in ledger.assemble(lambda source: _load(job, cache, source)):
+            fine = window.filter(pc.field("status") == "ok")
+            broken = window.filter(pc.field("status") != "ok")
+            good.write_table(fine)
+            if broken.num_rows:
+                bad.write_table(broken)
+            failed += len(broken["row_key"].unique())
+            for entry in window["finish_reason"].value_counts().to_pylist():
+                reasons[entry["values"]] += entry["counts"]
+    return {"num_rows": ledger.num_rows, "num_failed": failed, "finish_reasons": dict(sorted(reasons.items()))}
+
+
+# -- the pool ------------------------------------------------------------------------------------------------
+
+
+def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Stream receipts of chunks from the pool, in the order they finish."""
+    if not chunks:
         return
     settings = job.resources.generate
     context = DataContext.get_current()
@@ -95,89 +152,98 @@ def _sample(job: Job, missing: pa.Table) -> Iterator[tuple[pa.Table, int, set[st
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = 1800
-    blocks = [missing.slice(start, _BLOCK_ROWS) for start in range(0, missing.num_rows, _BLOCK_ROWS)]
-    options = remote_options(settings)
-    if settings.resources:
-        options["resources"] = dict(settings.resources)
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    calls = settings.chunks_in_flight or 2 * -(-settings.max_sequences // CHUNK_ROWS) + 1
+    # Large tasks cost Ray less, small ones spread better and let the pool grow.
+    per_task = max(1, min(_MAX_CHUNKS_PER_TASK, len(chunks) // (16 * calls * settings.max_actors)))
+    names = list(chunks)
+    tasks = [
+        pa.table({"chunk": some, "positions": [chunks[name] for name in some]}, schema=_WORK)
+        for some in (names[start : start + per_task] for start in range(0, len(names), per_task))
+    ]
+    dataset = ray.data.from_arrow(tasks).map_batches(
         Rewriter,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(job, cache_url),
         batch_format="pyarrow",
-        batch_size=settings.batch_rows,
-        compute=ActorPoolStrategy(min_size=settings.min_actors, max_size=settings.max_actors),
-        **options,
+        batch_size=None,
+        compute=ActorPoolStrategy(
+            min_size=settings.min_actors,
+            max_size=settings.max_actors,
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=True,
+        ),
+        **remote_options(settings),
     )
     batches: Iterable[Any] = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
     for batch in batches:
-        peak = max(batch["peak_rss_bytes"].to_pylist(), default=0)
-        nodes = set(batch["node"].to_pylist())
-        yield batch.select(GENERATED_SCHEMA.names).cast(GENERATED_SCHEMA), peak, nodes
+        yield from batch.cast(RECEIPT).to_pylist()
 
 
-class Rewriter:
-    """One actor: the teacher in a sampler, mapped over batches of seed rows."""
+class _Tally:
+    """Counts receipts, writes progress for people and machines, and stops the run when too much fails."""
 
-    def __init__(self, job: Job) -> None:
-        # One process holds engine and actor: half the start-up of vLLM's default, at the same speed.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    def __init__(self, job: Job, num_rows: int, *, reused: int) -> None:
+        self.log = job.work() / files.PROGRESS
+        self.num_failed = self.prompt_tokens = self.response_tokens = self.peak_rss_bytes = 0
+        self.reused = reused
+        self._job = job
+        self._num_rows = num_rows
+        self._answered = 0
+        self._started = self._told = time.monotonic()
+        self._peaks: dict[str, int] = {}
+        self._last_seen: dict[str, float] = {}
+        self._nodes: set[str] = set()
+        self._first_ready: float | None = None
 
-        teacher = job.model("teacher")
-        self._recipe = job.recipe.generate
-        self._chat = ChatFormat(load_tokenizer(teacher))
-        self._sampler = _build_sampler(job, teacher)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        from sdft_ray.generation.sampler import SamplingParams, row_seed
-
-        with Meter() as meter:
-            prompts = [
-                self._chat.prompt_ids(
-                    render_rewrite(self._recipe.template, row["instruction"], row["reference_response"])
-                )
-                for row in batch.select(["instruction", "reference_response"]).to_pylist()
-            ]
-            ids = batch["example_id"].to_pylist()
-            params = SamplingParams(
-                temperature=self._recipe.temperature,
-                top_p=self._recipe.top_p,
-                max_tokens=self._recipe.max_tokens,
+    def add(self, receipt: dict[str, Any]) -> None:
+        """Raises `DataError` when more rows failed than the resources allow."""
+        self._answered += receipt["num_rows"]
+        self.num_failed += receipt["num_failed"]
+        self.prompt_tokens += receipt["prompt_tokens"]
+        self.response_tokens += receipt["response_tokens"]
+        actor = receipt["actor"]
+        self._peaks[actor] = max(self._peaks.get(actor, 0), receipt["peak_rss_bytes"])
+        self.peak_rss_bytes = sum(self._peaks.values())
+        self._last_seen[actor] = time.monotonic()
+        self._nodes.add(receipt["node"])
+        self._first_ready = min(self._first_ready or receipt["ready"], receipt["ready"])
+        done = self.reused + self._answered
+        if time.monotonic() - self._told >= _TELL_EVERY_S or done == self._num_rows:
+            self.tell()
+        allowed = self._job.resources.generate.max_failed_fraction
+        if self.num_failed > allowed * self._num_rows:
+            raise DataError(
+                f"{self.num_failed} of {self._num_rows} rows failed and generate.max_failed_fraction is {allowed:g}; "
+                f"the last error: {receipt['first_error']}",
+                "mend the cause and run again: finished rows are kept",
             )
-            seeds = [row_seed(self._recipe.seed, example_id, 0) for example_id in ids]
-            samples = self._sampler.sample(prompts, params, seeds)
-        peak_rss_bytes = meter.usage().peak_rss_bytes
-        made: list[dict[str, Any]] = [
-            {
-                "example_id": example_id,
-                "sample_index": 0,
-                "prompt_tokens": len(prompt),
-                "response": sample.text,
-                "response_tokens": len(sample.token_ids),
-                "finish_reason": sample.finish_reason,
-                "error": sample.error,
-                "peak_rss_bytes": peak_rss_bytes,
-                "node": node_id(),
-            }
-            for example_id, prompt, sample in zip(ids, prompts, samples, strict=True)
-        ]
-        return pa.Table.from_pylist(made, schema=_WITH_WORKER)
 
+    def tell(self) -> None:
+        """The progress view gets rows; `progress.jsonl` gets a line."""
+        now = time.monotonic()
+        self._told = now
+        done = self.reused + self._answered
+        self._job.progress(done, self._num_rows, "rows")
+        elapsed_s = max(now - self._started, 1e-9)
+        left = self._num_rows - done
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "rows": self._num_rows,
+            "rows_done": done,
+            "rows_reused": self.reused,
+            "rows_failed": self.num_failed,
+            "response_tokens": self.response_tokens,
+            "tokens_per_s": round(self.response_tokens / elapsed_s, 1),
+            "eta_s": round(left * elapsed_s / self._answered, 1) if self._answered else None,
+            "actors": sum(now - seen < _ACTIVE_S for seen in self._last_seen.values()),
+        }
+        with self.log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
 
-def _build_sampler(job: Job, teacher: Path) -> Any:
-    from sdft_ray.generation.sampler import TransformersSampler, VllmSampler
-
-    settings = job.resources.generate
-    dtype = job.recipe.teacher.dtype
-    if settings.sampler == "transformers":
-        return TransformersSampler(teacher, dtype=dtype, device="cuda" if settings.gpus else "cpu")
-    return VllmSampler(
-        teacher,
-        dtype=dtype,
-        kv_cache_bytes=settings.kv_cache_bytes,
-        max_model_tokens=settings.max_model_tokens,
-        max_sequences=settings.max_sequences,
-        enforce_eager=settings.enforce_eager,
-        tensor_parallel=settings.tensor_parallel,
-    )
+    def summary(self) -> dict[str, Any]:
+        return {
+            "rows_reused": self.reused,
+            "prompt_tokens": self.prompt_tokens,
+            "response_tokens": self.response_tokens,
+            "nodes": sorted(self._nodes),
+            "first_ready": self._first_ready,
+        }

@@ -36,6 +36,8 @@ class Job:
     teacher: ModelSource
     inputs: dict[str, str]
     progress: Progress
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What the step's fingerprint was computed from."""
 
     @property
     def arm(self) -> str:
@@ -75,6 +77,8 @@ class Made:
     files: dict[str, FileEntry] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     summary: dict[str, Any] = field(default_factory=dict)
+    superseded: list[str] = field(default_factory=list)
+    """Files of the store, relative to its root, that are of no more use once the step is committed."""
 
 
 def remote_options(device: Device) -> dict[str, Any]:

@@ -8,9 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdft_ray.data.sources import read_rows
+from sdft_ray.generation.checks import check_error
 from sdft_ray.recipe import Calibration, RowSource
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter
+
+ROW_GROUP = 1024
+"""Rows per row group: what a generation actor reads at a time."""
 
 
 def read(source: RowSource) -> pa.Table:
@@ -19,6 +23,8 @@ def read(source: RowSource) -> pa.Table:
         source.source,
         columns=source.columns,
         answer_kind=source.answer_kind,
+        check=source.check,
+        check_error=check_error,
         limit=source.limit,
         plain_text=isinstance(source, Calibration),
         revision=source.revision,
@@ -30,7 +36,7 @@ def run(job: Job) -> Made:
     made = Made()
     with Meter() as meter, job.output(made) as directory:
         table = read(job.recipe.seed_set if job.step == "seed" else job.recipe.calibration)
-        pq.write_table(table, directory / files.ROWS)
+        pq.write_table(table, directory / files.ROWS, row_group_size=ROW_GROUP)
         families = Counter(table["family"].to_pylist())
         made.summary = {"num_rows": table.num_rows, "families": dict(sorted(families.items()))}
     made.usage = meter.usage()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +16,9 @@ from sdft_ray.data.example import SELECTED_SCHEMA
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter
 
+if TYPE_CHECKING:
+    from sdft_ray.generation.selection import Selected
+
 
 def run(job: Job) -> Made:
     """One light task: answer checks are text, and take microseconds a row."""
@@ -19,41 +26,98 @@ def run(job: Job) -> Made:
 
 
 def _select(job: Job) -> Made:
-    from sdft_ray.generation.selection import select
-
+    """One pass over three files in the same order, a row group in memory at a time."""
     made = Made()
+    reasons: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
     with Meter() as meter, job.output(made) as directory:
-        seed = pq.read_table(job.input("seed") / files.ROWS).to_pylist()
-        generated = pq.read_table(job.input("generate") / files.GENERATED).to_pylist()
-        by_id = {row["example_id"]: row for row in generated}
-        assert len(by_id) == len(generated) == len(seed), "one generated row per seed row"
-        chosen = []
-        for done, row in enumerate(seed, 1):
-            answer = by_id[row["example_id"]]
-            verdict = select(
-                instruction=row["instruction"],
-                reference=row["reference_response"],
-                distilled=answer["response"],
-                finish_reason=answer["finish_reason"],
-                answer_kind=row["answer_kind"],
-            )
-            chosen.append(
-                {
-                    **row,
-                    "distilled_response": answer["response"],
-                    "response": verdict.response,
-                    "source": verdict.source,
-                    "reason": verdict.reason,
-                }
-            )
-            if done % 1000 == 0:
-                job.progress(done, len(seed), "rows")
-        job.progress(len(seed), len(seed), "rows")
-        pq.write_table(pa.Table.from_pylist(chosen, schema=SELECTED_SCHEMA), directory / files.DISTILLED)
+        seed = pq.ParquetFile(job.input("seed") / files.ROWS)
+        answers = _Answers(job.input("generate"))
+        fits = _fitting(job)
+        total = seed.metadata.num_rows
+        with pq.ParquetWriter(directory / files.DISTILLED, SELECTED_SCHEMA) as writer:
+            for batch in seed.iter_batches():
+                chosen = [_chosen(row, answers.of(row["example_id"]), fits) for row in batch.to_pylist()]
+                reasons.update(row["reason"] for row in chosen)
+                sources.update(row["source"] for row in chosen)
+                writer.write_table(pa.Table.from_pylist(chosen, schema=SELECTED_SCHEMA))
+                job.progress(reasons.total(), total, "rows")
+        answers.check_end()
         made.summary = {
-            "num_rows": len(chosen),
-            "reasons": dict(Counter(row["reason"] for row in chosen).most_common()),
-            "kept_distilled": sum(row["source"] == "distilled" for row in chosen),
+            "num_rows": total,
+            "reasons": dict(reasons.most_common()),
+            "kept_distilled": sources["distilled"],
         }
     made.usage = meter.usage()
     return made
+
+
+class _Answers:
+    """The samples of each row, asked for in the order of the seed set."""
+
+    def __init__(self, directory: Path) -> None:
+        self._streams = [_Ahead(_rows(directory / name)) for name in (files.GENERATED, files.FAILED)]
+
+    def of(self, example_id: str) -> list[dict[str, Any]]:
+        samples = [row for stream in self._streams for row in stream.take(example_id)]
+        assert samples, f"no answer to row {example_id}"
+        return samples
+
+    def check_end(self) -> None:
+        assert all(stream.ahead is None for stream in self._streams), "answers to rows that nobody asked"
+
+
+class _Ahead:
+    """Rows of a stream with one row of look-ahead."""
+
+    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
+        self._rows = rows
+        self.ahead = next(rows, None)
+
+    def take(self, example_id: str) -> Iterator[dict[str, Any]]:
+        while self.ahead is not None and self.ahead["example_id"] == example_id:
+            yield self.ahead
+            self.ahead = next(self._rows, None)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()
+
+
+def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Callable[[str, str], bool]) -> dict[str, Any]:
+    """The first sample that passes, else the reference with the reason of the last one."""
+    from sdft_ray.generation.selection import select
+
+    def verdict(sample: dict[str, Any]) -> Selected:
+        return select(row, sample["response"], sample["finish_reason"], partial(fits, row["instruction"]))
+
+    sample = samples[0]
+    chosen = verdict(sample)
+    for later in samples[1:]:
+        if chosen.source == "distilled":
+            break
+        sample, chosen = later, verdict(later)
+    return {
+        **row,
+        "distilled_response": sample["response"],
+        "response": chosen.response,
+        "source": chosen.source,
+        "reason": chosen.reason,
+    }
+
+
+def _fitting(job: Job) -> Callable[[str, str], bool]:
+    """Whether instruction and response fit a packed row together. Short ones are not tokenized: a token has a byte."""
+    from sdft_ray.data.chat import ChatFormat, load_tokenizer
+
+    chat = ChatFormat(load_tokenizer(job.model("teacher")))
+    room = job.recipe.train.row_tokens
+    safe_bytes = room - chat.frame_tokens
+
+    def fits(instruction: str, response: str) -> bool:
+        if len(instruction.encode()) + len(response.encode()) <= safe_bytes:
+            return True
+        return len(chat.encode(instruction, response).ids) <= room
+
+    return fits

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,16 @@ class Store:
         directory = base / "work" / address
         directory.mkdir(parents=True, exist_ok=True)
         return directory
+
+    def url_of(self, relative: str) -> str:
+        """Where something in this store lies, for fsspec."""
+        return f"{self.url}/{relative}"
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Remove files, given relative to the root; those that are gone already are none of our business."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(f"{self._root}/{name}")
 
     def work_url(self, address: str) -> str:
         """Where all nodes of a cluster can write for this step (checkpoints of a training run)."""

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from sdft_ray.generation.sampler import SamplingParams, TransformersSampler, row_seed
+from sdft_ray.generation.sampler import SamplingParams, row_seed
+from sdft_ray.generation.transformers_sampler import TransformersSampler
 from tests.tiny import EOS_ID, PAD_ID, build_model, make_model
 
 PROMPTS = [
@@ -42,7 +43,8 @@ def test_greedy_decoding_equals_generate(tmp_path: Path, family: str) -> None:
 
 _ENGINE = """
 import json, sys
-from sdft_ray.generation.sampler import SamplingParams, VllmSampler
+from sdft_ray.generation.sampler import SamplingParams
+from sdft_ray.generation.vllm_sampler import VllmSampler
 
 asked = json.loads(sys.stdin.read())
 sampler = VllmSampler(

@@ -81,6 +81,7 @@ def _base(folder: Path) -> dict[str, Any]:
     data["evaluate"] = {**data["evaluate"], "include": str(folder / "tasks"), "tuned": ("tiny_task",)}
     data["train"] = {**data["train"], "lora": {"rank": 4}}
     data["seed_set"] = {**data["seed_set"], "columns": {"id": "id"}}
+    data["generate"] = {**data.get("generate", {}), "temperature": 0.7}
     return data
 
 
@@ -114,14 +115,14 @@ def _changes(folder: Path) -> dict[str, Any]:
         "teacher.config": str(folder / "other/config.json"),
         "teacher.dtype": "bfloat16", "teacher.trust_remote_code": True,
         "seed_set.source": str(folder / "other.jsonl"), "seed_set.columns": {"id": "key"},
-        "seed_set.answer_kind": "list",
+        "seed_set.answer_kind": "list", "seed_set.check": "x", "calibration.check": "x",
         "seed_set.limit": 3, "seed_set.revision": None, "calibration.revision": None,
         "calibration.source": str(folder / "other.jsonl"), "calibration.columns": {"id": "key"},
         "calibration.answer_kind": "list", "calibration.limit": 3, "calibration.max_tokens": 9,
         "depth.metric": "tail", "depth.position": "mean", "depth.remove_blocks": 2, "depth.seed": 5,
         "depth.keep_parameters": None, "depth.max_parameters": None, "depth.blocks": None,
         "generate.template": "own_words_detailed", "generate.temperature": 0.5, "generate.top_p": 0.5,
-        "generate.max_tokens": 17, "generate.seed": 7,
+        "generate.max_tokens": 17, "generate.seed": 7, "generate.num_samples": 2, "generate.attempt": 2,
         "train.lora": None, "train.row_tokens": 256, "train.rows_per_step": 3, "train.num_steps": 3,
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
         "train.weight_decay": 0.1, "train.clip_norm": 0.5,

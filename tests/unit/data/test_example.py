@@ -27,4 +27,6 @@ def test_selected_rows_keep_every_seed_column():
 
 
 def test_answer_kinds():
-    assert ANSWER_KINDS == ("number", "choice", "text", "list", "none")
+    assert {"number", "choice", "text", "list", "json", "function_call", "code", "callable", "none"} == set(
+        ANSWER_KINDS
+    )

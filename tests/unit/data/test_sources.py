@@ -41,6 +41,7 @@ def test_minimal_rows(file: Path):
             "instruction": row["instruction"],
             "reference_response": row["reference"],
             "answer_kind": "none",
+            "check": "",
             "family": "",
         }
         for row in (GOOD, other)
@@ -56,6 +57,23 @@ def test_all_columns_and_their_defaults(file: Path):
     assert table["family"].to_pylist() == ["sums", ""]
 
 
+def test_checks_come_from_the_row_or_the_argument_and_are_tried(file: Path):
+    own, none = GOOD | {"answer_kind": "json", "check": "{}"}, GOOD | {"id": "b", "answer_kind": "number"}
+    tried = []
+
+    def check_error(kind: str, check: str) -> str:
+        tried.append((kind, check))
+        return "no good" if check == "bad" else ""
+
+    table = read_rows(
+        write(file, own, none, GOOD | {"id": "c"}), answer_kind="json", check="d", check_error=check_error
+    )
+    assert table["check"].to_pylist() == ["{}", "", "d"]
+    assert tried == [("json", "{}"), ("number", ""), ("json", "d")]
+    with pytest.raises(DataError, match="line 2: no good"):
+        read_rows(write(file, own, none | {"check": "bad"}), check_error=check_error)
+
+
 def test_mapping(file: Path):
     source = write(file, {"question": "q", "answer": "a", "key": 3, "kind": "choice", "instruction": "no"})
     columns = {"instruction": "question", "reference": "answer", "id": "key", "answer_kind": "kind"}
@@ -65,6 +83,7 @@ def test_mapping(file: Path):
             "instruction": "q",
             "reference_response": "a",
             "answer_kind": "choice",
+            "check": "",
             "family": "",
         }
     ]
@@ -235,8 +254,8 @@ def test_bad_arguments(file: Path):
     source = write(file, GOOD)
     with pytest.raises(DataError, match="unknown column 'instructon' in the mapping → did you mean instruction"):
         read_rows(source, columns={"instructon": "a"})
-    with pytest.raises(DataError, match="unknown answer kind 'json'"):
-        read_rows(source, answer_kind="json")
+    with pytest.raises(DataError, match="unknown answer kind 'xml'"):
+        read_rows(source, answer_kind="xml")
     with pytest.raises(DataError, match="no file or data set 'gsm9k' → did you mean gsm8k"):
         read_rows("gsm9k")
     with pytest.raises(DataError, match="brings its own columns"):

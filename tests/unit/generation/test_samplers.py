@@ -15,9 +15,10 @@ from sdft_ray.generation.sampler import (
     Sampler,
     SamplingParams,
     ScriptedSampler,
-    TransformersSampler,
+    digest_words,
     row_seed,
 )
+from sdft_ray.generation.transformers_sampler import TransformersSampler
 from tests.tiny import EOS_ID, make_model
 
 PROMPTS = [[1, 30, 31, 32], [1, 40], [1, 50, 51, 52, 53, 54, 55], [1, 60, 61], [1, 33, 44, 55, 66, 77]]
@@ -53,12 +54,17 @@ def test_parameters_out_of_range_are_refused(field: str, value: float) -> None:
         SamplingParams(**changed)
 
 
-def test_scripted_sampler_answers_in_order_and_cuts_at_the_limit() -> None:
-    scripted: Sampler = ScriptedSampler(lambda ids: " ".join(f"w{i}" for i in ids))
-    assert scripted.sample([[1, 2], [3, 4, 5]], SamplingParams(max_tokens=2), [0, 0]) == [
-        Sampled("w1 w2", (0, 1), "stop"),
-        Sampled("w3 w4", (0, 1), "length"),
-    ]
+def test_scripted_sampler_answers_and_cuts_at_the_limit() -> None:
+    scripted: Sampler = ScriptedSampler(lambda prompt: prompt.replace("p", "w"))
+    short = scripted.submit("p1 p2", SamplingParams(max_tokens=2), 0).result()
+    assert short == Sampled("w1 w2", (), "stop", prompt_tokens=2, response_tokens=2)
+    long = scripted.submit("p3 p4 p5", SamplingParams(max_tokens=2), 0).result()
+    assert long == Sampled("w3 w4", (), "length", prompt_tokens=3, response_tokens=2)
+
+
+def test_scripted_answers_depend_on_every_character() -> None:
+    assert len(digest_words("a").split(" ")) == 8
+    assert digest_words("a" * 1000) != digest_words("a" * 999 + "b")
 
 
 def test_bad_rows_get_an_error_and_leave_the_others_alone(sampler: TransformersSampler) -> None:

@@ -18,6 +18,7 @@ ROWS = [
     (REFERENCE, " \n ", "stop", "number", "empty"),
     (REFERENCE, "As in the reference answer, #### 7", "stop", "number", "leaked_reference"),
     (REFERENCE, "", "error", "number", "error"),
+    (REFERENCE, "Apple after apple, " * 6 + "he has 7. #### 7", "stop", "number", "too_long"),
     ("Apples are red.", "Red fruit.", "stop", "none", "kept"),
     ("Apples are red.", "", "stop", "none", "empty"),
     ("Apples are red.", "Red fr", "length", "none", "truncated"),
@@ -28,9 +29,13 @@ ROWS = [
 ]
 
 
+def _row(reference: str, kind: str) -> dict[str, str]:
+    return {"instruction": QUESTION, "reference_response": reference, "answer_kind": kind, "check": ""}
+
+
 @pytest.mark.parametrize(("reference", "distilled", "finish_reason", "kind", "reason"), ROWS)
 def test_reasons(reference: str, distilled: str, finish_reason: str, kind: str, reason: str) -> None:
-    chosen = select(QUESTION, reference, distilled, finish_reason, kind)
+    chosen = select(_row(reference, kind), distilled, finish_reason, fits=lambda text: len(text) < 100)
     assert chosen.reason == reason
     if reason == "kept":
         assert (chosen.response, chosen.source) == (distilled.strip(), "distilled")
@@ -68,7 +73,7 @@ LEAKS = [
 @pytest.mark.parametrize("text", LEAKS)
 def test_leaks_are_found(text: str) -> None:
     assert leaks_reference(QUESTION, REFERENCE, text)
-    assert select(QUESTION, REFERENCE, text, "stop", "none").reason == "leaked_reference"
+    assert select(_row(REFERENCE, "none"), text, "stop").reason == "leaked_reference"
 
 
 HONEST = [

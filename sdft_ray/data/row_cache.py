@@ -1,0 +1,135 @@
+"""Finished rows of one way of sampling, kept as small immutable Parquet parts on any fsspec store.
+
+A cache belongs to one configuration (teacher, tokenizer and template, sampling), which stands in its
+`identity.json`; another configuration is refused. A part holds finished rows of one chunk of work. Its name
+carries the chunk, a number and the digest of its bytes: `ab1/ab12...-0-<digest>.parquet`. So a worker that takes
+up a chunk finds what was finished of it by name alone, and a part that was cut or changed shows when it is read.
+Parts appear whole or not at all, and are never rewritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from sdft_ray.errors import StoreError
+from sdft_ray.store.fingerprint import canonical_json
+
+IDENTITY = "identity.json"
+_SHARD = 3
+_DIGEST_HEX = 16
+
+
+class RowCache:
+    """One directory of parts. Cheap to make: processes exchange its `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._shards: set[str] = set()
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make the cache, or check that it belongs to `identity`. Raises `StoreError` naming the fields that differ."""
+        text = canonical_json(identity)
+        try:
+            found = self._fs.cat_file(f"{self._root}/{IDENTITY}").decode()
+        except FileNotFoundError:
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._put(IDENTITY, text.encode())
+            return
+        if found != text:
+            theirs: Any = None
+            with contextlib.suppress(ValueError):
+                theirs = json.loads(found)
+            differing = ", ".join(_differing(theirs, json.loads(text))) or "its identity cannot be read"
+            raise StoreError(
+                f"the row cache {self.url} belongs to another configuration: {differing}",
+                "name another cache, or restore these fields",
+            )
+
+    def write(self, chunk: str, number: int, rows: pa.Table) -> str:
+        """Commit finished rows of a chunk; returns the name of the part."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink, compression="zstd", compression_level=1, write_statistics=False)
+        content = sink.getvalue().to_pybytes()
+        name = f"{chunk[:_SHARD]}/{chunk}-{number}-{_digest(content)}.parquet"
+        self._put(name, content)
+        return name
+
+    def parts_of(self, chunk: str) -> list[str]:
+        """Names of a chunk's parts, in the order they were numbered."""
+        names = [name for name in self._names(f"{chunk[:_SHARD]}") if name.split("/")[1].startswith(f"{chunk}-")]
+        return sorted(names, key=_number)
+
+    def parts(self) -> Iterator[str]:
+        """Names of all parts, sorted, shard by shard."""
+        try:
+            shards = sorted(str(entry).rsplit("/", 1)[-1] for entry in self._fs.ls(self._root, detail=False))
+        except FileNotFoundError:
+            return
+        for shard in shards:
+            if len(shard) == _SHARD:
+                yield from self._names(shard)
+
+    def read(self, name: str) -> pa.Table | None:
+        """The rows of a part; None, and the part is gone, when its bytes are not those that were written."""
+        content = self._fs.cat_file(f"{self._root}/{name}")
+        if _digest(content) == name.rsplit("-", 1)[1].removesuffix(".parquet"):
+            return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        self.remove(name)
+        return None
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{name}")
+
+    def _names(self, shard: str) -> list[str]:
+        try:
+            found = self._fs.ls(f"{self._root}/{shard}", detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = [f"{shard}/{str(path).rsplit('/', 1)[-1]}" for path in found]
+        return sorted(name for name in names if name.endswith(".parquet"))
+
+    def _put(self, name: str, content: bytes) -> None:
+        target = f"{self._root}/{name}"
+        if not self._local:
+            self._fs.pipe_file(target, content)  # object stores show an object when it is whole
+            return
+        folder = target.rsplit("/", 1)[0]
+        if folder not in self._shards:
+            self._fs.makedirs(folder, exist_ok=True)
+            self._shards.add(folder)
+        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
+        partial.write_bytes(content)
+        partial.replace(target)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGEST_HEX]
+
+
+def _number(name: str) -> int:
+    return int(name.split("-")[1])
+
+
+def _differing(theirs: Any, ours: Any) -> list[str]:
+    if not isinstance(theirs, dict):
+        return []
+    missing = object()
+    return [
+        f"{name} ({theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here)"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name, missing) != ours.get(name, missing)
+    ]

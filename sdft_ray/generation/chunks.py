@@ -1,0 +1,144 @@
+"""Which rows of a seed set still want an answer, and how they are cut into chunks of work.
+
+A row is known by its key: a digest of everything about it that shapes its answers. Keys, not positions, are
+compared with what earlier runs finished, so rows may be added, removed or moved between runs. All state is a
+few numpy arrays: 28 bytes a row, whatever the length of the texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+KEY_BYTES = 16
+CHUNK_ROWS = 64
+
+Keys = NDArray[np.void]
+"""One 16-byte key per row."""
+
+
+def row_key(*fields: str) -> bytes:
+    """Digest of the fields, with their lengths, so that text cannot move from one to the next unseen."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    for field in fields:
+        content = field.encode()
+        digest.update(b"%d:" % len(content))
+        digest.update(content)
+    return digest.digest()
+
+
+def keys_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: Sequence[str]) -> Keys:
+    """Keys of all rows, in order."""
+    parts = [
+        b"".join(row_key(*fields) for fields in zip(*(batch[name].to_pylist() for name in columns), strict=True))
+        for batch in batches
+    ]
+    return np.frombuffer(b"".join(parts), dtype=f"V{KEY_BYTES}")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of work: rows by position, and a name that depends on their keys alone."""
+
+    name: str
+    positions: NDArray[np.int64]
+
+
+class Ledger:
+    """Where the answer of each row of a seed set lies.
+
+    A source is whatever `load` can turn into a table with a `row_key` column: parts of a cache, a row group.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self.num_rows = len(keys)
+        # As bytes numpy can sort them; fixed length, so that stripped trailing zeros make no two keys equal.
+        self._keys = keys.view(f"S{KEY_BYTES}")
+        self._order: NDArray[np.int64] | None = None
+        self._source_of = np.full(len(keys), -1, dtype=np.int32)
+        self._sources: list[Any] = []
+
+    def find(self, source: Any, keys: Keys) -> int:
+        """Note that `source` answers the rows with these keys; how many of them are wanted and were missing."""
+        if self._order is None:
+            self._order = np.argsort(self._keys, kind="stable")
+        if not self.num_rows or not len(keys):
+            return 0
+        known = self._keys[self._order]
+        places = np.searchsorted(known, keys.view(f"S{KEY_BYTES}")).clip(max=self.num_rows - 1)
+        hits = known[places] == keys.view(f"S{KEY_BYTES}")
+        positions = np.unique(self._order[places[hits]])
+        return self.place(source, positions[self._source_of[positions] < 0])
+
+    def place(self, source: Any, positions: NDArray[np.int64]) -> int:
+        """Note that `source` answers the rows at `positions`; returns how many."""
+        if len(positions):
+            self._source_of[positions] = len(self._sources)
+            self._sources.append(source)
+        return len(positions)
+
+    def sources(self) -> Sequence[Any]:
+        """Everything that was noted, whether it answers one row or many."""
+        return self._sources
+
+    def missing(self) -> NDArray[np.int64]:
+        """Positions without an answer, ascending."""
+        return np.flatnonzero(self._source_of < 0)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The missing rows, cut into chunks of `CHUNK_ROWS`."""
+        missing = self.missing()
+        for start in range(0, len(missing), CHUNK_ROWS):
+            positions = missing[start : start + CHUNK_ROWS]
+            digest = hashlib.blake2b(self._keys[positions].tobytes(), digest_size=8)
+            yield Chunk(digest.hexdigest(), positions)
+
+    def assemble(self, load: Callable[[Any], pa.Table], *, window_rows: int = 4096) -> Iterator[pa.Table]:
+        """All answers in the order of the seed set, a window of rows at a time; every row must have a source.
+
+        Raises `KeyError` when a source does not hold a row that it was noted for.
+        """
+        held: dict[int, pa.Table] = {}
+        for start in range(0, self.num_rows, window_rows):
+            source_of = self._source_of[start : start + window_rows]
+            assert (source_of >= 0).all(), "assemble when nothing is missing"
+            held = {int(s): held[s] if s in held else load(self._sources[s]) for s in np.unique(source_of)}
+            tables, places = [], []
+            for source, table in held.items():
+                wanted = start + np.flatnonzero(source_of == source)
+                rows, counts = _rows_of(table, self._keys[wanted])
+                tables.append(table.take(pa.array(rows)))
+                places.append(np.repeat(wanted, counts))
+            # Stable: the samples of one row stay in their order.
+            yield pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
+
+
+def _rows_of(table: pa.Table, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers of all samples of the wanted keys, key by key, and how many each key has.
+
+    Two workers that both believed to own a chunk may both have written it: the first one's rows count.
+    """
+    keys = table_keys(table).view(f"S{KEY_BYTES}")
+    order = np.argsort(keys, kind="stable")
+    first = np.searchsorted(keys[order], wanted, side="left")
+    counts = np.searchsorted(keys[order], wanted, side="right") - first
+    if not counts.all():
+        raise KeyError("a source lacks a row that it was noted for")
+    rank = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    rows = order[np.repeat(first, counts) + rank]
+    fresh = table["sample_index"].to_numpy()[rows] == rank
+    return rows[fresh], np.add.reduceat(fresh, counts.cumsum() - counts) if len(counts) else counts
+
+
+def table_keys(table: pa.Table) -> Keys:
+    """The `row_key` column (fixed-size binary) as an array."""
+    column = table["row_key"].combine_chunks()
+    buffer = column.buffers()[1]
+    data = np.frombuffer(buffer, dtype=f"V{KEY_BYTES}") if buffer is not None else np.empty(0, dtype=f"V{KEY_BYTES}")
+    return data[column.offset : column.offset + len(column)]

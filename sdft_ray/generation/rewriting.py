@@ -1,0 +1,149 @@
+"""Answering one chunk of rows with a sampler, and committing what is finished before much of it can be lost."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdft_ray.generation.sampler import Sampled, Sampler, SamplingParams, row_seed
+
+Record = dict[str, Any]
+"""One sample of one row, as a row of `GENERATED_SCHEMA`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One seed row on its way: its key, its id, the prompt (a user turn) and what a sample must pass."""
+
+    row_key: bytes
+    example_id: str
+    prompt: str
+    passes: Callable[[Sampled], bool]
+
+
+@dataclass
+class Answered:
+    """What a chunk came to: its parts in the cache and what they took."""
+
+    parts: list[str] = field(default_factory=list)
+    num_rows: int = 0
+    num_failed: int = 0
+    num_samples: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    first_error: str = ""
+
+
+class CommitBuffer:
+    """Finished rows of all chunks that a worker has open, at most `max_rows` of them uncommitted.
+
+    `commit` maps a chunk's name, the number of the part and its records to the part's name. When the buffer is
+    full, the chunk with the most finished rows is written, so that a part is as large as can be.
+    """
+
+    def __init__(self, commit: Callable[[str, int, list[Record]], str], max_rows: int = 64) -> None:
+        self._commit = commit
+        self._max_rows = max_rows
+        self._lock = threading.Lock()
+        self._finished: dict[str, list[list[Record]]] = {}
+        self._parts: dict[str, list[str]] = {}
+
+    def open(self, chunk: str, parts: Sequence[str] = ()) -> None:
+        """Begin a chunk of which `parts` were committed before."""
+        with self._lock:
+            self._finished[chunk] = []
+            self._parts[chunk] = list(parts)
+
+    def add(self, chunk: str, samples: list[Record]) -> None:
+        """All samples of one finished row."""
+        with self._lock:
+            self._finished[chunk].append(samples)
+            if sum(map(len, self._finished.values())) >= self._max_rows:
+                self._write(max(self._finished, key=lambda name: len(self._finished[name])))
+
+    def close(self, chunk: str) -> list[str]:
+        """Commit the rest of a chunk; the names of all its parts."""
+        with self._lock:
+            if self._finished[chunk]:
+                self._write(chunk)
+            del self._finished[chunk]
+            return self._parts.pop(chunk)
+
+    def _write(self, chunk: str) -> None:
+        records = [record for samples in self._finished[chunk] for record in samples]
+        self._parts[chunk].append(self._commit(chunk, len(self._parts[chunk]), records))
+        self._finished[chunk] = []
+
+
+def answer_chunk(
+    name: str,
+    rows: Sequence[Asked],
+    sampler: Sampler,
+    params: SamplingParams,
+    buffer: CommitBuffer,
+    *,
+    seed: int,
+    num_samples: int = 1,
+    parts: Sequence[str] = (),
+) -> Answered:
+    """Sample every row, up to `num_samples` times until a sample passes; rows finish in any order.
+
+    What is finished is committed even when the sampler dies half way; its exception then passes through.
+    """
+    answered = Answered(num_rows=len(rows))
+    finished: queue.SimpleQueue[tuple[int, int, Any]] = queue.SimpleQueue()
+    samples: list[list[Record]] = [[] for _ in rows]
+
+    def ask(index: int, sample_index: int) -> None:
+        seed_of_sample = row_seed(seed, rows[index].example_id, sample_index)
+        future = sampler.submit(rows[index].prompt, params, seed_of_sample)
+        future.add_done_callback(lambda done: finished.put((index, sample_index, done)))
+
+    buffer.open(name, parts)
+    try:
+        for index in range(len(rows)):
+            ask(index, 0)
+        num_open = len(rows)
+        while num_open:
+            index, sample_index, done = finished.get()
+            sampled: Sampled = done.result()
+            row = rows[index]
+            samples[index].append(_record(row, sample_index, sampled))
+            _count(answered, sampled)
+            if sampled.finish_reason != "error" and sample_index + 1 < num_samples and not row.passes(sampled):
+                ask(index, sample_index + 1)
+                continue
+            if sampled.finish_reason == "error":
+                for record in samples[index]:
+                    record["status"] = "failed"
+            buffer.add(name, samples[index])
+            num_open -= 1
+    finally:
+        answered.parts = buffer.close(name)
+    return answered
+
+
+def _record(row: Asked, sample_index: int, sampled: Sampled) -> Record:
+    return {
+        "row_key": row.row_key,
+        "example_id": row.example_id,
+        "sample_index": sample_index,
+        "prompt_tokens": sampled.prompt_tokens,
+        "response": sampled.text,
+        "response_tokens": sampled.response_tokens,
+        "finish_reason": sampled.finish_reason,
+        "status": "ok",
+        "error": sampled.error,
+    }
+
+
+def _count(answered: Answered, sampled: Sampled) -> None:
+    answered.num_samples += 1
+    answered.prompt_tokens += sampled.prompt_tokens
+    answered.response_tokens += sampled.response_tokens
+    if sampled.finish_reason == "error":
+        answered.num_failed += 1
+        answered.first_error = answered.first_error or sampled.error

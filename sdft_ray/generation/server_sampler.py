@@ -1,0 +1,88 @@
+"""Any OpenAI-compatible server as a sampler."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from sdft_ray.generation.sampler import Sampled, SamplingParams
+
+_FINISH_REASONS = {"stop": "stop", "length": "length"}
+
+
+class ServerSampler:
+    """Chat completions of a server that already runs the teacher; it applies the chat template itself.
+
+    Busy servers, dropped connections and time-outs are tried again with growing pauses, `max_retries` times a
+    prompt; what the server refuses for good becomes a failed row.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str = "none",
+        max_in_flight: int = 64,
+        timeout_s: float = 600.0,
+        max_retries: int = 8,
+    ) -> None:
+        """`base_url` ends in `/v1`; `model` is the name that the server knows the teacher by."""
+        from openai import OpenAI
+
+        self._client = OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=max_retries)
+        self._model = model
+        self._pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="server")
+
+    def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+        """See `Sampler.submit`."""
+        return self._pool.submit(self._ask, prompt, params, seed)
+
+    def close(self) -> None:
+        """Drop what waits, and the connections."""
+        self._pool.shutdown(cancel_futures=True)
+        self._client.close()
+
+    def _ask(self, prompt: str, params: SamplingParams, seed: int) -> Sampled:
+        from openai import APIStatusError, AuthenticationError, OpenAIError
+
+        # Fields that OpenAI's own API lacks go in the body; vLLM, SGLang and llama.cpp know them.
+        extra: dict[str, Any] = {}
+        if params.top_k:
+            extra["top_k"] = params.top_k
+        if params.stop_token_ids:
+            extra["stop_token_ids"] = list(params.stop_token_ids)
+        try:
+            answer = self._client.chat.completions.create(
+                model=self._model,
+                messages=[{"role": "user", "content": prompt}],
+                temperature=params.temperature,
+                top_p=params.top_p,
+                max_tokens=params.max_tokens,
+                seed=seed if params.temperature > 0 else None,
+                extra_body=extra or None,
+            )
+        except AuthenticationError:
+            raise
+        except APIStatusError as reason:
+            return Sampled.failed(f"the server answered {reason.status_code}: {reason.message}")
+        except OpenAIError as reason:
+            return Sampled.failed(f"{type(reason).__name__}: {reason}")
+        return _finish(answer)
+
+
+def _finish(answer: Any) -> Sampled:
+    choice = answer.choices[0]
+    usage = answer.usage
+    prompt_tokens = usage.prompt_tokens if usage else 0
+    reason = _FINISH_REASONS.get(choice.finish_reason)
+    if reason is None:
+        return Sampled.failed(f"the server ended the row with {choice.finish_reason!r}", prompt_tokens)
+    return Sampled(
+        choice.message.content or "",
+        (),
+        "stop" if reason == "stop" else "length",
+        "",
+        prompt_tokens,
+        usage.completion_tokens if usage else 0,
+    )

@@ -1,0 +1,222 @@
+"""Structured answers inside responses: JSON values, function calls, Python code.
+
+Each reader takes the text of a response and gives the value, or None where there is none or more than one
+reading. Numbers inside JSON are exact: 0.1 stays 1/10, and true is not 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from sdft_ray.generation.numbers import MAX_DIGITS
+
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_MAX_JSON_CHARS = 200_000
+_MAX_STARTS = 200
+
+
+def fenced(text: str, languages: frozenset[str]) -> list[str]:
+    """Contents of the code blocks in these languages (lower case; "" is a block without one), in order."""
+    return [match[3] for match in _FENCE.finditer(text) if match[2].lower() in languages]
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------
+
+
+def _exact(digits: str) -> Fraction:
+    if len(digits) > MAX_DIGITS or abs(int(re.split("[eE]", digits + "e0")[1])) > MAX_DIGITS:
+        raise ValueError("a number too long to be exact")
+    return Fraction(digits)
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_int=_exact, parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_distinct)
+
+
+def parse_json(text: str) -> Any:
+    """A whole text as JSON, numbers as `Fraction`. Raises `ValueError`."""
+    try:
+        value, end = _DECODER.raw_decode(text.strip())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if end != len(text.strip()):
+        raise ValueError("more than one value")
+    return value
+
+
+@dataclass(frozen=True)
+class Json:
+    """A JSON value; a wrapper, because null is a value and None is none."""
+
+    value: Any
+
+
+def find_json(text: str) -> Json | None:
+    """The JSON object or array of a response: the whole text, a code block, or the longest one between words.
+
+    Two different ones of equal standing are no answer.
+    """
+    text = text.strip()[:_MAX_JSON_CHARS]
+    for candidates in ([text], fenced(text, frozenset({"json", ""}))):
+        found = [value for candidate in candidates if (value := _parsed(candidate)) is not None]
+        if found:
+            return found[0] if all(same_json(value.value, found[0].value) for value in found) else None
+    spans = sorted(_embedded(text), key=lambda span: -span[0])
+    if not spans or (len(spans) > 1 and spans[0][0] == spans[1][0] and not same_json(spans[0][1], spans[1][1])):
+        return None
+    return Json(spans[0][1])
+
+
+def _parsed(text: str) -> Json | None:
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return None
+    return Json(value) if isinstance(value, dict | list) else None
+
+
+def _embedded(text: str) -> Iterator[tuple[int, Any]]:
+    """Length and value of each object or array that does not lie inside another."""
+    position = 0
+    for _ in range(_MAX_STARTS):
+        start = min((i for i in (text.find("{", position), text.find("[", position)) if i >= 0), default=-1)
+        if start < 0:
+            return
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            position = start + 1
+            continue
+        yield end - start, value
+        position = end
+
+
+def same_json(a: Any, b: Any) -> bool:
+    """Equal values: key order is nothing, item order is, true is not 1 and 1 is 1.0."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same_json(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same_json(x, y) for x, y in zip(a, b, strict=True))
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+# --- function calls ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: a function's name and its arguments by name."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+_TAGGED = re.compile(r"<(tool_call|function_call)>(.*?)</\1>", re.DOTALL)
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+
+
+def find_calls(text: str) -> list[Call] | None:
+    """The calls of a response, in order: `<tool_call>` tags, JSON in the usual shapes, or Python calls by keyword."""
+    tagged = [match[2] for match in _TAGGED.finditer(text)]
+    if tagged:
+        calls = [_calls_in(value.value) if (value := _parsed(one.strip())) else None for one in tagged]
+        return None if None in calls else [call for some in calls for call in some or []]
+    value = find_json(text)
+    if value is not None and (calls := _calls_in(value.value)):
+        return calls
+    return _python_calls(text)
+
+
+def _calls_in(value: Any) -> list[Call] | None:
+    if isinstance(value, list):
+        some = [_calls_in(item) for item in value]
+        return None if not some or None in some else [call for calls in some for call in calls or []]
+    if not isinstance(value, dict):
+        return None
+    if isinstance(value.get("tool_calls"), list):
+        return _calls_in(value["tool_calls"])
+    if isinstance(value.get("function"), dict):
+        return _calls_in(value["function"])
+    name = value.get("name", value.get("function"))
+    given = [value[key] for key in _ARGUMENTS if key in value]
+    if not isinstance(name, str) or len(given) != 1:
+        return None
+    arguments = given[0]
+    if isinstance(arguments, str):  # OpenAI writes the arguments as JSON in a string
+        parsed = _parsed(arguments)
+        arguments = parsed.value if parsed else None
+    return [Call(name, arguments)] if isinstance(arguments, dict) else None
+
+
+def _python_calls(text: str) -> list[Call] | None:
+    """`f(a=1)` or `[f(a=1), g(b="x")]`, literals only, alone in the text, in a code block or on the last line."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for candidate in [text, *fenced(text, frozenset({"python", "py", "tool_code", ""}))[-1:], *lines[-1:]]:
+        try:
+            body = ast.parse(candidate.strip(), mode="eval").body
+            nodes = body.elts if isinstance(body, ast.List | ast.Tuple) else [body]
+            return [_python_call(node) for node in nodes] or None
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _python_call(node: ast.expr) -> Call:
+    if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
+        raise ValueError("not a call by keyword")
+    literals = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    return Call(ast.unparse(node.func), parse_json(json.dumps(literals)))
+
+
+def same_calls(a: list[Call], b: list[Call]) -> bool:
+    """The same calls, in any order: parallel calls have none."""
+    left = list(b)
+    for call in a:
+        match = next((c for c in left if c.name == call.name and same_json(c.arguments, call.arguments)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return not left
+
+
+# --- code -------------------------------------------------------------------------------------------------------
+
+
+def find_code(text: str) -> str | None:
+    """The Python code of a response: the first code block that defines something, else the first that parses.
+
+    Without any block the whole text, if it is code.
+    """
+    blocks = [block for block in fenced(text, frozenset({"python", "python3", "py", ""})) if _tree(block) is not None]
+    if not blocks:
+        tree = _tree(text)
+        return text if tree is not None and _defines(tree) else None
+    return next((block for block in blocks if (tree := _tree(block)) and _defines(tree)), blocks[0])
+
+
+def _tree(code: str) -> ast.Module | None:
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return tree if tree.body else None
+
+
+def _defines(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in tree.body)

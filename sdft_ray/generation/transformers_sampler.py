@@ -1,0 +1,98 @@
+"""A transformers model as a sampler, for machines without vLLM and for comparison with it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.generation.sampler import LocalSampler, Sampled, SamplingParams
+
+_Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
+
+
+class TransformersSampler(LocalSampler):
+    """A transformers model in this process. A thread decodes what waits, batch after batch.
+
+    Sampled rows are reproducible from their seeds and do not depend on what else is in the batch; the same
+    seed draws other tokens than it does in vLLM. Greedy rows agree with vLLM up to rounding.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        max_model_tokens: int | None = None,
+        max_sequences: int = 32,
+    ) -> None:
+        """Load model and tokenizer. Raises `ModelError` as `load_model` does.
+
+        `dtype` is "auto" (that of the checkpoint), "float32", "bfloat16" or "float16". `max_model_tokens` and
+        `max_sequences` are as for `VllmSampler`.
+        """
+        from sdft_ray.data.chat import load_tokenizer
+        from sdft_ray.models.loading import load_model
+
+        super().__init__(load_tokenizer(Path(model_dir)))
+        model: Any = load_model(Path(model_dir), dtype)
+        self._model = model.to(device)
+        config = self._model.config.get_text_config()
+        self.max_model_tokens = max_model_tokens or config.max_position_embeddings
+        self.vocab_size = config.vocab_size
+        self._max_sequences = max_sequences
+        ends = self._model.generation_config.eos_token_id
+        own = [ends] if isinstance(ends, int) else list(ends or [])
+        self._end_ids = {*own, self._tokenizer.eos_token_id} - {None}
+        self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="transformers", daemon=True)
+        self._thread.start()
+
+    def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
+        self._waiting.put((prompt_ids, params, seed, future))
+
+    def close(self) -> None:
+        """Finish what is asked and stop."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        closing = False
+        while not closing:
+            waiting = [self._waiting.get()]
+            time.sleep(0.01)  # prompts come in crowds: let this one gather
+            while not self._waiting.empty():
+                waiting.append(self._waiting.get())
+            closing = None in waiting
+            # Rows of like length waste the least padding.
+            asked = sorted((request for request in waiting if request is not None), key=lambda r: -len(r[0]))
+            while asked:
+                params = asked[0][1]
+                batch = [request for request in asked if request[1] == params][: self._max_sequences]
+                asked = [request for request in asked if all(request is not taken for taken in batch)]
+                self._answer(batch, params)
+
+    def _answer(self, batch: list[_Request], params: SamplingParams) -> None:
+        from sdft_ray.generation.decoding import decode
+
+        prompts = [request[0] for request in batch]
+        try:
+            decoded = decode(
+                self._model,
+                prompts,
+                params,
+                [request[2] for request in batch],
+                stop_token_ids=self._end_ids | set(params.stop_token_ids),
+                max_model_tokens=self.max_model_tokens,
+            )
+        except Exception as reason:  # noqa: BLE001  (those who wait must hear of it)
+            for *_, future in batch:
+                future.set_exception(reason)
+            return
+        for (prompt, _, _, future), (token_ids, reason) in zip(batch, decoded, strict=True):
+            text = self.text_of(token_ids)
+            future.set_result(Sampled(text, tuple(token_ids), reason, "", len(prompt), len(token_ids)))

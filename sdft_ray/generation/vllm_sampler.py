@@ -1,0 +1,131 @@
+"""vLLM as a sampler: the offline engine, stepped by a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.data.chat import load_tokenizer
+from sdft_ray.generation.sampler import LocalSampler, Sampled, SamplingParams
+
+_Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
+
+
+class VllmSampler(LocalSampler):
+    """vLLM's offline engine over a local checkpoint.
+
+    Prompts join the running batch as they come and leave it as they finish, whoever asked for them: the engine
+    never drains between two callers. With VLLM_ENABLE_V1_MULTIPROCESSING=0 in the environment before vLLM is
+    first imported, the engine runs in this process and starts twice as fast; that is the caller's choice, and
+    both ways give the same responses.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        dtype: str = "auto",
+        kv_cache_bytes: int = 256 * 2**20,
+        max_model_tokens: int | None = None,
+        max_sequences: int = 128,
+        enforce_eager: bool = True,
+        tensor_parallel: int = 1,
+    ) -> None:
+        """Start the engine. `kv_cache_bytes` is what the key-value cache takes, never a share of the machine.
+
+        `max_model_tokens` (prompt and response together) defaults to the model's own context; `max_sequences`
+        rows are decoded together at most.
+        """
+        from vllm import LLM
+
+        llm = LLM(
+            model=str(model_dir),
+            dtype=dtype,  # type: ignore[arg-type]
+            kv_cache_memory_bytes=kv_cache_bytes,
+            max_model_len=max_model_tokens,
+            max_num_seqs=max_sequences,
+            enforce_eager=enforce_eager,
+            tensor_parallel_size=tensor_parallel,
+            trust_remote_code=False,
+        )
+        self._engine = llm.llm_engine
+        super().__init__(load_tokenizer(model_dir))
+        config = self._engine.model_config
+        self.max_model_tokens = config.max_model_len
+        self.vocab_size = config.get_vocab_size()
+        self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
+        self._thread.start()
+
+    def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
+        self._waiting.put((prompt_ids, params, seed, future))
+
+    def close(self) -> None:
+        """Finish what is asked, stop the engine and give its memory back."""
+        self._waiting.put(None)
+        self._thread.join()
+        self._engine.engine_core.shutdown()
+
+    def _serve(self) -> None:
+        """Step the engine for as long as anything is asked. An error of the engine goes to everyone who waits."""
+        running: dict[str, Future[Sampled]] = {}
+        number = 0
+        try:
+            while True:
+                for request in self._arrived(wait=not running):
+                    if request is None and not running:
+                        return
+                    if request is None:
+                        self._waiting.put(None)  # come back to it when all are answered
+                        break
+                    prompt_ids, params, seed, future = request
+                    running[str(number)] = future
+                    self._engine.add_request(str(number), {"prompt_token_ids": prompt_ids}, _vllm_params(params, seed))
+                    number += 1
+                for output in self._engine.step():
+                    if output.finished:
+                        running.pop(output.request_id).set_result(self._finish(output))
+        except Exception as reason:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
+            self._fail(reason, running.values())
+
+    def _arrived(self, *, wait: bool) -> Iterable[_Request | None]:
+        if wait:
+            yield self._waiting.get()
+        while not self._waiting.empty():
+            yield self._waiting.get()
+
+    def _fail(self, reason: Exception, running: Iterable[Future[Sampled]]) -> None:
+        for future in running:
+            future.set_exception(reason)
+        while (request := self._waiting.get()) is not None:  # later prompts must not wait for ever
+            request[3].set_exception(reason)
+
+    def _finish(self, output: Any) -> Sampled:
+        completion = output.outputs[0]
+        token_ids = tuple(completion.token_ids)
+        prompt_tokens = len(output.prompt_token_ids)
+        reason = completion.finish_reason
+        if reason not in ("stop", "length"):
+            return Sampled.failed(f"the engine ended the row with {reason!r}", prompt_tokens)
+        return Sampled(self.text_of(token_ids), token_ids, reason, "", prompt_tokens, len(token_ids))
+
+
+def _vllm_params(params: SamplingParams, seed: int) -> Any:
+    from vllm import SamplingParams as VllmParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return VllmParams(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        max_tokens=params.max_tokens,
+        seed=seed if params.temperature > 0 else None,
+        stop_token_ids=list(params.stop_token_ids),
+        # Decoding whole responses gives the same text as the other samplers, and costs less.
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

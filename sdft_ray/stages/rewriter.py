@@ -1,0 +1,220 @@
+"""One actor of the pool: the teacher in a sampler, and the chunks of work that it has open."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdft_ray.data.example import GENERATED_SCHEMA
+from sdft_ray.data.row_cache import RowCache
+from sdft_ray.stages import files
+from sdft_ray.stages.job import Job, node_id, rss_bytes
+
+if TYPE_CHECKING:
+    from sdft_ray.generation.sampler import Sampler
+
+KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind", "check")
+"""Columns of the seed set that shape the answers to a row."""
+RECEIPT = pa.schema(
+    [
+        ("chunk", pa.string()),
+        ("parts", pa.list_(pa.string())),
+        ("num_rows", pa.int64()),
+        ("num_failed", pa.int64()),
+        ("prompt_tokens", pa.int64()),
+        ("response_tokens", pa.int64()),
+        ("first_error", pa.string()),
+        ("peak_rss_bytes", pa.int64()),
+        ("node", pa.string()),
+        ("actor", pa.string()),
+        ("ready", pa.float64()),  # when the actor's engine was loaded, seconds since the epoch
+    ]
+)
+
+
+class Rewriter:
+    """Answers chunks of the seed set, several at a time: Ray calls it from as many threads as it may have open."""
+
+    def __init__(self, job: Job, cache_url: str) -> None:
+        # One process holds engine and actor: half the start-up of vLLM's default, at the same speed.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from sdft_ray.generation.rewriting import CommitBuffer
+        from sdft_ray.generation.sampler import SamplingParams
+
+        self._recipe = job.recipe.generate
+        self._rows = _Rows(job.input("seed") / files.ROWS)
+        self._cache = RowCache(cache_url)
+        self._buffer = CommitBuffer(self._commit)
+        self._params = SamplingParams(
+            temperature=self._recipe.temperature, top_p=self._recipe.top_p, max_tokens=self._recipe.max_tokens
+        )
+        self._sampler = build_sampler(job)
+        self._ready = time.time()
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for work in batch.to_pylist():
+            try:
+                receipt = self._answer(work["chunk"], work["positions"])
+            except Exception as reason:
+                if _engine_died(reason):
+                    traceback.print_exc()
+                    os._exit(1)  # Ray starts the actor anew only when its process is gone
+                raise
+            yield pa.Table.from_pylist([receipt], schema=RECEIPT)
+
+    def _answer(self, chunk: str, positions: list[int]) -> dict[str, Any]:
+        """Answer what no part of the chunk holds yet: there are such parts when an actor died over it."""
+        from sdft_ray.generation.rewriting import answer_chunk
+
+        parts, have = [], set()
+        for name in self._cache.parts_of(chunk):
+            table = self._cache.read(name)
+            if table is not None:
+                parts.append(name)
+                have |= set(table["row_key"].to_pylist())
+        rows = [row for row in self._asked(positions) if row.row_key not in have]
+        answered = answer_chunk(
+            chunk,
+            rows,
+            self._sampler,
+            self._params,
+            self._buffer,
+            seed=self._recipe.seed,
+            num_samples=self._recipe.num_samples,
+            parts=parts,
+        )
+        return {
+            "chunk": chunk,
+            "parts": answered.parts,
+            "num_rows": len(positions),
+            "num_failed": answered.num_failed,
+            "prompt_tokens": answered.prompt_tokens,
+            "response_tokens": answered.response_tokens,
+            "first_error": answered.first_error,
+            "peak_rss_bytes": rss_bytes(),
+            "node": node_id(),
+            "actor": f"{node_id()[:8]}/{os.getpid()}",
+            "ready": self._ready,
+        }
+
+    def _asked(self, positions: list[int]) -> list[Any]:
+        from sdft_ray.generation.chunks import row_key
+        from sdft_ray.generation.prompts import render_rewrite
+        from sdft_ray.generation.rewriting import Asked
+
+        template = self._recipe.template
+        return [
+            Asked(
+                row_key(*(row[name] for name in KEY_COLUMNS)),
+                row["example_id"],
+                render_rewrite(template, row["instruction"], row["reference_response"]),
+                _check(row),
+            )
+            for row in self._rows.take(positions)
+        ]
+
+    def _commit(self, chunk: str, number: int, records: list[dict[str, Any]]) -> str:
+        return self._cache.write(chunk, number, pa.Table.from_pylist(records, schema=GENERATED_SCHEMA))
+
+
+class _Rows:
+    """Rows of a Parquet file by position; the row groups touched last stay in memory."""
+
+    def __init__(self, path: Path, *, num_groups: int = 4) -> None:
+        self._file = pq.ParquetFile(path, memory_map=True)
+        sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        self._num_groups = num_groups
+        self._lock = threading.Lock()
+
+    def take(self, positions: list[int]) -> list[dict[str, Any]]:
+        """The rows at ascending positions."""
+        wanted = np.asarray(positions)
+        groups = np.searchsorted(self._starts, wanted, side="right") - 1
+        taken = []
+        for group in np.unique(groups):
+            inside = wanted[groups == group] - self._starts[group]
+            taken += self._group(int(group)).take(pa.array(inside)).to_pylist()
+        return taken
+
+    def _group(self, group: int) -> pa.Table:
+        with self._lock:
+            if group not in self._held:
+                self._held[group] = self._file.read_row_group(group, columns=list(KEY_COLUMNS))
+            self._held.move_to_end(group)
+            if len(self._held) > self._num_groups:
+                self._held.popitem(last=False)
+            return self._held[group]
+
+
+def _check(row: dict[str, Any]) -> Any:
+    """Whether a sample would be kept by selection."""
+    from sdft_ray.generation.selection import select
+
+    def passes(sampled: Any) -> bool:
+        return select(row, sampled.text, sampled.finish_reason).source == "distilled"
+
+    return passes
+
+
+def _engine_died(reason: BaseException) -> bool:
+    """Whether vLLM's engine process is gone, whatever it was wrapped in."""
+    seen: BaseException | None = reason
+    while seen is not None:
+        if type(seen).__name__ == "EngineDeadError":
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def build_sampler(job: Job) -> Sampler:
+    """The sampler that the resources ask for."""
+    settings = job.resources.generate
+    dtype = job.recipe.teacher.dtype
+    if settings.sampler == "scripted":
+        from sdft_ray.generation.sampler import ScriptedSampler
+
+        return ScriptedSampler(delay_s=settings.scripted_delay_s)
+    if settings.server is not None:
+        from sdft_ray.generation.server_sampler import ServerSampler
+
+        server = settings.server
+        key = os.environ[server.api_key_env] if server.api_key_env else "none"
+        return ServerSampler(
+            server.base_url,
+            server.model,
+            api_key=key,
+            max_in_flight=server.max_in_flight,
+            timeout_s=server.timeout_s,
+        )
+    if settings.sampler == "transformers":
+        from sdft_ray.generation.transformers_sampler import TransformersSampler
+
+        device = "cuda" if settings.gpus else "cpu"
+        return TransformersSampler(
+            job.model("teacher"), dtype=dtype, device=device, max_model_tokens=settings.max_model_tokens
+        )
+    from sdft_ray.generation.vllm_sampler import VllmSampler
+
+    return VllmSampler(
+        job.model("teacher"),
+        dtype=dtype,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        max_model_tokens=settings.max_model_tokens,
+        max_sequences=settings.max_sequences,
+        enforce_eager=settings.enforce_eager,
+        tensor_parallel=settings.tensor_parallel,
+    )

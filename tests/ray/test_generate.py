@@ -1,0 +1,130 @@
+"""Generation on local Ray: every row once, whoever dies, and nothing asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.bench.support.generation import farm_rows, make_job
+from sdft_ray.resources import Resources
+from sdft_ray.stages import files, generate
+from sdft_ray.stages.job import Job, Made
+from sdft_ray.stages.session import ray_session
+from sdft_ray.store.manifest import Manifest, Usage
+from sdft_ray.store.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NUM_ROWS = 1000
+
+
+def _resources(**changes: Any) -> Resources:
+    part = {"sampler": "scripted", "cpus": 0.5, "max_sequences": 64, **changes}
+    return Resources.model_validate({"cpus": 2, "generate": part})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        with ray_session(_resources()):
+            yield
+
+
+def _rows(job: Job, name: str = files.GENERATED) -> pa.Table:
+    return pq.read_table(Path(job.store_url) / job.address / name)
+
+
+def _commit(job: Job, made: Made) -> None:
+    """What the pipeline does after a stage."""
+    manifest = Manifest("generate", "generate", job.address, "6" * 64, "{}", {}, made.files, Usage(), made.summary)
+    job.store.commit(manifest)
+    job.store.discard(made.superseded)
+
+
+@pytest.fixture(scope="module")
+def expected(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The table of a run that nobody disturbs."""
+    job = make_job(Store(str(tmp_path_factory.mktemp("whole"))), _resources(), farm_rows(NUM_ROWS))
+    generate.run(job)
+    assert _rows(job)["example_id"].to_pylist() == [f"row-{n}" for n in range(NUM_ROWS)]
+    return (Path(job.store_url) / job.address / files.GENERATED).read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_actor_costs_no_row(seed: int, tmp_path: Path, expected: bytes) -> None:
+    job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.01, max_actors=2), farm_rows(NUM_ROWS))
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def kill() -> None:
+        rng = random.Random(seed)
+        while not stop.wait(rng.uniform(0.5, 2)):
+            if len(killed) < 3 and (actors := _actors()):
+                victim = rng.choice(actors)
+                killed.append(victim.pid)
+                os.kill(victim.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        generate.run(job)
+    finally:
+        stop.set()
+        killer.join()
+    assert killed
+    assert (tmp_path / job.address / files.GENERATED).read_bytes() == expected
+
+
+def _actors() -> list[psutil.Process]:
+    """Our own actors: children of this process's Ray whose title names the pool."""
+    return [p for p in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(p.cmdline())]
+
+
+def test_a_grown_seed_set_asks_for_the_new_rows_only(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    small = make_job(store, _resources(), farm_rows(200))
+    _commit(small, generate.run(small))
+    assert list((tmp_path / "rows").rglob("*.parquet")) == []
+    shutil.rmtree(tmp_path / "seed")
+    grown = replace(make_job(store, _resources(), farm_rows(300)), address="generate/" + "7" * 16)
+    made = generate.run(grown)
+    assert made.summary["rows_reused"] == 200
+    assert _rows(grown).num_rows == 300
+    assert _rows(grown).slice(0, 200).equals(_rows(small))
+
+
+def test_progress_for_machines(tmp_path: Path) -> None:
+    job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.005), farm_rows(400))
+    generate.run(job)
+    lines = [json.loads(line) for line in (tmp_path / job.address / files.PROGRESS).read_text().splitlines()]
+    assert lines[0]["rows_done"] == 0
+    assert lines[-1]["rows_done"] == lines[-1]["rows"] == 400
+    assert lines[-1]["actors"] == 1
+    assert [line["rows_done"] for line in lines] == sorted(line["rows_done"] for line in lines)
+
+
+def test_a_damaged_part_is_made_again(tmp_path: Path, expected: bytes) -> None:
+    store = Store(str(tmp_path))
+    job = make_job(store, _resources(), farm_rows(NUM_ROWS))
+    generate.run(job)  # never committed: its parts stay
+    parts = sorted((tmp_path / "rows").rglob("*.parquet"))
+    parts[0].write_bytes(parts[0].read_bytes()[:-5])
+    parts[1].write_bytes(b"")
+    made = generate.run(job)
+    assert made.summary["damaged_parts"] == 2
+    assert made.summary["rows_reused"] == NUM_ROWS - 128
+    assert (tmp_path / job.address / files.GENERATED).read_bytes() == expected

@@ -1,0 +1,109 @@
+"""One chunk: early stop, failed rows, and how little is uncommitted when a sampler dies."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from sdft_ray.generation.rewriting import Asked, CommitBuffer, Record, answer_chunk
+from sdft_ray.generation.sampler import Sampled, SamplingParams, finished, row_seed
+
+PARAMS = SamplingParams(temperature=1.0)
+
+
+class _Disk:
+    """Keeps what is committed."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Record]] = {}
+
+    def commit(self, chunk: str, number: int, records: list[Record]) -> str:
+        name = f"{chunk}-{number}"
+        assert name not in self.parts
+        self.parts[name] = records
+        return name
+
+
+class _Sampler:
+    """Answers with prompt and seed; `script` maps a prompt to its finish reasons, the last one repeated."""
+
+    def __init__(self, script: dict[str, list[Any]] | None = None) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self._script = script or {}
+
+    def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+        number = sum(earlier == prompt for earlier, _ in self.asked)
+        self.asked.append((prompt, seed))
+        reasons = self._script.get(prompt, ["stop"])
+        reason = reasons[min(number, len(reasons) - 1)]
+        if isinstance(reason, Exception):
+            future: Future[Sampled] = Future()
+            future.set_exception(reason)
+            return future
+        if reason == "error":
+            return finished(Sampled.failed("refused", 3))
+        return finished(Sampled(f"{prompt} {number}", (), reason, "", 3, 5))
+
+    def close(self) -> None: ...
+
+
+def _rows(*prompts: str, passes: Any = lambda sampled: True) -> list[Asked]:
+    return [Asked(prompt.encode().ljust(16), prompt, prompt, passes) for prompt in prompts]
+
+
+def test_each_row_is_asked_once_with_its_own_seed() -> None:
+    disk, sampler = _Disk(), _Sampler()
+    answered = answer_chunk("c", _rows("a", "b"), sampler, PARAMS, CommitBuffer(disk.commit), seed=3)
+    assert sampler.asked == [("a", row_seed(3, "a", 0)), ("b", row_seed(3, "b", 0))]
+    assert answered.parts == ["c-0"]
+    assert [record["response"] for record in disk.parts["c-0"]] == ["a 0", "b 0"]
+    assert (answered.num_rows, answered.num_failed, answered.prompt_tokens, answered.response_tokens) == (2, 0, 6, 10)
+
+
+def test_sampling_stops_at_the_first_that_passes() -> None:
+    disk, sampler = _Disk(), _Sampler()
+    rows = _rows("a", passes=lambda sampled: sampled.text == "a 1") + _rows("b", passes=lambda sampled: False)
+    answer_chunk("c", rows, sampler, PARAMS, CommitBuffer(disk.commit), seed=3, num_samples=4)
+    made = [(record["example_id"], record["sample_index"]) for record in disk.parts["c-0"]]
+    assert sorted(made) == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2), ("b", 3)]
+    assert len({seed for _, seed in sampler.asked}) == 6
+
+
+def test_a_failed_row_marks_all_its_samples_and_leaves_the_others_alone() -> None:
+    disk = _Disk()
+    sampler = _Sampler({"a": ["length", "error"]})
+    rows = _rows("a", "b", passes=lambda sampled: sampled.finish_reason == "stop")
+    answered = answer_chunk("c", rows, sampler, PARAMS, CommitBuffer(disk.commit), seed=0, num_samples=3)
+    status = {(r["example_id"], r["sample_index"]): (r["status"], r["error"]) for r in disk.parts["c-0"]}
+    assert status == {("a", 0): ("failed", ""), ("a", 1): ("failed", "refused"), ("b", 0): ("ok", "")}
+    assert (answered.num_failed, answered.first_error) == (1, "refused")
+
+
+def test_what_was_finished_is_committed_when_the_sampler_dies() -> None:
+    disk = _Disk()
+    rows, sampler = _rows("a", "b", "x"), _Sampler({"x": [RuntimeError("gone")]})
+    with pytest.raises(RuntimeError, match="gone"):
+        answer_chunk("c", rows, sampler, PARAMS, CommitBuffer(disk.commit), seed=0)
+    assert [record["example_id"] for record in disk.parts["c-0"]] == ["a", "b"]
+
+
+def test_numbers_of_parts_go_on_where_a_dead_actor_stopped() -> None:
+    disk = _Disk()
+    disk.parts["c-0"] = []
+    answered = answer_chunk("c", _rows("b"), _Sampler(), PARAMS, CommitBuffer(disk.commit), seed=0, parts=["c-0"])
+    assert answered.parts == ["c-0", "c-1"]
+
+
+def test_the_buffer_never_holds_a_part_or_more() -> None:
+    """Of several open chunks, the one with the most finished rows is written."""
+    disk = _Disk()
+    buffer = CommitBuffer(disk.commit, max_rows=5)
+    for chunk in ("a", "b"):
+        buffer.open(chunk)
+    for number, chunk in enumerate("abbaabb"):
+        buffer.add(chunk, [{"n": number}])
+    assert disk.parts == {"a-0": [{"n": 0}, {"n": 3}, {"n": 4}]}
+    assert buffer.close("b") == ["b-0"]
+    assert [record["n"] for record in disk.parts["b-0"]] == [1, 2, 5, 6]
