@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdft_ray.data.example import ANSWER_KINDS, SEED_SCHEMA, example_id
-from sdft_ray.data.hub import NAMED_SETS, hub_records
+from sdft_ray.data.hub import NAMED_SETS, first_turn, hub_records
 from sdft_ray.errors import DataError
 
 COLUMNS = ("id", "instruction", "reference", "answer_kind", "check", "family")
 """The columns that are looked for, under these names unless a mapping says otherwise."""
+
+MESSAGES = "messages"
+"""A conversation in place of instruction and reference: its first question and answer are taken."""
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
@@ -42,10 +45,10 @@ def read_rows(
 
     `source` is a JSONL or Parquet file (a path or any fsspec URL; JSONL also with `.gz`) or one of
     `NAMED_SETS`, of which only the train split is ever read, at commit `revision` if given. `columns` maps
-    our names (`COLUMNS`) to the file's. `instruction` and `reference` are required; a row without `id` is
-    identified by its content, one without `answer_kind` or `check` takes the argument; `check_error` tells what is
-    wrong with such a pair. With `plain_text` (calibration
-    sets) the instruction may be absent or empty: the reference is then text without a conversation.
+    our names (`COLUMNS`) to the file's. `instruction` and `reference`, or `messages`, are required. A row
+    without `id` is identified by its content, one without `answer_kind` or `check` takes the argument;
+    `check_error` tells what is wrong with such a pair. With `plain_text` (calibration sets) the instruction
+    may be absent or empty: the reference is then text without a conversation.
 
     Raises `DataError` with line (JSONL) or row (Parquet), both 1-based: missing or empty file, malformed
     JSON, missing column, wrong type, empty text, unknown answer kind, duplicate id.
@@ -92,6 +95,12 @@ class _Reader:
         self.columns: tuple[list[str], ...] = ([], [], [], [], [])
 
     def add(self, where: str, record: dict[str, Any]) -> None:
+        if MESSAGES in record and not {self.names["instruction"], self.names["reference"]} & record.keys():
+            turn = first_turn(record[MESSAGES])
+            if turn is None:
+                what = f"`{MESSAGES}` does not begin with a user's text and the assistant's answer"
+                raise self._error(where, what, "drop the row, or give instruction and reference")
+            record = {**record, **{self.names[ours]: text for ours, text in turn.items()}}
         instruction = self._text(where, record, "instruction", empty=self.plain_text)
         reference = self._text(where, record, "reference", empty=False)
         kind = self._text(where, record, "answer_kind", empty=True) or self.answer_kind
@@ -189,7 +198,7 @@ def _json_records(source: str, stream: Any) -> Iterator[Record]:
 def _parquet_records(stream: Any, columns: Mapping[str, str]) -> Iterator[Record]:
     file = pq.ParquetFile(stream)
     present = file.schema_arrow.names
-    wanted = {columns.get(ours, ours) for ours in COLUMNS} & set(present)
+    wanted = {MESSAGES, *(columns.get(ours, ours) for ours in COLUMNS)} & set(present)
     others = dict.fromkeys(name for name in present if name not in wanted)
     number = 0
     for batch in file.iter_batches(columns=sorted(wanted)):
