@@ -26,13 +26,14 @@ ANSWER = "The farmer begins with {0} hens and {1} of them go, which leaves a few
 def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> Job:
     """The stage's job over a seed set that is committed here."""
     seed = "seed/" + "5" * 16
-    work = store.work(seed) / "output"
-    work.mkdir(parents=True)
-    with pq.ParquetWriter(work / files.ROWS, SEED_SCHEMA) as writer:
-        for batch in rows:
-            writer.write_table(batch, row_group_size=ROW_GROUP)
-    placed = store.place(seed, work)
-    store.commit(Manifest("seed", "seed", seed, "5" * 64, "{}", {}, placed, Usage()))
+    if store.manifest(seed) is None:
+        work = store.work(seed) / "output"
+        work.mkdir(parents=True)
+        with pq.ParquetWriter(work / files.ROWS, SEED_SCHEMA) as writer:
+            for batch in rows:
+                writer.write_table(batch, row_group_size=ROW_GROUP)
+        placed = store.place(seed, work)
+        store.commit(Manifest("seed", "seed", seed, "5" * 64, "{}", {}, placed, Usage()))
     return Job(
         step="generate",
         address="generate/" + "6" * 16,
