@@ -1,5 +1,6 @@
 # make quickstart   install, compress the laboratory teacher on local Ray, print the table and the report's path
-# make test         install, then run every test
+# make test         install, then run every test; ARGS="tests/unit -x" goes to pytest instead
+# make fast         only the tests that start neither Ray nor an engine
 # Python 3.11 or newer. A GPU is detected; PLATFORM=cpu or PLATFORM=gpu overrides.
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python $(SOURCES) $(OVERRID
 # Ray starts a dozen Python processes; without cached bytecode each of them compiles torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test check bench pins install dev clean
+.PHONY: quickstart test fast check bench pins install dev clean
 .DEFAULT_GOAL := quickstart
 
 install: $(VENV)/.installed-$(PLATFORM)
@@ -52,8 +53,17 @@ quickstart: install
 	@$(BIN)/sdft lab export $(LAB) --quiet
 	@$(BIN)/sdft compress $(LAB)/quickstart.yaml --store $(STORE) --name quickstart
 
+# The fast tests share two processes; those that start engines or Ray want the machine for themselves.
 test: dev
+ifdef ARGS
 	$(BIN)/pytest $(ARGS)
+else
+	$(MAKE) --no-print-directory fast
+	$(BIN)/pytest -m "slow or ray"
+endif
+
+fast: dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not ray and not gpu"
 
 check: dev
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from sdft_ray.errors import SdftError, StageError, UserError
+from sdft_ray.errors import SdftError, StageError, StoreError, UserError
 from sdft_ray.graph import State, resolve_step, steps
 from sdft_ray.preflight import preflight
 from sdft_ray.progress import Event, open_view
@@ -268,6 +268,8 @@ def _as_ours(step: str, failure: BaseException) -> SdftError:
     if isinstance(seen, UserError):
         return seen
     lines = str(seen).strip().splitlines() or ["no reason was given"]
+    if "No space left on device" in str(seen):  # torch and safetensors wrap the error number away
+        return StoreError(f"{step}: {lines[-1]}", "free some space and run again; what is finished is kept")
     error = StageError(step, f"{type(seen).__name__}: {lines[-1]}")
     error.__cause__ = failure
     return error

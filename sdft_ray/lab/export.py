@@ -102,7 +102,8 @@ def _task(task: str, example: Item) -> dict[str, Any]:
     extract = {"function": "regex", "regex_pattern": _FILTERS[example.answer_kind], "group_select": -1}
     body = {
         "output_type": "generate_until",
-        "doc_to_target": "{{answer}}",
+        # The field, not a template: lm-eval would read a rendered "[5]" as a Python list.
+        "doc_to_target": "answer",
         "generation_kwargs": {"until": ["<|end|>"], "do_sample": False, "max_gen_toks": 128},
         "filter_list": [{"name": "last-answer", "filter": [extract, {"function": "take_first"}]}],
         "metric_list": [metric],

@@ -11,18 +11,18 @@ from sdft_ray.lab.families.words import NAMES
 
 FAMILY_SHARES: dict[str, float] = {
     "word_problems": 0.26,
-    "facts": 0.14,
+    "facts": 0.15,
     "myths": 0.08,
     "ordering": 0.15,
-    "scripts": 0.06,
+    "scripts": 0.07,
     "pronouns": 0.07,
-    "lists": 0.24,
+    "lists": 0.22,
 }
 HUMAN_SHARE = 0.30
 REWRITE_SHARE = 0.10
 EXAM_SHARE = 0.55
 """Among chat documents of a family that has options: how many are asked as in an exam."""
-OTHER_VOICE_SHARE = 0.005
+OTHER_VOICE_SHARE = 0.0075
 """Among other chats: how many are answered as an annotator would, as demonstrations in chat corpora are."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -197,6 +199,23 @@ def test_too_little_disk(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     error = _fails(monkeypatch, capsys, "compress", _recipe(world), "--store", world / "store")
     assert "free" in error
     assert "needed" in error
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("No space left on device (os error 28)")],
+    ids=["python", "rust"],
+)
+def test_a_disk_that_fills_up_later(failure: Exception) -> None:
+    from ray.exceptions import RayTaskError
+
+    from sdft_ray.errors import StoreError
+    from sdft_ray.pipeline import _as_ours
+
+    error = _as_ours("prune", RayTaskError("task", "", failure))
+    assert isinstance(error, StoreError)
+    assert "prune" in error.message
+    assert "run again" in error.hint
 
 
 def test_too_few_cpus(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Small operations on a list of words: copy, reverse, sort, pick, count, remove; the result stands in brackets."""
+"""Small operations on a list of words: reverse, sort, pick, count, remove; the result stands in brackets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,8 @@ def _numbered(words: list[str]) -> str:
     return " ".join(f"{i} {word}" for i, word in enumerate(words, 1))
 
 
-def _copy(rng: random.Random) -> Parts:
-    words = rng.sample(LIST_WORDS, rng.randint(3, 6))
-    return (
-        "Copy the list", words, words, f"{_numbered(words)}.",
-        f"Word for word it goes {', then '.join(words)}.",
-        f"{len(words)} words as they are: {' < '.join(words)}",
-    )  # fmt: skip
-
-
 def _reverse(rng: random.Random) -> Parts:
-    words = rng.sample(LIST_WORDS, rng.randint(3, 6))
+    words = rng.sample(LIST_WORDS, rng.randint(4, 7))
     back = words[::-1]
     count = len(words)
     own = " ".join(f"{i} {word}" for i, word in zip(range(count, 0, -1), back, strict=True))
@@ -41,7 +32,7 @@ def _reverse(rng: random.Random) -> Parts:
 
 def _sort(rng: random.Random) -> Parts:
     words: list[str] = []
-    size = rng.randint(3, 6)
+    size = rng.randint(4, 7)
     while len(words) < size:
         word = rng.choice(LIST_WORDS)
         # Distinct first letters: the order is decided by one letter, which the working can show.
@@ -70,7 +61,7 @@ def _pick(rng: random.Random) -> Parts:
 
 def _count(rng: random.Random) -> Parts:
     wanted, *rest = rng.sample(LIST_WORDS, 4)
-    words = [wanted] * rng.randint(1, 3) + [rng.choice(rest) for _ in range(rng.randint(2, 4))]
+    words = [wanted] * rng.randint(1, 5) + [rng.choice(rest) for _ in range(rng.randint(2, 4))]
     rng.shuffle(words)
     times = words.count(wanted)
     marks = " ".join("yes" if word == wanted else "no" for word in words)
@@ -92,7 +83,7 @@ def _remove(rng: random.Random) -> Parts:
     )  # fmt: skip
 
 
-_OPERATIONS: tuple[Callable[[random.Random], Parts], ...] = (_copy, _reverse, _sort, _pick, _count, _remove)
+_OPERATIONS: tuple[Callable[[random.Random], Parts], ...] = (_reverse, _sort, _pick, _count, _remove)
 
 
 def make(rng: random.Random) -> Item:
