@@ -83,7 +83,7 @@ def bare(num_rows: int) -> dict[str, float]:
         enforce_eager=True,
     )
     ready = time.time()
-    prompts = [{"prompt_token_ids": ids} for ids in prompts_ids(num_rows)]
+    prompts: Any = [{"prompt_token_ids": ids} for ids in prompts_ids(num_rows)]
     start = time.time()
     outputs = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS), use_tqdm=False)
     return figures(ready, time.time() - start, sum(len(output.outputs[0].token_ids) for output in outputs))

@@ -75,7 +75,8 @@ def serving() -> Iterator[tuple[Server, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = Server()
-    config = uvicorn.Config(server.app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2)
+    options: dict[str, Any] = {"log_level": "error", "timeout_graceful_shutdown": 2}
+    config = uvicorn.Config(server.app, host="127.0.0.1", port=port, **options)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
     thread.start()
@@ -96,7 +97,8 @@ def main() -> None:
     parser.add_argument("--drive", nargs=2, metavar=("STORE", "URL"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
-        drive(*arguments.drive, arguments.rows)
+        store, url = arguments.drive
+        drive(store, url, arguments.rows)
         return
     num_rows, rounds = (2_000, 1) if arguments.quick else (arguments.rows, arguments.rounds)
     targets = TARGETS[:1] if arguments.quick else TARGETS
