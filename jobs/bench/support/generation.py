@@ -57,6 +57,7 @@ def farm_rows(num_rows: int) -> Iterator[pa.Table]:
                 "instruction": [QUESTION.format(n % 90 + 10, n % 10, n) for n in numbers],
                 "reference_response": [ANSWER.format(n % 90 + 10, n % 10, n % 90) for n in numbers],
                 "answer_kind": ["number"] * len(numbers),
+                "check": [""] * len(numbers),
                 "family": [""] * len(numbers),
             },
             schema=SEED_SCHEMA,
@@ -68,5 +69,5 @@ def laboratory_rows(num_rows: int) -> Iterator[pa.Table]:
     rows = sets.seed_rows("word_problems")[:num_rows]
     assert len(rows) == num_rows, "the set is smaller"
     names = {"id": "example_id", "reference": "reference_response"}
-    renamed = [{names.get(key, key): value for key, value in row.items()} for row in rows]
+    renamed = [{"check": "", **{names.get(key, key): value for key, value in row.items()}} for row in rows]
     yield pa.Table.from_pylist(renamed, schema=SEED_SCHEMA)
