@@ -106,21 +106,6 @@ def test_a_step_without_a_manifest_runs_again(folder: Path, first: Run) -> None:
     assert killed.damaged_files(first.manifests["prune"].address) == []
 
 
-def test_finished_rows_survive_a_failed_generation(folder: Path, first: Run) -> None:
-    """Rows of a run that died are found in its work directory and not asked for again."""
-    store = Store(str(folder / "resumed"))
-    source = first.store.path(first.manifests["generate"].address) / "generated.parquet"
-    table = pq.read_table(source)
-    marked = table.slice(0, 2).set_column(3, "response", [["kept from before"] * 2])
-    parts = store.work(first.manifests["generate"].address) / "parts"
-    parts.mkdir(parents=True)
-    pq.write_table(marked, parts / "a.parquet")
-    run = compress(_recipe(folder), store, RESOURCES, name="resumed", view="none")
-    made = pq.read_table(run.store.path(run.manifests["generate"].address) / "generated.parquet")
-    assert sum(text == "kept from before" for text in made["response"].to_pylist()) == 2
-    assert made.num_rows == table.num_rows
-
-
 def test_a_failing_stage_names_itself_and_keeps_the_rest(folder: Path, first: Run) -> None:
     broken = folder / "broken"
     shutil.copytree(folder / "store", broken)
