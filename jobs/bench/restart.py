@@ -1,11 +1,15 @@
-"""What a kill costs: tokens that a teacher writes over a run that is killed and continued, against one pass.
+"""What a kill costs: runs of the stage `generate` that are killed at random, seeded points and finish all the same.
 
-    python jobs/bench/restart.py [--quick] [--rows 20000] [--rounds 3]
+    python jobs/bench/restart.py [--quick] [--rows 20000] [--rounds 1] [--small 4] [--vllm 5]
 
-The witness stands outside: an OpenAI-compatible server that answers from a script and counts every token it
-gives out. The stage `generate` asks it from a driver in a process of its own. At a random, seeded point the
-driver, with everything it started, or one actor of its pool gets SIGKILL; a killed driver is started again. In the
-end every row must be there once, and the table equal byte for byte to that of a run that nobody disturbed.
+Four things get SIGKILL: the driver with everything it started (then the same command runs again), an actor of
+the pool, a worker node of a local cluster, and vLLM's engine process.
+
+Scripted runs ask an OpenAI-compatible server outside, which answers from a script and counts every token it
+gives out: `--rounds` runs of `--rows` rows for each of driver, actor and node, then `--small` runs of 2,000 rows
+for each. The table must equal, byte for byte, that of a run that nobody disturbed. Runs with real vLLM rewrite
+300 rows of the laboratory, with actor, engine and driver in turns. In each run every id must be there once, and
+rows that were finished before the kill must not change.
 """
 
 from __future__ import annotations
@@ -26,18 +30,27 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from sdft_ray.generation.sampler import digest_words
 
 BOUND_RATIO = 1.02
+BOUND_ROWS_LOST = 64 + 64
+"""What is in flight in an actor, and one part."""
 TOKENS_PER_ROW = 8
-TARGETS = ("driver", "actor")
+SMALL_ROWS = 2_000
+VLLM_ROWS = 300
+TARGETS = ("driver", "actor", "node")
+VLLM_TARGETS = ("actor", "engine", "driver")
+ADDRESS = "generate/" + "6" * 16
 
 
 class Server:
@@ -89,59 +102,109 @@ def serving() -> Iterator[tuple[Server, str]]:
         thread.join()
 
 
+@dataclass(frozen=True)
+class Case:
+    """One run: how many rows, who samples, who is killed and at which share of the rows."""
+
+    sampler: str
+    num_rows: int
+    target: str
+    point: float = 0.0
+
+
+def cases(arguments: argparse.Namespace) -> list[Case]:
+    """All runs, each with its random point."""
+    if arguments.quick:
+        plan = [("server", SMALL_ROWS, "driver")]
+    else:
+        plan = [("server", arguments.rows, target) for _ in range(arguments.rounds) for target in TARGETS]
+        plan += [("server", SMALL_ROWS, target) for _ in range(arguments.small) for target in TARGETS]
+        plan += [("vllm", VLLM_ROWS, VLLM_TARGETS[n % len(VLLM_TARGETS)]) for n in range(arguments.vllm)]
+    return [Case(*case, random.Random(f"{case} {number}").uniform(0.1, 0.9)) for number, case in enumerate(plan)]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round of 2,000 rows, the driver killed")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one run of 2,000 rows, the driver killed")
     parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--drive", nargs=2, metavar=("STORE", "URL"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--small", type=int, default=4)
+    parser.add_argument("--vllm", type=int, default=5)
+    parser.add_argument(
+        "--drive", nargs=5, metavar=("STORE", "URL", "SAMPLER", "TARGET", "ROWS"), help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
     if arguments.drive:
-        store, url = arguments.drive
-        drive(store, url, arguments.rows)
+        drive(*arguments.drive)
         return
-    num_rows, rounds = (2_000, 1) if arguments.quick else (arguments.rows, arguments.rounds)
-    targets = TARGETS[:1] if arguments.quick else TARGETS
-    runs: dict[str, list[dict[str, float]]] = {target: [] for target in targets}
+    runs: list[dict[str, Any]] = []
+    whole: dict[tuple[str, int], str] = {}
     with serving() as (server, url):
-        whole, _ = one_run(server, url, num_rows, None, 0.0)
-        for number in range(rounds):
-            for target in targets:
-                point = random.Random(f"{target} {number}").uniform(0.1, 0.9)
-                digest, figures = one_run(server, url, num_rows, target, point)
-                assert digest == whole, "the table differs from that of an undisturbed run"
-                runs[target].append(figures)
-    show(runs, num_rows)
+        for case in cases(arguments):
+            kind = (case.sampler, case.num_rows)
+            if case.sampler == "server" and kind not in whole:
+                whole[kind] = run(server, url, Case(*kind, "nobody"))["digest"]
+            figures = run(server, url, case)
+            assert figures["digest"] == whole.get(kind, figures["digest"]), "differs from an undisturbed run"
+            runs.append(figures)
+            print(f"{len(runs)}: {figures}", file=sys.stderr)
+    show(runs)
 
 
-def one_run(server: Server, url: str, num_rows: int, target: str | None, point: float) -> tuple[str, dict[str, float]]:
-    """Run until it is done, with one kill at the share `point` of its rows; digest of the table, and the figures."""
+def run(server: Server, url: str, case: Case) -> dict[str, Any]:
+    """Run a case to its end; its figures, and the digest of its table."""
     before = server.num_tokens
-    with tempfile.TemporaryDirectory() as store:
-        driver = start(store, url, num_rows)
-        killed_at = 0
-        if target is not None:
-            killed_at = wait_for_rows(Path(store), round(point * num_rows), driver)
-            kill(driver, target)
+    killed_at = 0
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder)
+        driver = start(store, url, case)
+        finished: dict[bytes, str] = {}
+        if case.target != "nobody":
+            killed_at = wait_for_rows(store, round(case.point * case.num_rows), driver)
+            kill(driver, case.target)
+            finished = finished_rows(store)
         if driver.wait() != 0:
-            assert target == "driver", "the driver failed"
-            driver = start(store, url, num_rows)
+            assert case.target == "driver", "the driver failed"
+            driver = start(store, url, case)
             assert driver.wait() == 0
-        table = (Path(store) / f"generate/{'6' * 16}/generated.parquet").read_bytes()
-    tokens = server.num_tokens - before
-    figures = {"killed_at": killed_at, "ratio": tokens / (num_rows * TOKENS_PER_ROW)}
-    return hashlib.sha256(table).hexdigest(), figures
+        path = store / ADDRESS / "generated.parquet"
+        check(pq.read_table(path), case, finished)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    figures = {"sampler": case.sampler, "rows": case.num_rows, "killed": case.target, "rows_done_then": killed_at}
+    if case.sampler == "server":
+        asked = (server.num_tokens - before) / TOKENS_PER_ROW
+        figures |= {"ratio": asked / case.num_rows, "rows_lost": asked - case.num_rows}
+    return {**figures, "rows_kept": len(finished), "digest": digest}
 
 
-def start(store: str, url: str, num_rows: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OPENAI_LOG": ""}
-    command = [sys.executable, __file__, "--rows", str(num_rows), "--drive", store, url]
+def check(table: pa.Table, case: Case, finished: dict[bytes, str]) -> None:
+    """Every row once, and those that were finished as they were."""
+    rows = dict(zip(table["row_key"].to_pylist(), table["response"].to_pylist(), strict=True))
+    assert table.num_rows == len(rows) == len(set(table["example_id"].to_pylist())) == case.num_rows
+    changed = [key for key, text in finished.items() if rows[key] != text]
+    assert not changed, f"{len(changed)} finished rows changed"
+
+
+def finished_rows(store: Path) -> dict[bytes, str]:
+    """Row key -> response of all rows that lie in the row cache."""
+    found: dict[bytes, str] = {}
+    for part in store.glob("rows/*/*/*.parquet"):
+        table = pq.read_table(part)
+        found.update(zip(table["row_key"].to_pylist(), table["response"].to_pylist(), strict=True))
+    return found
+
+
+def start(store: Path, url: str, case: Case) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    if case.target == "engine":
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    command = [sys.executable, __file__, "--drive", str(store), url, case.sampler, case.target, str(case.num_rows)]
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def wait_for_rows(store: Path, wanted: int, driver: subprocess.Popen[bytes]) -> int:
     """Until the stage has said that `wanted` rows are done."""
-    log = store / f"work/generate/{'6' * 16}/progress.jsonl"
+    log = store / "work" / ADDRESS / "progress.jsonl"
     while driver.poll() is None:
         lines = log.read_text().splitlines() if log.exists() else []
         done = json.loads(lines[-1])["rows_done"] if lines else 0
@@ -152,41 +215,76 @@ def wait_for_rows(store: Path, wanted: int, driver: subprocess.Popen[bytes]) -> 
 
 
 def kill(driver: subprocess.Popen[bytes], target: str) -> None:
+    children = psutil.Process(driver.pid).children(recursive=True)
     if target == "driver":
-        children = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()
         psutil.wait_procs(children, timeout=60)  # Ray's processes leave when their driver is gone
         return
-    actors = [p for p in psutil.Process(driver.pid).children(recursive=True) if "MapWorker" in " ".join(p.cmdline())]
-    os.kill(actors[0].pid, signal.SIGKILL)
+    name = "EngineCore" if target == "engine" else "MapWorker"
+    victim = next(p for p in children if name in " ".join(p.cmdline()))
+    if target == "node":
+        victim = victim.parent() or victim
+        assert "raylet" in " ".join(victim.cmdline())
+    os.kill(victim.pid, signal.SIGKILL)
 
 
-def drive(folder: str, url: str, num_rows: int) -> None:
-    """The driver: one actor that asks the server."""
-    from jobs.bench.support.generation import farm_rows, make_job
+def drive(folder: str, url: str, sampler: str, target: str, num_rows: str) -> None:
+    """The driver: one actor, on a cluster of three nodes where a node is to die."""
+    from jobs.bench.support.generation import farm_rows, laboratory_rows, make_job
     from sdft_ray.resources import Resources
     from sdft_ray.stages import generate
     from sdft_ray.stages.session import ray_session
     from sdft_ray.store.store import Store
 
-    server = {"base_url": url, "model": "teacher", "max_in_flight": 64}
-    part = {"sampler": "server", "server": server, "cpus": 0.9, "max_sequences": 64}
+    part: dict[str, Any] = {"sampler": sampler, "cpus": 0.9, "max_sequences": 64}
+    if sampler == "server":
+        part["server"] = {"base_url": url, "model": "teacher", "max_in_flight": 64}
     resources = Resources.model_validate({"cpus": 2, "generate": part})
-    store = Store(folder)
-    with ray_session(resources):
-        generate.run(make_job(store, resources, farm_rows(num_rows)))
+    rows = (farm_rows if sampler == "server" else laboratory_rows)(int(num_rows))
+    with nodes() if target == "node" else ray_session(resources):
+        generate.run(make_job(Store(folder), resources, rows))
 
 
-def show(runs: dict[str, list[dict[str, float]]], num_rows: int) -> None:
-    table = Table("killed", "rows done then", "tokens / one pass", "bound", box=None)
-    for target, values in runs.items():
-        for figures in values:
-            ratio, then = f"{figures['ratio']:.4f}", f"{figures['killed_at']:,} of {num_rows:,}"
-            table.add_row(target, then, ratio, f"{BOUND_RATIO}")
+@contextmanager
+def nodes() -> Iterator[None]:
+    """A head that runs no actors, and two nodes that do."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    memory = 100 * 2**20
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=memory)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def show(runs: list[dict[str, Any]]) -> None:
+    table = Table("sampler", "killed", "rows done then", "answers lost", "tokens / one pass", "bound", box=None)
+    for run in runs:
+        lost, ratio = (f"{run['rows_lost']:.0f}", f"{run['ratio']:.4f}") if "ratio" in run else ("", "")
+        bound = f"{BOUND_RATIO}" if run["rows"] > SMALL_ROWS else ""
+        then = f"{run['rows_done_then']:,} of {run['rows']:,}"
+        table.add_row(run["sampler"], run["killed"], then, lost, ratio, bound)
     Console().print(table)
-    ratios = [figures["ratio"] for values in runs.values() for figures in values]
-    result = {"bench": "restart", "rows": num_rows, "ratio": max(ratios), "bound_ratio": BOUND_RATIO}
-    print(json.dumps({**result, "median_ratio": statistics.median(ratios), "runs": runs}))
+    largest = max(run["rows"] for run in runs if "ratio" in run)
+    ratios = [run["ratio"] for run in runs if run["rows"] == largest]
+    result = {
+        "bench": "restart",
+        "rows": largest,
+        "ratio": max(ratios),
+        "median_ratio": statistics.median(ratios),
+        "bound_ratio": BOUND_RATIO,
+        "rows_lost": max(run["rows_lost"] for run in runs if "ratio" in run),
+        "bound_rows_lost": BOUND_ROWS_LOST,
+        "num_runs": len(runs),
+        "runs": runs,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,10 @@ class ChatFormat:
         """Whether a text holds the spelling of a control token."""
         return self._control is not None and self._control.search(text) is not None
 
+    def break_control_tokens(self, text: str) -> str:
+        """The text with a zero-width space inside each spelling of a control token, for those who tokenize it later."""
+        return text if self._control is None else self._control.sub(lambda found: "\u200b".join(_cut(found[0])), text)
+
     def prompt_text(self, instruction: str) -> str:
         """The rendered conversation up to where the answer begins."""
         return self._render(_messages(instruction), prompt=True)
@@ -185,6 +189,10 @@ def _messages(instruction: str, response: str | None = None) -> list[dict[str, s
     if response is not None:
         messages.append({"role": "assistant", "content": response})
     return messages
+
+
+def _cut(token: str) -> tuple[str, str]:
+    return token[:1], token[1:]
 
 
 def _interleave(pieces: list[str], contents: list[str]) -> list[str]:

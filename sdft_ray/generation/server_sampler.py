@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -26,12 +27,18 @@ class ServerSampler:
         max_in_flight: int = 64,
         timeout_s: float = 600.0,
         max_retries: int = 8,
+        escape: Callable[[str], str] = lambda prompt: prompt,
     ) -> None:
-        """`base_url` ends in `/v1`; `model` is the name that the server knows the teacher by."""
+        """`base_url` ends in `/v1`; `model` is the name that the server knows the teacher by.
+
+        The server would obey control tokens that a prompt spells out; `escape` makes them plain text, see
+        `sdft_ray.data.chat.ChatFormat.break_control_tokens`.
+        """
         from openai import OpenAI
 
         self._client = OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=max_retries)
         self._model = model
+        self._escape = escape
         self._pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="server")
 
     def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
@@ -55,7 +62,7 @@ class ServerSampler:
         try:
             answer = self._client.chat.completions.create(
                 model=self._model,
-                messages=[{"role": "user", "content": prompt}],
+                messages=[{"role": "user", "content": self._escape(prompt)}],
                 temperature=params.temperature,
                 top_p=params.top_p,
                 max_tokens=params.max_tokens,

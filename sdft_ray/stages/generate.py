@@ -31,6 +31,7 @@ from sdft_ray.generation.chunks import CHUNK_ROWS, Ledger, keys_of, table_keys
 from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.metrics import GenerationMetrics
 from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Usage
@@ -193,9 +194,11 @@ class _Tally:
         self._last_seen: dict[str, float] = {}
         self._nodes: set[str] = set()
         self._first_ready: float | None = None
+        self._metrics = GenerationMetrics(job.recipe.name)
 
     def add(self, receipt: dict[str, Any]) -> None:
         """Raises `DataError` when more rows failed than the resources allow."""
+        self._metrics.count(receipt["num_rows"], receipt["num_failed"], receipt["response_tokens"])
         self._answered += receipt["num_rows"]
         self.num_failed += receipt["num_failed"]
         self.prompt_tokens += receipt["prompt_tokens"]
@@ -225,6 +228,8 @@ class _Tally:
         self._job.progress(done, self._num_rows, "rows")
         elapsed_s = max(now - self._started, 1e-9)
         left = self._num_rows - done
+        actors = sum(now - seen < _ACTIVE_S for seen in self._last_seen.values())
+        self._metrics.level(left, actors)
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "rows": self._num_rows,
@@ -234,7 +239,7 @@ class _Tally:
             "response_tokens": self.response_tokens,
             "tokens_per_s": round(self.response_tokens / elapsed_s, 1),
             "eta_s": round(left * elapsed_s / self._answered, 1) if self._answered else None,
-            "actors": sum(now - seen < _ACTIVE_S for seen in self._last_seen.values()),
+            "actors": actors,
         }
         with self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

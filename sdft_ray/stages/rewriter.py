@@ -189,6 +189,7 @@ def build_sampler(job: Job) -> Sampler:
 
         return ScriptedSampler(delay_s=settings.scripted_delay_s)
     if settings.server is not None:
+        from sdft_ray.data.chat import ChatFormat, load_tokenizer
         from sdft_ray.generation.server_sampler import ServerSampler
 
         server = settings.server
@@ -199,6 +200,7 @@ def build_sampler(job: Job) -> Sampler:
             api_key=key,
             max_in_flight=server.max_in_flight,
             timeout_s=server.timeout_s,
+            escape=ChatFormat(load_tokenizer(job.model("teacher"))).break_control_tokens,
         )
     if settings.sampler == "transformers":
         from sdft_ray.generation.transformers_sampler import TransformersSampler

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from jobs.bench.support.generation import farm_rows, make_job
 from sdft_ray.resources import Resources
@@ -115,6 +119,23 @@ def test_progress_for_machines(tmp_path: Path) -> None:
     assert lines[-1]["rows_done"] == lines[-1]["rows"] == 400
     assert lines[-1]["actors"] == 1
     assert [line["rows_done"] for line in lines] == sorted(line["rows_done"] for line in lines)
+
+
+def test_figures_for_prometheus(tmp_path: Path) -> None:
+    job = make_job(Store(str(tmp_path)), _resources(), farm_rows(130))
+    name = f"metrics-{tmp_path.name}"
+    job = replace(job, recipe=job.recipe.model_copy(update={"name": name}))
+    generate.run(job)
+    node = next(node for node in ray.nodes() if node["Alive"])
+    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    wanted = f'ray_sdft_generate_rows_total{{.*recipe="{name}".*}} 130'
+    deadline = time.monotonic() + 60
+    page = ""
+    while not re.search(wanted, page) and time.monotonic() < deadline:
+        time.sleep(1)
+        page = httpx.get(url).text
+    assert re.search(wanted, page)
+    assert re.search(f'ray_sdft_generate_rows_left{{.*recipe="{name}".*}} 0', page)
 
 
 def test_a_damaged_part_is_made_again(tmp_path: Path, expected: bytes) -> None:

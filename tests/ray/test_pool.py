@@ -1,0 +1,95 @@
+"""The pool of sampler actors: it follows the cluster up and down, and never waits for itself."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from jobs.bench.support.generation import farm_rows, make_job
+from sdft_ray.resources import Resources
+from sdft_ray.stages import files, generate
+from sdft_ray.stages.session import ray_session
+from sdft_ray.store.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+MEMORY = 80 * 2**20
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+def _pool_size() -> int:
+    """Sampler actors that run on this machine under this process's Ray."""
+    return sum("MapWorker" in " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
+
+
+@contextmanager
+def _cluster() -> Iterator[Cluster]:
+    """A head with one CPU; more nodes may join."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": MEMORY})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_the_pool_grows_when_a_node_joins_and_shrinks_at_the_end_of_the_work(tmp_path: Path) -> None:
+    part = {"sampler": "scripted", "cpus": 0.9, "max_actors": 2, "scripted_delay_s": 0.01, "chunks_in_flight": 1}
+    resources = Resources.model_validate({"generate": part})
+    job = make_job(Store(str(tmp_path)), resources, farm_rows(9_000))
+    sizes: list[int] = []
+    done = threading.Event()
+
+    def watch(cluster: Cluster) -> None:
+        joined = False
+        while not done.wait(0.5):
+            sizes.append(_pool_size())
+            if not joined and sizes.count(1) == 10:
+                cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+                joined = True
+
+    with _cluster() as cluster:
+        watcher = threading.Thread(target=watch, args=(cluster,))
+        watcher.start()
+        try:
+            made = generate.run(job)
+            end = time.monotonic() + 30
+            while _pool_size() and time.monotonic() < end:
+                time.sleep(0.5)
+        finally:
+            done.set()
+            watcher.join()
+        assert _pool_size() == 0
+    assert len(made.summary["nodes"]) == 2
+    assert max(sizes) == 2
+    assert set(sizes[: sizes.index(2)]) <= {0, 1}
+    table = pq.read_table(tmp_path / job.address / files.GENERATED)
+    assert table["example_id"].to_pylist() == [f"row-{n}" for n in range(9_000)]
+    log = (tmp_path / job.address / files.PROGRESS).read_text().splitlines()
+    assert {1, 2} <= {json.loads(line)["actors"] for line in log}
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+def test_no_deadlock(cpus: int, tmp_path: Path) -> None:
+    """With the default share of a CPU per actor, and as many actors asked for as could never fit."""
+    part = {"sampler": "scripted", "max_actors": 8}
+    resources = Resources.model_validate({"cpus": cpus, "object_store_bytes": MEMORY, "generate": part})
+    job = make_job(Store(str(tmp_path)), resources, farm_rows(2_000))
+    with ray_session(resources):
+        assert generate.run(job).summary["num_rows"] == 2_000
