@@ -82,7 +82,14 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     def cut(part: BaseModel, **options: Any) -> dict[str, Any]:
         return {**part.model_dump(mode="json", exclude_defaults=True, **options), **replicate}
 
-    yield Step("seed", cut(recipe.seed_set, exclude={"source", "revision"}), sources=("seed_set",))
+    tasks = ("tasks",) if recipe.evaluate.include else ()
+    seed = cut(recipe.seed_set, exclude={"source", "revision"})
+    if recipe.seed_set.decontaminate.ngram:
+        # Which rows stay depends on the questions alone, not on how they are asked or scored.
+        asked_about = {"tasks": sorted(task.name for task in recipe.evaluate.tasks)}
+        yield Step("seed", {**seed, **asked_about}, sources=("seed_set", *tasks))
+    else:
+        yield Step("seed", seed, sources=("seed_set",))
     yield Step(
         "calibration",
         cut(recipe.calibration, exclude={"source", "revision", "max_tokens"}),
@@ -109,7 +116,6 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         settings = {**cut(recipe.train, exclude={"arms"}), "arm": cut(arm)}
         yield Step(f"train:{name}", settings, {"pruned": "prune", "data": data}, ("teacher",))
     asked = cut(recipe.evaluate, exclude={"tuned", "include"})
-    tasks = ("tasks",) if recipe.evaluate.include else ()
     yield Step("evaluate:teacher", asked, {}, ("teacher", *tasks))
     yield Step("evaluate:pruned", asked, {"model": "prune"}, ("teacher", *tasks))
     for name in recipe.train.arms:

@@ -67,6 +67,21 @@ class RowSource(_Part):
     limit: int | None = Field(default=None, ge=1)
 
 
+class Decontaminate(_Part):
+    """Leave out seed rows that share `ngram` words in a row with a question of the evaluation tasks; 0 keeps all.
+
+    13 is GPT-3's choice (arXiv:2005.14165, appendix C). For shorter questions see `sdft_ray.data.decontamination`.
+    """
+
+    ngram: int = Field(default=13, ge=0)
+
+
+class SeedSet(RowSource):
+    """Rows to rewrite and to train on."""
+
+    decontaminate: Decontaminate = Decontaminate()
+
+
 class Calibration(RowSource):
     """Rows used only to measure; each is cut to `max_tokens`."""
 
@@ -216,7 +231,7 @@ class Recipe(_Part):
     replicate: int = Field(default=1, ge=1)
     """Raise it to run everything once more under new addresses."""
     teacher: Teacher
-    seed_set: RowSource
+    seed_set: SeedSet
     calibration: Calibration
     depth: Depth
     generate: Generate = Generate()

@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.errors import EvaluationError, ModelError
 from sdft_ray.evaluation.scores import Output, Scores, TaskScore
-from sdft_ray.evaluation.tasks import load_tasks
+from sdft_ray.evaluation.tasks import leaf_tasks, load_tasks
 from sdft_ray.models.loading import load_model
 
 OnItem = Callable[[int, int], None]
@@ -74,10 +74,10 @@ def evaluate(
         by_name = load_tasks(tasks, include)
         for name, parts in by_name.items():
             shots = num_fewshot.get(name) if isinstance(num_fewshot, Mapping) else num_fewshot
-            _set_fewshot(_leaves(parts), shots)
-            _check_metric(name, _leaves(parts), (metrics or {}).get(name))
+            _set_fewshot(leaf_tasks(parts), shots)
+            _check_metric(name, leaf_tasks(parts), (metrics or {}).get(name))
         loaded = [part for parts in by_name.values() for part in parts]
-        leaves = _leaves(loaded)
+        leaves = leaf_tasks(loaded)
         total = sum(min(len(task.eval_docs), limit or sys.maxsize) for task in leaves)
         counter = _ItemCounter(total, on_item, terminal)
         lm = CheckpointLM(model_dir, dtype=dtype, device=device, batch_size=batch_size, counter=counter)
@@ -100,7 +100,7 @@ def _run(lm: HFLM, loaded: list[Task | Group], *, limit: int | None, apply_chat_
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    leaves = _leaves(loaded)
+    leaves = leaf_tasks(loaded)
     for task in leaves:
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
@@ -243,10 +243,6 @@ def _quiet() -> Iterator[Any]:
 # --- from lm-eval's results to scores -----------------------------------------------------------------------
 
 
-def _leaves(loaded: Sequence[Task | Group]) -> list[Task]:
-    return [task for part in loaded for task in (part.get_all_tasks() if isinstance(part, Group) else [part])]
-
-
 def _scored(loaded: Sequence[Task | Group]) -> list[Task | Group]:
     """What gets a score of its own: tasks, groups that aggregate, and the tasks of groups that do not."""
     return [
@@ -280,7 +276,7 @@ def _score(part: Task | Group, results: Any, wanted: str | None, num_outputs: in
     key = _primary(name, [key for key in found if "," in key and "_stderr," not in key], wanted)
     metric, _, filtered_by = key.rpartition(",")
     stderr = found.get(f"{metric}_stderr,{filtered_by}")
-    leaves = _leaves([part])
+    leaves = leaf_tasks([part])
     samples = {task.task_name: _of_filter(results["samples"][task.task_name], filtered_by) for task in leaves}
     prefixed = isinstance(part, Group)
     items = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from sdft_ray.data.decontamination import MIN_WORDS, words
 from sdft_ray.errors import EvaluationError
 
 _CANNOT_LOAD = (
@@ -92,6 +93,38 @@ def load_tasks(names: Sequence[str], include: str | Path | None) -> dict[str, li
         groups = found.get("groups", {})
         loaded[name] = [groups[name]] if name in groups else list(found["tasks"].values())
     return loaded
+
+
+def leaf_tasks(loaded: Sequence[Task | Group]) -> list[Task]:
+    """The tasks themselves, groups taken apart."""
+    return [task for part in loaded for task in (part.get_all_tasks() if isinstance(part, Group) else [part])]
+
+
+def task_questions(names: Sequence[str], include: str | Path | None) -> Iterator[tuple[str, ...]]:
+    """What the models are asked: the texts of every document that the tasks are scored on, one after the other.
+
+    All documents count, whatever limit an evaluation has; few-shot examples do not. Raises as `load_tasks` does.
+    """
+    for parts in load_tasks(names, include).values():
+        for task in leaf_tasks(parts):
+            for doc in task.eval_docs:
+                yield _question(task, doc)
+
+
+def _question(task: Any, doc: Any) -> tuple[str, ...]:
+    """The fields of a document that its question shows, and the one that the task itself names for this use.
+
+    The rendered question holds the template's words too, in some tasks whole worked examples (TruthfulQA), which
+    are nobody's test question. It counts only where no field is long enough to be looked for.
+    """
+    shown, options = task.doc_to_text(doc), ()
+    if not isinstance(shown, str):  # the number of an option, and the options are the questions (WinoGrande)
+        shown, options = "", tuple(map(str, task.doc_to_choice(doc)))
+    named = task.get_config("doc_to_decontamination_query")
+    fields = {name: text for name, text in doc.items() if isinstance(text, str) and text.strip()}
+    asked = (text for name, text in fields.items() if name == named or text.strip() in shown)
+    texts = (*options, *asked)
+    return texts if any(len(words(text)) >= MIN_WORDS for text in texts) else (*texts, shown)
 
 
 def check_names(names: Sequence[str], include: str | Path | None) -> None:

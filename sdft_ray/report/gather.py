@@ -14,6 +14,7 @@ from sdft_ray.evaluation.scores import Scores
 from sdft_ray.recipe import Recipe
 from sdft_ray.report.model import (
     Arm,
+    Decontamination,
     Distances,
     Gate,
     LossPoint,
@@ -70,6 +71,7 @@ def gather(
         recovery=recoveries(scores, recipe.evaluate.tuned),
         tuned_families=recipe.evaluate.tuned,
         loss_curves={arm: _losses(store, manifests, arm) for arm in recipe.train.arms if f"train:{arm}" in manifests},
+        decontamination=_decontamination(manifests),
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
         speed={model: _speed(s) for model, s in _summary(manifests, "speed").get("speed", {}).items()},
@@ -146,6 +148,11 @@ def _losses(store: Store, manifests: Mapping[str, Manifest], arm: str) -> tuple[
     path = store.path(manifests[f"train:{arm}"].address) / files.HISTORY
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return tuple(LossPoint(r["step"], r["loss"], r["learning_rate"]) for r in records)
+
+
+def _decontamination(manifests: Mapping[str, Manifest]) -> Decontamination | None:
+    found = _summary(manifests, "seed").get("decontamination")
+    return Decontamination.model_validate(found) if found else None
 
 
 def _distilled(store: Store, manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

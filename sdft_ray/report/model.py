@@ -132,6 +132,18 @@ class Sample(_Part):
     family: str = ""
 
 
+class Decontamination(_Part):
+    """Seed rows that share `ngram` words in a row with a test question, and so were left out; 0: nobody looked."""
+
+    ngram: int
+    num_rows: int
+    """Rows before any was left out."""
+    num_questions: int = 0
+    num_contaminated: int = 0
+    examples: tuple[str, ...] = ()
+    """Ids of the first rows left out."""
+
+
 class Speed(_Part):
     """Measured tokens per second; spreads are fractions: (largest - smallest round) / median."""
 
@@ -181,6 +193,7 @@ class ReportData(_Part):
     """Model (pruned too, if known) -> recovery."""
     tuned_families: tuple[str, ...] = ()
     loss_curves: dict[str, tuple[LossPoint, ...]] = {}
+    decontamination: Decontamination | None = None
     selection: dict[str, int] = {}
     """Reason -> number of rows."""
     samples: tuple[Sample, ...] = ()

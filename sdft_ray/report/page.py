@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from sdft_ray.report import blocks_figure, charts, numbers, rows
 from sdft_ray.report.model import PRUNED, TEACHER, ReportData
-from sdft_ray.report.summary import comparison, groups, verdict, warnings
+from sdft_ray.report.summary import comparison, groups, overlap, verdict, warnings
 
 NUM_TONES = 6
 """Colours for arms; a seventh arm begins again."""
@@ -66,6 +66,7 @@ def _context(data: ReportData) -> dict[str, object]:
         "speed_columns": ("decode", "prefill"),
         "speeds": rows.speed_rows(data),
         "loss": charts.loss_chart(data),
+        "overlap": overlap(data),
         "selection": rows.selection_rows(data),
         "samples": rows.sample_rows(data),
         "stages": rows.stage_rows(data),

@@ -104,6 +104,22 @@ def comparison(data: ReportData) -> str:
     return f"{best} is ahead of {next_best} by {figures}."
 
 
+def overlap(data: ReportData) -> str:
+    """What became of seed rows that share words with a test question, in a sentence; "" where nothing is known."""
+    found = data.decontamination
+    if found is None:
+        return ""
+    if not found.ngram:
+        return f"The {found.num_rows:,} seed rows were not compared with the test questions."
+    num = found.num_contaminated
+    share, hold, were = ("shares", "holds", "was") if num == 1 else ("share", "hold", "were")
+    said = (
+        f"{num:,} of {found.num_rows:,} seed rows {share} {found.ngram} words in a row with one of the "
+        f"{found.num_questions:,} test questions, or {hold} a shorter one whole"
+    )
+    return f"{said}, and {were} left out." if num else f"{said}."
+
+
 def warnings(data: ReportData) -> list[str]:
     """What a reader must know before believing the verdict."""
     return [f"The gate “{gate.name}” does not hold ({gate.bound})." for gate in data.gates if not gate.passed]

@@ -52,7 +52,7 @@ def demand(stage: str, resources: Resources) -> Demand:
             return of(resources.prune)
         case "generate":
             return of(resources.generate, resources.generate.min_actors)
-        case "select":
+        case "seed" | "select":
             return Demand(0.2)
         case "train":
             return of(resources.train, resources.train.num_workers)

@@ -116,7 +116,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "teacher.dtype": "bfloat16", "teacher.trust_remote_code": True,
         "seed_set.source": str(folder / "other.jsonl"), "seed_set.columns": {"id": "key"},
         "seed_set.answer_kind": "list", "seed_set.check": "x", "calibration.check": "x",
-        "seed_set.limit": 3, "seed_set.revision": None, "calibration.revision": None,
+        "seed_set.limit": 3, "seed_set.decontaminate.ngram": 8, "seed_set.revision": None, "calibration.revision": None,
         "calibration.source": str(folder / "other.jsonl"), "calibration.columns": {"id": "key"},
         "calibration.answer_kind": "list", "calibration.limit": 3, "calibration.max_tokens": 9,
         "depth.metric": "tail", "depth.position": "mean", "depth.remove_blocks": 2, "depth.seed": 5,
@@ -182,6 +182,34 @@ def test_a_changed_depth_keeps_the_generated_set(world: Path) -> None:
     same = {name for name in before if before[name] == after[name]}
     assert same >= {"seed", "calibration", "measure", "generate", "select", "evaluate:teacher"}
     assert before["plan"] != after["plan"]
+
+
+def test_the_seed_set_depends_on_which_tasks_are_asked_and_on_nothing_else_of_the_evaluation(world: Path) -> None:
+    data = _base(world)
+    before = _identities(Recipe.parse(data), world)
+    (world / "more").mkdir(exist_ok=True)
+    (world / "more/tiny_task.yaml").write_text("task: tiny_task  # changed", encoding="utf-8")
+    changes = {
+        "tasks": ({"name": "tiny_task", "num_fewshot": 1, "metric": "acc"},), "limit": 7, "seed": 4, "tuned": (),
+        "apply_chat_template": False, "include": str(world / "more"),
+    }  # fmt: skip
+    for name, value in changes.items():
+        evaluate = {**data["evaluate"], name: value}
+        after = _identities(Recipe.parse({**data, "evaluate": evaluate}), world)
+        assert (after["seed"] == before["seed"]) == (name != "include"), name
+        off = [
+            _identities(Recipe.parse({**data, "evaluate": asked, "seed_set": _unchecked(data)}), world)["seed"]
+            for asked in (data["evaluate"], evaluate)
+        ]
+        assert off[0] == off[1] != before["seed"]
+    other = {**data["evaluate"], "tasks": ({"name": "other"}, {"name": "tiny_task"})}
+    turned = {**data["evaluate"], "tasks": ({"name": "tiny_task"}, {"name": "other"})}
+    found = [_identities(Recipe.parse({**data, "evaluate": asked}), world)["seed"] for asked in (other, turned)]
+    assert found[0] == found[1] != before["seed"]
+
+
+def _unchecked(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data["seed_set"], "decontaminate": {"ngram": 0}}
 
 
 def test_arms_share_what_they_can(world: Path) -> None:

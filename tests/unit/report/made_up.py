@@ -6,6 +6,7 @@ import math
 
 from sdft_ray.report.model import (
     Arm,
+    Decontamination,
     Distances,
     Gate,
     LossPoint,
@@ -244,6 +245,9 @@ def report_data() -> ReportData:
         recovery={model: recovery_of(model) for model in ("pruned", "sft", "sdft")},
         tuned_families=TUNED,
         loss_curves={"sft": loss_curve(2.6, 0.62, 0.16), "sdft": loss_curve(1.9, 0.09, 0.3)},
+        decontamination=Decontamination(
+            ngram=13, num_rows=1012, num_questions=1400, num_contaminated=12, examples=("77aa02b1c3d4e5f6",)
+        ),
         selection={"kept": 824, "mismatch": 131, "no_answer": 18, "truncated": 24, "leaked_reference": 3},
         samples=SAMPLES,
         speed={

@@ -147,6 +147,8 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
         "92.3 ± 0.9 %",
         "sdft is ahead of sft by 17.7 ± 1.5 points",
         "2.42 M → 1.67 M",
+        "12 of 1,012 seed rows share 13 words in a row",
+        "77aa02b1c3d4e5f6",
         "6.00 KiB",
         "13,910",
         "Blocks 3 to 6 of 12 were removed",

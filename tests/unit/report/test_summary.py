@@ -7,9 +7,9 @@ import statistics
 
 import pytest
 
-from sdft_ray.report.model import Ratio, ReportData, Score
+from sdft_ray.report.model import Decontamination, Ratio, ReportData, Score
 from sdft_ray.report.numbers import THIN
-from sdft_ray.report.summary import comparison, groups, mean_score, ranked_arms, verdict, warnings
+from sdft_ray.report.summary import comparison, groups, mean_score, overlap, ranked_arms, verdict, warnings
 from tests.unit.report.made_up import FAMILIES, SCORES, TUNED, report_data, stderr
 
 
@@ -101,3 +101,24 @@ def test_a_gate_that_fails_is_a_warning() -> None:
     failed = data.gates[3].model_copy(update={"passed": False})
     (warning,) = warnings(data.model_copy(update={"gates": (data.gates[0], failed)}))
     assert "levels" in warning
+
+
+@pytest.mark.parametrize(
+    ("ngram", "num", "sentence"),
+    [
+        (13, 12, "12 of 7,473 seed rows share 13 words in a row with one of the 1,319 test questions, or hold a "
+         "shorter one whole, and were left out."),
+        (8, 1, "1 of 7,473 seed rows shares 8 words in a row with one of the 1,319 test questions, or holds a shorter "
+         "one whole, and was left out."),
+        (13, 0, "0 of 7,473 seed rows share 13 words in a row with one of the 1,319 test questions, or hold a shorter "
+         "one whole."),
+        (0, 0, "The 7,473 seed rows were not compared with the test questions."),
+    ],
+)  # fmt: skip
+def test_overlap_is_said_even_where_there_is_none(ngram: int, num: int, sentence: str) -> None:
+    found = Decontamination(ngram=ngram, num_rows=7473, num_questions=1319, num_contaminated=num)
+    assert overlap(ReportData(name="x", decontamination=found)) == sentence
+
+
+def test_nothing_is_said_of_overlap_where_nothing_is_known() -> None:
+    assert overlap(ReportData(name="x")) == ""

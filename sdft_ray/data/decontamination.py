@@ -1,0 +1,93 @@
+"""Overlap of seed rows with test questions: word n-grams, as in GPT-3 (arXiv:2005.14165, appendix C).
+
+Text is compared without case, punctuation and spacing. A row overlaps when its instruction or its reference shares
+n words in a row with a question. A question of fewer than n words counts as a whole: from `MIN_WORDS` words on it is
+looked for inside both texts; below that phrases meet by chance, so only an instruction that is the question counts.
+Writing without spaces between words is compared in whole clauses, so little of it is found.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_WORDS = 8
+"""Fewest words that are looked for inside a text. GPT-3 lets n go down to 8 for short tests, because of false hits."""
+
+Hashes = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
+
+_WORD = re.compile(r"[^\W_]+")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: no place in a gram loses bits
+
+
+class OverlapIndex:
+    """The n-grams of test questions as sorted 64-bit hashes. Two unequal grams meet once in 2**64."""
+
+    def __init__(self, questions: Iterable[Sequence[str]], ngram: int) -> None:
+        """A question may have several texts, compared one by one; `ngram` is n, at least 1."""
+        assert ngram >= 1, "a gram has a word"
+        self.num_questions = 0
+        found: dict[int, list[Hashes]] = {}
+        for texts in questions:
+            self.num_questions += 1
+            for words_W in filter(len, map(_word_hashes, texts)):
+                longest = min(ngram, len(words_W))
+                *_, (_, grams) = _grams(words_W, longest)
+                found.setdefault(longest, []).append(grams)
+        self._by_length = {length: np.unique(np.concatenate(grams)) for length, grams in found.items()}
+        self._min_inside = min(MIN_WORDS, ngram)
+
+    def contaminated(self, instructions: Sequence[str], references: Sequence[str]) -> Flags:
+        """One flag per row, for as many rows as should be in memory together; faster by the hundred than one by one."""
+        assert len(instructions) == len(references), "one reference per instruction"
+        num_rows = len(instructions)
+        hashes = [_word_hashes(text) for text in (*instructions, *references)]
+        lengths = np.array([len(words_W) for words_W in hashes], dtype=np.int64)
+        text_W = np.repeat(np.arange(2 * num_rows), lengths)  # which text a word is of
+        hit = np.zeros(2 * num_rows, dtype=np.bool_)
+        for length, grams in _grams(np.concatenate([*hashes, _EMPTY]), max(self._by_length, default=0)):
+            if length in self._by_length:
+                text = text_W[: len(grams)]
+                fits = text == text_W[length - 1 :]  # runs into no other text
+                if length < self._min_inside:
+                    fits &= (lengths[text] == length) & (text < num_rows)
+                hit[text[fits & _is_in(grams, self._by_length[length])]] = True
+        return hit[:num_rows] | hit[num_rows:]
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, without case; compatibility forms (ﬁ, ２, e + accent) are made one."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+_EMPTY: Hashes = np.zeros(0, dtype=np.uint64)
+
+
+@lru_cache(maxsize=1 << 16)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _word_hashes(text: str) -> Hashes:
+    return np.array([_word_hash(word) for word in words(text)], dtype=np.uint64)
+
+
+def _grams(words_W: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:
+    """Hashes of all runs of 1, 2, ... `longest` words: a polynomial in the words' hashes, modulo 2**64."""
+    grams = words_W
+    for length in range(1, longest + 1):
+        if length > 1:
+            grams = grams[:-1] * _FACTOR + words_W[length - 1 :]
+        yield length, grams
+
+
+def _is_in(grams: Hashes, index: Hashes) -> Flags:
+    places = np.minimum(np.searchsorted(index, grams), len(index) - 1)
+    return index[places] == grams
