@@ -73,13 +73,15 @@ def readable(count: float) -> str:
 
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
-    from sdft_ray.report.table import result_table, size_line
+    from sdft_ray.report.table import gap_line, result_table, size_line
 
     console = _console()
     data = run.report_data()
     console.print()
     console.print(result_table(data))
     console.print(size_line(data))
+    if data.gap is not None:
+        console.print(gap_line(data))
     if stages:
         console.print(_stage_table(run))
     made = sum(not stage["skipped"] for stage in run.stages())

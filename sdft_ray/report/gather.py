@@ -15,6 +15,7 @@ from sdft_ray.recipe import Recipe
 from sdft_ray.report.model import (
     Arm,
     Distances,
+    Gap,
     Gate,
     LossPoint,
     Plan,
@@ -72,6 +73,7 @@ def gather(
         loss_curves={arm: _losses(store, manifests, arm) for arm in recipe.train.arms if f"train:{arm}" in manifests},
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
+        gap=Gap.model_validate(manifests["gap"].summary) if "gap" in manifests else None,
         speed={model: _speed(s) for model, s in _summary(manifests, "speed").get("speed", {}).items()},
         stages=tuple(_stage(step, manifest, step in skipped) for step, manifest in manifests.items()),
         versions=next((m.versions for m in manifests.values() if m.created == newest), {}),
