@@ -1,6 +1,7 @@
 """The stages as data: a diamond of steps, each with a version, a slice of the recipe, and its inputs.
 
     teacher, calibration → measure → plan → prune ┐
+                                                  ├→ gap
     teacher, seed → generate → select ────────────┴→ train:ARM → evaluate:ARM → report
 
 Nothing is run here. `resolve` computes every address and says what is committed; it needs no GPU and no cluster.
@@ -28,6 +29,7 @@ VERSIONS = {
     "prune": 1,
     "generate": 2,
     "select": 2,
+    "gap": 1,
     "train": 1,
     "evaluate": 1,
     "speed": 1,
@@ -111,6 +113,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         {"seed": "seed", "generate": "generate"},
         ("teacher",),
     )
+    yield Step("gap", cut(recipe.gap), {"pruned": "prune", "data": "select"}, ("teacher",))
     for name, arm in recipe.train.arms.items():
         data = {"reference": "seed", "distilled": "select"}[arm.data]
         settings = {**cut(recipe.train, exclude={"arms"}), "arm": cut(arm)}

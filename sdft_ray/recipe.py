@@ -140,6 +140,13 @@ class Generate(_Part):
         return self
 
 
+class Gap(_Part):
+    """How far reference and rewrite lie from the teacher, measured before training."""
+
+    num_rows: int = Field(default=512, ge=1)
+    """Rows whose rewrite was kept that are scored at most, spread evenly over the set."""
+
+
 class Lora(_Part):
     """Low-rank adapters (arXiv:2106.09685) on every linear map of a block; folded into the weights at the end."""
 
@@ -235,6 +242,7 @@ class Recipe(_Part):
     calibration: Calibration
     depth: Depth
     generate: Generate = Generate()
+    gap: Gap = Gap()
     train: Train
     evaluate: Evaluate
     speed: Speed = Speed()

@@ -77,6 +77,11 @@ class Generate(Device):
         return self
 
 
+class Gap(Device):
+    batch_tokens: int = Field(default=2048, ge=1)
+    """Positions scored at once, pads included; the logits of all their responses are held in the model's dtype."""
+
+
 class Train(Device):
     num_workers: int = Field(default=2, ge=1)
     micro_batch_rows: int = Field(default=8, ge=1)
@@ -103,6 +108,7 @@ class Resources(_Part):
     """Store URL used when the command names none."""
     measure: Measure = Measure()
     generate: Generate = Generate()
+    gap: Gap = Gap()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     prune: Device = Device(cpus=0.5)

@@ -65,7 +65,7 @@ class Run:
         return gather(self.recipe, self.store, self.name, self.manifests, skipped=skipped, gates=gates)
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: `stages`, `scores`, `recovery` of the arms, `sizes`. Fractions are in [0, 1]."""
+        """For machines: `stages`, `scores`, `recovery` of the arms, `gap`, `sizes`. Fractions are in [0, 1]."""
         data = self.report_data()
         return {
             "name": self.name,
@@ -81,6 +81,7 @@ class Run:
                 for arm in data.arms
                 if arm in data.recovery
             },
+            "gap": data.gap.model_dump() if data.gap else {},
             "sizes": data.sizes.model_dump() if data.sizes else {},
             "report": str(self.report_path),
         }

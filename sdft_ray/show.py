@@ -74,7 +74,7 @@ def readable(count: float) -> str:
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
     from sdft_ray.report.summary import overlap
-    from sdft_ray.report.table import result_table, size_line
+    from sdft_ray.report.table import gap_line, result_table, size_line
 
     console = _console()
     data = run.report_data()
@@ -83,6 +83,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
     console.print(size_line(data))
     if said := overlap(data):
         console.print(said)
+    if data.gap is not None:
+        console.print(gap_line(data))
     if stages:
         console.print(_stage_table(run))
     made = sum(not stage["skipped"] for stage in run.stages())

@@ -25,6 +25,7 @@ metric_list: [{metric: acc}]
 LIGHT = {
     "measure": {"cpus": 0.5, "num_tasks": 2, "batch_tokens": 64},
     "generate": {"sampler": "transformers", "cpus": 0.5},
+    "gap": {"cpus": 0.5, "batch_tokens": 64},
     "train": {"cpus": 0.5, "num_workers": 2, "precision": "fp32", "checkpoint_every": 1},
     "evaluate": {"cpus": 0.5},
 }

@@ -1,1 +1,1 @@
-"""Evaluation: lm-eval's scores of a checkpoint, recovery with error bars, and measured speed."""
+"""Evaluation: lm-eval's scores of a checkpoint, recovery with error bars, the distribution gap, and measured speed."""

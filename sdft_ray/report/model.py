@@ -144,6 +144,33 @@ class Decontamination(_Part):
     """Ids of the first rows left out."""
 
 
+class Nats(_Part):
+    """A mean over response tokens, in nats per token, with its standard error over rows."""
+
+    value: float
+    stderr: float | None = None
+
+
+class TextNats(_Part):
+    """The two texts of the same rows under one model."""
+
+    reference: Nats
+    distilled: Nats
+
+
+class Gap(_Part):
+    """How surprising references and rewrites are, before training; by model, empty where no rewrite was kept.
+
+    `gaps` is reference less distilled, paired by row; `num_rows` of the `num_kept` kept rows were scored.
+    """
+
+    num_kept: int
+    num_rows: int
+    nll: dict[str, TextNats] = {}
+    gaps: dict[str, Nats] = {}
+    verdict: str = ""
+
+
 class Speed(_Part):
     """Measured tokens per second; spreads are fractions: (largest - smallest round) / median."""
 
@@ -197,6 +224,7 @@ class ReportData(_Part):
     selection: dict[str, int] = {}
     """Reason -> number of rows."""
     samples: tuple[Sample, ...] = ()
+    gap: Gap | None = None
     speed: dict[str, Speed] = {}
     stages: tuple[Stage, ...] = ()
     versions: dict[str, str] = {}

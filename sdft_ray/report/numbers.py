@@ -75,6 +75,11 @@ def plain(value: float) -> str:
     return f"{value:.3g}".replace("-", MINUS)
 
 
+def nats(value: float) -> str:
+    """A negative log-likelihood in nats per token: 0.413."""
+    return number(value, 3)
+
+
 def rate(value: float) -> str:
     """A learning rate: 0.02, 1e−3, 9.9e−4."""
     if value >= 0.01 or value <= 0:

@@ -40,6 +40,7 @@ def _environment() -> Environment:
         seconds=numbers.seconds,
         plain=numbers.plain,
         rate=numbers.rate,
+        nats=numbers.nats,
     )
     return environment
 

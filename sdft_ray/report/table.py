@@ -1,4 +1,4 @@
-"""The result in a terminal: scores, recovery, and one line about size. Loads neither torch nor jinja."""
+"""The result in a terminal: scores, recovery, and a line each about size and gap. Loads neither torch nor jinja."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sdft_ray.report.model import PRUNED, TEACHER, Ratio, ReportData, Score
-from sdft_ray.report.numbers import THIN, change, count, number
+from sdft_ray.report.numbers import THIN, change, count, nats, number
 from sdft_ray.report.summary import groups, mean_score, models, ranked_arms
 
 
@@ -52,6 +52,18 @@ def size_line(data: ReportData) -> Text:
     if teacher and pruned:
         parts.append(f"decoding {pruned.decode_tokens_per_s / teacher.decode_tokens_per_s:.2f} × as fast")
     return Text(", ".join(parts).replace(THIN, " "))
+
+
+def gap_line(data: ReportData) -> Text:
+    """Teacher: references 0.413, its rewrites 0.013 nats per token, gap 0.400 ± 0.021; "" without figures."""
+    if data.gap is None:
+        return Text("")
+    if TEACHER not in data.gap.nll:
+        return Text("No rewrite was kept, so references and rewrites cannot be compared.")
+    texts, gap = data.gap.nll[TEACHER], data.gap.gaps[TEACHER]
+    error = "" if gap.stderr is None else f" ± {nats(gap.stderr)}"
+    means = f"references {nats(texts.reference.value)}, its rewrites {nats(texts.distilled.value)} nats per token"
+    return Text(f"Teacher: {means}, gap {nats(gap.value)}{error}")
 
 
 def _frame(*names: str) -> Table:

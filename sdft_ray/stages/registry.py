@@ -19,6 +19,7 @@ _MODULES = {
     "prune": "prune",
     "generate": "generate",
     "select": "select",
+    "gap": "gap",
     "train": "train",
     "evaluate": "evaluate",
     "speed": "speed",
@@ -54,6 +55,8 @@ def demand(stage: str, resources: Resources) -> Demand:
             return of(resources.generate, resources.generate.min_actors)
         case "seed" | "select":
             return Demand(0.2)
+        case "gap":
+            return of(resources.gap)
         case "train":
             return of(resources.train, resources.train.num_workers)
         case "evaluate":

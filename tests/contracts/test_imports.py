@@ -55,7 +55,7 @@ def test_no_file_holds_both_ray_and_torch(path: Path) -> None:
 
 def test_single_homes() -> None:
     homes = {
-        "vllm": {"generation/sampler.py"},
+        "vllm": {"generation/vllm_sampler.py"},
         "lm_eval": {"evaluation/harness.py", "evaluation/lm.py", "evaluation/tasks.py"},
     }
     for package, allowed in homes.items():

@@ -8,8 +8,10 @@ from sdft_ray.report.model import (
     Arm,
     Decontamination,
     Distances,
+    Gap,
     Gate,
     LossPoint,
+    Nats,
     Plan,
     Ratio,
     Recovery,
@@ -20,6 +22,7 @@ from sdft_ray.report.model import (
     Sizes,
     Speed,
     Stage,
+    TextNats,
 )
 
 ADJACENT = (0.45, 0.09, 0.07, 0.06, 0.06, 0.06, 0.05, 0.07, 0.08, 0.07, 0.08, 0.15)
@@ -158,6 +161,7 @@ STAGES = (
         num_tokens=61_840,
     ),
     Stage(name="select", address="select/5e1ec7a8b9c0d1e2", wall_s=0.9, peak_rss_bytes=240_000_000),
+    Stage(name="gap", address="gap/6a9c0ffee1b2d3c4", wall_s=6.3, peak_rss_bytes=702_000_000, num_tokens=142_000),
     Stage(
         name="train:sft", address="train/57f00000a1b2c3d4", wall_s=44.1, peak_rss_bytes=1_904_000_000,
         num_tokens=214_000,
@@ -205,6 +209,17 @@ GATES = (
     ),
 )
 
+GAP = Gap(
+    num_kept=824,
+    num_rows=512,
+    nll={
+        "teacher": TextNats(reference=Nats(value=0.413, stderr=0.011), distilled=Nats(value=0.013, stderr=0.002)),
+        "pruned": TextNats(reference=Nats(value=3.271, stderr=0.031), distilled=Nats(value=2.902, stderr=0.052)),
+    },
+    gaps={"teacher": Nats(value=0.4, stderr=0.012), "pruned": Nats(value=0.369, stderr=0.061)},
+    verdict="References are 0.400 ± 0.012 nats per token further from the teacher than its own rewrites.",
+)
+
 
 def report_data() -> ReportData:
     """Everything filled in."""
@@ -250,6 +265,7 @@ def report_data() -> ReportData:
         ),
         selection={"kept": 824, "mismatch": 131, "no_answer": 18, "truncated": 24, "leaked_reference": 3},
         samples=SAMPLES,
+        gap=GAP,
         speed={
             "teacher": Speed(
                 decode_tokens_per_s=1210.0, prefill_tokens_per_s=9480.0, decode_spread=0.03, prefill_spread=0.02

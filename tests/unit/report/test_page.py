@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from sdft_ray import report
-from sdft_ray.report.model import Plan, ReportData
+from sdft_ray.report.model import Gap, Plan, ReportData
 from sdft_ray.report.page import render
 from tests.unit.report.made_up import FAMILIES, distances, report_data
 from tests.unit.report.test_figures import contrast
 
 VOID = {"meta", "link", "wbr"}
-ALL_SECTIONS = ["recovery", "scores", "blocks", "size", "training", "selection", "gates", "stages", "recipe"]
+ALL_SECTIONS = ["recovery", "scores", "blocks", "size", "training", "selection", "gap", "gates", "stages", "recipe"]
 OPTIONAL = {
     "recovery": {"recovery": {}},
     "scores": {"scores": {}},
@@ -24,6 +24,7 @@ OPTIONAL = {
     "size": {"sizes": None, "speed": {}},
     "training": {"loss_curves": {}},
     "selection": {"selection": {}, "samples": ()},
+    "gap": {"gap": None},
     "gates": {"gates": (), "notes": ()},
     "stages": {"stages": ()},
     "recipe": {"recipe_yaml": "", "versions": {}},
@@ -130,7 +131,7 @@ def test_headings_go_down_one_level_at_a_time(page: str) -> None:
 def test_tables_and_figures_can_be_read_aloud(page: str) -> None:
     tags = Reader(page).tags
     assert all("scope" in attrs for tag, attrs in tags if tag == "th")
-    assert sum(tag == "caption" for tag, _ in tags) == sum(tag == "table" for tag, _ in tags) == 5
+    assert sum(tag == "caption" for tag, _ in tags) == sum(tag == "table" for tag, _ in tags) == 6
     labels = [attrs.get("aria-label", "") for _, attrs in tags if attrs.get("role") == "img"]
     assert len(labels) > 10
     assert all(len(label) > 10 for label in labels)
@@ -155,6 +156,9 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
         "82.4 %",
         "trained on self-distilled responses, learning rate 1e−3",
         "Worst family: sft 48.1 % (lists), sdft 88.1 % (lists).",
+        "further from the teacher than its own rewrites",
+        "0.413 ± 0.011",
+        "512 of the 824 rows",
         "4 of 4 hold",
         "1 min 37 s",
         "2.60.0",
@@ -169,6 +173,13 @@ def test_the_whole_of_a_large_model_stays_small() -> None:
     plan = Plan(num_blocks=126, keep_blocks=tuple(range(100)), metric="angular_distance", position="last")
     page = render(report_data().model_copy(update={"distances": distances(adjacent), "plan": plan}))
     assert len(page.encode()) < 2_000_000
+
+
+def test_a_set_without_rewrites_says_so() -> None:
+    page = render(ReportData(name="x", gap=Gap(num_kept=0, num_rows=0, verdict="No rewrite was kept.")))
+    assert Reader(page).sections() == ["gap"]
+    assert "No rewrite was kept." in page
+    assert "<table" not in page
 
 
 def test_blocks_without_measurements_are_listed() -> None:

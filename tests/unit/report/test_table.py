@@ -8,8 +8,8 @@ import sys
 
 from rich.console import Console
 
-from sdft_ray.report.model import ReportData
-from sdft_ray.report.table import result_table, size_line
+from sdft_ray.report.model import Gap, ReportData
+from sdft_ray.report.table import gap_line, result_table, size_line
 from tests.unit.report.made_up import FAMILIES, report_data
 
 
@@ -76,6 +76,14 @@ def test_size_line() -> None:
     text = size_line(report_data()).plain
     assert text == "2.42 M → 1.67 M parameters (−31.1 %), KV cache −33.3 %, decoding 1.44 × as fast"
     assert len(text) <= 80
+
+
+def test_gap_line() -> None:
+    text = gap_line(report_data()).plain
+    assert text == "Teacher: references 0.413, its rewrites 0.013 nats per token, gap 0.400 ± 0.012"
+    assert len(text) <= 80
+    assert "No rewrite was kept" in gap_line(ReportData(name="x", gap=Gap(num_kept=0, num_rows=0))).plain
+    assert gap_line(ReportData(name="x")).plain == ""
 
 
 def test_the_terminal_views_load_nothing_heavy() -> None:

@@ -1,0 +1,100 @@
+"""Stage `gap` in this process: which rows are scored, what is written, and a set without rewrites."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.data.example import SELECTED_SCHEMA
+from sdft_ray.evaluation.shift import mean_nll, response_nll
+from sdft_ray.models.loading import load_model
+from sdft_ray.models.source import ModelSource
+from sdft_ray.models.surgery import drop_blocks
+from sdft_ray.stages import files
+from sdft_ray.stages.gap import _gap
+from sdft_ray.stages.job import Job
+from sdft_ray.store.store import MANIFEST, Store
+from tests.recipes import make_recipe
+from tests.tiny import make_model
+from tests.worlds import RESOURCES
+
+SELECT, PRUNE, GAP = "select/" + "5" * 16, "prune/" + "6" * 16, "gap/" + "7" * 16
+
+
+def _row(i: int, *, kept: bool) -> dict[str, Any]:
+    reference, rewrite = f"it is #### {2 * i}", f"{i} + {i} = {2 * i} #### {2 * i}"
+    return {
+        "example_id": f"r{i}", "instruction": f"what is {i} plus {i}", "reference_response": reference,
+        "distilled_response": rewrite, "response": rewrite if kept else reference,
+        "source": "distilled" if kept else "reference", "reason": "kept" if kept else "mismatch",
+        "answer_kind": "number", "check": "", "family": "",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds a pruned model, and its teacher beside it."""
+    root = tmp_path_factory.mktemp("world")
+    teacher = make_model(root / "teacher")
+    (root / "store" / PRUNE).mkdir(parents=True)
+    drop_blocks(teacher, root / "store" / PRUNE, [0, 1, 3])
+    (root / "store" / PRUNE / MANIFEST).write_text("{}", encoding="utf-8")
+    return root
+
+
+def _job(root: Path, rows: list[dict[str, Any]], **changes: Any) -> Job:
+    store = Store(str(root / "store"))
+    store.check_writable()
+    folder = root / "store" / SELECT
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SELECTED_SCHEMA), folder / files.DISTILLED)
+    (folder / MANIFEST).write_text("{}", encoding="utf-8")
+    return Job(
+        "gap", GAP, store.url, make_recipe(root, root / "teacher", **changes), RESOURCES,
+        ModelSource(directory=str(root / "teacher")), {"data": SELECT, "pruned": PRUNE},
+        lambda done, total, unit: told.append((done, total, unit)),
+    )  # fmt: skip
+
+
+told: list[tuple[int, int, str]] = []
+
+
+def test_kept_rows_are_scored_with_both_texts_and_models(root: Path) -> None:
+    rows = [_row(i, kept=i % 3 != 0) for i in range(30)]
+    told.clear()
+    made = _gap(_job(root, rows, gap={"num_rows": 8}))
+    assert made.summary["num_kept"] == 20
+    assert made.summary["num_rows"] == 8
+    assert "two standard errors" in made.summary["verdict"]
+    written = json.loads((root / "store" / GAP / files.GAP).read_text(encoding="utf-8"))
+    assert {name: written[name] for name in made.summary} == made.summary
+    chosen = [row for row in rows if row["example_id"] in {part["example_id"] for part in written["rows"]}]
+    assert len(chosen) == 8
+    assert {row["source"] for row in chosen} == {"distilled"}
+    chat = ChatFormat(load_tokenizer(root / "teacher"))
+    for model, directory in (("teacher", root / "teacher"), ("pruned", root / "store" / PRUNE)):
+        for text, column in (("reference", "reference_response"), ("distilled", "distilled_response")):
+            documents = [chat.encode(row["instruction"], row[column]) for row in chosen]
+            alone = response_nll(load_model(directory, "float32"), documents, batch_tokens=1)
+            figure = made.summary["nll"][model][text]
+            assert figure["value"] == pytest.approx(mean_nll(alone).value, rel=1e-5)
+            assert figure["stderr"] == pytest.approx(mean_nll(alone).stderr, rel=1e-4)
+            nats = [part[model][text]["nats"] for part in written["rows"]]
+            assert nats == pytest.approx([row.nats for row in alone], rel=1e-5)
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert told[-1] == (32, 32, "responses")
+    assert made.usage.num_tokens > 0
+
+
+def test_a_set_without_rewrites_loads_no_model_and_says_so(root: Path) -> None:
+    made = _gap(_job(root, [_row(i, kept=False) for i in range(4)]))
+    assert made.summary["num_kept"] == made.summary["num_rows"] == 0
+    assert made.summary["nll"] == made.summary["gaps"] == {}
+    assert "No rewrite was kept" in made.summary["verdict"]
+    assert made.usage.num_tokens == 0
