@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdft_ray.errors import DataError, EvaluationError, StoreError
 from sdft_ray.graph import State
@@ -14,9 +15,6 @@ from sdft_ray.models.source import ModelSource, read_config, resolve_source
 from sdft_ray.recipe import Recipe
 from sdft_ray.resources import Resources
 from sdft_ray.store.store import Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mapping[str, State]) -> None:
@@ -27,11 +25,11 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mappin
     if config is not None:
         size = planned_size(recipe, config)
         check_disk(recipe, store, size, states)
-    seed = check_rows(recipe)
+    check_rows(recipe)
     check_tasks(recipe)
     teacher = source.fetch()
     check_teacher(teacher)
-    check_prompts(recipe, resources, teacher, seed)
+    check_prompts(recipe, resources, teacher)
 
 
 def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize:
@@ -68,14 +66,14 @@ def check_disk(recipe: Recipe, store: Store, pruned: ModelSize, states: Mapping[
         )
 
 
-def check_rows(recipe: Recipe) -> pa.Table:
-    """Both row sources are read whole, so that a malformed line 49,999 shows now. Returns the seed set."""
+def check_rows(recipe: Recipe) -> None:
+    """Both row sources are read to the end, so that a malformed line 49,999 shows now."""
     from sdft_ray.generation.prompts import resolve_template
     from sdft_ray.stages.rows import read
 
     resolve_template(recipe.generate.template)
-    read(recipe.calibration)
-    return read(recipe.seed_set)
+    for source in (recipe.calibration, recipe.seed_set):
+        deque(read(source), maxlen=0)
 
 
 def check_teacher(directory: Path) -> None:
@@ -85,7 +83,7 @@ def check_teacher(directory: Path) -> None:
     Checkpoint.open(directory).check_expected()
 
 
-def check_prompts(recipe: Recipe, resources: Resources, teacher: Path, seed: pa.Table) -> None:
+def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
     """Every rewriting prompt plus its response fits the context, and every training row its packed row.
 
     No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes
@@ -93,6 +91,7 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path, seed: pa.
     """
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
     from sdft_ray.generation.prompts import render_rewrite
+    from sdft_ray.stages.rows import read
 
     chat = ChatFormat(load_tokenizer(teacher))
     config = read_config(ModelSource(directory=str(teacher)), None) or {}
@@ -100,8 +99,8 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path, seed: pa.
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
     around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
     safe_bytes = min(context - max_tokens, recipe.train.row_tokens) - around
-    for number, batch in enumerate(seed.to_batches(max_chunksize=1024)):
-        for row in batch.to_pylist():
+    for number, table in enumerate(read(recipe.seed_set)):
+        for row in table.to_pylist():
             instruction, reference = row["instruction"], row["reference_response"]
             is_short = len(instruction.encode()) + len(reference.encode()) <= safe_bytes
             if number and is_short and not chat.spells_control_token(instruction + reference):

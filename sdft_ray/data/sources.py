@@ -30,7 +30,12 @@ Record = tuple[str, dict[str, Any]]
 """Where a row stands ("line 7"), and its fields."""
 
 
-def read_rows(
+def read_rows(source: str, **options: Any) -> pa.Table:
+    """All tables of `read_tables` as one, for sets that fit in memory."""
+    return pa.concat_tables(read_tables(source, **options)).combine_chunks()
+
+
+def read_tables(
     source: str,
     *,
     columns: Mapping[str, str] | None = None,
@@ -40,8 +45,9 @@ def read_rows(
     limit: int | None = None,
     plain_text: bool = False,
     revision: str | None = None,
-) -> pa.Table:
-    """Read a table of `SEED_SCHEMA` in the order of the source; `limit` takes the first n rows.
+    table_rows: int = 8192,
+) -> Iterator[pa.Table]:
+    """Stream tables of `SEED_SCHEMA`, in the order of the source, at least one; `limit` takes the first n rows.
 
     `source` is a JSONL or Parquet file (a path or any fsspec URL; JSONL also with `.gz`) or one of
     `NAMED_SETS`, of which only the train split is ever read, at commit `revision` if given. `columns` maps
@@ -49,6 +55,8 @@ def read_rows(
     without `id` is identified by its content, one without `answer_kind` or `check` takes the argument;
     `check_error` tells what is wrong with such a pair. With `plain_text` (calibration sets) the instruction
     may be absent or empty: the reference is then text without a conversation.
+
+    Memory holds one table of `table_rows` rows, and some 60 bytes per row read so that duplicate ids are found.
 
     Raises `DataError` with line (JSONL) or row (Parquet), both 1-based: missing or empty file, malformed
     JSON, missing column, wrong type, empty text, unknown answer kind, duplicate id.
@@ -59,18 +67,22 @@ def read_rows(
             raise DataError(f"unknown column {ours!r} in the mapping", _meant(ours, COLUMNS))
     if answer_kind not in ANSWER_KINDS:
         raise DataError(f"unknown answer kind {answer_kind!r}", _meant(answer_kind, ANSWER_KINDS))
-    if source in NAMED_SETS:
-        if columns:
-            raise DataError(f"{source} brings its own columns", "leave out `columns`, or name a file")
-        records: Iterator[Record] = hub_records(source, revision)
-    else:
-        records = _file_records(source, columns)
-    reader = _Reader(source, columns, (answer_kind, check), check_error, plain_text)
-    for where, record in islice(records, limit):
+    if source in NAMED_SETS and columns:
+        raise DataError(f"{source} brings its own columns", "leave out `columns`, or name a file")
+
+    def records() -> Iterator[Record]:
+        found = hub_records(source, revision) if source in NAMED_SETS else _file_records(source, columns)
+        return islice(found, limit)
+
+    reader = _Reader(source, records, columns, (answer_kind, check), check_error, plain_text)
+    for where, record in records():
         reader.add(where, record)
-    if not reader.ids:
+        if reader.num_held == table_rows:
+            yield reader.take()
+    if not reader.seen:
         raise DataError(f"{source} holds no rows", "give at least one row")
-    return reader.table()
+    if reader.num_held:
+        yield reader.take()
 
 
 class _Reader:
@@ -79,22 +91,46 @@ class _Reader:
     def __init__(
         self,
         source: str,
+        records: Callable[[], Iterator[Record]],
         columns: Mapping[str, str],
         default: tuple[str, str],
         check_error: Callable[[str, str], str],
         plain_text: bool,
     ) -> None:
         self.source = source
+        self.records = records
         self.names = {ours: columns.get(ours, ours) for ours in COLUMNS}
         required = {"reference"} if plain_text else {"instruction", "reference"}
         self.required = required | set(columns)
         self.answer_kind, self.check = default
         self.check_error = check_error
         self.plain_text = plain_text
-        self.ids: dict[str, str] = {}
-        self.columns: tuple[list[str], ...] = ([], [], [], [], [])
+        self.seen: set[int] = set()
+        """Hashes of the ids so far: the ids of ten million rows would not fit beside them."""
+        self.held: tuple[list[str], ...] = tuple([] for _ in SEED_SCHEMA.names)
+
+    @property
+    def num_held(self) -> int:
+        return len(self.held[0])
 
     def add(self, where: str, record: dict[str, Any]) -> None:
+        row = self._row(where, record)
+        key = hash(row[0])
+        if key in self.seen:
+            self._refuse_twin(where, row[0])
+        self.seen.add(key)
+        for column, value in zip(self.held, row, strict=True):
+            column.append(value)
+
+    def take(self) -> pa.Table:
+        """The rows collected since the last call."""
+        table = pa.table([pa.array(column, pa.string()) for column in self.held], schema=SEED_SCHEMA)
+        for column in self.held:
+            column.clear()
+        return table
+
+    def _row(self, where: str, record: dict[str, Any]) -> tuple[str, ...]:
+        """The fields in the order of `SEED_SCHEMA`."""
         if MESSAGES in record and not {self.names["instruction"], self.names["reference"]} & record.keys():
             turn = first_turn(record[MESSAGES])
             if turn is None:
@@ -110,20 +146,24 @@ class _Reader:
         if error := self.check_error(kind, check):
             raise self._error(where, error, "see the answer kinds in sdft_ray.generation.checks")
         family = self._text(where, record, "family", empty=True)
+        row_id = self._given_id(where, record) or example_id(instruction, reference)
+        return row_id, instruction, reference, kind, check, family
+
+    def _given_id(self, where: str, record: dict[str, Any]) -> str:
         given = record.get(self.names["id"])
         if isinstance(given, int) and not isinstance(given, bool):
-            row_id = str(given)
-        else:
-            row_id = self._text(where, record, "id", empty=True) or example_id(instruction, reference)
-        first = self.ids.setdefault(row_id, where)
-        if first is not where:
-            what = f"have the same id {row_id!r}" if given else "hold the same instruction and reference"
-            raise DataError(f"{self.source}: {first} and {where} {what}", "remove one, or give distinct ids")
-        for column, value in zip(self.columns, (instruction, reference, kind, check, family), strict=True):
-            column.append(value)
+            return str(given)
+        return self._text(where, record, "id", empty=True)
 
-    def table(self) -> pa.Table:
-        return pa.table([list(self.ids), *self.columns], schema=SEED_SCHEMA)
+    def _refuse_twin(self, where: str, row_id: str) -> None:
+        """Raises `DataError` that names the earlier row with this id; reads the source again to find it."""
+        for earlier, record in self.records():
+            if earlier == where:
+                return  # two unequal ids had the same hash
+            if self._row(earlier, record)[0] == row_id:
+                same = f"have the same id {row_id!r}"
+                what = same if self._given_id(where, record) else "hold the same instruction and reference"
+                raise DataError(f"{self.source}: {earlier} and {where} {what}", "remove one, or give distinct ids")
 
     def _text(self, where: str, record: dict[str, Any], ours: str, *, empty: bool) -> str:
         """The value of one column, "" where an optional one is absent or null."""

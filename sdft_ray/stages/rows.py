@@ -7,7 +7,7 @@ another seed set, and yet no row is generated twice: the row cache of `generate`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.data.decontamination import OverlapIndex
-from sdft_ray.data.sources import read_rows
+from sdft_ray.data.example import SEED_SCHEMA
+from sdft_ray.data.sources import read_tables
 from sdft_ray.errors import DataError
 from sdft_ray.generation.checks import check_error
 from sdft_ray.recipe import Calibration, Recipe, RowSource
 from sdft_ray.stages import files
-from sdft_ray.stages.job import Job, Made, Meter, Progress
+from sdft_ray.stages.job import Job, Made, Meter
 
 ROW_GROUP = 1024
 """Rows per row group: what a generation actor reads at a time."""
@@ -29,9 +30,9 @@ NUM_EXAMPLES = 5
 """Rows left out whose ids the manifest holds."""
 
 
-def read(source: RowSource) -> pa.Table:
-    """The rows of a recipe's part, as `SEED_SCHEMA`. Only a calibration set may hold plain text."""
-    return read_rows(
+def read(source: RowSource) -> Iterator[pa.Table]:
+    """Stream the rows of a recipe's part, as `SEED_SCHEMA`. Only a calibration set may hold plain text."""
+    return read_tables(
         source.source,
         columns=source.columns,
         answer_kind=source.answer_kind,
@@ -51,20 +52,66 @@ def run(job: Job) -> Made:
 
 
 def make(job: Job) -> Made:
-    """Read, check and store the rows. Raises `DataError`, and `EvaluationError` for tasks that cannot be had."""
+    """Read, check and store the rows, one table in memory at a time.
+
+    Raises `DataError`, and `EvaluationError` for tasks that cannot be had.
+    """
     made = Made()
     is_seed = job.step == "seed"
+    families: Counter[str] = Counter()
     with Meter() as meter, job.output(made) as directory:
-        table = read(job.recipe.seed_set if is_seed else job.recipe.calibration)
-        if is_seed:
-            ngram = job.recipe.seed_set.decontaminate.ngram
-            questions = _questions(job.recipe) if ngram else ()
-            table, made.summary["decontamination"] = decontaminate(table, questions, ngram, job.progress)
-        pq.write_table(table, directory / files.ROWS, row_group_size=ROW_GROUP)
-        families = Counter(table["family"].to_pylist())
-        made.summary |= {"num_rows": table.num_rows, "families": dict(sorted(families.items()))}
+        sieve = _Sieve(job.recipe) if is_seed else None
+        with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA) as writer:
+            for table in read(job.recipe.seed_set if is_seed else job.recipe.calibration):
+                kept = sieve.keep(table) if sieve else table
+                if kept.num_rows:
+                    writer.write_table(kept, row_group_size=ROW_GROUP)
+                families.update(kept["family"].to_pylist())
+                job.progress(families.total(), 0, "rows")
+        if sieve:
+            made.summary["decontamination"] = sieve.summary()
+        made.summary |= {"num_rows": families.total(), "families": dict(sorted(families.items()))}
     made.usage = meter.usage()
     return made
+
+
+class _Sieve:
+    """Lets rows through that share no words with a test question, and counts the others."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._ngram = recipe.seed_set.decontaminate.ngram
+        self._index = OverlapIndex(_questions(recipe), self._ngram) if self._ngram else None
+        self._num_rows = self._num_contaminated = 0
+        self._examples: list[str] = []
+
+    def keep(self, rows: pa.Table) -> pa.Table:
+        """Rows of `SEED_SCHEMA`, order kept."""
+        self._num_rows += rows.num_rows
+        if self._index is None:
+            return rows
+        texts = (rows[name].to_pylist() for name in ("instruction", "reference_response"))
+        contaminated = self._index.contaminated(*texts)
+        self._num_contaminated += int(contaminated.sum())
+        room = NUM_EXAMPLES - len(self._examples)
+        self._examples += rows.filter(pa.array(contaminated))["example_id"].slice(0, room).to_pylist()
+        return rows.filter(pa.array(~contaminated))
+
+    def summary(self) -> dict[str, Any]:
+        """The count. Raises `DataError` when no row is left."""
+        if self._index is None:
+            return {"ngram": 0, "num_rows": self._num_rows}
+        if self._num_contaminated == self._num_rows:
+            raise DataError(
+                f"all {self._num_rows:,} rows of the seed set share {self._ngram} words in a row with a test question",
+                "take another seed set; where all texts share phrases by design, set seed_set.decontaminate.ngram to 0",
+            )
+        return {
+            "ngram": self._ngram,
+            "num_rows": self._num_rows,
+            "num_questions": self._index.num_questions,
+            "num_contaminated": self._num_contaminated,
+            "examples": self._examples,
+        }
 
 
 def _questions(recipe: Recipe) -> Iterable[Sequence[str]]:
@@ -72,31 +119,3 @@ def _questions(recipe: Recipe) -> Iterable[Sequence[str]]:
 
     include = recipe.evaluate.include
     return task_questions([task.name for task in recipe.evaluate.tasks], Path(include) if include else None)
-
-
-def decontaminate(
-    rows: pa.Table, questions: Iterable[Sequence[str]], ngram: int, progress: Progress
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Rows of `SEED_SCHEMA` that share no `ngram` words in a row with a question (0: all rows), and the count.
-
-    Order is kept. Raises `DataError` when no row is left.
-    """
-    counts: dict[str, Any] = {"ngram": ngram, "num_rows": rows.num_rows}
-    if not ngram:
-        return rows, counts
-    index = OverlapIndex(questions, ngram)
-    contaminated: list[bool] = []
-    for batch in rows.to_batches(max_chunksize=ROW_GROUP):
-        texts = (batch[name].to_pylist() for name in ("instruction", "reference_response"))
-        contaminated += index.contaminated(*texts).tolist()
-        progress(len(contaminated), rows.num_rows, "rows")
-    dropped = rows.filter(pa.array(contaminated))
-    kept = rows.filter(pa.array([not flag for flag in contaminated]))
-    if not kept.num_rows:
-        raise DataError(
-            f"all {rows.num_rows:,} rows of the seed set share {ngram} words in a row with a test question",
-            "take another seed set; where all texts share phrases by design, set seed_set.decontaminate.ngram to 0",
-        )
-    examples = dropped["example_id"].slice(0, NUM_EXAMPLES).to_pylist()
-    counts |= {"num_questions": index.num_questions, "num_contaminated": dropped.num_rows, "examples": examples}
-    return kept, counts

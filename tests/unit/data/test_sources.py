@@ -14,7 +14,7 @@ import pytest
 
 from sdft_ray.data.example import SEED_SCHEMA, example_id
 from sdft_ray.data.hub import NAMED_SETS, named_records
-from sdft_ray.data.sources import read_rows
+from sdft_ray.data.sources import read_rows, read_tables
 from sdft_ray.errors import DataError
 
 GOOD = {"instruction": "What is 2 + 2?", "reference": "It is 4. #### 4"}
@@ -397,3 +397,15 @@ def test_hub_out_of_reach_says_what_to_do(tmp_path: Path):
 def test_reading_files_needs_no_torch():
     code = "import sys, sdft_ray.data.sources; sys.exit(bool({'torch', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tables_are_streamed(file: Path) -> None:
+    """A large set is never whole in memory, and an id of its first table is still known in its last."""
+    rows = [GOOD | {"id": str(n)} for n in range(10)]
+    tables = list(read_tables(write(file, *rows), table_rows=4))
+    assert [table.num_rows for table in tables] == [4, 4, 2]
+    assert pa.concat_tables(tables)["example_id"].to_pylist() == [str(n) for n in range(10)]
+    stream = read_tables(write(file, *rows, "{broken"), table_rows=4)
+    assert next(stream).num_rows == 4
+    with pytest.raises(DataError, match="line 2 and line 11 have the same id '1'"):
+        list(read_tables(write(file, *rows, GOOD | {"id": "1"}), table_rows=4))
