@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import dataclass
+from pathlib import Path
 
+from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.graph import State, nearest, resolve
 from sdft_ray.models.size import ModelSize, size_of
 from sdft_ray.models.source import read_config, resolve_source
@@ -25,11 +28,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Steps in order, and the sizes that will come out; `None` where the teacher's config is out of reach."""
+    """Steps in order, and the sizes that will come out; `None` where the teacher's config is out of reach.
+
+    `generated` is also None when the teacher's pass is done.
+    """
 
     lines: tuple[Line, ...]
     teacher: ModelSize | None
     pruned: ModelSize | None
+    generated: PassBytes | None
 
 
 def explain(recipe: Recipe, store: Store) -> Explanation:
@@ -37,11 +44,39 @@ def explain(recipe: Recipe, store: Store) -> Explanation:
     source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
     config = read_config(source, recipe.teacher.config)
     states = resolve(recipe, store, Sources(recipe, store))
+    generated = None
+    if config is not None and states["generate"].status != "done":
+        generated = pass_bytes(recipe.generate, config, _num_seed_rows(recipe, states["seed"]))
     return Explanation(
         tuple(Line(name, state.status, state.address, _why(state, store)) for name, state in states.items()),
         size_of(config) if config else None,
         planned_size(recipe, config) if config else None,
+        generated,
     )
+
+
+def _num_seed_rows(recipe: Recipe, seed: State) -> int | None:
+    """Rows of the seed set: as committed, else counted in a local file, else at most its limit; unchecked."""
+    if seed.manifest is not None:
+        return seed.manifest.summary["num_rows"]
+    path, limit = Path(recipe.seed_set.source), recipe.seed_set.limit
+    if not path.is_file():
+        return limit
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            count = pq.read_metadata(path).num_rows
+        except pa.ArrowException:
+            return limit  # `compress` says what is wrong with the file
+    else:
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+                count = sum(not line.isspace() for line in stream)
+        except (OSError, EOFError):
+            return limit
+    return count if limit is None else min(count, limit)
 
 
 def _why(state: State, store: Store) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import DataError, EvaluationError, StoreError
+from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.graph import State
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
@@ -21,11 +22,13 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mappin
     """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights."""
     source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
+    check_sampler(recipe, resources, states)
     config = read_config(source, recipe.teacher.config)
-    if config is not None:
-        size = planned_size(recipe, config)
-        check_disk(recipe, store, size, states)
-    check_rows(recipe)
+    size = planned_size(recipe, config) if config is not None else None
+    num_rows = check_rows(recipe)
+    if config is not None and size is not None:
+        generated = pass_bytes(recipe.generate, config, num_rows)
+        check_disk(recipe, store, size, generated, states)
     check_tasks(recipe)
     teacher = source.fetch()
     check_teacher(teacher)
@@ -50,8 +53,22 @@ def check_local_cpus(resources: Resources, stages: set[str]) -> None:
     check_capacity(stages, resources, Capacity(float(cpus or 1), float("inf"), 1))
 
 
-def check_disk(recipe: Recipe, store: Store, pruned: ModelSize, states: Mapping[str, State]) -> None:
-    """Estimate what the missing steps write: one pruned model per checkpoint, with optimizer states in training."""
+def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, State]) -> None:
+    """Signals that the sampler of the resources cannot give."""
+    if states["generate"].status != "done":
+        from sdft_ray.generation.sampler import check_signals
+
+        check_signals(resources.generate.sampler, recipe.generate)
+
+
+def check_disk(
+    recipe: Recipe, store: Store, pruned: ModelSize, generated: PassBytes, states: Mapping[str, State]
+) -> None:
+    """Estimate what the missing steps write: one pruned model per checkpoint, with optimizer states in training.
+
+    Of generation the upper bound counts once: its parts and its table lie side by side for a moment, but responses
+    are seldom half as long as they may be.
+    """
     free = store.free_bytes()
     if free is None:
         return
@@ -59,6 +76,7 @@ def check_disk(recipe: Recipe, store: Store, pruned: ModelSize, states: Mapping[
     weights = pruned.weight_bytes
     training_bytes = 3 * 4 * pruned.num_parameters if recipe.train.lora is None else weights // 10
     needed = weights * missing.count("prune") + (2 * weights + training_bytes) * missing.count("train") + 64 * 2**20
+    needed += (generated.total or 0) * missing.count("generate")
     if needed > free:
         raise StoreError(
             f"store {store.url} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed",
@@ -66,14 +84,14 @@ def check_disk(recipe: Recipe, store: Store, pruned: ModelSize, states: Mapping[
         )
 
 
-def check_rows(recipe: Recipe) -> None:
-    """Both row sources are read to the end, so that a malformed line 49,999 shows now."""
+def check_rows(recipe: Recipe) -> int:
+    """Both row sources are read to the end, so that a malformed line 49,999 shows now. Returns the seed set's rows."""
     from sdft_ray.generation.prompts import resolve_template
     from sdft_ray.stages.rows import read
 
     resolve_template(recipe.generate.template)
-    for source in (recipe.calibration, recipe.seed_set):
-        deque(read(source), maxlen=0)
+    deque(read(recipe.calibration), maxlen=0)
+    return sum(table.num_rows for table in read(recipe.seed_set))
 
 
 def check_teacher(directory: Path) -> None:

@@ -18,6 +18,9 @@ from sdft_ray.yaml_model import as_frozen, describe_validation_error, dump_yaml,
 AnswerKind = Literal["number", "choice", "text", "list", "json", "function_call", "code", "callable", "none"]
 """How a response is checked (see `sdft_ray.generation.checks`); `none` means that it is not."""
 
+MAX_TOP_LOGPROBS = 128
+"""Most log-probabilities per token that are kept."""
+
 
 def _relative_to_recipe(value: str, info: ValidationInfo) -> str:
     """Make a path absolute against the recipe's folder when something lies there; leave names alone."""
@@ -130,6 +133,13 @@ class Generate(_Part):
     seed: int = 0
     num_samples: int = Field(default=1, ge=1)
     """Samples asked for at most per prompt; the first that passes selection ends the asking."""
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
+    """Likeliest tokens kept per response token, with log-probabilities and the tail's mass; 0 keeps none.
+
+    These and hidden states are conditioned on the rewriting prompt, so on the reference: see `data/signals.py`.
+    Both are counted in bytes by `sdft explain`."""
+    hidden_states: bool = False
+    """Keep what the output head takes in, bfloat16: exact full-vocabulary distillation for depth-pruned students."""
     attempt: int = Field(default=1, ge=1)
     """Raised by `sdft retry`: rows that failed are asked again, all others are taken over."""
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from sdft_ray.explain import Explanation
+    from sdft_ray.generation.footprint import PassBytes
     from sdft_ray.run import Run
     from sdft_ray.store.store import Store
 
@@ -40,10 +41,35 @@ def print_explanation(explanation: Explanation) -> None:
     console.print(table)
     done = sum(line.status == "done" for line in explanation.lines)
     console.print(f"\n{done} of {len(explanation.lines)} steps are done.")
+    if explanation.generated is not None:
+        console.print(_pass_line(explanation.generated), soft_wrap=True)
     if explanation.teacher is None or explanation.pruned is None:
         console.print("Sizes are unknown: the teacher's config.json is out of reach (give teacher.config).")
         return
     console.print(_size_table(asdict(explanation.teacher), asdict(explanation.pruned)))
+
+
+def _pass_line(generated: PassBytes) -> str:
+    """The teacher's pass: what each product takes, and how the bound comes about."""
+    each = generated.per_token
+    products = [f"text {each.text:,}"]
+    products += [f"top log-probabilities {each.top_logprobs:,}"] if each.top_logprobs else []
+    products += [f"hidden states {each.hidden_states:,}"] if each.hidden_states else []
+    total = "size unknown" if generated.total is None else f"at most {readable_bytes(generated.total)}"
+    rows = "rows not counted yet" if generated.num_rows is None else f"{generated.num_rows:,} rows"
+    samples = f" x {generated.num_samples} samples" if generated.num_samples > 1 else ""
+    return (
+        f"generate writes {total}: {rows}{samples} x {generated.max_tokens:,} tokens x {each.total:,} bytes "
+        f"({', '.join(products)}); an upper bound, since most responses end before max_tokens"
+    )
+
+
+def readable_bytes(count: int) -> str:
+    """With a binary unit: 1.5 GiB."""
+    for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
 
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:

@@ -38,6 +38,11 @@ GENERATED_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),  # "stop" | "length" | "error"
         ("status", pa.string()),  # "ok" | "failed": the same for all samples of a row
         ("error", pa.string()),  # "" unless finish_reason is "error"
+        # One per response token, the end token included; null unless the recipe asks for them (`data/signals.py`).
+        ("response_ids", pa.list_(pa.int32())),  # present with any of the signals below: they speak of these
+        ("top_ids", pa.large_binary()),
+        ("top_logprobs", pa.large_binary()),
+        ("hidden_states", pa.large_binary()),
     ]
 )
 """What the teacher wrote, before selection. Failed rows have the same columns, in a table of their own."""

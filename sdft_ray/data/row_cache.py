@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,12 @@ class RowCache:
             if len(shard) == _SHARD:
                 yield from self._names(shard)
 
-    def read(self, name: str) -> pa.Table | None:
-        """The rows of a part; None, and the part is gone, when its bytes are not those that were written."""
+    def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """The rows of a part, all or some columns; None, and the part is gone, when its bytes are not those that
+        were written."""
         content = self._fs.cat_file(f"{self._root}/{name}")
         if _digest(content) == name.rsplit("-", 1)[1].removesuffix(".parquet"):
-            return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+            return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns, use_threads=False)
         self.remove(name)
         return None
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sdft_ray.data.signals import Signals
+from sdft_ray.generation.recording import SignalRecorder
 from sdft_ray.generation.sampler import SamplingParams
 
-Decoded = tuple[list[int], Literal["stop", "length"]]
-"""New tokens, the end token included, and why they end."""
+Decoded = tuple[list[int], Literal["stop", "length"], Signals | None]
+"""New tokens, the end token included, why they end, and what was asked for besides, token by token."""
 
 
 def kept_logits(logits_BV: Tensor, params: SamplingParams) -> Tensor:
@@ -73,6 +75,23 @@ def decode(
 
     `max_model_tokens` bounds prompt and response together, row by row.
     """
+    with SignalRecorder(model, params) as recorder:
+        written = _decode(model, prompts_ids, params, seeds, stop_token_ids, max_model_tokens, recorder)
+    return [
+        (ids, "stop" if ids[-1] in stop_token_ids else "length", recorder.signals(i, len(ids)))
+        for i, ids in enumerate(written)
+    ]
+
+
+def _decode(
+    model: Any,
+    prompts_ids: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    stop_token_ids: Collection[int],
+    max_model_tokens: int,
+    recorder: SignalRecorder,
+) -> list[list[int]]:
     rooms = [min(params.max_tokens, max_model_tokens - len(ids)) for ids in prompts_ids]
     noise = [torch.Generator().manual_seed(seed) for seed in seeds]
     written: list[list[int]] = [[] for _ in prompts_ids]
@@ -91,7 +110,9 @@ def decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        tokens_B = choose_tokens(logits_BV.float(), params, [noise[i] for i in in_batch])
+        logits_BV = logits_BV.float()
+        recorder.add(logits_BV, in_batch)
+        tokens_B = choose_tokens(logits_BV, params, [noise[i] for i in in_batch])
         for i, token in zip(in_batch, tokens_B.tolist(), strict=True):
             if i in running:
                 written[i].append(token)
@@ -107,4 +128,4 @@ def decode(
             in_batch = [in_batch[row] for row in kept]
         ids_BT = tokens_B[:, None]
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(in_batch), 1)], dim=-1)
-    return [(ids, "stop" if ids[-1] in stop_token_ids else "length") for ids in written]
+    return written

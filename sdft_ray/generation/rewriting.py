@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdft_ray.data.signals import encode_hidden, encode_top
 from sdft_ray.generation.sampler import Sampled, Sampler, SamplingParams, row_seed
 
 Record = dict[str, Any]
@@ -137,6 +138,22 @@ def _record(row: Asked, sample_index: int, sampled: Sampled) -> Record:
         "finish_reason": sampled.finish_reason,
         "status": "ok",
         "error": sampled.error,
+        **_signal_columns(sampled),
+    }
+
+
+def _signal_columns(sampled: Sampled) -> Record:
+    """Columns that are there only when signals were asked for, and the row was answered."""
+    signals = sampled.signals
+    if signals is None:
+        return dict.fromkeys(("response_ids", "top_ids", "top_logprobs", "hidden_states"))
+    ids, logprobs = (None, None) if signals.top is None else encode_top(signals.top)
+    hidden = None if signals.hidden_TD is None else encode_hidden(signals.hidden_TD)
+    return {
+        "response_ids": list(sampled.token_ids),
+        "top_ids": ids,
+        "top_logprobs": logprobs,
+        "hidden_states": hidden,
     }
 
 

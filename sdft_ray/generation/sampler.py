@@ -16,12 +16,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from sdft_ray.errors import DataError, RecipeError
+from sdft_ray.data.signals import Signals
+from sdft_ray.errors import DataError, RecipeError, ResourceError
+from sdft_ray.recipe import MAX_TOP_LOGPROBS, Generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["stop", "length", "error"]
+
+_WHY_NOT = {
+    ("vllm", "hidden_states"): "vLLM hands them out through a CUDA-only connector, before the final norm",
+    ("server", "top_logprobs"): "a server tells the texts of likely tokens, not their ids, and few of them",
+    ("server", "hidden_states"): "a server does not tell them",
+    ("scripted", "top_logprobs"): "it asks no model",
+    ("scripted", "hidden_states"): "it asks no model",
+}
+"""Which sampler cannot give which signal. A text stands for several token ids, so ids cannot be guessed from it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class SamplingParams:
 
     `top_p` in (0, 1] keeps the smallest set of tokens with at least that probability, `top_k` the k likeliest
     (0: all). `max_tokens` bounds the response. A response ends at the model's own end-of-text tokens and at
-    `stop_token_ids`.
+    `stop_token_ids`. `top_logprobs` (0 to 128; all of a smaller vocabulary) and `hidden_states` ask for `Signals`,
+    whose values do not depend on the other fields but for the tokens chosen.
     """
 
     temperature: float = 0.0
@@ -38,6 +50,12 @@ class SamplingParams:
     top_k: int = 0
     max_tokens: int = 512
     stop_token_ids: tuple[int, ...] = ()
+    top_logprobs: int = 0
+    hidden_states: bool = False
+
+    @property
+    def asks_signals(self) -> bool:
+        return bool(self.top_logprobs or self.hidden_states)
 
     def __post_init__(self) -> None:
         """Raises `RecipeError` on a value out of range."""
@@ -46,6 +64,7 @@ class SamplingParams:
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}"),
         )
         for name, fine, wanted in checks:
             if not fine:
@@ -58,7 +77,7 @@ class Sampled:
 
     `token_ids` holds the end token too where `finish_reason` is "stop"; a server does not tell its ids, only
     their number `response_tokens`. `error` is "" unless `finish_reason` is "error"; then `text` and `token_ids`
-    are empty.
+    are empty. `signals` has a position for each of `token_ids`; None unless they were asked for.
     """
 
     text: str
@@ -67,6 +86,7 @@ class Sampled:
     error: str = ""
     prompt_tokens: int = 0
     response_tokens: int = 0
+    signals: Signals | None = None
 
     @classmethod
     def failed(cls, error: str, prompt_tokens: int = 0) -> Sampled:
@@ -78,12 +98,26 @@ class Sampler(Protocol):
     """Anything that answers prompts, many at a time. Methods may be called from any thread."""
 
     def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
-        """Ask for one response to a user turn. `seed` is that of the sample, see `row_seed`."""
+        """Ask for one response to a user turn. `seed` is that of the sample, see `row_seed`.
+
+        Raises `ResourceError` for signals that it cannot give.
+        """
         ...
 
     def close(self) -> None:
         """Stop, and give back what is held. The sampler is of no use afterwards."""
         ...
+
+
+def check_signals(sampler: str, params: SamplingParams | Generate) -> None:
+    """Raises `ResourceError` when `sampler`, as the resources name it, cannot give the signals asked for."""
+    for signal in ("top_logprobs", "hidden_states"):
+        why = _WHY_NOT.get((sampler, signal))
+        if getattr(params, signal) and why:
+            raise ResourceError(
+                f"the {sampler} sampler cannot give generate.{signal}: {why}",
+                f"set generate.sampler: transformers in the resources, or leave {signal} out of the recipe",
+            )
 
 
 def row_seed(seed: int, example_id: str, sample_index: int) -> int:
@@ -165,7 +199,7 @@ def digest_words(prompt: str) -> str:
 
 
 class ScriptedSampler:
-    """Answers from a function, for dry runs, tests, and for measuring everything around a model.
+    """Answers from a function, for dry runs, tests, and for measuring everything around a model. No signals.
 
     `respond` maps a user turn to the response, after `delay_s` seconds. A text longer than `max_tokens` words
     (parted by single spaces) is cut there and finishes with "length". Words count as tokens. An exception in
@@ -179,6 +213,7 @@ class ScriptedSampler:
     def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
         """See `Sampler.submit`."""
         del seed
+        check_signals("scripted", params)
         if self._delay_s:
             time.sleep(self._delay_s)
         words = self._respond(prompt).split(" ")

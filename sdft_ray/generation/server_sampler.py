@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from sdft_ray.generation.sampler import Sampled, SamplingParams
+from sdft_ray.generation.sampler import Sampled, SamplingParams, check_signals
 
 _FINISH_REASONS = {"stop": "stop", "length": "length"}
 
@@ -15,7 +15,8 @@ class ServerSampler:
     """Chat completions of a server that already runs the teacher; it applies the chat template itself.
 
     Busy servers, dropped connections and time-outs are tried again with growing pauses, `max_retries` times a
-    prompt; what the server refuses for good becomes a failed row.
+    prompt; what the server refuses for good becomes a failed row. It gives no signals: `top_logprobs` of the
+    OpenAI protocol names tokens by text, at most 20 on most servers.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ServerSampler:
 
     def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
         """See `Sampler.submit`."""
+        check_signals("server", params)
         return self._pool.submit(self._ask, prompt, params, seed)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ class TransformersSampler(LocalSampler):
     """A transformers model in this process. A thread decodes what waits, batch after batch.
 
     Sampled rows are reproducible from their seeds and do not depend on what else is in the batch; the same
-    seed draws other tokens than it does in vLLM. Greedy rows agree with vLLM up to rounding.
+    seed draws other tokens than it does in vLLM. Greedy rows agree with vLLM up to rounding. It gives every signal.
     """
 
     def __init__(
@@ -93,6 +93,6 @@ class TransformersSampler(LocalSampler):
             for *_, future in batch:
                 future.set_exception(reason)
             return
-        for (prompt, _, _, future), (token_ids, reason) in zip(batch, decoded, strict=True):
+        for (prompt, _, _, future), (token_ids, reason, signals) in zip(batch, decoded, strict=True):
             text = self.text_of(token_ids)
-            future.set_result(Sampled(text, tuple(token_ids), reason, "", len(prompt), len(token_ids)))
+            future.set_result(Sampled(text, tuple(token_ids), reason, "", len(prompt), len(token_ids), signals))

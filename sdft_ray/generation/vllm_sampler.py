@@ -9,8 +9,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdft_ray.data.chat import load_tokenizer
-from sdft_ray.generation.sampler import LocalSampler, Sampled, SamplingParams
+from sdft_ray.data.signals import Signals, top_logprobs
+from sdft_ray.generation.sampler import LocalSampler, Sampled, SamplingParams, check_signals
+from sdft_ray.recipe import MAX_TOP_LOGPROBS
 
 _Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
 
@@ -22,6 +26,10 @@ class VllmSampler(LocalSampler):
     never drains between two callers. With VLLM_ENABLE_V1_MULTIPROCESSING=0 in the environment before vLLM is
     first imported, the engine runs in this process and starts twice as fast; that is the caller's choice, and
     both ways give the same responses.
+
+    Top log-probabilities come with the text. Final hidden states do not: `extract_hidden_states` with its
+    `ExampleHiddenStatesConnector` (read in vLLM 0.32) is a debugging aid that needs CUDA streams, writes one file per
+    request, and holds the sum before the final norm. So they are refused here.
     """
 
     def __init__(
@@ -51,6 +59,8 @@ class VllmSampler(LocalSampler):
             enforce_eager=enforce_eager,
             tensor_parallel_size=tensor_parallel,
             trust_remote_code=False,
+            max_logprobs=MAX_TOP_LOGPROBS,
+            logprobs_mode="raw_logprobs",  # of the model, whatever the sampling
         )
         self._engine = llm.llm_engine
         super().__init__(load_tokenizer(model_dir))
@@ -62,6 +72,7 @@ class VllmSampler(LocalSampler):
         self._thread.start()
 
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
+        check_signals("vllm", params)
         self._waiting.put((prompt_ids, params, seed, future))
 
     def close(self) -> None:
@@ -84,7 +95,8 @@ class VllmSampler(LocalSampler):
                         break
                     prompt_ids, params, seed, future = request
                     running[str(number)] = future
-                    self._engine.add_request(str(number), {"prompt_token_ids": prompt_ids}, _vllm_params(params, seed))
+                    vllm_params = _vllm_params(params, seed, self.vocab_size)
+                    self._engine.add_request(str(number), {"prompt_token_ids": prompt_ids}, vllm_params)
                     number += 1
                 for output in self._engine.step():
                     if output.finished:
@@ -111,10 +123,19 @@ class VllmSampler(LocalSampler):
         reason = completion.finish_reason
         if reason not in ("stop", "length"):
             return Sampled.failed(f"the engine ended the row with {reason!r}", prompt_tokens)
-        return Sampled(self.text_of(token_ids), token_ids, reason, "", prompt_tokens, len(token_ids))
+        signals = self._signals(completion.logprobs, len(token_ids))
+        return Sampled(self.text_of(token_ids), token_ids, reason, "", prompt_tokens, len(token_ids), signals)
+
+    def _signals(self, flat: Any, num_tokens: int) -> Signals | None:
+        """From vLLM's flat lists: per position the chosen token, then the k likeliest."""
+        if flat is None:
+            return None
+        ids_TK = np.asarray(flat.token_ids).reshape(num_tokens, -1)[:, 1:]
+        logprobs_TK = np.asarray(flat.logprobs).reshape(num_tokens, -1)[:, 1:]
+        return Signals(top=top_logprobs(ids_TK, logprobs_TK, self.vocab_size))
 
 
-def _vllm_params(params: SamplingParams, seed: int) -> Any:
+def _vllm_params(params: SamplingParams, seed: int, vocab_size: int) -> Any:
     from vllm import SamplingParams as VllmParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -125,6 +146,8 @@ def _vllm_params(params: SamplingParams, seed: int) -> Any:
         max_tokens=params.max_tokens,
         seed=seed if params.temperature > 0 else None,
         stop_token_ids=list(params.stop_token_ids),
+        logprobs=min(params.top_logprobs, vocab_size) or None,
+        flat_logprobs=True,  # plain lists in place of an object per token and rank
         # Decoding whole responses gives the same text as the other samplers, and costs less.
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

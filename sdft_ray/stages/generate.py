@@ -32,7 +32,7 @@ from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.metrics import GenerationMetrics
-from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter
+from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter, rows_at_a_time
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Usage
 
@@ -99,7 +99,7 @@ def _find_finished(job: Job, cache: RowCache, cache_id: str, ledger: Ledger) -> 
                     ledger.find(("artifact", manifest.address, group), keys)
     damaged = 0
     for name in cache.parts():
-        rows = cache.read(name)
+        rows = cache.read(name, ["row_key", "status"])
         if rows is None:
             damaged += 1
         else:
@@ -126,7 +126,8 @@ def _write(job: Job, cache: RowCache, ledger: Ledger, directory: Path) -> dict[s
         pq.ParquetWriter(directory / files.GENERATED, GENERATED_SCHEMA, compression="zstd") as good,
         pq.ParquetWriter(directory / files.FAILED, GENERATED_SCHEMA, compression="zstd") as bad,
     ):
-        for window in ledger.assemble(lambda source: _load(job, cache, source)):
+        window_rows = rows_at_a_time(job, most=4096)
+        for window in ledger.assemble(lambda source: _load(job, cache, source), window_rows=window_rows):
             fine = window.filter(pc.field("status") == "ok")
             broken = window.filter(pc.field("status") != "ok")
             good.write_table(fine)

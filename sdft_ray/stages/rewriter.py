@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
+from sdft_ray.models.source import ModelSource
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, node_id, rss_bytes
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind", "check")
 """Columns of the seed set that shape the answers to a row."""
+_HELD_BYTES = 256 * 2**20
+"""What uncommitted rows of an actor, or rows on their way into the table, may come to."""
 RECEIPT = pa.schema(
     [
         ("chunk", pa.string()),
@@ -56,9 +59,13 @@ class Rewriter:
         self._recipe = job.recipe.generate
         self._rows = _Rows(job.input("seed") / files.ROWS)
         self._cache = RowCache(cache_url)
-        self._buffer = CommitBuffer(self._commit)
+        self._buffer = CommitBuffer(self._commit, rows_at_a_time(job, most=64))
         self._params = SamplingParams(
-            temperature=self._recipe.temperature, top_p=self._recipe.top_p, max_tokens=self._recipe.max_tokens
+            temperature=self._recipe.temperature,
+            top_p=self._recipe.top_p,
+            max_tokens=self._recipe.max_tokens,
+            top_logprobs=self._recipe.top_logprobs,
+            hidden_states=self._recipe.hidden_states,
         )
         self._sampler = build_sampler(job)
         self._ready = time.time()
@@ -80,7 +87,7 @@ class Rewriter:
 
         parts, have = [], set()
         for name in self._cache.parts_of(chunk):
-            table = self._cache.read(name)
+            table = self._cache.read(name, ["row_key"])
             if table is not None:
                 parts.append(name)
                 have |= set(table["row_key"].to_pylist())
@@ -127,6 +134,21 @@ class Rewriter:
 
     def _commit(self, chunk: str, number: int, records: list[dict[str, Any]]) -> str:
         return self._cache.write(chunk, number, pa.Table.from_pylist(records, schema=GENERATED_SCHEMA))
+
+
+def rows_at_a_time(job: Job, *, most: int) -> int:
+    """How many answered rows to hold in memory: `most`, or fewer when their signals could pass 256 MiB."""
+    generate = job.recipe.generate
+    if not (generate.top_logprobs or generate.hidden_states):
+        return most
+    from sdft_ray.generation.footprint import pass_bytes
+    from sdft_ray.models.source import read_config
+
+    config = read_config(ModelSource(directory=str(job.model("teacher"))), None)
+    assert config is not None, "a directory has its config"
+    row_bytes = pass_bytes(generate, config, num_rows=1).total
+    assert row_bytes, "one row can be counted"
+    return max(1, min(most, _HELD_BYTES // row_bytes))
 
 
 class _Rows:

@@ -81,7 +81,8 @@ class _Ahead:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(path).iter_batches():
+    columns = ["example_id", "response", "finish_reason"]  # never the signals: they are large
+    for batch in pq.ParquetFile(path).iter_batches(columns=columns):
         yield from batch.to_pylist()
 
 

@@ -124,6 +124,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "generate.template": "own_words_detailed", "generate.temperature": 0.5, "generate.top_p": 0.5,
         "generate.max_tokens": 17, "generate.seed": 7, "generate.num_samples": 2, "generate.attempt": 2,
         "gap.num_rows": 3,
+        "generate.top_logprobs": 4, "generate.hidden_states": True,
         "train.lora": None, "train.row_tokens": 256, "train.rows_per_step": 3, "train.num_steps": 3,
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
         "train.weight_decay": 0.1, "train.clip_norm": 0.5,

@@ -16,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from jobs.bench.support.generation import farm_rows, make_job
+from sdft_ray.data.example import GENERATED_SCHEMA
+from sdft_ray.data.signals import decode_hidden, decode_top
+from sdft_ray.lab.export import TEACHER
+from sdft_ray.models.loading import load_model
+from sdft_ray.recipe import Generate
 from sdft_ray.resources import Resources
 from sdft_ray.stages import files, generate
 from sdft_ray.stages.job import Job, Made
@@ -33,6 +40,9 @@ from sdft_ray.store.store import Store
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NUM_ROWS = 1000
+
+
+SIGNALS = {"max_tokens": 24, "top_logprobs": 32, "hidden_states": True}
 
 
 def _resources(**changes: Any) -> Resources:
@@ -150,3 +160,26 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, expected: bytes) -> None:
     assert made.summary["damaged_parts"] == 2
     assert made.summary["rows_reused"] == NUM_ROWS - lost
     assert (tmp_path / job.address / files.GENERATED).read_bytes() == expected
+
+
+def test_one_pass_gives_text_and_signals(tmp_path: Path) -> None:
+    """All three products reach the table, position by position, and a second run takes them over."""
+    job = make_job(Store(str(tmp_path)), _resources(sampler="transformers"), farm_rows(6))
+    recipe = job.recipe.model_copy(update={"generate": Generate.model_validate(SIGNALS)})
+    job = replace(job, recipe=recipe)
+    made = generate.run(job)
+    table = _rows(job)
+    assert table.schema.equals(GENERATED_SCHEMA)
+    model: Any = load_model(TEACHER, "bfloat16")
+    head_VD = model.get_output_embeddings().weight.detach()
+    for row in table.to_pylist():
+        num_tokens = row["response_tokens"]
+        assert len(row["response_ids"]) == num_tokens
+        top = decode_top(row["top_ids"], row["top_logprobs"])
+        assert top.ids_TK.shape == (num_tokens, 32)
+        hidden_TD = decode_hidden(row["hidden_states"], num_tokens)
+        bits = torch.from_numpy(hidden_TD.view(np.int16)).view(torch.bfloat16)
+        likeliest_T = (bits @ head_VD.T).argmax(dim=-1).tolist()
+        assert np.mean(np.equal(likeliest_T, row["response_ids"])) > 0.9, "greedy, up to ties in bfloat16"
+    assert generate.run(job).summary["rows_reused"] == made.summary["num_rows"] == 6
+    assert _rows(job).equals(table)

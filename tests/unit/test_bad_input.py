@@ -227,6 +227,29 @@ def test_too_few_cpus(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "train needs 4 CPUs" in error
 
 
+def test_signals_that_the_sampler_cannot_give(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resources = world / "some.yaml"
+    resources.write_text("train: {num_workers: 1}", encoding="utf-8")  # vLLM is the default
+    recipe = _recipe(world, generate={"max_tokens": 16, "hidden_states": True})
+    error = _fails(monkeypatch, capsys, "compress", recipe, "--resources", resources, "--store", world / "store")
+    assert "the vllm sampler cannot give generate.hidden_states" in error
+    assert "generate.sampler: transformers" in error
+
+
+def test_signals_that_the_disk_cannot_hold(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sdft_ray.store.store.Store.free_bytes", lambda self: 2**30)
+    resources = world / "some.yaml"
+    resources.write_text("{train: {num_workers: 1}, generate: {sampler: transformers}}", encoding="utf-8")
+    arguments = ("--resources", resources, "--store", world / "store")
+    asked = {"max_tokens": 10_000_000, "hidden_states": True}
+    error = _fails(monkeypatch, capsys, "compress", _recipe(world, generate=asked), *arguments)
+    assert "1.0 GiB free and about 4." in error
+
+
 def test_unknown_run(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no run named 'x'" in _fails(monkeypatch, capsys, "show", "x", "--store", world / "store")
 

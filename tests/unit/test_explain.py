@@ -13,6 +13,7 @@ from sdft_ray.explain import explain
 from sdft_ray.graph import resolve
 from sdft_ray.recipe import Recipe
 from sdft_ray.resources import Resources
+from sdft_ray.show import explanation_json, print_explanation
 from sdft_ray.sources import Sources
 from sdft_ray.store.fingerprint import canonical_json
 from sdft_ray.store.manifest import Manifest, Usage
@@ -77,6 +78,26 @@ def test_a_missing_step_names_what_differs(tmp_path: Path) -> None:
     assert lines["generate"].status == "missing"
     assert "max_tokens: 16 → 99" in lines["generate"].why
     assert "waits for the plan" in lines["train:sft"].why
+
+
+def test_the_teachers_pass_is_counted_before_it_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_model(tmp_path / "teacher", "llama")
+    store = Store(str(tmp_path / "store"))
+    data = recipe_data(tmp_path, tmp_path / "teacher")
+    asked = {"max_tokens": 100, "top_logprobs": 16, "hidden_states": True}
+    explanation = explain(Recipe.parse({**data, "generate": asked}), store)
+    assert explanation.generated is not None
+    assert (explanation.generated.num_rows, explanation.generated.total) == (6, 6 * 100 * (8 + 38 + 64))
+    assert explanation_json(explanation)["generated"]["per_token"]["hidden_states"] == 64
+    print_explanation(explanation)
+    assert (
+        "generate writes at most 64.5 KiB: 6 rows x 100 tokens x 110 bytes (text 8, top log-probabilities 38, "
+        "hidden states 64); an upper bound" in capsys.readouterr().out
+    )
+    limited = {**data, "seed_set": {**data["seed_set"], "limit": 4}}
+    generated = explain(Recipe.parse(limited), store).generated
+    assert generated is not None
+    assert (generated.num_rows, generated.per_token.total) == (4, 4)
 
 
 @pytest.mark.parametrize("command", [["explain", str(RECIPES[0])], ["--help"], ["ls"]], ids=lambda command: command[0])

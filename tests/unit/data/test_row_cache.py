@@ -29,6 +29,13 @@ def test_parts_come_back_in_the_order_they_were_numbered(cache: RowCache) -> Non
     assert read["text"].to_pylist() == ["10"]
 
 
+def test_some_columns_of_a_part(cache: RowCache) -> None:
+    name = cache.write(CHUNK, 0, ROWS.append_column("large", pa.array([b"x", b"y"])))
+    read = cache.read(name, ["text"])
+    assert read is not None
+    assert read.equals(ROWS)
+
+
 def test_an_empty_cache_has_no_parts(cache: RowCache) -> None:
     assert list(cache.parts()) == []
     assert cache.parts_of(CHUNK) == []

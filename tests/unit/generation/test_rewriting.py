@@ -5,8 +5,12 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from sdft_ray.data.example import GENERATED_SCHEMA
+from sdft_ray.data.signals import Signals, decode_hidden, decode_top, top_logprobs
 from sdft_ray.generation.rewriting import Asked, CommitBuffer, Record, answer_chunk
 from sdft_ray.generation.sampler import Sampled, SamplingParams, finished, row_seed
 
@@ -60,6 +64,28 @@ def test_each_row_is_asked_once_with_its_own_seed() -> None:
     assert answered.parts == ["c-0"]
     assert [record["response"] for record in disk.parts["c-0"]] == ["a 0", "b 0"]
     assert (answered.num_rows, answered.num_failed, answered.prompt_tokens, answered.response_tokens) == (2, 0, 6, 10)
+
+
+def test_signals_become_columns() -> None:
+    """Null where nothing was asked for; the row with nothing but text is as it was."""
+    top = top_logprobs([[4, 2], [1, 3]], [[-1.0, -2.0], [-0.5, -3.0]], 9)
+    hidden_TD = np.arange(6, dtype=np.uint16).reshape(2, 3)
+
+    class Signalling(_Sampler):
+        def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+            signals = {"a": Signals(top, hidden_TD), "b": Signals(top), "c": None}[prompt]
+            return finished(Sampled(prompt, (7, 8), "stop", "", 3, 2, signals))
+
+    disk = _Disk()
+    answer_chunk("c", _rows("a", "b", "c"), Signalling(), PARAMS, CommitBuffer(disk.commit), seed=3)
+    table = pa.Table.from_pylist(disk.parts["c-0"], schema=GENERATED_SCHEMA)
+    assert table["response_ids"].to_pylist() == [[7, 8], [7, 8], None]
+    ids, logprobs, hidden = (table[name].to_pylist() for name in ("top_ids", "top_logprobs", "hidden_states"))
+    assert decode_top(ids[0], logprobs[0]).ids_TK.tolist() == [[2, 4], [1, 3]]
+    assert (ids[1], logprobs[1]) == (ids[0], logprobs[0])
+    assert ids[2] is logprobs[2] is None
+    assert decode_hidden(hidden[0], 2).tolist() == hidden_TD.tolist()
+    assert hidden[1:] == [None, None]
 
 
 def test_sampling_stops_at_the_first_that_passes() -> None:

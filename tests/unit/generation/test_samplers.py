@@ -46,7 +46,7 @@ def test_row_seed_depends_on_identity_alone() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -0.1), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("max_tokens", 0)],
+    [("temperature", -0.1), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("max_tokens", 0), ("top_logprobs", 129)],
 )
 def test_parameters_out_of_range_are_refused(field: str, value: float) -> None:
     changed: dict[str, Any] = {field: value}

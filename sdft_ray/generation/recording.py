@@ -1,0 +1,69 @@
+"""Signals beside the text, taken from a transformers model while it decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdft_ray.data.signals import Signals, top_logprobs
+from sdft_ray.generation.sampler import SamplingParams
+
+_Step = tuple[list[int], tuple[NDArray[Any], ...]]
+"""The prompts behind the rows of a step, and its arrays: ids and log-probabilities (B x K), hidden states (B x D)."""
+
+
+class SignalRecorder:
+    """What `SamplingParams` ask for, step by step. Only what will be kept leaves the device.
+
+    The hidden state is the input of the output head, seen by a hook: by definition what the head multiplies, after
+    the final norm, and no other block's state is held for it.
+    """
+
+    def __init__(self, model: Any, params: SamplingParams) -> None:
+        self._params = params
+        self._model = model
+        self._vocab_size: int = model.config.get_text_config().vocab_size
+        self._head_input_BTD: Tensor | None = None
+        self._steps: list[_Step] = []
+
+    def __enter__(self) -> SignalRecorder:
+        if self._params.hidden_states:
+            self._hook = self._model.get_output_embeddings().register_forward_pre_hook(self._see)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._params.hidden_states:
+            self._hook.remove()
+
+    def _see(self, module: Any, arguments: tuple[Tensor, ...]) -> None:
+        del module
+        self._head_input_BTD = arguments[0]
+
+    def add(self, logits_BV: Tensor, in_batch: Sequence[int]) -> None:
+        """One step: raw float32 logits, and the prompt behind each row."""
+        arrays: list[NDArray[Any]] = []
+        if self._params.top_logprobs:
+            logprobs_BV = logits_BV[:, : self._vocab_size].log_softmax(dim=-1)
+            top_BK = logprobs_BV.topk(min(self._params.top_logprobs, self._vocab_size), dim=-1)
+            arrays += [top_BK.indices.cpu().numpy(), top_BK.values.cpu().numpy()]
+        if self._params.hidden_states:
+            assert self._head_input_BTD is not None, "the head has run"
+            last_BD = self._head_input_BTD[:, -1].to(torch.bfloat16)
+            arrays.append(last_BD.view(torch.int16).cpu().numpy().view(np.uint16))
+        if arrays:
+            self._steps.append((list(in_batch), tuple(arrays)))
+
+    def signals(self, prompt: int, num_tokens: int) -> Signals | None:
+        """Those of the first `num_tokens` steps of a prompt, by its number; None when none were asked for."""
+        if not self._params.asks_signals:
+            return None
+        rows = [tuple(a[in_batch.index(prompt)] for a in arrays) for in_batch, arrays in self._steps[:num_tokens]]
+        columns = [np.stack(column) for column in zip(*rows, strict=True)]
+        hidden_TD = columns.pop() if self._params.hidden_states else None
+        top = top_logprobs(columns[0], columns[1], self._vocab_size) if columns else None
+        return Signals(top, hidden_TD)
