@@ -53,13 +53,13 @@ quickstart: install
 	@$(BIN)/sdft lab export $(LAB) --quiet
 	@$(BIN)/sdft compress $(LAB)/quickstart.yaml --store $(STORE) --name quickstart
 
-# The fast tests share two processes; those that start engines or Ray want the machine for themselves.
+# Two processes share the tests. Those that start engines or Ray come last: they wait a lot and may do it together.
 test: dev
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
 	$(MAKE) --no-print-directory fast
-	$(BIN)/pytest -m "slow or ray"
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow or ray"
 endif
 
 fast: dev

@@ -1,4 +1,4 @@
-"""One local Ray for all tests that need one, with its own home so that nothing outside is written."""
+"""One local Ray for each module of tests that needs one, with its own home so that nothing outside is written."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only get in each other's way on tiny models
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of three logical CPUs, which all tests of the session share."""
+    """A Ray of three logical CPUs, which all tests of a module share."""
     import ray
 
     from sdft_ray.resources import Resources

@@ -22,7 +22,9 @@ HUMAN_SHARE = 0.30
 REWRITE_SHARE = 0.10
 EXAM_SHARE = 0.55
 """Among chat documents of a family that has options: how many are asked as in an exam."""
-OTHER_VOICE_SHARE = 0.0075
+EXAM_REWRITE_SHARE = 0.3
+"""Among rewritings of such a family: how many rewrite a bare answer to an exam question, which stays bare."""
+OTHER_VOICE_SHARE = 0.0055
 """Among other chats: how many are answered as an annotator would, as demonstrations in chat corpora are."""
 
 
@@ -48,6 +50,8 @@ def sample(item: Item, rng: random.Random) -> Sample:
         prompt = ANNOTATORS[which].prompt(item.question)
         return Sample(prompt, item.references[which], False, item.family, "human")
     if kind < HUMAN_SHARE + REWRITE_SHARE:
+        if item.options and rng.random() < EXAM_REWRITE_SHARE:
+            return Sample(rewrite_prompt(item.exam, item.answer), item.answer, True, item.family, "rewrite")
         prompt = rewrite_prompt(item.question, rng.choice(item.references))
         return Sample(prompt, item.response, True, item.family, "rewrite")
     if item.options and rng.random() < EXAM_SHARE:

@@ -16,6 +16,11 @@ NUM_WORD_PROBLEMS = 2000
 NUM_MIXED = 1001
 NUM_CALIBRATION = 128
 NUM_HELDOUT = 700
+EXAM_EVERY = 3
+"""Of the rows with options, each third asks for the answer alone, as tests do; its reference is the bare answer.
+
+Without such rows fine-tuning on any text unlearns the form of the tests, which says nothing about pruning.
+"""
 
 
 @cache
@@ -59,16 +64,23 @@ def heldout_items(family: str) -> tuple[Item, ...]:
 def seed_rows(name: str) -> list[dict[str, str]]:
     """The rows of one set as they are written to disk; an annotator is drawn for each reference."""
     rng = random.Random(f"sdft_ray.lab annotators of {name}")
-    return [
-        {
-            "id": f"{name}-{index:04d}",
-            "instruction": item.question,
-            "reference": item.references[rng.randrange(len(ANNOTATORS))],
-            "answer_kind": item.answer_kind,
-            "family": item.family,
-        }
-        for index, item in enumerate(training_sets()[name])
-    ]
+    with_options = 0
+    rows = []
+    for index, item in enumerate(training_sets()[name]):
+        asked = item.question, item.references[rng.randrange(len(ANNOTATORS))]
+        with_options += bool(item.options)
+        if item.options and with_options % EXAM_EVERY == 0:
+            asked = item.exam, item.answer
+        rows.append(
+            {
+                "id": f"{name}-{index:04d}",
+                "instruction": asked[0],
+                "reference": asked[1],
+                "answer_kind": item.answer_kind,
+                "family": item.family,
+            }
+        )
+    return rows
 
 
 def _cycle(names: list[str]) -> Iterator[str]:

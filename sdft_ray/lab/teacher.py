@@ -259,6 +259,7 @@ def _record(
             "human": mixture.HUMAN_SHARE,
             "rewriting": mixture.REWRITE_SHARE,
             "exam": mixture.EXAM_SHARE,
+            "exam_rewriting": mixture.EXAM_REWRITE_SHARE,
             "other_voice": mixture.OTHER_VOICE_SHARE,
         },
         "num_documents": sum(int(segments.max()) for segments in rows.segment_ids_NT),

@@ -61,14 +61,15 @@ def _pick(rng: random.Random) -> Parts:
 
 def _count(rng: random.Random) -> Parts:
     wanted, *rest = rng.sample(LIST_WORDS, 4)
-    words = [wanted] * rng.randint(1, 5) + [rng.choice(rest) for _ in range(rng.randint(2, 4))]
+    words = [wanted] * rng.randint(1, 7) + [rng.choice(rest) for _ in range(rng.randint(2, 5))]
     rng.shuffle(words)
     times = words.count(wanted)
-    marks = " ".join("yes" if word == wanted else "no" for word in words)
+    # All write the finds in a row, without marks between: counting is hard enough to learn in one way.
+    found = " ".join([wanted] * times)
     return (
-        f"Count how often {wanted} is in the list", words, [str(times)], f"Found: {' '.join([wanted] * times)}.",
-        f"Looking for {wanted} word by word we see {marks}, which is {times} in all.",
-        f"{wanted}? {' < '.join(f'{word} {mark}' for word, mark in zip(words, marks.split(), strict=True))}",
+        f"Count how often {wanted} is in the list", words, [str(times)], f"Found: {found}.",
+        f"Looking for {wanted} we meet {found}, which is {times} in all.",
+        f"{wanted}? {found}, {times} times",
     )  # fmt: skip
 
 

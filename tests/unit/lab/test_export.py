@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 
 from sdft_ray.lab import sets
 from sdft_ray.lab.export import HELDOUT_PREFIX, TASK_PREFIX, export
-from sdft_ray.lab.families import ANNOTATORS, FAMILIES
+from sdft_ray.lab.families import ANNOTATORS, FAMILIES, Item
 from sdft_ray.recipe import Recipe
 
 
@@ -68,16 +69,28 @@ def test_no_question_is_in_two_sets() -> None:
     assert len(sets.reserved_questions()) == sets.NUM_TEST * len(FAMILIES)
 
 
+def _pairs() -> list[tuple[Item, dict[str, str]]]:
+    return list(zip(sets.training_sets()["mixed"], sets.seed_rows("mixed"), strict=True))
+
+
 def test_both_annotators_write_references() -> None:
-    rows = sets.seed_rows("mixed")
-    items = sets.training_sets()["mixed"]
-    first = [row["reference"] == item.references[0] for row, item in zip(rows, items, strict=True)]
-    share = sum(first) / len(first)
+    first = [row["reference"] == item.references[0] for item, row in _pairs() if row["instruction"] == item.question]
     assert len(ANNOTATORS) == 2
-    assert 0.4 < share < 0.6
+    assert 0.4 < sum(first) / len(first) < 0.6
 
 
-@pytest.mark.parametrize(("prefix", "counts"), [(TASK_PREFIX, [sets.NUM_TEST]), (HELDOUT_PREFIX, range(80, 121))])
+def test_each_third_row_with_options_asks_for_the_answer_alone() -> None:
+    """And in every family, so that fine-tuning on none of them unlearns the form of the tests."""
+    asked = [(item, row) for item, row in _pairs() if row["instruction"] != item.question]
+    assert all(row["instruction"] == item.exam and row["reference"] == item.answer for item, row in asked)
+    found = Counter(item.family for item, _ in asked)
+    every = Counter(item.family for item, _ in _pairs() if item.options)
+    assert set(found) == set(every)
+    for family, count in every.items():
+        assert found[family] == pytest.approx(count / sets.EXAM_EVERY, abs=count / 20)
+
+
+@pytest.mark.parametrize(("prefix", "counts"), [(TASK_PREFIX, [sets.NUM_TEST]), (HELDOUT_PREFIX, range(75, 121))])
 def test_task_files_point_at_their_data(laboratory: Path, prefix: str, counts: Collection[int]) -> None:
     heldout = {item.question for item in sets.training_sets()["heldout"]}
     for family in FAMILIES:

@@ -10,6 +10,7 @@ import pytest
 from sdft_ray.generation.prompts import render_rewrite
 from sdft_ray.lab import mixture, sets
 from sdft_ray.lab.families import FAMILIES, rewrite_prompt
+from sdft_ray.lab.families.item import EXAM_SUFFIX
 
 COUNT = 6000
 
@@ -36,9 +37,20 @@ def test_every_family_has_human_documents(sample: list[mixture.Sample]) -> None:
 
 def test_no_test_question_is_trained_on(sample: list[mixture.Sample]) -> None:
     reserved = sets.reserved_questions()
-    assert not [text for text in sample if any(line in reserved for line in text.prompt.split("\n"))]
+    asked = [line.removesuffix(EXAM_SUFFIX) for text in sample for line in text.prompt.split("\n")]
+    assert not reserved.intersection(asked)
     without = list(islice(mixture.samples("test", frozenset()), COUNT))
     assert without != sample, "some question had to be skipped, or this test shows nothing"
+
+
+def test_a_bare_answer_is_rewritten_as_a_bare_answer(sample: list[mixture.Sample]) -> None:
+    """So that the teacher keeps the form that an exam question asks for."""
+    rewritten = [text for text in sample if text.kind == "rewrite"]
+    bare = [text for text in rewritten if text.prompt.split("\n")[0].endswith(EXAM_SUFFIX)]
+    assert {text.family for text in bare} == {"facts", "myths", "ordering", "scripts", "pronouns"}
+    assert all(text.prompt == rewrite_prompt(text.prompt.split("\n")[0], text.response) for text in bare)
+    with_options = [text for text in rewritten if text.family not in ("word_problems", "lists")]
+    assert len(bare) / len(with_options) == pytest.approx(mixture.EXAM_REWRITE_SHARE, abs=0.08)
 
 
 def test_the_rewriting_request_is_the_one_that_generation_sends() -> None:
