@@ -6,6 +6,7 @@ import asyncio
 import shlex
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -63,7 +64,8 @@ def submit(
         if resources is not None:
             shutil.copy(resources, Path(folder) / "resources.yaml")
             command += ["--resources", "resources.yaml"]
-        job_id = client.submit_job(
+        job_id = _send(
+            client,
             entrypoint=f"python -m sdft_ray.cli {shlex.join(command)}",
             submission_id=f"{name}-{attempt}",
             runtime_env={"working_dir": folder},
@@ -72,6 +74,22 @@ def submit(
         print(f"submitted {job_id}")
         return 0
     return asyncio.run(_follow(client, job_id, [step.name for step in steps(recipe)], view))
+
+
+def _send(client: Any, *, patience_s: float = 60.0, **job: Any) -> str:
+    """Submit a job; its id. A cluster that has just come up is asked for a while: it takes no jobs at first.
+
+    Raises `ResourceError` when the cluster refuses.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as reason:
+            if "No available agent" not in str(reason) or time.monotonic() > deadline:
+                why = str(reason).strip().splitlines()[0]
+                raise ResourceError(f"the cluster takes no job: {why}", "see its dashboard, and try again") from None
+        time.sleep(1.0)
 
 
 def carry(recipe: Recipe, folder: Path, store: Store) -> None:

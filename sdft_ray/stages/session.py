@@ -33,7 +33,8 @@ class Capacity:
 def ray_session(resources: Resources) -> Iterator[Capacity]:
     """Join the Ray at RAY_ADDRESS or the one already started in this process, else start a local one.
 
-    A local Ray takes `resources.cpus`, listens on loopback only, shows no dashboard, and is shut down at the end.
+    A local Ray takes `resources.cpus`, listens on loopback only, shows no dashboard, and is shut down at the end,
+    after Ctrl-C with this process.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -52,9 +53,9 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
         total = ray.cluster_resources()
         yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), len(ray.nodes()))
     except KeyboardInterrupt:
-        # Threads of running steps find Ray gone and say so at length; whoever pressed the keys knows.
-        for name in ("ray", "ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        # Threads of running steps still talk to Ray: ending it under them can end this process before it says a word.
+        # Its own end takes a local Ray along; in a notebook the next run finds that Ray, and what still ran is kept.
+        ours = False
         raise
     finally:
         if ours:

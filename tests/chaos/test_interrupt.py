@@ -19,6 +19,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 ROOT = Path(__file__).resolve().parents[2]
+HEED_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""A shell's background jobs ignore the signal, and so do their children unless told otherwise."""
 
 
 def _command(folder: Path) -> list[str]:
@@ -29,9 +35,8 @@ def _command(folder: Path) -> list[str]:
 
 def _start(folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "HOME": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
-    return subprocess.Popen(
-        _command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    command = [sys.executable, "-c", HEED_CTRL_C, *_command(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def _until(process: subprocess.Popen[str], kind: str, stage: str) -> None:

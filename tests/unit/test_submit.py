@@ -1,12 +1,15 @@
-"""What travels with a submitted job."""
+"""What travels with a submitted job, and clusters that refuse it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from sdft_ray.errors import ResourceError
 from sdft_ray.recipe import Recipe
 from sdft_ray.store.store import Store
-from sdft_ray.submit import carry
+from sdft_ray.submit import _send, carry
 from tests.recipes import make_recipe, write_rows
 
 
@@ -50,3 +53,27 @@ def test_files_travel_with_the_job_to_a_store_elsewhere(tmp_path: Path) -> None:
     sent = Recipe.load(tmp_path / "job/recipe.yaml")
     assert Path(sent.teacher.model).is_relative_to(tmp_path / "job")
     assert Path(sent.seed_set.source).is_file()
+
+
+class _Cluster:
+    """Refuses with the given words before it takes a job."""
+
+    def __init__(self, *refusals: str) -> None:
+        self.refusals = list(refusals)
+
+    def submit_job(self, **job: str) -> str:
+        if self.refusals:
+            raise RuntimeError(self.refusals.pop(0))
+        return job["submission_id"]
+
+
+def test_a_cluster_that_has_just_come_up_is_asked_again() -> None:
+    cluster = _Cluster("Request failed with status code 500: No available agent to submit job, please try again later.")
+    assert _send(cluster, submission_id="run-1") == "run-1"
+
+
+@pytest.mark.parametrize(("words", "patience_s"), [("No available agent", -1.0), ("disk full\nTraceback", 60.0)])
+def test_a_cluster_that_refuses_is_named(words: str, patience_s: float) -> None:
+    with pytest.raises(ResourceError, match=f"takes no job: {words.splitlines()[0]} ") as caught:
+        _send(_Cluster(*[words] * 3), patience_s=patience_s, submission_id="run-1")
+    assert "Traceback" not in str(caught.value)
