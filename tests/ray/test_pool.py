@@ -1,12 +1,17 @@
-"""The pool of sampler actors: it follows the cluster up and down, and never waits for itself."""
+"""The pool of sampler actors: it follows the cluster up and down, and never waits for itself.
+
+Each test runs in a process of its own: Ray Data keeps handles of its helpers over `ray.shutdown`, so a second Ray in
+one process finds actors that are gone.
+"""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -49,47 +54,50 @@ def _cluster() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
+def _in_a_fresh_process(function: Callable[..., None], *arguments: object) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        executor.submit(function, *arguments).result()
+
+
 def test_the_pool_grows_when_a_node_joins_and_shrinks_at_the_end_of_the_work(tmp_path: Path) -> None:
+    _in_a_fresh_process(_grow_and_shrink, tmp_path)
+
+
+def _grow_and_shrink(folder: Path) -> None:
     part = {"sampler": "scripted", "cpus": 0.9, "max_actors": 2, "scripted_delay_s": 0.01, "chunks_in_flight": 1}
     resources = Resources.model_validate({"generate": part})
-    job = make_job(Store(str(tmp_path)), resources, farm_rows(9_000))
+    job = make_job(Store(str(folder)), resources, farm_rows(9_000))
     sizes: list[int] = []
-    done = threading.Event()
-
-    def watch(cluster: Cluster) -> None:
-        joined = False
-        while not done.wait(0.5):
+    with _cluster() as cluster, ThreadPoolExecutor(1) as thread:
+        running = thread.submit(generate.run, job)
+        while not running.done():
+            time.sleep(0.5)
             sizes.append(_pool_size())
-            if not joined and sizes.count(1) == 10:
+            if sizes.count(1) == 10 and sizes[-1] == 1:
                 cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-                joined = True
-
-    with _cluster() as cluster:
-        watcher = threading.Thread(target=watch, args=(cluster,))
-        watcher.start()
-        try:
-            made = generate.run(job)
-            end = time.monotonic() + 30
-            while _pool_size() and time.monotonic() < end:
-                time.sleep(0.5)
-        finally:
-            done.set()
-            watcher.join()
+        made = running.result()
+        end = time.monotonic() + 30
+        while _pool_size() and time.monotonic() < end:
+            time.sleep(0.5)
         assert _pool_size() == 0
     assert len(made.summary["nodes"]) == 2
     assert max(sizes) == 2
     assert set(sizes[: sizes.index(2)]) <= {0, 1}
-    table = pq.read_table(tmp_path / job.address / files.GENERATED)
+    table = pq.read_table(folder / job.address / files.GENERATED)
     assert table["example_id"].to_pylist() == [f"row-{n}" for n in range(9_000)]
-    log = (tmp_path / job.address / files.PROGRESS).read_text().splitlines()
+    log = (folder / job.address / files.PROGRESS).read_text().splitlines()
     assert {1, 2} <= {json.loads(line)["actors"] for line in log}
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4])
 def test_no_deadlock(cpus: int, tmp_path: Path) -> None:
     """With the default share of a CPU per actor, and as many actors asked for as could never fit."""
+    _in_a_fresh_process(_generate, cpus, tmp_path)
+
+
+def _generate(cpus: int, folder: Path) -> None:
     part = {"sampler": "scripted", "max_actors": 8}
     resources = Resources.model_validate({"cpus": cpus, "object_store_bytes": MEMORY, "generate": part})
-    job = make_job(Store(str(tmp_path)), resources, farm_rows(2_000))
+    job = make_job(Store(str(folder)), resources, farm_rows(2_000))
     with ray_session(resources):
         assert generate.run(job).summary["num_rows"] == 2_000
