@@ -16,12 +16,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from sdft_ray.data.signals import Signals
 from sdft_ray.errors import DataError, RecipeError, ResourceError
 from sdft_ray.recipe import MAX_TOP_LOGPROBS, Generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from sdft_ray.data.signals import Signals
 
 FinishReason = Literal["stop", "length", "error"]
 
