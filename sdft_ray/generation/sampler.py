@@ -2,8 +2,8 @@
 
 A prompt is handed in and a future comes back, so a sampler may hold many prompts at once and finish them in
 any order. A prompt that cannot be sampled (empty, too long, refused) comes back with `finish_reason ==
-"error"`; it never takes its neighbours down. A future raises only when the sampler itself is gone. Nothing here
-needs torch or vLLM at import.
+"error"`; it never takes its neighbours down. A future raises only when the sampler itself is of no more use,
+`EngineError` where a new one may do better. Nothing here needs torch or vLLM at import.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ _WHY_NOT = {
     ("scripted", "hidden_states"): "it asks no model",
 }
 """Which sampler cannot give which signal. A text stands for several token ids, so ids cannot be guessed from it."""
+
+
+class EngineError(RuntimeError):
+    """The engine of a sampler is gone, and with it whatever waited for it."""
 
 
 @dataclass(frozen=True)

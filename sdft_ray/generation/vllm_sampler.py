@@ -13,7 +13,7 @@ import numpy as np
 
 from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.data.signals import Signals, top_logprobs
-from sdft_ray.generation.sampler import LocalSampler, Sampled, SamplingParams, check_signals
+from sdft_ray.generation.sampler import EngineError, LocalSampler, Sampled, SamplingParams, check_signals
 from sdft_ray.recipe import MAX_TOP_LOGPROBS
 
 _Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
@@ -102,7 +102,9 @@ class VllmSampler(LocalSampler):
                     if output.finished:
                         running.pop(output.request_id).set_result(self._finish(output))
         except Exception as reason:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
-            self._fail(reason, running.values())
+            died = EngineError(f"vLLM's engine: {type(reason).__name__}: {reason}")
+            died.__cause__ = reason
+            self._fail(died, running.values())
 
     def _arrived(self, *, wait: bool) -> Iterable[_Request | None]:
         if wait:
@@ -110,7 +112,7 @@ class VllmSampler(LocalSampler):
         while not self._waiting.empty():
             yield self._waiting.get()
 
-    def _fail(self, reason: Exception, running: Iterable[Future[Sampled]]) -> None:
+    def _fail(self, reason: EngineError, running: Iterable[Future[Sampled]]) -> None:
         for future in running:
             future.set_exception(reason)
         while (request := self._waiting.get()) is not None:  # later prompts must not wait for ever

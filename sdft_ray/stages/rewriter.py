@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
+from sdft_ray.generation.sampler import EngineError
 from sdft_ray.models.source import ModelSource
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, node_id, rss_bytes
@@ -67,6 +68,7 @@ class Rewriter:
             top_logprobs=self._recipe.top_logprobs,
             hidden_states=self._recipe.hidden_states,
         )
+        self._has_committed = False
         self._sampler = build_sampler(job)
         self._ready = time.time()
 
@@ -74,11 +76,11 @@ class Rewriter:
         for work in batch.to_pylist():
             try:
                 receipt = self._answer(work["chunk"], work["positions"])
-            except Exception as reason:
-                if _engine_died(reason):
-                    traceback.print_exc()
-                    os._exit(1)  # Ray starts the actor anew only when its process is gone
-                raise
+            except EngineError:
+                if not self._has_committed:
+                    raise  # it would die of the same thing again
+                traceback.print_exc()
+                os._exit(1)  # Ray starts the actor anew only when its process is gone
             yield pa.Table.from_pylist([receipt], schema=RECEIPT)
 
     def _answer(self, chunk: str, positions: list[int]) -> dict[str, Any]:
@@ -133,6 +135,7 @@ class Rewriter:
         ]
 
     def _commit(self, chunk: str, number: int, records: list[dict[str, Any]]) -> str:
+        self._has_committed = True
         return self._cache.write(chunk, number, pa.Table.from_pylist(records, schema=GENERATED_SCHEMA))
 
 
@@ -190,16 +193,6 @@ def _check(row: dict[str, Any]) -> Any:
         return select(row, sampled.text, sampled.finish_reason).source == "distilled"
 
     return passes
-
-
-def _engine_died(reason: BaseException) -> bool:
-    """Whether vLLM's engine process is gone, whatever it was wrapped in."""
-    seen: BaseException | None = reason
-    while seen is not None:
-        if type(seen).__name__ == "EngineDeadError":
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def build_sampler(job: Job) -> Sampler:
