@@ -157,16 +157,17 @@ def run(server: Server, url: str, case: Case) -> dict[str, Any]:
     killed_at = 0
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
-        driver = start(store, url, case)
         finished: dict[bytes, str] = {}
-        if case.target != "nobody":
-            killed_at = wait_for_rows(store, round(case.point * case.num_rows), driver)
-            kill(driver, case.target)
-            finished = finished_rows(store)
-        if driver.wait() != 0:
+        with driving(store, url, case) as driver:
+            if case.target != "nobody":
+                killed_at = wait_for_rows(store, round(case.point * case.num_rows), driver)
+                kill(driver, case.target)
+                finished = finished_rows(store)
+            failed = driver.wait()
+        if failed:
             assert case.target == "driver", "the driver failed"
-            driver = start(store, url, case)
-            assert driver.wait() == 0
+            with driving(store, url, case) as driver:
+                assert driver.wait() == 0
         path = store / ADDRESS / "generated.parquet"
         check(pq.read_table(path), case, finished)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -194,12 +195,19 @@ def finished_rows(store: Path) -> dict[bytes, str]:
     return found
 
 
-def start(store: Path, url: str, case: Case) -> subprocess.Popen[bytes]:
+@contextmanager
+def driving(store: Path, url: str, case: Case) -> Iterator[subprocess.Popen[bytes]]:
+    """The driver of a run, in a process that does not outlive the block."""
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     if case.target == "engine":
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     command = [sys.executable, __file__, "--drive", str(store), url, case.sampler, case.target, str(case.num_rows)]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    driver = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        yield driver
+    finally:
+        driver.kill()
+        driver.wait()
 
 
 def wait_for_rows(store: Path, wanted: int, driver: subprocess.Popen[bytes]) -> int:

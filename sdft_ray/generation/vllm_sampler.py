@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
@@ -70,6 +71,8 @@ class VllmSampler(LocalSampler):
         self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
         self._thread.start()
+        if hasattr(self._engine.engine_core, "outputs_queue"):  # the engine is a process of its own
+            threading.Thread(target=self._watch, name="vllm-watch", daemon=True).start()
 
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
         check_signals("vllm", params)
@@ -105,6 +108,19 @@ class VllmSampler(LocalSampler):
             died = EngineError(f"vLLM's engine: {type(reason).__name__}: {reason}")
             died.__cause__ = reason
             self._fail(died, running.values())
+
+    def _watch(self) -> None:
+        """Wake the thread that steps when the engine's process is gone.
+
+        A step waits for the next output; when the engine dies under it, vLLM 0.32 notes the death and ends the
+        connection, but its synchronous client waits on.
+        """
+        client: Any = self._engine.engine_core
+        while self._thread.is_alive():
+            if client.resources.engine_dead:
+                client.outputs_queue.put(RuntimeError("its process died"))
+                return
+            time.sleep(1)
 
     def _arrived(self, *, wait: bool) -> Iterable[_Request | None]:
         if wait:
