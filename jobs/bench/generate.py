@@ -2,25 +2,33 @@
 
     python jobs/bench/generate.py [--quick] [--rows 2000] [--rounds 3]
 
-Both answer the same rewriting prompts of the laboratory's seed set with the same teacher, sampling and engine
-arguments, engine in one process with one thread. The peer is `vllm.LLM.generate` with all prompts in one call.
-Ours is the stage `generate` on local Ray with one actor, row cache included. Each runs in a process of its own,
-pinned to one core with everything that it starts, in turns. Speed counts from the loaded engine to the last
-answer (ours: to the last receipt of committed rows). Start-up counts from the start of the peer's process, and from
-the call of the stage on a Ray that is up, as it is on a cluster, to a loaded engine; a local Ray's own start is shown
-apart.
+All arms answer the same rewriting prompts of the laboratory's seed set with the same teacher, sampling and engine
+arguments, engine in one process with one thread. They take turns, each in a process of its own:
+
+- `bare`: `vllm.LLM.generate` with all prompts in one call, pinned to one core.
+- `ours`: the stage `generate` on a local Ray cluster whose one worker node, with the actor and Ray's own processes of
+  that node, is pinned to the same core. The head and the driver have the other core, as on a cluster they have
+  another machine.
+- `shared`: the stage on local Ray, everything pinned to that one core. Shown, not bounded.
+
+Speed counts from the loaded engine to the last answer (the stage: to the last receipt of committed rows), from
+seed rows to text for all arms. Start-up counts from the start of the peer's process, and from the call of the stage on
+a Ray that is up, to the loaded engine; Ray's own start is shown apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +40,7 @@ from jobs.bench.support.generation import laboratory_rows, make_job
 
 BOUND_RATIO = 0.95
 BOUND_STARTUP = 1.3
+CORE = min(os.sched_getaffinity(0))
 MAX_TOKENS = 128
 MAX_SEQUENCES = 128
 KV_CACHE_BYTES = 256 * 2**20
@@ -55,26 +64,24 @@ def main() -> None:
     if arguments.arm:
         print(json.dumps(ARMS[arguments.arm](num_rows)))
         return
-    core = min(os.sched_getaffinity(0))
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
     for number in range(rounds):
         for name in list(ARMS)[:: 1 if number % 2 else -1]:
-            runs[name].append(run_arm(name, num_rows, core))
+            runs[name].append(run_arm(name, num_rows))
     show(runs)
 
 
-def run_arm(name: str, num_rows: int, core: int) -> dict[str, float]:
-    """One arm in a process pinned to `core`."""
+def run_arm(name: str, num_rows: int) -> dict[str, float]:
+    """One arm in a process of its own."""
     command = [sys.executable, __file__, "--arm", name, "--rows", str(num_rows)]
     environment = {**os.environ, **ENVIRONMENT, "BENCH_STARTED": str(time.time())}
-    done = subprocess.run(
-        ["taskset", "-c", str(core), *command], env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def bare(num_rows: int) -> dict[str, float]:
     """vLLM alone."""
+    os.sched_setaffinity(0, {CORE})
     from vllm import LLM, SamplingParams
 
     from sdft_ray.lab.export import TEACHER
@@ -88,14 +95,24 @@ def bare(num_rows: int) -> dict[str, float]:
     )
     ready = time.time()
     prompts: Any = [{"prompt_token_ids": ids} for ids in prompts_ids(num_rows)]
-    start = time.time()
     outputs = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS), use_tqdm=False)
     num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    return figures(float(os.environ["BENCH_STARTED"]), ready, time.time() - start, num_tokens)
+    return figures(float(os.environ["BENCH_STARTED"]), ready, time.time() - ready, num_tokens)
 
 
 def ours(num_rows: int) -> dict[str, float]:
-    """The stage on local Ray."""
+    """The stage, its actor on a node of one core."""
+    with node_of_one_core():
+        return run_stage(num_rows)
+
+
+def shared(num_rows: int) -> dict[str, float]:
+    """The stage on local Ray, all of it on one core."""
+    os.sched_setaffinity(0, {CORE})
+    return run_stage(num_rows)
+
+
+def run_stage(num_rows: int) -> dict[str, float]:
     from sdft_ray.resources import Resources
     from sdft_ray.stages import files, generate
     from sdft_ray.stages.session import ray_session
@@ -112,6 +129,27 @@ def ours(num_rows: int) -> dict[str, float]:
     ready = made.summary["first_ready"]
     seen = figures(called, ready, done - ready, made.summary["response_tokens"])
     return {**seen, "ray_start_s": called - float(os.environ["BENCH_STARTED"])}
+
+
+@contextmanager
+def node_of_one_core() -> Iterator[None]:
+    """A head without work for actors on the other cores, and a node on `CORE`. Processes inherit their core."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.sched_setaffinity(0, os.sched_getaffinity(0) - {CORE} or {CORE})
+    mine = os.sched_getaffinity(0)
+    memory = 100 * 2**20
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
+    os.sched_setaffinity(0, {CORE})
+    cluster.add_node(num_cpus=1, object_store_memory=memory)
+    os.sched_setaffinity(0, mine)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def prompts_ids(num_rows: int) -> list[list[int]]:
@@ -134,7 +172,7 @@ def figures(started: float, ready: float, wall_s: float, num_tokens: int) -> dic
     }
 
 
-ARMS = {"bare": bare, "ours": ours}
+ARMS = {"bare": bare, "ours": ours, "shared": shared}
 
 
 def show(runs: dict[str, list[dict[str, float]]]) -> None:
@@ -145,17 +183,21 @@ def show(runs: dict[str, list[dict[str, float]]]) -> None:
         numbers = f"{statistics.median(speeds):,.0f}", f"{min(speeds):,.0f}", f"{max(speeds):,.0f}", f"{startup_s:.1f}"
         table.add_row(name, *numbers, f"{values[0]['num_tokens']:,.0f}")
     Console().print(table)
-    pairs = list(zip(runs["ours"], runs["bare"], strict=True))
-    ratios = [ours["tokens_per_s"] / bare["tokens_per_s"] for ours, bare in pairs]
-    startups = [ours["startup_s"] / bare["startup_s"] for ours, bare in pairs]
+
+    def ratios(arm: str, figure: str) -> list[float]:
+        return [ours[figure] / bare[figure] for ours, bare in zip(runs[arm], runs["bare"], strict=True)]
+
+    speeds, startups = ratios("ours", "tokens_per_s"), ratios("ours", "startup_s")
     result: dict[str, Any] = {
         "bench": "generate",
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
+        "ratio": statistics.median(speeds),
+        "ratios": speeds,
         "bound_ratio": BOUND_RATIO,
         "startup_ratio": statistics.median(startups),
         "startup_ratios": startups,
         "bound_startup_ratio": BOUND_STARTUP,
+        "shared_core_ratios": ratios("shared", "tokens_per_s"),
+        "shared_core_startup_ratios": ratios("shared", "startup_s"),
         "runs": runs,
     }
     print(json.dumps(result))

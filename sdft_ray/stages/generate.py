@@ -154,6 +154,7 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = 1800
+    context.memory_usage_poll_interval_s = None  # receipts tell it, without a thread per call
     calls = settings.chunks_in_flight or 2 * -(-settings.max_sequences // CHUNK_ROWS) + 1
     # Large tasks cost Ray less, small ones spread better and let the pool grow.
     per_task = max(1, min(_MAX_CHUNKS_PER_TASK, len(chunks) // (16 * calls * settings.max_actors)))
@@ -162,7 +163,7 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
         pa.table({"chunk": some, "positions": [chunks[name] for name in some]}, schema=_WORK)
         for some in (names[start : start + per_task] for start in range(0, len(names), per_task))
     ]
-    dataset = ray.data.from_arrow(tasks).map_batches(
+    dataset = ray.data.from_blocks(tasks).map_batches(
         Rewriter,
         fn_constructor_args=(job, cache_url),
         batch_format="pyarrow",

@@ -15,6 +15,7 @@ from sdft_ray.errors import ResourceError
 from sdft_ray.resources import Resources
 
 _LOCAL_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's C++ parts write to our terminal, mostly hints to Ray's own developers
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away; saves a process per training
 }
@@ -80,12 +81,12 @@ def _native_errors_muted() -> Iterator[None]:
 
 
 def _local_options(resources: Resources) -> dict[str, Any]:
-    # Ray's C++ parts write to our terminal, and what they call errors are mostly hints to Ray's own developers.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # By way of this process, not of a runtime environment: that would not fit the workers that Ray starts beforehand.
+    for name, value in _LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     return {
         "address": "local",
         "num_cpus": resources.cpus,
         "object_store_memory": resources.object_store_bytes,
         "include_dashboard": False,
-        "runtime_env": {"env_vars": _LOCAL_ENVIRONMENT},
     }
