@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
 from sdft_ray.errors import DataError
-from sdft_ray.generation.chunks import CHUNK_ROWS, Ledger, keys_of, table_keys
+from sdft_ray.generation.chunks import CHUNK_ROWS, Ledger, keys_of, runs_of, table_keys
 from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
@@ -38,8 +38,9 @@ from sdft_ray.store.manifest import Usage
 
 CACHE_VERSION = 1
 """Raise it when the same teacher, prompt and sampling would give other rows."""
-_WORK = pa.schema([("chunk", pa.string()), ("positions", pa.list_(pa.int64()))])
+_WORK = pa.schema([("chunk", pa.string()), ("runs", pa.list_(pa.int32()))])
 _MAX_CHUNKS_PER_TASK = 16
+_KEYED_AT_A_TIME = 8192
 _TELL_EVERY_S = 1.0
 _ACTIVE_S = 60.0
 """An actor counts towards the pool while its last receipt is younger."""
@@ -54,7 +55,7 @@ def run(job: Job) -> Made:
         cache = RowCache(job.store.url_of(f"rows/{cache_id}"))
         cache.claim(identity)
         seed = pq.ParquetFile(job.input("seed") / files.ROWS)
-        ledger = Ledger(keys_of(seed.iter_batches(columns=list(KEY_COLUMNS)), KEY_COLUMNS))
+        ledger = Ledger(keys_of(seed.iter_batches(_KEYED_AT_A_TIME, columns=list(KEY_COLUMNS)), KEY_COLUMNS))
         damaged = _find_finished(job, cache, cache_id, ledger)
         tally = _Tally(job, ledger.num_rows, reused=ledger.num_rows - len(ledger.missing()))
         tally.tell()
@@ -158,12 +159,7 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
     calls = settings.chunks_in_flight or 2 * -(-settings.max_sequences // CHUNK_ROWS) + 1
     # Large tasks cost Ray less, small ones spread better and let the pool grow.
     per_task = max(1, min(_MAX_CHUNKS_PER_TASK, len(chunks) // (16 * calls * settings.max_actors)))
-    names = list(chunks)
-    tasks = [
-        pa.table({"chunk": some, "positions": [chunks[name] for name in some]}, schema=_WORK)
-        for some in (names[start : start + per_task] for start in range(0, len(names), per_task))
-    ]
-    dataset = ray.data.from_blocks(tasks).map_batches(
+    dataset = ray.data.from_blocks(_tasks(chunks, per_task)).map_batches(
         Rewriter,
         fn_constructor_args=(job, cache_url),
         batch_format="pyarrow",
@@ -179,6 +175,14 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
     batches: Iterable[Any] = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
     for batch in batches:
         yield from batch.cast(RECEIPT).to_pylist()
+
+
+def _tasks(chunks: dict[str, Any], per_task: int) -> list[pa.Table]:
+    names = list(chunks)
+    return [
+        pa.table({"chunk": some, "runs": [runs_of(chunks[name]) for name in some]}, schema=_WORK)
+        for some in (names[start : start + per_task] for start in range(0, len(names), per_task))
+    ]
 
 
 class _Tally:

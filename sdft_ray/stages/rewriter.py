@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
+from sdft_ray.generation.chunks import positions_of, row_key
 from sdft_ray.generation.sampler import EngineError
 from sdft_ray.models.source import ModelSource
 from sdft_ray.stages import files
@@ -75,7 +77,7 @@ class Rewriter:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for work in batch.to_pylist():
             try:
-                receipt = self._answer(work["chunk"], work["positions"])
+                receipt = self._answer(work["chunk"], positions_of(work["runs"]))
             except EngineError:
                 if not self._has_committed:
                     raise  # it would die of the same thing again
@@ -83,7 +85,7 @@ class Rewriter:
                 os._exit(1)  # Ray starts the actor anew only when its process is gone
             yield pa.Table.from_pylist([receipt], schema=RECEIPT)
 
-    def _answer(self, chunk: str, positions: list[int]) -> dict[str, Any]:
+    def _answer(self, chunk: str, positions: NDArray[np.int64]) -> dict[str, Any]:
         """Answer what no part of the chunk holds yet: there are such parts when an actor died over it."""
         from sdft_ray.generation.rewriting import answer_chunk
 
@@ -118,8 +120,7 @@ class Rewriter:
             "ready": self._ready,
         }
 
-    def _asked(self, positions: list[int]) -> list[Any]:
-        from sdft_ray.generation.chunks import row_key
+    def _asked(self, positions: NDArray[np.int64]) -> list[Any]:
         from sdft_ray.generation.prompts import render_rewrite
         from sdft_ray.generation.rewriting import Asked
 
@@ -158,16 +159,15 @@ class _Rows:
     """Rows of a Parquet file by position; the row groups touched last stay in memory."""
 
     def __init__(self, path: Path, *, num_groups: int = 4) -> None:
-        self._file = pq.ParquetFile(path, memory_map=True)
+        self._file = pq.ParquetFile(path)
         sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
         self._num_groups = num_groups
         self._lock = threading.Lock()
 
-    def take(self, positions: list[int]) -> list[dict[str, Any]]:
+    def take(self, wanted: NDArray[np.int64]) -> list[dict[str, Any]]:
         """The rows at ascending positions."""
-        wanted = np.asarray(positions)
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
         taken = []
         for group in np.unique(groups):

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdft_ray.generation.chunks import CHUNK_ROWS, KEY_BYTES, Keys, Ledger, keys_of, row_key, table_keys
+from sdft_ray.generation.chunks import (
+    CHUNK_ROWS,
+    KEY_BYTES,
+    Keys,
+    Ledger,
+    keys_of,
+    positions_of,
+    row_key,
+    runs_of,
+    table_keys,
+)
 
 SCHEMA = pa.schema([("row_key", pa.binary(KEY_BYTES)), ("sample_index", pa.int32()), ("response", pa.string())])
 
@@ -97,3 +107,11 @@ def test_an_empty_seed_set_has_no_chunks() -> None:
     assert ledger.find("a", _keys(["x"])) == 0
     assert list(ledger.chunks()) == []
     assert list(ledger.assemble({}.__getitem__)) == []
+
+
+@given(st.sets(st.integers(0, 300), min_size=1))
+def test_runs_stand_for_positions(wanted: set[int]) -> None:
+    positions = np.array(sorted(wanted), dtype=np.int32)
+    runs = runs_of(positions)
+    assert positions_of(runs.tolist()).tolist() == positions.tolist()
+    assert len(runs) == 2 * len([p for p in wanted if p - 1 not in wanted])
