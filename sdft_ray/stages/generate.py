@@ -27,19 +27,19 @@ from ray.data import ActorPoolStrategy, DataContext
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
 from sdft_ray.errors import DataError
-from sdft_ray.generation.chunks import CHUNK_ROWS, Ledger, keys_of, runs_of, table_keys
+from sdft_ray.generation.chunks import CHUNK_ROWS, Keys, Ledger, keys_of, runs_of, table_keys
 from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.metrics import GenerationMetrics
-from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter, rows_at_a_time
+from sdft_ray.stages.rewriter import KEY_COLUMNS, Rewriter, rows_at_a_time
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Usage
 
 CACHE_VERSION = 1
 """Raise it when the same teacher, prompt and sampling would give other rows."""
 _WORK = pa.schema([("chunk", pa.string()), ("runs", pa.list_(pa.int32()))])
-_MAX_CHUNKS_PER_TASK = 16
+_MAX_CHUNKS_PER_TASK = 64
 _KEYED_AT_A_TIME = 8192
 _TELL_EVERY_S = 1.0
 _ACTIVE_S = 60.0
@@ -54,8 +54,7 @@ def run(job: Job) -> Made:
     with Meter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
         cache = RowCache(job.store.url_of(f"rows/{cache_id}"))
         cache.claim(identity)
-        seed = pq.ParquetFile(job.input("seed") / files.ROWS)
-        ledger = Ledger(keys_of(seed.iter_batches(_KEYED_AT_A_TIME, columns=list(KEY_COLUMNS)), KEY_COLUMNS))
+        ledger = Ledger(_keys(job.input("seed") / files.ROWS))
         damaged = _find_finished(job, cache, cache_id, ledger)
         tally = _Tally(job, ledger.num_rows, reused=ledger.num_rows - len(ledger.missing()))
         tally.tell()
@@ -85,6 +84,11 @@ def _cache_identity(job: Job) -> dict[str, Any]:
         **job.recipe.generate.model_dump(mode="json", exclude={"template", "attempt"}),
         "replicate": job.recipe.replicate,
     }
+
+
+def _keys(path: Path) -> Keys:
+    with pq.ParquetFile(path) as seed:
+        return keys_of(seed.iter_batches(_KEYED_AT_A_TIME, columns=list(KEY_COLUMNS)), KEY_COLUMNS)
 
 
 # -- what earlier runs finished ------------------------------------------------------------------------------
@@ -155,6 +159,7 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = 1800
+    context.target_max_block_size = 1  # receipts come while their task still runs
     context.memory_usage_poll_interval_s = None  # receipts tell it, without a thread per call
     calls = settings.chunks_in_flight or 2 * -(-settings.max_sequences // CHUNK_ROWS) + 1
     # Large tasks cost Ray less, small ones spread better and let the pool grow.
@@ -174,7 +179,8 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
     )
     batches: Iterable[Any] = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
     for batch in batches:
-        yield from batch.cast(RECEIPT).to_pylist()
+        for receipts in batch["receipts"].to_pylist():
+            yield from receipts
 
 
 def _tasks(chunks: dict[str, Any], per_task: int) -> list[pa.Table]:

@@ -31,7 +31,8 @@ KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind",
 """Columns of the seed set that shape the answers to a row."""
 _HELD_BYTES = 256 * 2**20
 """What uncommitted rows of an actor, or rows on their way into the table, may come to."""
-RECEIPT = pa.schema(
+_TELL_EVERY_S = 1.0
+_RECEIPT = pa.struct(
     [
         ("chunk", pa.string()),
         ("parts", pa.list_(pa.string())),
@@ -46,6 +47,8 @@ RECEIPT = pa.schema(
         ("ready", pa.float64()),  # when the actor's engine was loaded, seconds since the epoch
     ]
 )
+RECEIPTS = pa.schema([("receipts", pa.list_(_RECEIPT))])
+"""One row for all that was finished since the last: Ray Data passes whole rows on as soon as they come."""
 
 
 class Rewriter:
@@ -75,15 +78,21 @@ class Rewriter:
         self._ready = time.time()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        receipts: list[dict[str, Any]] = []
+        told = time.monotonic()
         for work in batch.to_pylist():
             try:
-                receipt = self._answer(work["chunk"], positions_of(work["runs"]))
+                receipts.append(self._answer(work["chunk"], positions_of(work["runs"])))
             except EngineError:
                 if not self._has_committed:
                     raise  # it would die of the same thing again
                 traceback.print_exc()
                 os._exit(1)  # Ray starts the actor anew only when its process is gone
-            yield pa.Table.from_pylist([receipt], schema=RECEIPT)
+            if time.monotonic() - told >= _TELL_EVERY_S:
+                yield pa.table({"receipts": [receipts]}, schema=RECEIPTS)
+                receipts, told = [], time.monotonic()
+        if receipts:
+            yield pa.table({"receipts": [receipts]}, schema=RECEIPTS)
 
     def _answer(self, chunk: str, positions: NDArray[np.int64]) -> dict[str, Any]:
         """Answer what no part of the chunk holds yet: there are such parts when an actor died over it."""

@@ -24,7 +24,7 @@ from sdft_ray.recipe import Calibration, Recipe, RowSource
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter
 
-ROW_GROUP = 1024
+ROW_GROUP = 4096
 """Rows per row group: what a generation actor reads at a time."""
 NUM_EXAMPLES = 5
 """Rows left out whose ids the manifest holds."""
@@ -61,7 +61,7 @@ def make(job: Job) -> Made:
     families: Counter[str] = Counter()
     with Meter() as meter, job.output(made) as directory:
         sieve = _Sieve(job.recipe) if is_seed else None
-        with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA) as writer:
+        with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA, write_statistics=False) as writer:
             for table in read(job.recipe.seed_set if is_seed else job.recipe.calibration):
                 kept = sieve.keep(table) if sieve else table
                 if kept.num_rows:

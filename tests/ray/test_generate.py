@@ -80,13 +80,13 @@ def expected(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_actor_costs_no_row(seed: int, tmp_path: Path, expected: bytes) -> None:
-    job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.01, max_actors=2), farm_rows(NUM_ROWS))
+    job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.02, max_actors=2), farm_rows(NUM_ROWS))
     killed: list[int] = []
     stop = threading.Event()
 
     def kill() -> None:
         rng = random.Random(seed)
-        while not stop.wait(rng.uniform(0.5, 2)):
+        while not stop.wait(rng.uniform(0.1, 0.8)):
             if len(killed) < 3 and (actors := _actors()):
                 victim = rng.choice(actors)
                 killed.append(victim.pid)

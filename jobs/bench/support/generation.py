@@ -29,7 +29,7 @@ def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> Jo
     if store.manifest(seed) is None:
         work = store.work(seed) / "output"
         work.mkdir(parents=True)
-        with pq.ParquetWriter(work / files.ROWS, SEED_SCHEMA) as writer:
+        with pq.ParquetWriter(work / files.ROWS, SEED_SCHEMA, write_statistics=False) as writer:
             for batch in rows:
                 writer.write_table(batch, row_group_size=ROW_GROUP)
         placed = store.place(seed, work)
@@ -49,8 +49,8 @@ def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> Jo
 
 def farm_rows(num_rows: int) -> Iterator[pa.Table]:
     """Different rows of about the length of a laboratory word problem, in tables of `SEED_SCHEMA`."""
-    for start in range(0, num_rows, 16 * ROW_GROUP):
-        numbers = range(start, min(start + 16 * ROW_GROUP, num_rows))
+    for start in range(0, num_rows, 4 * ROW_GROUP):
+        numbers = range(start, min(start + 4 * ROW_GROUP, num_rows))
         yield pa.table(
             {
                 "example_id": [f"row-{n}" for n in numbers],
