@@ -1,6 +1,6 @@
 """The generation stage against bare vLLM: tokens per second once running, and the time to get there.
 
-    python jobs/bench/generate.py [--quick] [--rows 2000] [--rounds 3]
+    python jobs/bench/generate.py [--quick] [--rows 2000] [--rounds 3] [--no-shared]
 
 All arms answer the same rewriting prompts of the laboratory's seed set with the same teacher, sampling and engine
 arguments, engine in one process with one thread. They take turns, each in a process of its own:
@@ -13,7 +13,7 @@ arguments, engine in one process with one thread. They take turns, each in a pro
 
 Speed counts from the loaded engine to the last answer (the stage: to the last receipt of committed rows), from
 seed rows to text for all arms. Start-up counts from the start of the peer's process, and from the call of the stage on
-a Ray that is up, to the loaded engine; Ray's own start is shown apart.
+a Ray that is up and idle, to the loaded engine; Ray's own start is shown apart.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ BOUND_STARTUP = 1.3
 CORE = min(os.sched_getaffinity(0))
 MAX_TOKENS = 128
 MAX_SEQUENCES = 128
+SETTLE_S = 5
+"""Ray's own processes still start when it says that it is up."""
 KV_CACHE_BYTES = 256 * 2**20
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -58,13 +60,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of 300 rows, without the arm `shared`")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-shared", action="store_true", help="without the arm `shared`")
     parser.add_argument("--arm", choices=list(ARMS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     num_rows, rounds = (300, 1) if arguments.quick else (arguments.rows, arguments.rounds)
     if arguments.arm:
         print(json.dumps(ARMS[arguments.arm](num_rows)))
         return
-    arms = [name for name in ARMS if name != "shared" or not arguments.quick]
+    arms = [name for name in ARMS if name != "shared" or not (arguments.quick or arguments.no_shared)]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for number in range(rounds):
         for name in arms[:: 1 if number % 2 else -1]:
@@ -123,6 +126,7 @@ def run_stage(num_rows: int) -> dict[str, float]:
     resources = Resources.model_validate({"cpus": 2, "generate": part})
     with tempfile.TemporaryDirectory() as folder, ray_session(resources):
         job = make_job(Store(folder), resources, laboratory_rows(num_rows))
+        time.sleep(SETTLE_S)
         called = time.time()
         made = generate.run(job)
         log = (Path(folder) / job.address / files.PROGRESS).read_text().splitlines()
