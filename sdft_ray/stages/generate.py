@@ -152,35 +152,41 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
     if not chunks:
         return
     settings = job.resources.generate
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
+    calls = settings.chunks_in_flight or 2 * -(-settings.max_sequences // CHUNK_ROWS) + 1
+    # Large tasks cost Ray less, small ones spread better and let the pool grow.
+    per_task = max(1, min(_MAX_CHUNKS_PER_TASK, len(chunks) // (16 * calls * settings.max_actors)))
+    with DataContext.current(_data_context()):
+        dataset = ray.data.from_blocks(_tasks(chunks, per_task)).map_batches(
+            Rewriter,
+            fn_constructor_args=(job, cache_url),
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=ActorPoolStrategy(
+                min_size=settings.min_actors,
+                max_size=settings.max_actors,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=True,
+            ),
+            **remote_options(settings),
+        )
+    batches: Iterable[Any] = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
+    for batch in batches:
+        for receipts in batch["receipts"].to_pylist():
+            yield from receipts
+
+
+def _data_context() -> DataContext:
+    """Settings of our data set alone: a user's own data sets in this process keep theirs."""
+    context = DataContext.get_current().copy()
     # Ray Data tells its own story on standard error; ours goes through progress events.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = 1800
     context.target_max_block_size = 1  # receipts come while their task still runs
     context.memory_usage_poll_interval_s = None  # receipts tell it, without a thread per call
-    calls = settings.chunks_in_flight or 2 * -(-settings.max_sequences // CHUNK_ROWS) + 1
-    # Large tasks cost Ray less, small ones spread better and let the pool grow.
-    per_task = max(1, min(_MAX_CHUNKS_PER_TASK, len(chunks) // (16 * calls * settings.max_actors)))
-    dataset = ray.data.from_blocks(_tasks(chunks, per_task)).map_batches(
-        Rewriter,
-        fn_constructor_args=(job, cache_url),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=ActorPoolStrategy(
-            min_size=settings.min_actors,
-            max_size=settings.max_actors,
-            max_concurrent_calls_per_actor=calls,
-            enable_true_multi_threading=True,
-        ),
-        **remote_options(settings),
-    )
-    batches: Iterable[Any] = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
-    for batch in batches:
-        for receipts in batch["receipts"].to_pylist():
-            yield from receipts
+    return context
 
 
 def _tasks(chunks: dict[str, Any], per_task: int) -> list[pa.Table]:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from ray.data import DataContext
 
 from jobs.bench.support.generation import farm_rows, make_job
 from sdft_ray.data.example import GENERATED_SCHEMA, SEED_SCHEMA
@@ -123,6 +124,7 @@ def test_a_grown_seed_set_asks_for_the_new_rows_only(tmp_path: Path) -> None:
 
 
 def test_progress_for_machines(tmp_path: Path) -> None:
+    ours = DataContext.get_current().copy()
     job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.005), farm_rows(400))
     generate.run(job)
     lines = [json.loads(line) for line in (tmp_path / job.address / files.PROGRESS).read_text().splitlines()]
@@ -130,6 +132,7 @@ def test_progress_for_machines(tmp_path: Path) -> None:
     assert lines[-1]["rows_done"] == lines[-1]["rows"] == 400
     assert lines[-1]["actors"] == 1
     assert [line["rows_done"] for line in lines] == sorted(line["rows_done"] for line in lines)
+    assert DataContext.get_current().target_max_block_size == ours.target_max_block_size
 
 
 def test_figures_for_prometheus(tmp_path: Path) -> None:
