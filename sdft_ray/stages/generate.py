@@ -32,14 +32,14 @@ from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.metrics import GenerationMetrics
-from sdft_ray.stages.rewriter import KEY_COLUMNS, Rewriter, rows_at_a_time
+from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter, rows_at_a_time
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Usage
 
 CACHE_VERSION = 1
 """Raise it when the same teacher, prompt and sampling would give other rows."""
 _WORK = pa.schema([("chunk", pa.string()), ("runs", pa.list_(pa.int32()))])
-_MAX_CHUNKS_PER_TASK = 64
+_MAX_CHUNKS_PER_TASK = 16
 _KEYED_AT_A_TIME = 8192
 _TELL_EVERY_S = 1.0
 _ACTIVE_S = 60.0
@@ -171,8 +171,7 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
         )
     batches: Iterable[Any] = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
     for batch in batches:
-        for receipts in batch["receipts"].to_pylist():
-            yield from receipts
+        yield from batch.cast(RECEIPT).to_pylist()
 
 
 def _data_context() -> DataContext:
@@ -184,7 +183,6 @@ def _data_context() -> DataContext:
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = 1800
-    context.target_max_block_size = 1  # receipts come while their task still runs
     context.memory_usage_poll_interval_s = None  # receipts tell it, without a thread per call
     return context
 

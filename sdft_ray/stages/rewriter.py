@@ -31,8 +31,7 @@ KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind",
 """Columns of the seed set that shape the answers to a row."""
 _HELD_BYTES = 256 * 2**20
 """What uncommitted rows of an actor, or rows on their way into the table, may come to."""
-_TELL_EVERY_S = 1.0
-_RECEIPT = pa.struct(
+RECEIPT = pa.schema(
     [
         ("chunk", pa.string()),
         ("parts", pa.list_(pa.string())),
@@ -47,8 +46,6 @@ _RECEIPT = pa.struct(
         ("ready", pa.float64()),  # when the actor's engine was loaded, seconds since the epoch
     ]
 )
-RECEIPTS = pa.schema([("receipts", pa.list_(_RECEIPT))])
-"""One row for all that was finished since the last: Ray Data passes whole rows on as soon as they come."""
 
 
 class Rewriter:
@@ -78,21 +75,17 @@ class Rewriter:
         self._ready = time.time()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        receipts: list[dict[str, Any]] = []
-        told = time.monotonic()
+        # One receipt per chunk, in order: Ray takes up a task of a dead actor at the output where it ended, so how
+        # many outputs a task has must not depend on time.
         for work in batch.to_pylist():
             try:
-                receipts.append(self._answer(work["chunk"], positions_of(work["runs"])))
+                receipt = self._answer(work["chunk"], positions_of(work["runs"]))
             except EngineError:
                 if not self._has_committed:
                     raise  # it would die of the same thing again
                 traceback.print_exc()
                 os._exit(1)  # Ray starts the actor anew only when its process is gone
-            if time.monotonic() - told >= _TELL_EVERY_S:
-                yield pa.table({"receipts": [receipts]}, schema=RECEIPTS)
-                receipts, told = [], time.monotonic()
-        if receipts:
-            yield pa.table({"receipts": [receipts]}, schema=RECEIPTS)
+            yield pa.Table.from_pylist([receipt], schema=RECEIPT)
 
     def _answer(self, chunk: str, positions: NDArray[np.int64]) -> dict[str, Any]:
         """Answer what no part of the chunk holds yet: there are such parts when an actor died over it."""

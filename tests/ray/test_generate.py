@@ -132,7 +132,7 @@ def test_progress_for_machines(tmp_path: Path) -> None:
     assert lines[-1]["rows_done"] == lines[-1]["rows"] == 400
     assert lines[-1]["actors"] == 1
     assert [line["rows_done"] for line in lines] == sorted(line["rows_done"] for line in lines)
-    assert DataContext.get_current().target_max_block_size == ours.target_max_block_size
+    assert DataContext.get_current().memory_usage_poll_interval_s == ours.memory_usage_poll_interval_s
 
 
 def test_figures_for_prometheus(tmp_path: Path) -> None:
