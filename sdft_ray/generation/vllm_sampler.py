@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import queue
 import threading
 import time
@@ -18,9 +16,6 @@ from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.data.signals import Signals, top_logprobs
 from sdft_ray.generation.sampler import EngineError, LocalSampler, Sampled, SamplingParams, check_signals
 from sdft_ray.recipe import MAX_TOP_LOGPROBS
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-"""Names in malloc.h."""
 
 _Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
 
@@ -56,7 +51,6 @@ class VllmSampler(LocalSampler):
         """
         from vllm import LLM
 
-        _keep_freed_memory()
         llm = LLM(
             model=str(model_dir),
             dtype=dtype,  # type: ignore[arg-type]
@@ -157,19 +151,6 @@ class VllmSampler(LocalSampler):
         ids_TK = np.asarray(flat.token_ids).reshape(num_tokens, -1)[:, 1:]
         logprobs_TK = np.asarray(flat.logprobs).reshape(num_tokens, -1)[:, 1:]
         return Signals(top=top_logprobs(ids_TK, logprobs_TK, self.vocab_size))
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next step.
-
-    Outside the main thread it would give the memory back and ask for it again, cleared, at every step: 5 % of a
-    core on the laboratory's teacher.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest that it takes
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
-        libc.mallopt(_M_TOP_PAD, 64 * 2**20)  # the size of a thread's heap: it is never empty enough to be unmapped
 
 
 def _vllm_params(params: SamplingParams, seed: int, vocab_size: int) -> Any:

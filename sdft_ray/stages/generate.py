@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
+from sdft_ray import resources
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
 from sdft_ray.errors import DataError
@@ -152,11 +153,8 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
     if not chunks:
         return
     settings = job.resources.generate
-    calls = settings.chunks_in_flight or 2 * -(-settings.max_sequences // CHUNK_ROWS) + 1
-    # Large tasks cost Ray less, small ones spread better and let the pool grow.
-    per_task = max(1, min(_MAX_CHUNKS_PER_TASK, len(chunks) // (16 * calls * settings.max_actors)))
     with DataContext.current(_data_context()):
-        dataset = ray.data.from_blocks(_tasks(chunks, per_task)).map_batches(
+        dataset = ray.data.from_blocks(_tasks(chunks, chunks_per_task(len(chunks), settings))).map_batches(
             Rewriter,
             fn_constructor_args=(job, cache_url),
             batch_format="pyarrow",
@@ -164,7 +162,7 @@ def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[s
             compute=ActorPoolStrategy(
                 min_size=settings.min_actors,
                 max_size=settings.max_actors,
-                max_concurrent_calls_per_actor=calls,
+                max_concurrent_calls_per_actor=_calls(settings),
                 enable_true_multi_threading=True,
             ),
             **remote_options(settings),
@@ -185,6 +183,16 @@ def _data_context() -> DataContext:
     context.execution_no_progress_timeout_s = 1800
     context.memory_usage_poll_interval_s = None  # receipts tell it, without a thread per call
     return context
+
+
+def _calls(settings: resources.Generate) -> int:
+    """How many tasks an actor has open: enough that its engine always has a chunk to go on with."""
+    return settings.chunks_in_flight or 2 * -(-settings.max_sequences // CHUNK_ROWS) + 1
+
+
+def chunks_per_task(num_chunks: int, settings: resources.Generate) -> int:
+    """Large tasks cost Ray less; small ones spread better, tell sooner how far they are, and let the pool grow."""
+    return max(1, min(_MAX_CHUNKS_PER_TASK, num_chunks // (16 * _calls(settings) * settings.max_actors)))
 
 
 def _tasks(chunks: dict[str, Any], per_task: int) -> list[pa.Table]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe import Recipe
 from sdft_ray.resources import Device, Resources
 from sdft_ray.store.manifest import FileEntry, Usage
 from sdft_ray.store.store import Store
+
+if TYPE_CHECKING:
+    import psutil
 
 
 class Progress(Protocol):
@@ -136,9 +141,15 @@ def node_id() -> str:
 
 def rss_bytes() -> int:
     """Resident memory of this process now."""
+    return _process(os.getpid()).memory_info().rss
+
+
+@functools.cache
+def _process(pid: int) -> psutil.Process:
+    """Once per process: it reads a lot about itself."""
     import psutil
 
-    return psutil.Process().memory_info().rss
+    return psutil.Process(pid)
 
 
 def together(parts: list[Usage]) -> Usage:

@@ -7,7 +7,6 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,22 +69,25 @@ class Rewriter:
             top_logprobs=self._recipe.top_logprobs,
             hidden_states=self._recipe.hidden_states,
         )
+        self._node = node_id()
         self._has_committed = False
         self._sampler = build_sampler(job)
         self._ready = time.time()
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        # One receipt per chunk, in order: Ray takes up a task of a dead actor at the output where it ended, so how
-        # many outputs a task has must not depend on time.
-        for work in batch.to_pylist():
-            try:
-                receipt = self._answer(work["chunk"], positions_of(work["runs"]))
-            except EngineError:
-                if not self._has_committed:
-                    raise  # it would die of the same thing again
-                traceback.print_exc()
-                os._exit(1)  # Ray starts the actor anew only when its process is gone
-            yield pa.Table.from_pylist([receipt], schema=RECEIPT)
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """The receipts of a task's chunks, all at its end.
+
+        Ray takes up a dead actor's task at the output where it ended, so the number of outputs must not depend on
+        time. One output per chunk would be as safe, and takes three times as long where the sampler is quick.
+        """
+        try:
+            receipts = [self._answer(work["chunk"], positions_of(work["runs"])) for work in batch.to_pylist()]
+        except EngineError:
+            if not self._has_committed:
+                raise  # it would die of the same thing again
+            traceback.print_exc()
+            os._exit(1)  # Ray starts the actor anew only when its process is gone
+        return pa.Table.from_pylist(receipts, schema=RECEIPT)
 
     def _answer(self, chunk: str, positions: NDArray[np.int64]) -> dict[str, Any]:
         """Answer what no part of the chunk holds yet: there are such parts when an actor died over it."""
@@ -117,8 +119,8 @@ class Rewriter:
             "response_tokens": answered.response_tokens,
             "first_error": answered.first_error,
             "peak_rss_bytes": rss_bytes(),
-            "node": node_id(),
-            "actor": f"{node_id()[:8]}/{os.getpid()}",
+            "node": self._node,
+            "actor": f"{self._node[:8]}/{os.getpid()}",
             "ready": self._ready,
         }
 

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from jobs.bench.support.generation import farm_rows, make_job
 from sdft_ray.data.example import GENERATED_SCHEMA, SEED_SCHEMA
 from sdft_ray.data.signals import decode_hidden, decode_top
 from sdft_ray.errors import DataError
+from sdft_ray.generation.chunks import CHUNK_ROWS
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.loading import load_model
 from sdft_ray.recipe import Generate
@@ -83,12 +85,33 @@ def expected(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_actor_costs_no_row(seed: int, tmp_path: Path, expected: bytes) -> None:
     job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.02, max_actors=2), farm_rows(NUM_ROWS))
+    with _killing_actors(seed, wait_s=(0.1, 0.8)):
+        generate.run(job)
+    assert (tmp_path / job.address / files.GENERATED).read_bytes() == expected
+
+
+def test_a_task_of_several_chunks_is_taken_up_where_its_actor_died(tmp_path: Path) -> None:
+    """Ray goes on at the output where the task ended: a receipt too many or too few would lose a chunk."""
+    settings = {"chunks_in_flight": 1, "scripted_delay_s": 0.02}
+    num_rows = 2048
+    whole = make_job(Store(str(tmp_path / "whole")), _resources(), farm_rows(num_rows))
+    generate.run(whole)
+    job = make_job(Store(str(tmp_path / "killed")), _resources(**settings), farm_rows(num_rows))
+    assert generate.chunks_per_task(num_rows // CHUNK_ROWS, job.resources.generate) == 2
+    with _killing_actors(0, wait_s=(2, 7)):
+        generate.run(job)
+    assert _rows(job).equals(_rows(whole))
+
+
+@contextmanager
+def _killing_actors(seed: int, *, wait_s: tuple[float, float]) -> Iterator[None]:
+    """Three times, after a random wait, an actor of the pool gets SIGKILL; at least once before the block ends."""
     killed: list[int] = []
     stop = threading.Event()
 
     def kill() -> None:
         rng = random.Random(seed)
-        while not stop.wait(rng.uniform(0.1, 0.8)):
+        while not stop.wait(rng.uniform(*wait_s)):
             if len(killed) < 3 and (actors := _actors()):
                 victim = rng.choice(actors)
                 killed.append(victim.pid)
@@ -97,12 +120,11 @@ def test_a_killed_actor_costs_no_row(seed: int, tmp_path: Path, expected: bytes)
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        generate.run(job)
+        yield
     finally:
         stop.set()
         killer.join()
     assert killed
-    assert (tmp_path / job.address / files.GENERATED).read_bytes() == expected
 
 
 def _actors() -> list[psutil.Process]:
