@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,8 +90,13 @@ def answer_chunk(
     seed: int,
     num_samples: int = 1,
     parts: Sequence[str] = (),
+    turn: AbstractContextManager[Any] | None = None,
 ) -> Answered:
     """Sample every row, up to `num_samples` times until a sample passes; rows finish in any order.
+
+    `turn` is held while the rows are handed in. A lock that all chunks of a sampler share keeps their rows from
+    mixing in its queue: then chunks finish, and are followed by new ones, one after another. Mixed ones would finish
+    together and leave the sampler with little to do.
 
     What is finished is committed even when the sampler dies half way; its exception then passes through.
     """
@@ -105,8 +111,9 @@ def answer_chunk(
 
     buffer.open(name, parts)
     try:
-        for index in range(len(rows)):
-            ask(index, 0)
+        with turn or nullcontext():
+            for index in range(len(rows)):
+                ask(index, 0)
         num_open = len(rows)
         while num_open:
             index, sample_index, done = finished.get()

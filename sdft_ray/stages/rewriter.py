@@ -69,6 +69,7 @@ class Rewriter:
             top_logprobs=self._recipe.top_logprobs,
             hidden_states=self._recipe.hidden_states,
         )
+        self._turn = threading.Lock()
         self._node = node_id()
         self._has_committed = False
         self._sampler = build_sampler(job)
@@ -109,6 +110,7 @@ class Rewriter:
             seed=self._recipe.seed,
             num_samples=self._recipe.num_samples,
             parts=parts,
+            turn=self._turn,
         )
         return {
             "chunk": chunk,

@@ -84,7 +84,7 @@ def expected(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_actor_costs_no_row(seed: int, tmp_path: Path, expected: bytes) -> None:
-    job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.02, max_actors=2), farm_rows(NUM_ROWS))
+    job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.007, max_actors=2), farm_rows(NUM_ROWS))
     with _killing_actors(seed, wait_s=(0.1, 0.8)):
         generate.run(job)
     assert (tmp_path / job.address / files.GENERATED).read_bytes() == expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,27 @@ def test_each_row_is_asked_once_with_its_own_seed() -> None:
     assert answered.parts == ["c-0"]
     assert [record["response"] for record in disk.parts["c-0"]] == ["a 0", "b 0"]
     assert (answered.num_rows, answered.num_failed, answered.prompt_tokens, answered.response_tokens) == (2, 0, 6, 10)
+
+
+def test_chunks_that_take_turns_do_not_mix_in_the_queue() -> None:
+    """Three threads hand in ten rows each, to a sampler that lets the others run in between."""
+
+    class Slow(_Sampler):
+        def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+            time.sleep(0.001)
+            return super().submit(prompt, params, seed)
+
+    disk, sampler, turn = _Disk(), Slow(), threading.Lock()
+    buffer = CommitBuffer(disk.commit)
+
+    def answer(chunk: str) -> None:
+        rows = _rows(*(f"{chunk}{n}" for n in range(10)))
+        answer_chunk(chunk, rows, sampler, PARAMS, buffer, seed=3, turn=turn)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(answer, "abc"))
+    order = "".join(prompt[0] for prompt, _ in sampler.asked)
+    assert sorted([order[:10], order[10:20], order[20:]]) == ["a" * 10, "b" * 10, "c" * 10]
 
 
 def test_signals_become_columns() -> None:
