@@ -202,7 +202,8 @@ def driving(store: Path, url: str, case: Case) -> Iterator[subprocess.Popen[byte
     if case.target == "engine":
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     command = [sys.executable, __file__, "--drive", str(store), url, case.sampler, case.target, str(case.num_rows)]
-    driver = subprocess.Popen(command, env=environment, start_new_session=True)
+    # Ray tells on standard output that workers die, which is what they are here for.
+    driver = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         yield driver
     finally:
