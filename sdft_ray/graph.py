@@ -2,7 +2,7 @@
 
     teacher, calibration → measure → plan → prune ┐
                                                   ├→ gap
-    teacher, seed → generate → select ────────────┴→ train:ARM → evaluate:ARM → report
+    teacher, seed → generate → select ────────────┴→ train:ARM (→ merge:NAME) → evaluate:ARM → report
 
 Nothing is run here. `resolve` computes every address and says what is committed; it needs no GPU and no cluster.
 """
@@ -31,6 +31,7 @@ VERSIONS = {
     "select": 2,
     "gap": 1,
     "train": 1,
+    "merge": 1,
     "evaluate": 1,
     "speed": 1,
     "report": 1,
@@ -117,12 +118,21 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     for name, arm in recipe.train.arms.items():
         data = {"reference": "seed", "distilled": "select"}[arm.data]
         settings = {**cut(recipe.train, exclude={"arms"}), "arm": cut(arm)}
-        yield Step(f"train:{name}", settings, {"pruned": "prune", "data": data}, ("teacher",))
+        inputs = {"pruned": "prune", "data": data}
+        if arm.objective.matches:
+            inputs["plan"] = "plan"  # which block of the teacher each of the student's stands for
+        yield Step(f"train:{name}", settings, inputs, ("teacher",))
+    for name, (merge, t) in recipe.merged.items():
+        first, second = merge.arms
+        arms = {"first": f"train:{first}", "second": f"train:{second}"}
+        yield Step(f"merge:{name}", {"kind": merge.kind, "t": t, **replicate}, arms)
     asked = cut(recipe.evaluate, exclude={"tuned", "include"})
     yield Step("evaluate:teacher", asked, {}, ("teacher", *tasks))
     yield Step("evaluate:pruned", asked, {"model": "prune"}, ("teacher", *tasks))
     for name in recipe.train.arms:
         yield Step(f"evaluate:{name}", asked, {"model": f"train:{name}"}, ("teacher", *tasks))
+    for name in recipe.merged:
+        yield Step(f"evaluate:{name}", asked, {"model": f"merge:{name}"}, ("teacher", *tasks))
     yield Step("speed", cut(recipe.speed), {"pruned": "prune"}, ("teacher",))
     shown = {
         "name": recipe.name,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.errors import DataError, EvaluationError, StoreError
+from sdft_ray.errors import DataError, EvaluationError, RecipeError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.graph import State
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
@@ -25,6 +25,8 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mappin
     check_sampler(recipe, resources, states)
     config = read_config(source, recipe.teacher.config)
     size = planned_size(recipe, config) if config is not None else None
+    if size is not None:
+        check_tail(recipe, size)
     num_rows = check_rows(recipe)
     if config is not None and size is not None:
         generated = pass_bytes(recipe.generate, config, num_rows)
@@ -40,6 +42,16 @@ def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize:
     from sdft_ray.pruning.plan import resolve_num_removed
 
     return size_with_blocks(config, size_of(config).num_blocks - resolve_num_removed(recipe.depth, config))
+
+
+def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
+    """The tail that is tuned is no longer than the pruned model. Raises `RecipeError`."""
+    wanted = recipe.train.tail_blocks
+    if wanted is not None and wanted > pruned.num_blocks:
+        raise RecipeError(
+            f"train.tail_blocks is {wanted} and the pruned model has {pruned.num_blocks} blocks",
+            "lower it, or leave it out to tune every weight",
+        )
 
 
 def check_local_cpus(resources: Resources, stages: set[str]) -> None:
@@ -75,7 +87,11 @@ def check_disk(
     missing = [state.step.stage for state in states.values() if state.status != "done"]
     weights = pruned.weight_bytes
     training_bytes = 3 * 4 * pruned.num_parameters if recipe.train.lora is None else weights // 10
-    needed = weights * missing.count("prune") + (2 * weights + training_bytes) * missing.count("train") + 64 * 2**20
+    needed = (
+        weights * (missing.count("prune") + missing.count("merge"))
+        + (2 * weights + training_bytes) * missing.count("train")
+        + 64 * 2**20
+    )
     needed += (generated.total or 0) * missing.count("generate")
     if needed > free:
         raise StoreError(

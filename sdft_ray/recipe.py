@@ -165,12 +165,64 @@ class Lora(_Part):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class Objective(_Part):
+    """What training minimises over response tokens: a sum of terms, each times its weight; weight 0 leaves one out.
+
+    The teacher, in the same process, reads what the student reads. `forward_kl: 1, cross_entropy: 0` is the logit
+    distillation of Minitron (arXiv:2407.14679).
+    """
+
+    cross_entropy: float = Field(default=1.0, ge=0)
+    """Of the response itself."""
+    forward_kl: float = Field(default=0.0, ge=0)
+    """From teacher to student: cover what the teacher may say."""
+    reverse_kl: float = Field(default=0.0, ge=0)
+    """From student to teacher: say nothing that the teacher would not."""
+    jensen_shannon: float = Field(default=0.0, ge=0)
+    """Generalised, between the two: see `beta` (arXiv:2306.13649)."""
+    hidden_cosine: float = Field(default=0.0, ge=0)
+    """1 - cosine between what the student's blocks put out and what the teacher's did there, mean over blocks."""
+    hidden_mse: float = Field(default=0.0, ge=0)
+    """Likewise, the mean squared difference per channel."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of both distributions in all divergences, which are multiplied by its square (arXiv:1503.02531)."""
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """The teacher's share in the mixture of the Jensen-Shannon divergence."""
+
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        """Terms that compare distributions, weight above 0."""
+        return tuple(name for name in ("forward_kl", "reverse_kl", "jensen_shannon") if getattr(self, name))
+
+    @property
+    def matches(self) -> tuple[str, ...]:
+        """Terms that compare hidden states, weight above 0."""
+        return tuple(name for name in ("hidden_cosine", "hidden_mse") if getattr(self, name))
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """All terms with weight above 0."""
+        told = ("cross_entropy",) if self.cross_entropy else ()
+        return (*told, *self.divergences, *self.matches)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.divergences or self.matches)
+
+    @model_validator(mode="after")
+    def _has_a_term(self) -> Self:
+        if not self.terms:
+            raise ValueError("an objective needs a term with a weight above 0, such as cross_entropy: 1")
+        return self
+
+
 class Arm(_Part):
     """One way to recover. `reference` is plain supervised fine-tuning, `distilled` is self-data."""
 
     data: Literal["reference", "distilled"]
     learning_rate: float = Field(gt=0)
     seed: int = 0
+    objective: Objective = Objective()
 
 
 class Train(_Part):
@@ -178,7 +230,9 @@ class Train(_Part):
 
     arms: dict[str, Arm] = Field(min_length=1)
     lora: Lora | None = None
-    """Adapters, or every weight when absent."""
+    """Adapters in place of weights."""
+    tail_blocks: int | None = Field(default=None, ge=0)
+    """Tune the output head, the final norm and so many of the last blocks alone; every weight with neither of both."""
     row_tokens: int = Field(default=2048, ge=8)
     """Length of a packed row; a document must fit."""
     rows_per_step: int = Field(default=32, ge=1)
@@ -194,10 +248,27 @@ class Train(_Part):
     def _one_length(self) -> Self:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps, num_epochs")
+        if self.lora is not None and self.tail_blocks is not None:
+            raise ValueError("give lora or tail_blocks, not both")
         bad = [name for name in self.arms if name in {"teacher", "pruned"} or not name.isidentifier()]
         if bad:
             raise ValueError(f"{bad[0]!r} cannot name an arm: use letters, digits and _, not teacher or pruned")
         return self
+
+
+class Merge(_Part):
+    """One student out of two arms: a point on the way between their weights (arXiv:2410.09982)."""
+
+    arms: tuple[str, str]
+    kind: Literal["slerp", "linear"] = "slerp"
+    t: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.5,), min_length=1)
+    """Shares of the second arm. One makes the student NAME, several make NAME_25, NAME_50, ... side by side."""
+
+    def students(self, name: str) -> dict[str, float]:
+        """Student -> its share."""
+        if len(self.t) == 1:
+            return {name: self.t[0]}
+        return {f"{name}_{100 * t:.4g}".replace(".", "_"): t for t in self.t}
 
 
 class Task(_Part):
@@ -254,10 +325,32 @@ class Recipe(_Part):
     generate: Generate = Generate()
     gap: Gap = Gap()
     train: Train
+    merges: dict[str, Merge] = {}
+    """Students made of two arms, evaluated like the arms."""
     evaluate: Evaluate
     speed: Speed = Speed()
     gates: Place | None = None
     """A JSON file of conditions for a fair comparison and whether they hold, to be printed in the report."""
+
+    @property
+    def merged(self) -> dict[str, tuple[Merge, float]]:
+        """Student -> the merge that makes it, and its share of the second arm."""
+        return {
+            student: (merge, t) for name, merge in self.merges.items() for student, t in merge.students(name).items()
+        }
+
+    @model_validator(mode="after")
+    def _merges_have_arms(self) -> Self:
+        names = [student for name, merge in self.merges.items() for student in merge.students(name)]
+        taken = {"teacher", "pruned", *self.train.arms}
+        for name in names:
+            if name in taken or not name.isidentifier() or names.count(name) > 1:
+                raise ValueError(f"{name!r} cannot name a merge: use letters, digits and _, and no name twice")
+        for merge in self.merges.values():
+            stray = [arm for arm in merge.arms if arm not in self.train.arms]
+            if stray or merge.arms[0] == merge.arms[1]:
+                raise ValueError(f"a merge takes two different arms of train.arms, not {' and '.join(merge.arms)}")
+        return self
 
     @classmethod
     def parse(cls, data: Any, *, base: Path | None = None, origin: str = "recipe") -> Recipe:

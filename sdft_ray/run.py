@@ -41,9 +41,10 @@ class Run:
         """The HTML page."""
         return self.store.path(self.manifests["report"].address) / files.REPORT
 
-    def student_path(self, arm: str) -> Path:
-        """A student's checkpoint: a plain Hugging Face directory."""
-        return self.store.path(self.manifests[f"train:{arm}"].address)
+    def student_path(self, name: str) -> Path:
+        """The checkpoint of an arm or a merge: a plain Hugging Face directory."""
+        stage = "merge" if name in self.recipe.merged else "train"
+        return self.store.path(self.manifests[f"{stage}:{name}"].address)
 
     def stages(self) -> list[dict[str, Any]]:
         """Per step: name, address, wall seconds and peak memory of its making, and whether this run reused it."""
@@ -65,7 +66,7 @@ class Run:
         return gather(self.recipe, self.store, self.name, self.manifests, skipped=skipped, gates=gates)
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: `stages`, `scores`, `recovery` of the arms, `gap`, `sizes`. Fractions are in [0, 1]."""
+        """For machines: `stages`, `scores`, `recovery` of all students, `gap`, `sizes`. Fractions are in [0, 1]."""
         data = self.report_data()
         return {
             "name": self.name,
@@ -78,7 +79,7 @@ class Run:
             },
             "recovery": {
                 arm: {"mean": data.recovery[arm].mean.value, "min": data.recovery[arm].min}
-                for arm in data.arms
+                for arm in data.arm_names
                 if arm in data.recovery
             },
             "gap": data.gap.model_dump() if data.gap else {},

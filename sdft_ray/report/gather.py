@@ -11,7 +11,7 @@ from typing import Any
 
 from sdft_ray.evaluation.recovery import Estimate, recovery
 from sdft_ray.evaluation.scores import Scores
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe import Objective, Recipe
 from sdft_ray.report.model import (
     Arm,
     Decontamination,
@@ -33,6 +33,15 @@ from sdft_ray.stages import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
 
+TERM_NAMES = {
+    "cross_entropy": "cross-entropy",
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+    "jensen_shannon": "Jensen-Shannon",
+    "hidden_cosine": "hidden-state cosine",
+    "hidden_mse": "hidden-state MSE",
+}
+"""Terms of an objective as people read them."""
 NUM_SAMPLES = 8
 """Rows of the distilled set that are shown, spread over reasons and families."""
 
@@ -57,7 +66,7 @@ def gather(
         description=recipe.description,
         recipe_yaml=_portable(recipe),
         teacher_model=recipe.teacher.model,
-        arms={arm: Arm(data=a.data, learning_rate=a.learning_rate) for arm, a in recipe.train.arms.items()},
+        arms=_arms(recipe),
         sizes=Sizes.model_validate(manifests["prune"].summary["sizes"]) if "prune" in manifests else None,
         distances=_distances(store, manifests),
         plan=Plan(
@@ -82,6 +91,29 @@ def gather(
         machine=_machine(),
         gates=tuple(Gate.model_validate(gate) for gate in gates),
     )
+
+
+def _arms(recipe: Recipe) -> dict[str, Arm]:
+    """What each student was made of."""
+    trained = {
+        name: Arm(data=arm.data, learning_rate=arm.learning_rate, objective=_in_words(arm.objective))
+        for name, arm in recipe.train.arms.items()
+    }
+    merged = {
+        name: Arm(data=f"{merge.kind} of {merge.arms[0]} and {merge.arms[1]} at {t:g}")
+        for name, (merge, t) in recipe.merged.items()
+    }
+    return trained | merged
+
+
+def _in_words(objective: Objective) -> str:
+    """ "" for plain fine-tuning, else the terms with their weights: `forward KL + 0.5 cross-entropy`."""
+    if objective.terms == ("cross_entropy",):
+        return ""
+    weights = {name: getattr(objective, name) for name in objective.terms}
+    parts = [("" if w == 1 else f"{w:g} ") + TERM_NAMES[name] for name, w in weights.items()]
+    cooled = f" at temperature {objective.temperature:g}" if objective.temperature != 1 else ""
+    return " + ".join(parts) + cooled
 
 
 def _portable(recipe: Recipe) -> str:

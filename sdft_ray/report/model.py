@@ -106,15 +106,17 @@ class Recovery(_Part):
 
 
 class Arm(_Part):
-    """What an arm was trained on."""
+    """What a student was made of."""
 
     data: str
-    """"reference" or "distilled"."""
+    """"reference" or "distilled"; for a merge, its arms in words."""
     learning_rate: float | None = None
+    objective: str = ""
+    """In words, unless it is the cross-entropy of the response."""
 
 
 class LossPoint(NamedTuple):
-    """One training step: response cross-entropy in nats per token."""
+    """One training step: the objective per response token, in nats for plain fine-tuning."""
 
     step: int
     loss: float

@@ -59,6 +59,7 @@ def arm_notes(data: ReportData) -> dict[str, str]:
     notes = {PRUNED: "not tuned"}
     for name, arm in data.arms.items():
         note = DATA_NOTES.get(arm.data, arm.data)
+        note = f"{note} by {arm.objective}" if arm.objective else note
         notes[name] = note if arm.learning_rate is None else f"{note}, learning rate {rate(arm.learning_rate)}"
     return notes
 

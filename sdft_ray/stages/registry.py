@@ -21,6 +21,7 @@ _MODULES = {
     "select": "select",
     "gap": "gap",
     "train": "train",
+    "merge": "merge",
     "evaluate": "evaluate",
     "speed": "speed",
 }
@@ -49,7 +50,7 @@ def demand(stage: str, resources: Resources) -> Demand:
     match stage:
         case "measure":
             return of(resources.measure)
-        case "prune":
+        case "prune" | "merge":
             return of(resources.prune)
         case "generate":
             return of(resources.generate, resources.generate.min_actors)

@@ -17,7 +17,8 @@ from filelock import FileLock
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from sdft_ray.recipe import Lora
+from sdft_ray.pruning.plan import PruningPlan
+from sdft_ray.recipe import Train
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, node_id
 from sdft_ray.store.manifest import Usage
@@ -25,6 +26,7 @@ from sdft_ray.store.manifest import Usage
 if TYPE_CHECKING:
     from sdft_ray.data.packing import PackedRows
     from sdft_ray.training.loop import StepRecord
+    from sdft_ray.training.losses import Teacher
     from sdft_ray.training.plan import TrainPlan
     from sdft_ray.training.state import TrainState
 
@@ -80,9 +82,10 @@ def _worker(config: dict[str, Any]) -> Made:
         lora = job.recipe.train.lora
         # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
         model: Any = load_model(pruned, job.recipe.teacher.dtype if lora else "float32")
-        model.to("cuda" if settings.gpus else "cpu")
-        model = _with_adapters(model, lora, plan.seed)
+        model.to(_device(job))
+        model = _tuned(model, job.recipe.train, plan.seed)
         state, history = _resumed()
+        teacher = _teacher(job, plan)
 
         def report(record: StepRecord) -> None:
             if is_first:
@@ -92,7 +95,7 @@ def _worker(config: dict[str, Any]) -> Made:
         def save(state: TrainState) -> None:
             _checkpoint(state, history if is_first else None)
 
-        train(model, rows, plan, parallel=Ddp(), report=report, save=save, resume=state)
+        train(model, rows, plan, teacher=teacher, parallel=Ddp(), report=report, save=save, resume=state)
         if is_first:
             with job.output(made) as directory:
                 save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
@@ -138,14 +141,39 @@ def _packed(job: Job) -> PackedRows:
     return PackedRows.load(path)
 
 
-def _with_adapters(model: Any, lora: Lora | None, seed: int) -> Any:
-    if lora is None:
+def _device(job: Job) -> str:
+    return "cuda" if job.resources.train.gpus else "cpu"
+
+
+def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:
+    """The unpruned model, where the arm's objective compares with it."""
+    from sdft_ray.models.loading import load_model
+    from sdft_ray.training.losses import Teacher
+    from sdft_ray.training.objective import mapped_blocks
+
+    if not plan.objective.needs_teacher:
+        return None
+    model: Any = load_model(job.model("teacher"), job.recipe.teacher.dtype)
+    block_map: list[int] = []
+    if plan.objective.matches:
+        pruning = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))
+        block_map = mapped_blocks(pruning.keep_blocks, pruning.num_blocks)
+    return Teacher(model.to(_device(job)), block_map)
+
+
+def _tuned(model: Any, asked: Train, seed: int) -> Any:
+    """The model with what the recipe tunes left trainable: adapters, its tail, or everything."""
+    if asked.tail_blocks is not None:
+        from sdft_ray.training.tail import tune_tail
+
+        return tune_tail(model, asked.tail_blocks)
+    if asked.lora is None:
         return model
     from sdft_ray.models.families import family_of
     from sdft_ray.training.lora import attach
 
     targets = family_of(model.config.to_dict()).lora_targets
-    return attach(model, lora.rank, lora.alpha, lora.dropout, targets, seed=seed)
+    return attach(model, asked.lora.rank, asked.lora.alpha, asked.lora.dropout, targets, seed=seed)
 
 
 def _resumed() -> tuple[TrainState | None, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 
 from sdft_ray.data.packing import PackedRows, attention_inputs
 from sdft_ray.errors import DataError, RecipeError, StoreError
-from sdft_ray.training.losses import response_loss
+from sdft_ray.training.losses import Teacher, response_loss
+from sdft_ray.training.objective import Sums
 from sdft_ray.training.optim import build_optimizer, scale_learning_rates
 from sdft_ray.training.parallel import Parallel, Single
 from sdft_ray.training.plan import StepRecord, TrainPlan, TrainSummary
@@ -39,6 +40,7 @@ def train(
     rows: PackedRows,
     plan: TrainPlan,
     *,
+    teacher: Teacher | None = None,
     parallel: Parallel | None = None,
     report: Callable[[StepRecord], None] | None = None,
     save: Callable[[TrainState], None] | None = None,
@@ -46,7 +48,8 @@ def train(
 ) -> TrainSummary:
     """Train `model` in place on the trainable parameters it has, on the device it is on.
 
-    Every process passes the same arguments and its own model; rank 0's trainable weights are used. `report`
+    Every process passes the same arguments and its own model; rank 0's trainable weights are used. `teacher` is for
+    objectives that compare with one. `report`
     is called after every step and `save` after every `plan.checkpoint_every` steps, on every process, with the
     same values. With `resume` training continues after `resume.step` steps, bit for bit as without the
     interruption at the same number of processes on the same machine. The model comes back in eval mode and
@@ -65,7 +68,11 @@ def train(
     if resume is not None and resume.identity != identity:
         raise StoreError("the training state belongs to another plan or data set", "start without it")
     device = next(model.parameters()).device
-    with _training(model, rows.row_tokens, plan.precision), _private_random_numbers(device):
+    with ExitStack() as stack:
+        stack.enter_context(_private_random_numbers(device))
+        stack.enter_context(_training(model, rows.row_tokens, plan.precision))
+        if teacher is not None:
+            stack.enter_context(_quick_attention(teacher.model, rows.row_tokens))
         weights = Weights(model, plan.precision)
         optimizers = build_optimizer(
             model,
@@ -86,7 +93,7 @@ def train(
             weights.publish()
         done: list[StepRecord] = []
         for step in range(first_step, plan.num_steps):
-            done.append(_step(model, rows, plan, step, parallel, weights, optimizers))
+            done.append(_step(model, rows, plan, step, parallel, weights, optimizers, teacher))
             if report is not None:
                 report(done[-1])
             if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
@@ -103,6 +110,7 @@ def _step(
     parallel: Parallel,
     weights: Weights,
     optimizers: list[torch.optim.Optimizer],
+    teacher: Teacher | None,
 ) -> StepRecord:
     started = time.perf_counter()
     device = weights.gradients_P.device
@@ -110,17 +118,20 @@ def _step(
     indices_G = rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)
     num_loss_tokens = int(np.count_nonzero(rows.loss_mask_NT[indices_G]))
     weights.gradients_P.zero_()
-    loss_sum = torch.zeros((), device=device)
+    terms = plan.objective.terms
+    sums: Sums = {name: torch.zeros((), device=device) for name in terms}
     mine = indices_G[parallel.rank :: parallel.world_size]
     for start in range(0, len(mine), plan.micro_batch_rows):
         chosen = mine[start : start + plan.micro_batch_rows]
-        loss = _batch_loss(model, rows, chosen, device)
+        inputs, loss_mask_BT = _batch(rows, chosen, device)
+        loss = response_loss(model, inputs, loss_mask_BT, objective=plan.objective, teacher=teacher, sums=sums)
         (loss / max(1, num_loss_tokens)).backward()
         weights.collect()
-        loss_sum += loss.detach()
     parallel.sum_(weights.gradients_P)
-    parallel.sum_(loss_sum)
-    mean = loss_sum.item() / max(1, num_loss_tokens)
+    sums_E = torch.stack([sums[name] for name in terms])
+    parallel.sum_(sums_E)
+    means = dict(zip(terms, (sums_E / max(1, num_loss_tokens)).tolist(), strict=True))
+    mean = sum(getattr(plan.objective, name) * value for name, value in means.items())
     grad_norm = torch.linalg.vector_norm(weights.gradients_P).item()
     if not math.isfinite(mean) or not math.isfinite(grad_norm):
         raise RecipeError(
@@ -142,12 +153,13 @@ def _step(
         num_tokens=int(np.count_nonzero(rows.segment_ids_NT[indices_G])),
         num_loss_tokens=num_loss_tokens,
         wall_s=time.perf_counter() - started,
+        terms=means,
     )
 
 
-def _batch_loss(model: Any, rows: PackedRows, indices: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    loss_mask_BT = torch.from_numpy(rows.loss_mask_NT[indices]).to(device)
-    return response_loss(model, attention_inputs(rows, indices, device=device), loss_mask_BT)
+def _batch(rows: PackedRows, indices: np.ndarray, device: torch.device | str) -> tuple[dict[str, Any], torch.Tensor]:
+    """Inputs of a micro-batch, and which of its tokens count."""
+    return attention_inputs(rows, indices, device=device), torch.from_numpy(rows.loss_mask_NT[indices]).to(device)
 
 
 def rows_of_step(step: int, num_rows: int, rows_per_step: int, seed: int) -> np.ndarray:
@@ -181,28 +193,38 @@ def mean_loss(model: Any, rows: PackedRows, *, micro_batch_rows: int = 8, precis
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for start in range(0, rows.num_rows, micro_batch_rows):
             indices = np.arange(start, min(start + micro_batch_rows, rows.num_rows))
-            total += _batch_loss(model, rows, indices, device).item()
+            total += response_loss(model, *_batch(rows, indices, device)).item()
     model.train(was_training)
     return total / rows.num_loss_tokens
 
 
 @contextmanager
 def _training(model: Any, row_tokens: int, precision: Precision) -> Iterator[None]:
-    """Train mode inside, eval mode after; attention by plain matrix products where those are the fastest.
+    """Train mode inside, eval mode after."""
+    with _quick_attention(model, row_tokens, bf16=precision == "bf16"):
+        model.train()
+        try:
+            yield
+        finally:
+            model.eval()
+
+
+@contextmanager
+def _quick_attention(model: Any, row_tokens: int, *, bf16: bool | None = None) -> Iterator[None]:
+    """Attention by plain matrix products where those are the fastest.
 
     On CPUs the fused kernel takes twice the time of plain products on short bfloat16 rows, and saves memory only on
-    long ones.
+    long ones. `bf16` says whether the model computes in it; None looks at its weights.
     """
     configured = model.config._attn_implementation
-    device = next(model.parameters()).device
-    short = device.type == "cpu" and precision == "bf16" and row_tokens <= _EAGER_ROW_TOKENS
+    weight = next(model.parameters())
+    bf16 = weight.dtype == torch.bfloat16 if bf16 is None else bf16
+    short = weight.device.type == "cpu" and bf16 and row_tokens <= _EAGER_ROW_TOKENS
     if short and configured == "sdpa":
         model.set_attn_implementation("eager")
-    model.train()
     try:
         yield
     finally:
-        model.eval()
         if model.config._attn_implementation != configured:
             model.set_attn_implementation(configured)
 

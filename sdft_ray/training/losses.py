@@ -1,18 +1,51 @@
-"""Cross-entropy on response tokens. The logits of a whole batch never exist at once.
+"""The loss of a micro-batch over its response tokens. The logits of a whole batch never exist at once.
 
 Suffixes: B rows, T tokens of a row, D hidden channels, N response tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch.utils.checkpoint import checkpoint
 
-MAX_LOGITS = 2**25
-"""Logits held at once: 128 MiB in float32."""
+from sdft_ray.recipe import Objective
+from sdft_ray.training.head import head_loss
+from sdft_ray.training.objective import (
+    Sums,
+    TeacherOutputs,
+    block_outputs,
+    chunk_loss,
+    match_loss,
+    softcap_of,
+)
+
+CROSS_ENTROPY = Objective()
+
+
+class Teacher:
+    """A frozen model beside the student, and which of its blocks stand for which of the student's.
+
+    `block_map[i]` is the teacher block whose output student block i should reproduce (`objective.mapped_blocks`);
+    only objectives that match hidden states need it.
+    """
+
+    def __init__(self, model: Any, block_map: Sequence[int] = ()) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._block_map = block_map
+
+    @torch.no_grad()
+    def outputs(self, inputs: dict[str, Any], index_N: torch.Tensor, *, with_blocks: bool) -> TeacherOutputs:
+        """For the positions `index_N` of the flattened micro-batch."""
+        with block_outputs(self.model, self._block_map if with_blocks else ()) as blocks:
+            hidden_BTD = self.model.get_decoder()(**inputs).last_hidden_state
+        return TeacherOutputs(
+            _at(hidden_BTD, index_N),
+            self.model.get_output_embeddings(),
+            softcap_of(self.model),
+            [_at(block_BTD, index_N) for block_BTD in blocks],
+        )
 
 
 def response_loss(
@@ -20,36 +53,43 @@ def response_loss(
     inputs: dict[str, Any],
     loss_mask_BT: torch.Tensor,
     *,
-    max_logits: int = MAX_LOGITS,
+    objective: Objective = CROSS_ENTROPY,
+    teacher: Teacher | None = None,
+    sums: Sums | None = None,
+    max_logits: int | None = None,
 ) -> torch.Tensor:
-    """Sum over response tokens of -ln p(token | its document so far), in nats: a float32 scalar.
+    """Sum of the objective over response tokens, in nats for all but hidden states: a float32 scalar.
 
     `inputs` comes from `sdft_ray.data.packing.attention_inputs`; `loss_mask_BT` marks the tokens to predict
     (never the first of a document). The head runs on those positions alone, in chunks of at most
-    `max_logits` logits that are recomputed in the backward pass. Divide by the number of response tokens of
-    the *whole* step to get a mean that does not depend on the split into micro-batches.
+    `max_logits` logits. Divide by the number of response tokens of the *whole* step to get a mean that does not
+    depend on the split into micro-batches. Each term's own sum is added to `sums`.
     """
-    hidden_BTD = model.get_decoder()(**inputs).last_hidden_state
-    index_N = loss_mask_BT[:, 1:].reshape(-1).nonzero().squeeze(1)
-    hidden_ND = hidden_BTD[:, :-1].reshape(-1, hidden_BTD.shape[-1]).index_select(0, index_N)
-    targets_N = inputs["input_ids"][:, 1:].reshape(-1).index_select(0, index_N)
-    head = model.get_output_embeddings()
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    chunk_tokens = max(1, max_logits // head.weight.shape[0])
-    if len(targets_N) <= chunk_tokens:
-        return _cross_entropy(head, softcap, hidden_ND, targets_N)
+    sums = {} if sums is None else sums
+    assert teacher is not None or not objective.needs_teacher, "this objective needs a teacher"
+    index_N = _positions(loss_mask_BT)
+    student_blocks = range(model.config.get_text_config().num_hidden_layers) if objective.matches else ()
+    with block_outputs(model, student_blocks) as blocks:
+        hidden_ND = _at(model.get_decoder()(**inputs).last_hidden_state, index_N)
+    targets_N = inputs["input_ids"].reshape(-1).index_select(0, index_N + 1)
+    told = None
+    if teacher is not None and objective.needs_teacher:
+        told = teacher.outputs(inputs, index_N, with_blocks=bool(objective.matches))
     total = hidden_ND.new_zeros((), dtype=torch.float32)
-    for hidden_CD, targets_C in zip(hidden_ND.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True):
-        chunk_loss = checkpoint(_cross_entropy, head, softcap, hidden_CD, targets_C, use_reentrant=False)
-        assert isinstance(chunk_loss, torch.Tensor)
-        total = total + chunk_loss
+    if objective.cross_entropy or objective.divergences:
+        loss_of = chunk_loss(objective, targets_N, told, sums, softcap_of(model))
+        total = total + head_loss(hidden_ND, model.get_output_embeddings(), loss_of, max_logits=max_logits)
+    if objective.matches and told is not None:
+        total = total + match_loss(objective, [_at(block, index_N) for block in blocks], told.blocks, sums)
     return total
 
 
-def _cross_entropy(
-    head: torch.nn.Module, softcap: float | None, hidden_ND: torch.Tensor, targets_N: torch.Tensor
-) -> torch.Tensor:
-    logits_NV = head(hidden_ND).float()
-    if softcap is not None:  # Gemma 2, arXiv:2408.00118, section 2
-        logits_NV = torch.tanh(logits_NV / softcap) * softcap
-    return F.cross_entropy(logits_NV, targets_N, reduction="sum")
+def _positions(loss_mask_BT: torch.Tensor) -> torch.Tensor:
+    """Where in the flattened batch the tokens stand that predict a marked one."""
+    before_BT = torch.zeros_like(loss_mask_BT)
+    before_BT[:, :-1] = loss_mask_BT[:, 1:]
+    return before_BT.reshape(-1).nonzero().squeeze(1)
+
+
+def _at(values_BTD: torch.Tensor, index_N: torch.Tensor) -> torch.Tensor:
+    return values_BTD.reshape(-1, values_BTD.shape[-1]).index_select(0, index_N)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sdft_ray import recipe, resources
@@ -36,6 +36,7 @@ class TrainPlan:
     precision: Precision = "fp32"
     seed: int = 0
     checkpoint_every: int = 0
+    objective: recipe.Objective = field(default_factory=recipe.Objective)
 
     def __post_init__(self) -> None:
         assert self.num_steps >= 1, "num_steps is at least 1"
@@ -45,7 +46,8 @@ class TrainPlan:
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result; how it is executed is left out. Plain JSON values."""
         fields = {name: value for name, value in asdict(self).items() if name not in _EXECUTION_FIELDS}
-        return {**fields, "betas": list(self.betas)}
+        objective = self.objective.model_dump(mode="json", exclude_defaults=True)
+        return {**fields, "betas": list(self.betas), "objective": objective}
 
 
 def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows: int) -> TrainPlan:
@@ -64,6 +66,7 @@ def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows:
         precision=settings.precision,
         seed=train.arms[arm].seed,
         checkpoint_every=settings.checkpoint_every,
+        objective=train.arms[arm].objective,
     )
 
 
@@ -71,8 +74,9 @@ def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows:
 class StepRecord:
     """One finished step, the same on every process.
 
-    `step` counts finished steps: 1 after the first. `loss` is in nats per response token, `grad_norm` the
-    global L2 norm before clipping, `wall_s` the seconds that the step took here.
+    `step` counts finished steps: 1 after the first. `loss` is the objective per response token, in nats where it
+    has no hidden states; `terms` are its parts before their weights. `grad_norm` is the global L2 norm before
+    clipping, `wall_s` the seconds that the step took here.
     """
 
     step: int
@@ -82,6 +86,7 @@ class StepRecord:
     num_tokens: int
     num_loss_tokens: int
     wall_s: float
+    terms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

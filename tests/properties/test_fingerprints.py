@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sdft_ray.graph import VERSIONS, State, resolve, steps
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe import Arm, Merge, Objective, Recipe
 from sdft_ray.sources import Sources
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
@@ -93,18 +93,12 @@ def _leaves(model: type[BaseModel], data: dict[str, Any], path: tuple[str, ...] 
         inner = info.annotation
         if name == "arms":
             for arm, entry in data["arms"].items():
-                found += [(*path, "arms", arm, *leaf) for leaf in _leaves(_arm_model(), entry)]
+                found += [(*path, "arms", arm, *leaf) for leaf in _leaves(Arm, entry)]
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             found += _leaves(inner, value or {}, (*path, name))
         else:
             found.append((*path, name))
     return found
-
-
-def _arm_model() -> type[BaseModel]:
-    from sdft_ray.recipe import Arm
-
-    return Arm
 
 
 def _changes(folder: Path) -> dict[str, Any]:
@@ -130,6 +124,11 @@ def _changes(folder: Path) -> dict[str, Any]:
         "train.weight_decay": 0.1, "train.clip_norm": 0.5,
         "train.arms.sft.data": "distilled", "train.arms.sft.learning_rate": 0.2, "train.arms.sft.seed": 3,
         "train.arms.sdft.data": "reference", "train.arms.sdft.learning_rate": 0.2, "train.arms.sdft.seed": 3,
+        **{
+            f"train.arms.{arm}.objective.{field}": 0.25
+            for arm in ("sft", "sdft") for field in Objective.model_fields
+        },
+        "train.tail_blocks": None, "merges": {"both": {"arms": ("sft", "sdft")}},
         "evaluate.tasks": ({"name": "tiny_task", "num_fewshot": 1},), "evaluate.include": None, "evaluate.limit": 7,
         "evaluate.apply_chat_template": False, "evaluate.tuned": (), "evaluate.seed": 4,
         "gates": str(folder / "other.jsonl"),
@@ -140,6 +139,7 @@ def _changes(folder: Path) -> dict[str, Any]:
 _UNSET_HERE = {
     "teacher.revision", "seed_set.revision", "calibration.revision",  # a file's identity is its content
     "depth.keep_parameters", "depth.max_parameters", "depth.blocks", "train.num_epochs",  # exclude each other
+    "train.tail_blocks",  # or lora
 }  # fmt: skip
 
 
@@ -214,6 +214,28 @@ def _unchecked(data: dict[str, Any]) -> dict[str, Any]:
     return {**data["seed_set"], "decontaminate": {"ngram": 0}}
 
 
+def test_what_is_tuned_moves_the_student(world: Path) -> None:
+    data = _base(world)
+    seen = [
+        _identities(Recipe.parse({**data, "train": {**data["train"], **tuned}}), world)["train:sft"]
+        for tuned in ({}, {"lora": None}, {"lora": None, "tail_blocks": 1}, {"lora": None, "tail_blocks": 0})
+    ]
+    assert len(set(seen)) == 4
+
+
+def test_a_merge_depends_on_its_students_and_on_where_between_them(world: Path) -> None:
+    data = _base(world)
+
+    def merged(**merge: Any) -> str:
+        asked = {"both": {"arms": ("sft", "sdft"), **merge}}
+        return _identities(Recipe.parse({**data, "merges": asked}), world)["merge:both"]
+
+    changed = [merged(), merged(t=(0.4,)), merged(kind="linear"), merged(arms=("sdft", "sft"))]
+    assert len(set(changed)) == 4
+    data["train"] = {**data["train"], "clip_norm": 0.5}
+    assert merged() not in changed
+
+
 def test_arms_share_what_they_can(world: Path) -> None:
     data = _base(world)
     arm = {"data": "reference", "learning_rate": 1e-3}
@@ -235,7 +257,8 @@ def test_golden_fingerprints(world: Path) -> None:
     """A default that changes, or a stage without a raised VERSION, would silently reuse old results."""
     data = _base(world)
     slices = {step.name: step.slice for step in steps(Recipe.parse(data))}
-    found = {"versions": VERSIONS, "slices": slices, "defaults": _defaults(Recipe)}
+    entries = {"arm": _defaults(Arm), "merge": _defaults(Merge)}
+    found = {"versions": VERSIONS, "slices": slices, "defaults": {**_defaults(Recipe), **entries}}
     golden = Path(__file__).with_name("golden_identity.yaml")
     assert dump_yaml(json.loads(json.dumps(found))) == golden.read_text(encoding="utf-8"), (
         "identity changed: raise VERSIONS of the stages concerned, then rewrite the golden file"

@@ -15,6 +15,7 @@ from sdft_ray.models.loading import load_model
 from sdft_ray.pipeline import compress
 from sdft_ray.recipe import Recipe
 from sdft_ray.run import Run
+from sdft_ray.stages import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.worlds import RESOURCES, make_world, world_data
 
@@ -120,3 +121,37 @@ def test_a_failing_stage_names_itself_and_keeps_the_rest(folder: Path, first: Ru
         compress(_recipe(folder), store, RESOURCES, name="first", view="none")
     assert store.damaged_files(first.manifests["train:sft"].address) == ["model.safetensors"]
     assert store.manifest(first.manifests["evaluate:sdft"].address) is not None
+
+
+def test_distilled_from_the_teacher_and_merged(folder: Path, first: Run) -> None:
+    """Arms with a teacher beside them, on two workers, and points between their students; what was made is kept."""
+    train = world_data(folder)["train"]
+    learning_rate = 1e-3
+    objectives = {
+        "kd": {"cross_entropy": 0.0, "forward_kl": 1.0},
+        "matched": {"cross_entropy": 0.5, "jensen_shannon": 1.0, "hidden_cosine": 1.0, "hidden_mse": 0.1},
+    }
+    arms = {
+        name: {"data": "reference", "learning_rate": learning_rate, "objective": objective}
+        for name, objective in objectives.items()
+    }
+    merges = {"both": {"arms": ("sft", "sdft")}, "grid": {"arms": ("sft", "kd"), "kind": "linear", "t": (0.0, 0.25)}}
+    run = _again(folder, "distilled", train={**train, "arms": {**train["arms"], **arms}}, merges=merges)
+    students = {"kd", "matched", "both", "grid_0", "grid_25"}
+    trained = {"train:kd", "train:matched", "merge:both", "merge:grid_0", "merge:grid_25"}
+    assert _made(run) == trained | {f"evaluate:{name}" for name in students} | {"report"}
+    assert set(run.to_json()["recovery"]) == students | {"sft", "sdft"}
+    for name, objective in objectives.items():
+        text = (run.student_path(name) / files.HISTORY).read_text(encoding="utf-8")
+        for record in map(json.loads, text.splitlines()):
+            assert set(record["terms"]) == {term for term, weight in objective.items() if weight}
+            assert record["loss"] == pytest.approx(sum(objective[t] * value for t, value in record["terms"].items()))
+    states = {
+        name: load_model(run.student_path(name), "float32").state_dict() for name in ("sft", "kd", "both", "grid_0")
+    }
+    assert all(torch.equal(states["grid_0"][name], value) for name, value in states["sft"].items())
+    assert any(not torch.equal(states["both"][name], value) for name, value in states["sft"].items())
+    assert any(not torch.equal(states["kd"][name], value) for name, value in states["sft"].items())
+    page = run.report_path.read_text(encoding="utf-8")
+    assert "by forward KL" in page
+    assert "slerp of sft and sdft at 0.5" in page

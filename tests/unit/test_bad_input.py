@@ -153,6 +153,10 @@ CHANGES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "no data set": ({"seed_set": {"source": "gsm9k"}}, ("gsm9k", "gsm8k")),
     "no teacher": ({"teacher": {"model": "/nowhere/model"}}, ("/nowhere/model",)),
     "unpinned hub teacher": ({"teacher": {"model": "nobody/nothing"}}, ("nobody/nothing", "pin")),
+    "tail too long": (
+        {"train": {"num_steps": 1, "tail_blocks": 4, "arms": {"a": {"data": "reference", "learning_rate": 0.1}}}},
+        ("tail_blocks is 4", "has 3 blocks"),
+    ),
     "unknown template": ({"generate": {"template": "own_wards"}}, ("own_wards", "own_words")),
     "unknown task": ({"evaluate": {"tasks": [{"name": "gsm8kk"}]}}, ("gsm8kk", "gsm8k")),
     "no task folder": ({"evaluate": {"tasks": [{"name": "a"}], "include": "/nowhere"}}, ("/nowhere",)),

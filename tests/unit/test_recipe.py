@@ -28,6 +28,9 @@ def test_relative_places_start_at_the_recipes_folder(tmp_path: Path) -> None:
     assert Recipe.load(folder / "r.yaml").seed_set.source == str(folder / "rows.jsonl")
 
 
+ARM = {"data": "reference", "learning_rate": 1.0}
+
+
 @pytest.mark.parametrize(
     ("change", "says", "hint"),
     [
@@ -55,6 +58,17 @@ def test_relative_places_start_at_the_recipes_folder(tmp_path: Path) -> None:
         ),
         ({"evaluate": {"tasks": ({"name": "a"}, {"name": "a"})}}, "named twice", ""),
         ({"evaluate": {"tasks": ({"name": "a"},), "tuned": ("b",)}}, "'b'", ""),
+        (
+            {"train": {"num_steps": 1, "arms": {"a": {**ARM, "objective": {"cross_entropy": 0.0}}}}},
+            "a term with a weight above 0",
+            "",
+        ),
+        ({"train": {"num_steps": 1, "arms": {"a": {**ARM, "objective": {"forward_lk": 1.0}}}}}, "", "'forward_kl'"),
+        ({"train": {"num_steps": 1, "arms": {"a": ARM}, "lora": {}, "tail_blocks": 1}}, "not both", ""),
+        ({"merges": {"m": {"arms": ("sft", "stf")}}}, "not sft and stf", ""),
+        ({"merges": {"m": {"arms": ("sft", "sft")}}}, "two different arms", ""),
+        ({"merges": {"sdft": {"arms": ("sft", "sdft")}}}, "'sdft' cannot name a merge", ""),
+        ({"merges": {"m": {"arms": ("sft", "sdft"), "t": (0.5, 1.5)}}}, "merges.m.t", ""),
         ({"name": "no spaces allowed"}, "name", ""),
     ],
 )
@@ -116,3 +130,16 @@ def test_errors_survive_pickling(error: Exception) -> None:
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
+
+
+def test_a_grid_of_merges_is_many_students(tmp_path: Path) -> None:
+    arms = ("sft", "sdft")
+    merges = {"one": {"arms": arms}, "grid": {"arms": arms, "t": (0.25, 0.5, 0.625), "kind": "linear"}}
+    merged = Recipe.parse(recipe_data(tmp_path, tmp_path, merges=merges)).merged
+    assert {name: t for name, (_, t) in merged.items()} == {
+        "one": 0.5,
+        "grid_25": 0.25,
+        "grid_50": 0.5,
+        "grid_62_5": 0.625,
+    }
+    assert merged["one"][0].kind == "slerp"

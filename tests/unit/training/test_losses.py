@@ -1,4 +1,4 @@
-"""Response cross-entropy against the logits of transformers, summed token by token."""
+"""Losses of a micro-batch against the logits and hidden states of transformers, summed token by token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from sdft_ray.data.packing import Document, PackedRows, attention_inputs, pack
-from sdft_ray.training.losses import response_loss
+from sdft_ray.recipe import Objective
+from sdft_ray.training.losses import Teacher, response_loss
+from sdft_ray.training.objective import block_outputs, mapped_blocks, match_loss
 from tests.tiny import build_model
 
 
@@ -53,15 +55,6 @@ def test_loss_and_gradient_equal_the_naive_sum(family: str, tied: bool, max_logi
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_the_head_never_sees_more_tokens_than_a_chunk(rows: PackedRows):
-    model: Any = build_model("llama", num_blocks=2)
-    seen: list[int] = []
-    model.get_output_embeddings().register_forward_hook(lambda _m, args, _out: seen.append(len(args[0])))
-    packed_loss(model, rows, max_logits=4 * 128).backward()
-    assert max(seen) == 4
-    assert sum(seen) == 2 * rows.num_loss_tokens  # once forward, once more in the backward pass
-
-
 def test_only_marked_tokens_count(rows: PackedRows):
     model: Any = build_model("llama", num_blocks=2)
     inputs = attention_inputs(rows, range(rows.num_rows))
@@ -73,3 +66,73 @@ def test_only_marked_tokens_count(rows: PackedRows):
     log_probs_NTV = model(**inputs).logits.log_softmax(-1)
     expected = -log_probs_NTV[row, token - 1, int(rows.input_ids_NT[row, token])]
     torch.testing.assert_close(response_loss(model, inputs, one), expected)
+
+
+def documents_of(rows: PackedRows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each document's ids (1, T), and the positions whose next token counts."""
+    return [
+        (torch.tensor([d.ids]), torch.tensor([t - 1 for t in range(1, len(d.ids)) if d.loss_mask[t]], dtype=torch.long))
+        for d in rows.documents()
+    ]
+
+
+@pytest.mark.parametrize("max_logits", [2**25, 3 * 128])
+def test_divergences_from_a_teacher_beside_it(max_logits: int, rows: PackedRows):
+    student: Any = build_model("llama", num_blocks=2, seed=1)
+    teacher: Any = build_model("gemma2", num_blocks=3, seed=2, final_logit_softcapping=3.0, vocab_size=160)
+    objective = Objective(cross_entropy=0.5, forward_kl=1.0, reverse_kl=2.0, jensen_shannon=3.0, temperature=2.0)
+    expected = {"forward_kl": 0.0, "reverse_kl": 0.0, "jensen_shannon": 0.0}
+    for ids_1T, index in documents_of(rows):
+        p, q = ((m(input_ids=ids_1T).logits[0, index, :128].double() / 2).softmax(-1) for m in (teacher, student))
+        mixture = (p + q) / 2
+        expected["forward_kl"] += 4 * (p * (p / q).log()).sum().item()
+        expected["reverse_kl"] += 4 * (q * (q / p).log()).sum().item()
+        expected["jensen_shannon"] += 2 * ((p * (p / mixture).log()).sum() + (q * (q / mixture).log()).sum()).item()
+    sums: dict[str, torch.Tensor] = {}
+    loss = packed_loss(student, rows, objective=objective, teacher=Teacher(teacher), sums=sums, max_logits=max_logits)
+    assert list(sums) == list(objective.terms)
+    expected["cross_entropy"] = naive_loss(student, rows).item()
+    for name, value in expected.items():
+        assert sums[name].item() == pytest.approx(value, rel=1e-4), name
+    assert loss.item() == pytest.approx(sum(getattr(objective, n) * v for n, v in expected.items()), rel=1e-4)
+    wanted = gradients(student, packed_loss(student, rows, objective=objective, teacher=Teacher(teacher)))
+    for name, gradient in gradients(student, loss).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-4, msg=name)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_hidden_states_of_mapped_blocks(rows: PackedRows):
+    student: Any = build_model("llama", num_blocks=3, seed=1)
+    teacher: Any = build_model("llama", num_blocks=6, seed=2)
+    block_map = mapped_blocks([0, 1, 4], 6)
+    expected = {"hidden_cosine": 0.0, "hidden_mse": 0.0}
+    for ids_1T, index in documents_of(rows):
+        ours, theirs = (m.model(input_ids=ids_1T, output_hidden_states=True).hidden_states for m in (student, teacher))
+        for block, other in list(enumerate(block_map))[:-1]:  # transformers shows the last one after the final norm
+            a, b = ours[block + 1][0, index].double(), theirs[other + 1][0, index].double()
+            cosines = (a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)
+            expected["hidden_cosine"] += (1 - cosines).sum().item() / 2
+            expected["hidden_mse"] += (a - b).square().mean(-1).sum().item() / 2
+    inputs = attention_inputs(rows, range(rows.num_rows))
+    row_N, token_N = torch.from_numpy(rows.loss_mask_NT)[:, 1:].nonzero().T
+    sides = []
+    for model, blocks in ((student, [0, 1]), (teacher, block_map[:2])):
+        with torch.no_grad(), block_outputs(model, blocks) as outputs:
+            model.model(**inputs)
+        sides.append([output_BTD[row_N, token_N] for output_BTD in outputs])
+    sums: dict[str, torch.Tensor] = {}
+    match_loss(Objective(hidden_cosine=1.0, hidden_mse=1.0), sides[0], sides[1], sums)
+    for name, value in expected.items():
+        assert sums[name].item() == pytest.approx(value, rel=1e-4), name
+
+
+def test_a_student_that_is_its_teacher_loses_nothing(rows: PackedRows):
+    model: Any = build_model("llama", num_blocks=2)
+    names = ("forward_kl", "reverse_kl", "jensen_shannon", "hidden_cosine", "hidden_mse")
+    objective = Objective(cross_entropy=0.0, **dict.fromkeys(names, 1.0))
+    teacher = Teacher(build_model("llama", num_blocks=2), mapped_blocks([0, 1], 2))
+    sums: dict[str, torch.Tensor] = {}
+    packed_loss(model, rows, objective=objective, teacher=teacher, sums=sums)
+    assert set(sums) == set(names)
+    for name, value in sums.items():
+        assert abs(value.item()) < 1e-3, name

@@ -15,19 +15,30 @@ import pytest
 import torch
 
 from sdft_ray.data.packing import Document, PackedRows, pack
+from sdft_ray.recipe import Objective
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
+from sdft_ray.training.losses import Teacher
 from sdft_ray.training.parallel import Parallel, Single
 from sdft_ray.training.state import TrainState, load_state, save_state
 from tests.tiny import build_model
 
-PLAN = TrainPlan(num_steps=2, rows_per_step=3, learning_rate=1e-3, micro_batch_rows=1, checkpoint_every=1)
+PLAN = TrainPlan(
+    num_steps=2,
+    rows_per_step=3,
+    learning_rate=1e-3,
+    micro_batch_rows=1,
+    checkpoint_every=1,
+    objective=Objective(forward_kl=0.5),
+)
 
 WORKER = """
 import sys
 from pathlib import Path
 import torch.distributed as dist
 from sdft_ray.data.packing import PackedRows
+from sdft_ray.recipe import Objective
 from sdft_ray.training.loop import TrainPlan, train
+from sdft_ray.training.losses import Teacher
 from sdft_ray.training.parallel import Ddp
 from sdft_ray.training.state import save_state
 from tests.tiny import build_model
@@ -36,7 +47,9 @@ here, rank, plan = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{here}/meeting", rank=rank, world_size=2)
 rows = PackedRows.load(here / "rows.arrow")
 model = build_model("llama", num_blocks=2, seed=rank)  # rank 1 starts wrong: rank 0's weights are used
-train(model, rows, plan, parallel=Ddp(), save=lambda s: save_state(here / f"rank{rank}" / str(s.step), s))
+teacher = Teacher(build_model("llama", num_blocks=3, seed=7))
+save = lambda state: save_state(here / f"rank{rank}" / str(state.step), state)
+train(model, rows, plan, teacher=teacher, parallel=Ddp(), save=save)
 dist.destroy_process_group()
 """
 
@@ -76,6 +89,7 @@ def run(rows: PackedRows, parallel: Parallel, directory: Path, seed: int = 0) ->
         build_model("llama", num_blocks=2, seed=seed),
         rows,
         PLAN,
+        teacher=Teacher(build_model("llama", num_blocks=3, seed=7)),
         parallel=parallel,
         report=records.append,
         save=lambda state: save_state(directory / str(state.step), state),
@@ -106,6 +120,9 @@ def test_ranks_train_like_one(rows: PackedRows, world_size: int, tmp_path: Path)
         records = [part.result() for part in parts]
     for of_rank in records:
         assert [r.loss for r in of_rank] == pytest.approx([r.loss for r in expected], rel=1e-5)
+        for found, wanted in zip(of_rank, expected, strict=True):
+            assert found.terms == pytest.approx(wanted.terms, rel=1e-5)
+            assert set(found.terms) == {"cross_entropy", "forward_kl"}
         assert [r.grad_norm for r in of_rank] == [r.grad_norm for r in records[0]]
         assert [r.num_loss_tokens for r in of_rank] == [r.num_loss_tokens for r in expected]
     assert_same_training(tmp_path / "alone", directories)
