@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from typer.main import get_command
 
 from sdft_ray.cli import app
 from sdft_ray.graph import VERSIONS
+from sdft_ray.recipe import Recipe
 from sdft_ray.stages.registry import _MODULES
+from sdft_ray.yaml_model import parse_yaml
+from tests.recipes import recipe_data
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +45,13 @@ def test_readme_paths_exist() -> None:
     paths = re.findall(r"\b((?:jobs|cluster|requirements|tests|docs)/[\w./-]+)", README)
     assert paths
     assert [path for path in paths if not (ROOT / path.rstrip(".")).exists()] == []
+
+
+def test_readme_recipe_is_one(tmp_path: Path) -> None:
+    shown = parse_yaml(README.split("## Recovering what was lost")[1].split("```yaml")[1].split("```")[0])
+    recipe = Recipe.parse(json.loads(json.dumps(recipe_data(tmp_path, tmp_path))) | shown)
+    assert set(recipe.merged) == {"both_25", "both_50", "both_75"}
+    assert recipe.train.arms["kd"].objective.terms == ("forward_kl",)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cluster").glob("*.yaml")), ids=lambda path: path.name)
