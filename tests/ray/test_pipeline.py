@@ -135,7 +135,7 @@ def test_distilled_from_the_teacher_and_merged(folder: Path, first: Run) -> None
         name: {"data": "reference", "learning_rate": learning_rate, "objective": objective}
         for name, objective in objectives.items()
     }
-    merges = {"both": {"arms": ("sft", "sdft")}, "grid": {"arms": ("sft", "kd"), "kind": "linear", "t": (0.0, 0.25)}}
+    merges = {"both": {"arms": ("kd", "sft")}, "grid": {"arms": ("sft", "kd"), "kind": "linear", "t": (0.0, 0.25)}}
     run = _again(folder, "distilled", train={**train, "arms": {**train["arms"], **arms}}, merges=merges)
     students = {"kd", "matched", "both", "grid_0", "grid_25"}
     trained = {"train:kd", "train:matched", "merge:both", "merge:grid_0", "merge:grid_25"}
@@ -154,4 +154,4 @@ def test_distilled_from_the_teacher_and_merged(folder: Path, first: Run) -> None
     assert any(not torch.equal(states["kd"][name], value) for name, value in states["sft"].items())
     page = run.report_path.read_text(encoding="utf-8")
     assert "by forward KL" in page
-    assert "slerp of sft and sdft at 0.5" in page
+    assert "slerp of kd and sft at 0.5" in page
