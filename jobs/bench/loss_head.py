@@ -134,14 +134,16 @@ def _resident_bytes() -> int:
 def show(results: dict[str, dict[str, Any]], sizes: tuple[int, int, int]) -> None:
     vocab, hidden, num_tokens = sizes
     logits_bytes = 4 * vocab * num_tokens
-    table = Table("objective", "extra MiB", "full, MiB", "share of logits", "time / full", "gradient error", box=None)
+    table = Table("objective", "MiB", "full MiB", "of logits", "time / full", "error", box=None)
     figures: dict[str, Any] = {}
     for objective, result in results.items():
         extra, full = (max(run["extra_bytes"] for run in result[way]) for way in ("chunked", "full"))
         times = [ours["wall_s"] / other["wall_s"] for ours, other in zip(*(result[w] for w in WAYS[::-1]), strict=True)]
         share = extra / logits_bytes
         figures[objective] = {"memory_ratio": share, "time_ratios": times, "gradient_error": result["error"]}
-        spread = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+        spread = f"{statistics.median(times):.2f}" + (
+            f" ({min(times):.2f} to {max(times):.2f})" if len(times) > 1 else ""
+        )
         numbers = f"{extra / 2**20:.0f}", f"{full / 2**20:.0f}", f"{share:.3f}", spread, f"{result['error']:.1e}"
         table.add_row(objective, *numbers)
     Console().print(
