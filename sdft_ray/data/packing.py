@@ -21,7 +21,13 @@ import torch
 
 from sdft_ray.errors import DataError
 
-_COLUMNS = {"input_ids": pa.int32(), "loss_mask": pa.uint8(), "segment_ids": pa.int16(), "position_ids": pa.int32()}
+_COLUMNS = {
+    "input_ids": pa.int32(),
+    "loss_mask": pa.uint8(),
+    "segment_ids": pa.int16(),
+    "position_ids": pa.int32(),
+    "document_ids": pa.int32(),
+}
 _MAX_DOCUMENTS_PER_ROW = np.iinfo(np.int16).max  # segment_ids are int16
 
 
@@ -42,13 +48,15 @@ class PackedRows:
     """Rows of T tokens, each holding one or more whole documents one after another, then padding.
 
     `segment_ids_NT` is 0 on padding and 1..k on the documents of a row; `position_ids_NT` restarts at 0 with
-    every document and with the padding; `loss_mask_NT` is True on tokens whose prediction counts.
+    every document and with the padding; `loss_mask_NT` is True on tokens whose prediction counts;
+    `document_ids_NT` says which of the packed documents a token belongs to, by its place among them, -1 on padding.
     """
 
     input_ids_NT: np.ndarray
     loss_mask_NT: np.ndarray
     segment_ids_NT: np.ndarray
     position_ids_NT: np.ndarray
+    document_ids_NT: np.ndarray
 
     @property
     def num_rows(self) -> int:
@@ -130,6 +138,7 @@ def pack(documents: Sequence[Document], row_tokens: int) -> PackedRows:
         loss_mask_NT=np.zeros(shape, np.bool_),
         segment_ids_NT=np.zeros(shape, np.int16),
         position_ids_NT=np.zeros(shape, np.int32),
+        document_ids_NT=np.full(shape, -1, np.int32),
     )
     for row, members in enumerate(rows):
         start = 0
@@ -140,6 +149,7 @@ def pack(documents: Sequence[Document], row_tokens: int) -> PackedRows:
             packed.loss_mask_NT[row, start] = False
             packed.segment_ids_NT[row, start:stop] = segment
             packed.position_ids_NT[row, start:stop] = np.arange(lengths[index])
+            packed.document_ids_NT[row, start:stop] = index
             start = stop
         packed.position_ids_NT[row, start:] = np.arange(row_tokens - start)
     return packed

@@ -40,6 +40,14 @@ def test_positions_restart_exactly_where_segments_change(texts: list[Document]):
 
 
 @given(documents)
+def test_every_token_knows_its_document(texts: list[Document]):
+    rows = pack(texts, ROW_TOKENS)
+    for index, text in enumerate(texts):
+        assert rows.input_ids_NT[rows.document_ids_NT == index].tolist() == text.ids
+    assert np.array_equal(rows.document_ids_NT == -1, rows.segment_ids_NT == 0)
+
+
+@given(documents)
 def test_rows_are_few(texts: list[Document]):
     """Best-fit decreasing never opens a row while another has room: at most one row is half empty."""
     rows = pack(texts, ROW_TOKENS)

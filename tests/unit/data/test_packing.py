@@ -11,7 +11,7 @@ import torch
 from sdft_ray.data.packing import Document, PackedRows, attention_inputs, pack
 from sdft_ray.errors import DataError
 
-ARRAYS = ("input_ids_NT", "loss_mask_NT", "segment_ids_NT", "position_ids_NT")
+ARRAYS = ("input_ids_NT", "loss_mask_NT", "segment_ids_NT", "position_ids_NT", "document_ids_NT")
 
 
 def document(first: int, length: int) -> Document:
@@ -30,6 +30,7 @@ def test_two_documents_and_padding():
     assert rows.segment_ids_NT.tolist() == [[1, 1, 1, 2, 2, 0, 0]]
     assert rows.position_ids_NT.tolist() == [[0, 1, 2, 0, 1, 0, 1]]
     assert rows.loss_mask_NT.tolist() == [[False, True, True, False, True, False, False]]
+    assert rows.document_ids_NT.tolist() == [[1, 1, 1, 0, 0, -1, -1]]
     assert (rows.num_rows, rows.row_tokens, rows.num_tokens, rows.num_loss_tokens) == (1, 7, 5, 3)
     assert rows.loss_mask_NT.dtype == np.bool_
     assert [rows.input_ids_NT.dtype, rows.segment_ids_NT.dtype] == [np.int32, np.int16]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,7 @@ def first_gradient(states: list[TrainState]) -> dict[str, torch.Tensor]:
 
 def naive_step(model: Any, rows: PackedRows, indices: np.ndarray) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss and gradient of some rows, document by document, by the loss of transformers' logits."""
-    few = PackedRows(
-        *(getattr(rows, f"{name}_NT")[indices] for name in ("input_ids", "loss_mask", "segment_ids", "position_ids"))
-    )
+    few = PackedRows(*(getattr(rows, field.name)[indices] for field in fields(rows)))
     total = torch.zeros(())
     for document in few.documents():
         labels = torch.tensor(
