@@ -146,12 +146,14 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
                     f"generate.max_tokens {max_tokens} exceeds the context of {context}",
                     "shorten the row, or lower generate.max_tokens",
                 )
+            if recipe.train.long_rows != "refuse":
+                continue
             document = chat.encode(instruction, reference)
             if len(document.ids) > recipe.train.row_tokens:
                 raise DataError(
                     f"row {row['example_id']} has {len(document.ids)} tokens and train.row_tokens is "
                     f"{recipe.train.row_tokens}",
-                    "raise train.row_tokens, or remove the row",
+                    "raise train.row_tokens, or set train.long_rows to drop or cut_prompt",
                 )
 
 

@@ -235,7 +235,13 @@ class Train(_Part):
     """Tune the output head, the final norm and so many of the last blocks alone; every weight with neither of both."""
     row_tokens: int = Field(default=2048, ge=8)
     """Length of a packed row; a document must fit."""
+    long_rows: Literal["refuse", "drop", "cut_prompt"] = "refuse"
+    """What becomes of a training row that does not fit: an error before anything starts, left out and counted, or the
+    beginning of its instruction cut off, and counted. An answer is never cut."""
     rows_per_step: int = Field(default=32, ge=1)
+    """Packed rows per optimizer step, over all workers."""
+    tokens_per_step: int | None = Field(default=None, ge=8)
+    """The same in tokens, padding included: as many whole rows as it holds. Give one of both."""
     num_steps: int | None = Field(default=None, ge=1)
     num_epochs: float | None = Field(default=None, gt=0)
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -243,6 +249,22 @@ class Train(_Part):
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Make the running mean of the weights the student, such as 0.999 for thousands of steps."""
+
+    @property
+    def step_rows(self) -> int:
+        """Packed rows of one optimizer step."""
+        return self.rows_per_step if self.tokens_per_step is None else self.tokens_per_step // self.row_tokens
+
+    @model_validator(mode="after")
+    def _one_step_size(self) -> Self:
+        if self.tokens_per_step is not None:
+            if self.rows_per_step != type(self).model_fields["rows_per_step"].default:
+                raise ValueError("give one of rows_per_step, tokens_per_step")
+            if self.tokens_per_step < self.row_tokens:
+                raise ValueError(f"tokens_per_step holds no row: row_tokens is {self.row_tokens}")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

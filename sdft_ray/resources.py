@@ -6,12 +6,12 @@ The defaults fit a laptop with two CPU cores. Profiles for GPUs and clusters lie
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdft_ray.errors import ResourceError
-from sdft_ray.yaml_model import describe_validation_error, read_yaml
+from sdft_ray.yaml_model import as_frozen, describe_validation_error, read_yaml
 
 
 class _Part(BaseModel):
@@ -83,12 +83,31 @@ class Gap(Device):
 
 
 class Train(Device):
-    num_workers: int = Field(default=2, ge=1)
+    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 2
+    """Or (least, most): as many as the cluster has room for, going on from the last checkpoint when that changes."""
+    resize_every_s: float = Field(default=60.0, ge=0)
+    """How often a run of (least, most) workers looks for room to grow."""
     micro_batch_rows: int = Field(default=8, ge=1)
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(default=100, ge=1)
-    """Optimizer steps between checkpoints."""
+    """Optimizer steps between checkpoints. Ray Train takes in one every two seconds (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S;
+    five a second on a local Ray): more would wait at the end of the run."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest so many are kept; with one alone, nothing is left to go back to when it is damaged."""
+    activation_checkpointing: bool = False
+    """Compute activations twice and hold few of them: for long rows and large models."""
     max_failures: int = Field(default=3, ge=0)
+    """Lost workers or nodes after which a run goes on from its last checkpoint."""
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @model_validator(mode="after")
+    def _workers_in_order(self) -> Self:
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError("num_workers is (least, most), in this order")
+        return self
 
 
 class Evaluate(Device):
@@ -119,6 +138,6 @@ class Resources(_Part):
         """Read a YAML profile. Raises `ResourceError` that names the field."""
         data: Any = read_yaml(Path(path), ResourceError)
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(as_frozen(data))
         except ValidationError as error:
             raise ResourceError(*describe_validation_error(error, cls, str(path))) from None

@@ -10,7 +10,7 @@ Suffixes: N rows, T tokens of a row, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,16 +114,18 @@ class PackedRows:
         return cls(**{f"{name}_NT": values_NT for name, values_NT in arrays.items()})
 
 
-def pack(documents: Sequence[Document], row_tokens: int) -> PackedRows:
+def pack(documents: Sequence[Document | None], row_tokens: int) -> PackedRows:
     """Pack whole documents by best-fit decreasing: the longest first, each into the fullest row that takes it.
 
-    Deterministic; no token is lost or cut. The first token of a document never carries loss, because nothing
-    predicts it. Raises `DataError` if there is no document, or one is empty or longer than `row_tokens`.
+    Deterministic; no token is lost or cut. None stands for a document that was left out and keeps its place. The first
+    token of a document never carries loss, because nothing predicts it. Raises `DataError` if there is no document,
+    or one is empty or longer than `row_tokens`.
     """
-    if not documents:
+    kept = {index: document for index, document in enumerate(documents) if document is not None}
+    if not kept:
         raise DataError("there is nothing to pack", "give at least one document")
-    lengths = [len(document.ids) for document in documents]
-    for index, length in enumerate(lengths):
+    lengths = {index: len(document.ids) for index, document in kept.items()}
+    for index, length in lengths.items():
         if length == 0:
             raise DataError(f"document {index} is empty")
         if length > row_tokens:
@@ -144,8 +146,8 @@ def pack(documents: Sequence[Document], row_tokens: int) -> PackedRows:
         start = 0
         for segment, index in enumerate(members, start=1):
             stop = start + lengths[index]
-            packed.input_ids_NT[row, start:stop] = documents[index].ids
-            packed.loss_mask_NT[row, start:stop] = documents[index].loss_mask
+            packed.input_ids_NT[row, start:stop] = kept[index].ids
+            packed.loss_mask_NT[row, start:stop] = kept[index].loss_mask
             packed.loss_mask_NT[row, start] = False
             packed.segment_ids_NT[row, start:stop] = segment
             packed.position_ids_NT[row, start:stop] = np.arange(lengths[index])
@@ -155,12 +157,12 @@ def pack(documents: Sequence[Document], row_tokens: int) -> PackedRows:
     return packed
 
 
-def _best_fit_decreasing(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Document indices of each row."""
+def _best_fit_decreasing(lengths: Mapping[int, int], row_tokens: int) -> list[list[int]]:
+    """Document indices of each row, from the length of each document."""
     rows: list[list[int]] = []
     rows_by_room: list[list[int]] = [[] for _ in range(row_tokens + 1)]
     rooms = 0  # bit r is set while a row with room for exactly r more tokens is open: best fit is one shift
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+    for index in sorted(lengths, key=lambda index: (-lengths[index], index)):
         length = lengths[index]
         fitting = rooms >> length
         if fitting:

@@ -59,7 +59,7 @@ def demand(stage: str, resources: Resources) -> Demand:
         case "gap":
             return of(resources.gap)
         case "train":
-            return of(resources.train, resources.train.num_workers)
+            return of(resources.train, resources.train.min_workers)
         case "evaluate":
             return of(resources.evaluate)
         case "speed":

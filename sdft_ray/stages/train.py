@@ -6,20 +6,21 @@ The plain loop of `training.loop` does the work; this file gives it workers, che
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.train
 from filelock import FileLock
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from sdft_ray.errors import DataError, RecipeError, UserError
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe import Train
-from sdft_ray.stages import files
+from sdft_ray.stages import checkpoints, files
 from sdft_ray.stages.job import Job, Made, Meter, node_id
 from sdft_ray.store.manifest import Usage
 
@@ -41,51 +42,66 @@ def run(job: Job) -> Made:
     per_worker: dict[str, float] = {"CPU": settings.cpus, **settings.resources}
     if settings.gpus:
         per_worker["GPU"] = settings.gpus
+    storage = job.store.work_url(job.address)
+    checkpoints.mend_list(storage)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers,
+            elastic_resize_monitor_interval_s=settings.resize_every_s,
             use_gpu=bool(settings.gpus),
             resources_per_worker=per_worker,
             accelerator_type=settings.accelerator_type,
         ),
         run_config=RunConfig(
-            name="attempts",
-            storage_path=job.store.work_url(job.address),
+            name=checkpoints.RUN_NAME,
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
     )
     made = trainer.fit().return_value
+    if isinstance(made, UserError):
+        raise made
     assert isinstance(made, Made), "rank 0 returns what it placed"
     return made
 
 
-def _worker(config: dict[str, Any]) -> Made:
-    """One rank. All ranks report equally often, as Ray Train demands; rank 0 alone writes."""
+def _worker(config: dict[str, Any]) -> Made | UserError:
+    """One rank. What all ranks find wrong alike is handed back: Ray Train would try again what it sees raised."""
+    try:
+        return _train(config["job"])
+    except (DataError, RecipeError) as reason:
+        return reason
+
+
+def _train(job: Job) -> Made:
+    """All ranks report equally often, as Ray Train demands; rank 0 alone writes."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.training.export import save_student
     from sdft_ray.training.loop import train
     from sdft_ray.training.lora import merged
     from sdft_ray.training.parallel import Ddp
 
-    job: Job = config["job"]
     settings = job.resources.train
-    is_first = ray.train.get_context().get_world_rank() == 0
+    context = ray.train.get_context()
+    is_first, world_size = context.get_world_rank() == 0, context.get_world_size()
     made = Made()
     with Meter(gpus=settings.gpus) as meter:
-        rows = _packed(job)
-        plan = _plan(job, rows.num_rows)
+        data = _packed(job)
+        plan = _plan(job, data.rows.num_rows)
         pruned = job.input("pruned")
         lora = job.recipe.train.lora
         # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
         model: Any = load_model(pruned, job.recipe.teacher.dtype if lora else "float32")
         model.to(_device(job))
         model = _tuned(model, job.recipe.train, plan.seed)
-        state, history = _resumed()
+        resumed = checkpoints.resume(job.store.work_url(job.address))
+        history = resumed.history
         teacher = _teacher(job, plan)
+        notes = [f"passed over a checkpoint: {why}" for why in resumed.damaged]
 
         def report(record: StepRecord) -> None:
             if is_first:
@@ -93,9 +109,20 @@ def _worker(config: dict[str, Any]) -> Made:
                 job.progress(record.step, plan.num_steps, "steps")
 
         def save(state: TrainState) -> None:
-            _checkpoint(state, history if is_first else None)
+            problem = checkpoints.save(job, state, history if is_first else None)
+            notes.extend([problem] if problem else [])
 
-        train(model, rows, plan, teacher=teacher, parallel=Ddp(), report=report, save=save, resume=state)
+        train(
+            model,
+            data.rows,
+            plan,
+            teacher=teacher,
+            parallel=Ddp(),
+            report=report,
+            save=save,
+            resume=resumed.state,
+            name_of=partial(_example_id, job),
+        )
         if is_first:
             with job.output(made) as directory:
                 save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
@@ -103,13 +130,17 @@ def _worker(config: dict[str, Any]) -> Made:
                 (directory / files.HISTORY).write_text(text, encoding="utf-8")
     usage = meter.usage(sum(record["num_tokens"] for record in history))
     # Ranks hold the same model and split each step evenly, so rank 0 speaks for all.
-    peak = usage.peak_rss_bytes * settings.num_workers
-    made.usage = Usage(usage.wall_s, usage.device_s * settings.num_workers, peak, usage.num_tokens)
+    peak = usage.peak_rss_bytes * world_size
+    made.usage = Usage(usage.wall_s, usage.device_s * world_size, peak, usage.num_tokens)
     made.summary = {
         "num_steps": plan.num_steps,
-        "num_rows": rows.num_rows,
+        "num_rows": data.rows.num_rows,
+        "num_dropped": data.num_dropped,
+        "num_cut": data.num_cut,
         "num_loss_tokens": sum(record["num_loss_tokens"] for record in history),
         "last_loss": history[-1]["loss"] if history else None,
+        "num_workers": world_size,
+        "notes": notes,
         "node": node_id(),
     }
     return made
@@ -121,24 +152,51 @@ def _plan(job: Job, num_rows: int) -> TrainPlan:
     return arm_plan(job.recipe.train, job.arm, job.resources.train, num_rows)
 
 
-def _packed(job: Job) -> PackedRows:
+@dataclass(frozen=True)
+class _Packed:
+    """Training rows; how many were left out, and of how many the instruction was cut, because they were long."""
+
+    rows: PackedRows
+    num_dropped: int
+    num_cut: int
+
+
+def _packed(job: Job) -> _Packed:
     """Tokenize and pack once per shared disk; every other worker maps the file."""
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.data.documents import training_documents
     from sdft_ray.data.packing import PackedRows, pack
 
     path = job.work() / "packed.arrow"
+    counts = path.with_suffix(".json")
+    asked = job.recipe.train
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            distilled = job.recipe.train.arms[job.arm].data == "distilled"
-            table = pq.read_table(job.input("data") / (files.DISTILLED if distilled else files.ROWS))
-            responses = table["response" if distilled else "reference_response"].to_pylist()
+            table = _rows(job, ["instruction", _response_column(job)])
             chat = ChatFormat(load_tokenizer(job.input("pruned")))
-            pairs = zip(table["instruction"].to_pylist(), responses, strict=True)
-            documents = [chat.encode(instruction, response) for instruction, response in pairs]
-            partial = path.with_suffix(".partial")
-            pack(documents, job.recipe.train.row_tokens).save(partial)
-            partial.rename(path)
-    return PackedRows.load(path)
+            pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
+            made = training_documents(chat, pairs, asked.row_tokens, asked.long_rows)
+            counts.write_text(json.dumps([len(made.dropped), len(made.cut)]), encoding="utf-8")
+            unfinished = path.with_suffix(".partial")
+            pack(made.documents, asked.row_tokens).save(unfinished)
+            unfinished.rename(path)
+    num_dropped, num_cut = json.loads(counts.read_text(encoding="utf-8"))
+    return _Packed(PackedRows.load(path), num_dropped, num_cut)
+
+
+def _response_column(job: Job) -> str:
+    return "response" if job.recipe.train.arms[job.arm].data == "distilled" else "reference_response"
+
+
+def _rows(job: Job, columns: list[str]) -> pa.Table:
+    """Columns of the arm's training rows."""
+    distilled = job.recipe.train.arms[job.arm].data == "distilled"
+    return pq.read_table(job.input("data") / (files.DISTILLED if distilled else files.ROWS), columns=columns)
+
+
+def _example_id(job: Job, index: int) -> str:
+    """What the user calls a training row; read when something is wrong with it."""
+    return _rows(job, ["example_id"])["example_id"][index].as_py()
 
 
 def _device(job: Job) -> str:
@@ -174,29 +232,3 @@ def _tuned(model: Any, asked: Train, seed: int) -> Any:
 
     targets = family_of(model.config.to_dict()).lora_targets
     return attach(model, asked.lora.rank, asked.lora.alpha, asked.lora.dropout, targets, seed=seed)
-
-
-def _resumed() -> tuple[TrainState | None, list[dict[str, Any]]]:
-    """State and history of the last checkpoint, if there is one."""
-    from sdft_ray.training.state import load_state
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None, []
-    with checkpoint.as_directory() as directory:
-        text = (Path(directory) / files.HISTORY).read_text(encoding="utf-8")
-        return load_state(Path(directory)), [json.loads(line) for line in text.splitlines()]
-
-
-def _checkpoint(state: TrainState, history: list[dict[str, Any]] | None) -> None:
-    """Report a checkpoint; ranks without a history report nothing but take part."""
-    from sdft_ray.training.state import save_state
-
-    if history is None:
-        ray.train.report({})
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        save_state(Path(directory), state)
-        text = "".join(json.dumps(record) + "\n" for record in history)
-        (Path(directory) / files.HISTORY).write_text(text, encoding="utf-8")
-        ray.train.report({"step": state.step}, checkpoint=Checkpoint.from_directory(directory))

@@ -21,6 +21,7 @@ import torch
 
 from sdft_ray.data.packing import PackedRows, attention_inputs
 from sdft_ray.errors import DataError, RecipeError, StoreError
+from sdft_ray.training.average import Average
 from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.objective import Sums
 from sdft_ray.training.optim import build_optimizer, scale_learning_rates
@@ -33,6 +34,7 @@ from sdft_ray.training.weights import Weights
 __all__ = ["StepRecord", "TrainPlan", "TrainSummary", "mean_loss", "rows_of_step", "train"]
 
 _EAGER_ROW_TOKENS = 512
+_MAX_NAMED = 8
 
 
 def train(
@@ -45,32 +47,34 @@ def train(
     report: Callable[[StepRecord], None] | None = None,
     save: Callable[[TrainState], None] | None = None,
     resume: TrainState | None = None,
+    name_of: Callable[[int], str] = str,
 ) -> TrainSummary:
     """Train `model` in place on the trainable parameters it has, on the device it is on.
 
     Every process passes the same arguments and its own model; rank 0's trainable weights are used. `teacher` is for
-    objectives that compare with one. `report`
-    is called after every step and `save` after every `plan.checkpoint_every` steps, on every process, with the
-    same values. With `resume` training continues after `resume.step` steps, bit for bit as without the
-    interruption at the same number of processes on the same machine. The model comes back in eval mode and
-    in the dtype it came in.
+    objectives that compare with one. `report` is called after every step and `save` after every
+    `plan.checkpoint_every` steps, on every process, with the same values. With `resume` training continues after
+    `resume.step` steps, bit for bit as without the interruption at the same number of processes on the same machine,
+    and up to rounding at another (without dropout, whose masks belong to processes). The model comes back in eval
+    mode and in the dtype it came in.
 
     The loss of a step is the sum over the response tokens of all its rows divided by their number, so it and
     its gradient do not depend on micro-batches or processes (up to rounding).
 
-    Raises `DataError` without response tokens, `StoreError` if `resume` belongs to another run, `RecipeError`
-    when the loss or the gradient is not finite.
+    Raises `DataError` when all rows, or all rows of a step, are without response tokens, `StoreError` if `resume`
+    belongs to another run, `RecipeError` when the loss or the gradient is not finite; the documents in question are
+    called by `name_of` their place among the packed ones.
     """
     parallel = parallel or Single()
     if rows.num_loss_tokens == 0:
         raise DataError("no token of the packed rows counts in the loss", "check the responses")
     identity = {**plan.identity(), "num_rows": rows.num_rows, "num_loss_tokens": rows.num_loss_tokens}
-    if resume is not None and resume.identity != identity:
-        raise StoreError("the training state belongs to another plan or data set", "start without it")
+    if resume is not None:
+        _check_identity(resume.identity, identity)
     device = next(model.parameters()).device
     with ExitStack() as stack:
         stack.enter_context(_private_random_numbers(device))
-        stack.enter_context(_training(model, rows.row_tokens, plan.precision))
+        stack.enter_context(_training(model, rows.row_tokens, plan))
         if teacher is not None:
             stack.enter_context(_quick_attention(teacher.model, rows.row_tokens))
         weights = Weights(model, plan.precision)
@@ -91,13 +95,18 @@ def train(
         else:
             parallel.broadcast_(master.data for master in weights.masters.values())
             weights.publish()
+        average = Average(weights.masters, plan.ema_decay)
+        if resume is not None:
+            average.load(resume.averages)
         done: list[StepRecord] = []
         for step in range(first_step, plan.num_steps):
-            done.append(_step(model, rows, plan, step, parallel, weights, optimizers, teacher))
+            done.append(_step(model, rows, plan, step, parallel, weights, optimizers, teacher, name_of))
+            average.update(step)
             if report is not None:
                 report(done[-1])
             if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
-                save(capture(step + 1, weights.masters, optimizers, identity))
+                save(capture(step + 1, weights.masters, optimizers, identity, average.values))
+        average.publish()
         weights.restore()
     return _summary(done)
 
@@ -111,32 +120,40 @@ def _step(
     weights: Weights,
     optimizers: list[torch.optim.Optimizer],
     teacher: Teacher | None,
+    name_of: Callable[[int], str],
 ) -> StepRecord:
     started = time.perf_counter()
     device = weights.gradients_P.device
     torch.manual_seed(_dropout_seed(plan.seed, step, parallel.rank))
     indices_G = rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)
     num_loss_tokens = int(np.count_nonzero(rows.loss_mask_NT[indices_G]))
+    if num_loss_tokens == 0:
+        shown = _named(rows, indices_G, name_of)
+        raise DataError(f"no token of step {step + 1} counts in the loss: {shown}", "check these responses")
     weights.gradients_P.zero_()
     terms = plan.objective.terms
     sums: Sums = {name: torch.zeros((), device=device) for name in terms}
-    mine = indices_G[parallel.rank :: parallel.world_size]
-    for start in range(0, len(mine), plan.micro_batch_rows):
-        chosen = mine[start : start + plan.micro_batch_rows]
+    places = np.arange(parallel.rank, len(indices_G), parallel.world_size)
+    losses: list[torch.Tensor] = []
+    for start in range(0, len(places), plan.micro_batch_rows):
+        chosen = indices_G[places[start : start + plan.micro_batch_rows]]
         inputs, loss_mask_BT = _batch(rows, chosen, device)
         loss = response_loss(model, inputs, loss_mask_BT, objective=plan.objective, teacher=teacher, sums=sums)
-        (loss / max(1, num_loss_tokens)).backward()
+        (loss / num_loss_tokens).backward()
+        losses.append(loss.detach())
         weights.collect()
     parallel.sum_(weights.gradients_P)
     sums_E = torch.stack([sums[name] for name in terms])
     parallel.sum_(sums_E)
-    means = dict(zip(terms, (sums_E / max(1, num_loss_tokens)).tolist(), strict=True))
+    means = dict(zip(terms, (sums_E / num_loss_tokens).tolist(), strict=True))
     mean = sum(getattr(plan.objective, name) * value for name, value in means.items())
     grad_norm = torch.linalg.vector_norm(weights.gradients_P).item()
     if not math.isfinite(mean) or not math.isfinite(grad_norm):
+        suspects = indices_G[_not_finite(losses, places, len(indices_G), plan.micro_batch_rows, parallel, device)]
         raise RecipeError(
-            f"training diverged at step {step + 1}: loss {mean}, gradient norm {grad_norm}",
-            "lower the learning rate",
+            f"training diverged at step {step + 1}: loss {mean}, gradient norm {grad_norm}, "
+            + _named(rows, suspects if len(suspects) else indices_G, name_of),
+            "lower the learning rate, or look at these rows",
         )
     if grad_norm > plan.clip_norm:
         weights.gradients_P.mul_(plan.clip_norm / grad_norm)
@@ -155,6 +172,40 @@ def _step(
         wall_s=time.perf_counter() - started,
         terms=means,
     )
+
+
+def _not_finite(
+    losses: list[torch.Tensor],
+    places: np.ndarray,
+    num_rows: int,
+    micro_batch_rows: int,
+    parallel: Parallel,
+    device: torch.device,
+) -> np.ndarray:
+    """Places in the step of rows whose micro-batch had no finite loss, on whichever process; `places` are ours."""
+    bad_G = torch.zeros(num_rows, device=device)
+    for number, loss in enumerate(losses):
+        if not torch.isfinite(loss):
+            bad_G[places[number * micro_batch_rows : (number + 1) * micro_batch_rows]] = 1
+    parallel.sum_(bad_G)
+    return bad_G.nonzero().squeeze(1).cpu().numpy()
+
+
+def _named(rows: PackedRows, indices: np.ndarray, name_of: Callable[[int], str]) -> str:
+    """Packed rows and the documents in them, for a message."""
+    documents = np.unique(rows.document_ids_NT[indices])
+    names = [name_of(int(document)) for document in documents[documents >= 0]]
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    shown = ", ".join(map(str, sorted(indices)[:_MAX_NAMED]))
+    return f"packed rows {shown}, which hold {', '.join(names[:_MAX_NAMED])}{more}"
+
+
+def _check_identity(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raises `StoreError` with the fields that differ."""
+    changed = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    if changed:
+        told = ", ".join(f"{key} {theirs.get(key)} → {ours.get(key)}" for key in changed)
+        raise StoreError(f"the training state belongs to another plan or data set: {told}", "start without it")
 
 
 def _batch(rows: PackedRows, indices: np.ndarray, device: torch.device | str) -> tuple[dict[str, Any], torch.Tensor]:
@@ -199,13 +250,17 @@ def mean_loss(model: Any, rows: PackedRows, *, micro_batch_rows: int = 8, precis
 
 
 @contextmanager
-def _training(model: Any, row_tokens: int, precision: Precision) -> Iterator[None]:
+def _training(model: Any, row_tokens: int, plan: TrainPlan) -> Iterator[None]:
     """Train mode inside, eval mode after."""
-    with _quick_attention(model, row_tokens, bf16=precision == "bf16"):
+    with _quick_attention(model, row_tokens, bf16=plan.precision == "bf16"):
         model.train()
+        if plan.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         try:
             yield
         finally:
+            if plan.activation_checkpointing:
+                model.gradient_checkpointing_disable()
             model.eval()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sdft_ray import recipe, resources
 from sdft_ray.training.schedule import OptimizerKind, Precision, ScheduleKind
 
-_EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every")
+_EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every", "activation_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,10 @@ class TrainPlan:
 
     `precision`: `fp32`, or `bf16` for bfloat16 weights and activations with float32 master weights.
     `adamw_learning_rate` is used with `optimizer="muon"` for everything but block matrices (None: the same
-    rate). `checkpoint_every` 0 never saves. See `schedule.learning_rate` and `optim.build_optimizer`.
+    rate). `checkpoint_every` 0 never saves. `ema_decay` in (0, 1) makes the running mean of the weights the result
+    (`average.Average`). `activation_checkpointing` keeps of each block its input alone and computes the rest again in
+    the backward pass: less memory, about a third more work, the same gradients. See also `schedule.learning_rate`
+    and `optim.build_optimizer`.
     """
 
     num_steps: int
@@ -37,6 +40,8 @@ class TrainPlan:
     seed: int = 0
     checkpoint_every: int = 0
     objective: recipe.Objective = field(default_factory=recipe.Objective)
+    ema_decay: float | None = None
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         assert self.num_steps >= 1, "num_steps is at least 1"
@@ -52,10 +57,10 @@ class TrainPlan:
 
 def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows: int) -> TrainPlan:
     """The plan of one arm of a recipe. An epoch is every one of the `num_rows` packed rows once."""
-    num_steps = train.num_steps or math.ceil(num_rows * (train.num_epochs or 1.0) / train.rows_per_step)
+    num_steps = train.num_steps or math.ceil(num_rows * (train.num_epochs or 1.0) / train.step_rows)
     return TrainPlan(
         num_steps=num_steps,
-        rows_per_step=train.rows_per_step,
+        rows_per_step=train.step_rows,
         learning_rate=train.arms[arm].learning_rate,
         micro_batch_rows=settings.micro_batch_rows,
         optimizer=train.optimizer,
@@ -67,6 +72,8 @@ def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows:
         seed=train.arms[arm].seed,
         checkpoint_every=settings.checkpoint_every,
         objective=train.arms[arm].objective,
+        ema_decay=train.ema_decay,
+        activation_checkpointing=settings.activation_checkpointing,
     )
 
 

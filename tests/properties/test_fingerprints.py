@@ -121,7 +121,8 @@ def _changes(folder: Path) -> dict[str, Any]:
         "generate.top_logprobs": 4, "generate.hidden_states": True,
         "train.lora": None, "train.row_tokens": 256, "train.rows_per_step": 3, "train.num_steps": 3,
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
-        "train.weight_decay": 0.1, "train.clip_norm": 0.5,
+        "train.weight_decay": 0.1, "train.clip_norm": 0.5, "train.ema_decay": 0.9, "train.long_rows": "drop",
+        "train.tokens_per_step": None,
         "train.arms.sft.data": "distilled", "train.arms.sft.learning_rate": 0.2, "train.arms.sft.seed": 3,
         "train.arms.sdft.data": "reference", "train.arms.sdft.learning_rate": 0.2, "train.arms.sdft.seed": 3,
         **{
@@ -140,6 +141,7 @@ _UNSET_HERE = {
     "teacher.revision", "seed_set.revision", "calibration.revision",  # a file's identity is its content
     "depth.keep_parameters", "depth.max_parameters", "depth.blocks", "train.num_epochs",  # exclude each other
     "train.tail_blocks",  # or lora
+    "train.tokens_per_step",  # or rows_per_step
 }  # fmt: skip
 
 
@@ -167,6 +169,14 @@ def test_alternative_targets_move_addresses(world: Path) -> None:
     ):  # fmt: skip
         seen.append(_identities(Recipe.parse({**_base(world), "depth": depth}), world)["plan"])
     assert len(set(seen)) == 4
+
+
+def test_steps_counted_in_tokens_are_steps_of_their_own(world: Path) -> None:
+    data = _base(world)
+    data["train"] = {name: value for name, value in data["train"].items() if name != "rows_per_step"}
+    before = _identities(Recipe.parse(data), world)
+    data["train"]["tokens_per_step"] = 32 * 128
+    assert _identities(Recipe.parse(data), world)["train:sft"] != before["train:sft"]
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

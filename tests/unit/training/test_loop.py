@@ -39,7 +39,8 @@ def run(model: Any, rows: PackedRows, plan: TrainPlan, **kwargs: Any) -> tuple[l
     def save(state: TrainState) -> None:
         weights = {name: value.clone() for name, value in state.weights.items()}
         kept = {name: {key: v.clone() for key, v in values.items()} for name, values in state.optimizer.items()}
-        states.append(TrainState(state.step, weights, kept, state.identity))
+        averages = {name: value.clone() for name, value in state.averages.items()}
+        states.append(TrainState(state.step, weights, kept, state.identity, averages))
 
     train(model, rows, plan, report=records.append, save=save, **kwargs)
     return records, states
@@ -137,11 +138,12 @@ def test_an_interrupted_run_with_dropout_ends_bit_equal(rows: PackedRows, tmp_pa
         assert torch.equal(found, expected)
 
 
-def test_a_state_of_another_run_is_refused(rows: PackedRows):
+def test_a_state_of_another_run_is_refused_with_the_fields_that_differ(rows: PackedRows):
     _, states = run(small_model(), rows, PLAN)
-    with pytest.raises(StoreError, match="another plan"):
-        train(small_model(), rows, replace(PLAN, learning_rate=1.0), resume=states[0])
-    other_execution = replace(PLAN, micro_batch_rows=1, checkpoint_every=0)
+    changed = replace(PLAN, learning_rate=1.0, seed=4)
+    with pytest.raises(StoreError, match=r"another plan or data set: learning_rate 0.003 → 1.0, seed 0 → 4 "):
+        train(small_model(), rows, changed, resume=states[0])
+    other_execution = replace(PLAN, micro_batch_rows=1, checkpoint_every=0, activation_checkpointing=True)
     assert train(small_model(), rows, other_execution, resume=states[-1]).num_steps == 0
 
 
@@ -207,9 +209,84 @@ def test_records_count_finished_steps_and_tokens(rows: PackedRows):
     assert records[0].loss == pytest.approx(mean_loss(small_model(), rows), rel=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_averages_are_those_of_the_weights_after_each_step(rows: PackedRows, optimizer: Any):
+    plan = replace(PLAN, num_steps=12, ema_decay=0.6, optimizer=optimizer)
+    model = small_model()
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    _, states = run(model, rows, plan)
+    for step, state in enumerate(states):
+        decay = min(0.6, (1 + step) / (10 + step))
+        for name, value in expected.items():
+            value.mul_(decay).add_(state.weights[name] * (1 - decay))
+            torch.testing.assert_close(state.averages[name], value, rtol=1e-5, atol=1e-7)
+    for name, found in model.named_parameters():
+        assert torch.equal(found, states[-1].averages[name]), name
+        assert not torch.equal(found, states[-1].weights[name]), name
+
+
+def test_an_interrupted_run_with_averages_ends_bit_equal(rows: PackedRows, tmp_path: Path):
+    plan = replace(PLAN, checkpoint_every=2, ema_decay=0.9)
+    whole, rest = small_model(), small_model(seed=3)
+    train(whole, rows, plan, save=lambda state: save_state(tmp_path / str(state.step), state))
+    train(rest, rows, plan, resume=load_state(tmp_path / "2"))
+    for expected, found in zip(whole.parameters(), rest.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_recomputed_activations_change_nothing(rows: PackedRows, adapted: bool):
+    def fresh() -> Any:
+        return attach(small_model(), 2, 4.0, 0.3, ["q_proj", "down_proj"]) if adapted else small_model()
+
+    kept, again = fresh(), fresh()
+    expected, _ = run(kept, rows, PLAN)
+    found, _ = run(again, rows, replace(PLAN, activation_checkpointing=True))
+    assert [(r.loss, r.grad_norm) for r in found] == [(r.loss, r.grad_norm) for r in expected]
+    for one, other in zip(kept.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in again.modules())
+
+
+def test_recomputed_activations_are_not_held(rows: PackedRows):
+    """What autograd keeps for the backward pass, in bytes."""
+    held = {}
+    for checkpointing in (False, True):
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        plan = replace(PLAN, num_steps=1, activation_checkpointing=checkpointing, checkpoint_every=0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            train(build_model("llama", num_blocks=6), rows, plan)
+        held[checkpointing] = sum(sizes)
+    assert held[True] < held[False] / 3
+
+
 def test_divergence_is_told(rows: PackedRows):
     with pytest.raises(RecipeError, match=r"diverged at step \d+.*lower the learning rate"):
         train(small_model(), rows, replace(PLAN, num_steps=50, learning_rate=1e30))
+
+
+def test_a_row_without_a_finite_loss_is_named_with_its_documents():
+    texts = [Document([20 + i] * 20, [False] * 5 + [True] * 15) for i in range(8)]
+    texts[5].ids[3] = 7
+    rows = pack(texts, 20)
+    model = small_model(tied=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = float("nan")
+    plan = replace(PLAN, rows_per_step=8, micro_batch_rows=1)
+    with pytest.raises(RecipeError, match=r"diverged at step 1: loss nan.*packed rows 5, which hold example-5 →"):
+        train(model, rows, plan, name_of=lambda index: f"example-{index}")
+
+
+def test_a_step_without_response_tokens_is_refused_with_its_documents():
+    texts = [Document([5] * 20, [False] * 20), Document([6] * 20, [False] * 10 + [True] * 10)]
+    rows = pack(texts, 20)
+    with pytest.raises(DataError, match=r"no token of step \d counts in the loss: packed rows 0, which hold a →"):
+        train(small_model(), rows, replace(PLAN, rows_per_step=1), name_of=lambda index: "ab"[index])
 
 
 def test_rows_without_response_are_refused():

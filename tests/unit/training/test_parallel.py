@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from sdft_ray.data.packing import Document, PackedRows, pack
+from sdft_ray.errors import RecipeError
 from sdft_ray.recipe import Objective
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.losses import Teacher
@@ -126,6 +128,57 @@ def test_ranks_train_like_one(rows: PackedRows, world_size: int, tmp_path: Path)
         assert [r.grad_norm for r in of_rank] == [r.grad_norm for r in records[0]]
         assert [r.num_loss_tokens for r in of_rank] == [r.num_loss_tokens for r in expected]
     assert_same_training(tmp_path / "alone", directories)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(rows: PackedRows, before: int, after: int, tmp_path: Path):
+    plan = replace(PLAN, num_steps=6, checkpoint_every=3)
+
+    def ranks(world_size: int, resume: TrainState | None) -> list[StepRecord]:
+        barrier, shared = Barrier(world_size, timeout=200), [None] * world_size
+
+        def one(rank: int) -> list[StepRecord]:
+            records: list[StepRecord] = []
+            train(
+                build_model("llama", num_blocks=2, seed=rank),
+                rows,
+                plan,
+                teacher=Teacher(build_model("llama", num_blocks=3, seed=7)),
+                parallel=Threads(rank, shared, barrier),
+                report=records.append,
+                save=lambda state: save_state(tmp_path / f"{world_size}-{rank}-{state.step}", state),
+                resume=resume,
+            )
+            return records
+
+        with ThreadPoolExecutor(world_size) as pool:
+            parts = [pool.submit(one, rank) for rank in range(world_size)]
+            first, *_ = [part.result() for part in parts]
+            return first
+
+    whole = ranks(before, None)
+    rest = ranks(after, load_state(tmp_path / f"{before}-0-3"))
+    assert [r.step for r in rest] == [4, 5, 6]
+    assert [r.loss for r in rest] == pytest.approx([r.loss for r in whole[3:]], abs=1e-5)
+
+
+def test_every_rank_names_the_row_of_one(tmp_path: Path):
+    rows = pack([Document([20 + i] * 16, [False] * 5 + [True] * 11) for i in range(3)], 16)
+    barrier, shared = Barrier(2, timeout=200), [None] * 2
+
+    def one(rank: int) -> str:
+        model: Any = build_model("llama", num_blocks=2, tied=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[21] = float("nan")
+        plan = replace(PLAN, objective=Objective())
+        with pytest.raises(RecipeError) as caught:
+            train(model, rows, plan, parallel=Threads(rank, shared, barrier), name_of=lambda index: f"id{index}")
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        told = [part.result() for part in [pool.submit(one, rank) for rank in range(2)]]
+    assert told[0] == told[1]
+    assert "packed rows 1, which hold id1 " in told[0]
 
 
 @pytest.mark.slow

@@ -1,0 +1,128 @@
+"""Checkpoints of a training run on Ray Train: written while training goes on, and taken up only when whole.
+
+A worker writes the state into a folder of its own, and Ray Train copies it to the run's storage in the background.
+Which one a run goes on from is found out here, by the digest in each, and not taken from Ray's list of them: a copy
+that was cut short, or damaged later, is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
+
+from sdft_ray.errors import StoreError
+from sdft_ray.stages import files
+from sdft_ray.stages.job import Job
+
+if TYPE_CHECKING:
+    from sdft_ray.training.state import TrainState
+
+RUN_NAME = "attempts"
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on: nothing to go on from is a state of None. `damaged` names what was passed over."""
+
+    state: TrainState | None
+    history: History
+    damaged: tuple[str, ...] = ()
+
+
+def resume(storage: str) -> Resumed:
+    """State and history of the newest whole checkpoint in a run's `storage`; rank 0 chooses. Every rank calls this."""
+    from sdft_ray.training.state import load_state
+
+    is_first = ray.train.get_context().get_world_rank() == 0
+    told: Any = broadcast_from_rank_zero(_newest_whole(storage) if is_first else None)
+    chosen, damaged = told
+    if chosen is None:
+        return Resumed(None, [], damaged)
+    with Checkpoint(chosen).as_directory() as directory:
+        text = (Path(directory) / files.HISTORY).read_text(encoding="utf-8")
+        state = load_state(Path(directory), checked=True)
+    return Resumed(state, [json.loads(line) for line in text.splitlines()], damaged)
+
+
+def save(job: Job, state: TrainState, history: History | None) -> str:
+    """Report a checkpoint; ranks without a history report nothing but take part. Why it could not be written, or "".
+
+    A full disk costs the checkpoint, not the run: training goes on, and what was saved before stays good.
+    """
+    from sdft_ray.training.state import save_state
+
+    if history is None:
+        ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        return ""
+    directory = Path(tempfile.mkdtemp(prefix="saving-", dir=job.work()))
+    try:
+        save_state(directory, state)
+        text = "".join(json.dumps(record) + "\n" for record in history)
+        (directory / files.HISTORY).write_text(text, encoding="utf-8")
+    except Exception as reason:  # safetensors has an error of its own for whatever the system refuses
+        shutil.rmtree(directory, ignore_errors=True)
+        if not _is_full(reason):
+            raise
+        ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        return f"no room for the checkpoint of step {state.step}; the last one stays"
+    ray.train.report(
+        {"step": state.step},
+        checkpoint=Checkpoint.from_directory(str(directory)),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+    return ""
+
+
+def mend_list(storage: str) -> None:
+    """Remove Ray's list of a run's checkpoints where it is cut short or names one that is gone.
+
+    Ray would refuse to start over it. The checkpoints themselves are found without it.
+    """
+    filesystem, root = fsspec.core.url_to_fs(storage)
+    path = f"{root}/{RUN_NAME}/{_SNAPSHOT}"
+    if not filesystem.exists(path):
+        return
+    try:
+        told = json.loads(filesystem.cat_file(path))
+        names = [result["checkpoint_dir_name"] for result in told["checkpoint_results"]]
+        whole = all(filesystem.exists(f"{root}/{RUN_NAME}/{name}") for name in names)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        filesystem.rm_file(path)
+
+
+def _newest_whole(storage: str) -> tuple[str | None, tuple[str, ...]]:
+    """Where the newest checkpoint lies whose every byte is there, and what is wrong with those newer than it."""
+    from sdft_ray.training.state import check_state
+
+    filesystem, root = fsspec.core.url_to_fs(storage)
+    found = [str(path).rsplit("/", 1)[-1] for path in filesystem.glob(f"{root}/{RUN_NAME}/checkpoint_*/")]
+    damaged: list[str] = []
+    for name in sorted((name for name in found if not name.endswith(".json")), reverse=True):  # named by the time
+        place = f"{storage}/{RUN_NAME}/{name}"
+        try:
+            with Checkpoint(place).as_directory() as directory:
+                check_state(Path(directory))
+                return place, tuple(damaged)
+        except StoreError as reason:
+            damaged.append(f"{name}: {reason.message}")
+    return None, tuple(damaged)
+
+
+def _is_full(reason: BaseException) -> bool:
+    return getattr(reason, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(reason)

@@ -1,0 +1,42 @@
+"""A running mean of the weights, which is often a better model than the last of them (Polyak averaging)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+class Average:
+    """Exponential moving average of float32 masters, by name; none is kept when `decay` is None.
+
+    After step t (0-based) a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)), so that the start, which is
+    far from the end, is forgotten in short runs too.
+    """
+
+    def __init__(self, masters: Mapping[str, nn.Parameter], decay: float | None) -> None:
+        self._masters = masters
+        self._decay = decay
+        self.values = {} if decay is None else {name: p.detach().clone() for name, p in masters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step`."""
+        if self._decay is None:
+            return
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.values.values()), [p.data for p in self._masters.values()], share)
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Go on from the averages of an interrupted run, which have exactly the names of these."""
+        assert values.keys() == self.values.keys(), "the state belongs to another plan"
+        for name, mine in self.values.items():
+            mine.copy_(values[name])
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Put the averages in the place of the weights."""
+        for name, mine in self.values.items():
+            self._masters[name].copy_(mine)

@@ -1,0 +1,185 @@
+"""Recovery training on real Ray: whoever dies, and whatever becomes of a checkpoint, the same student comes out.
+
+Each run has a Ray of its own, in a process of its own, so that all of it can be killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sdft_ray.stages import checkpoints
+from sdft_ray.stages.job import Job
+from tests.training_job import ADDRESS, history, light, training_job, weights
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+SLOW = {"num_steps": 160}
+"""Long enough to be killed in: a step takes some 20 ms."""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@contextmanager
+def running(folder: Path, resources: dict[str, Any], train: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """The step in a process of its own, with all that it starts ended at the end."""
+    command = [sys.executable, "-m", "tests.training_job", str(folder), json.dumps(resources), json.dumps(train)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    family: list[psutil.Process] = []
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            family = _family(process)
+            process.kill()
+        process.wait()
+        for member in family:
+            _kill(member)
+
+
+def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+        process.wait(10)
+    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+        pass
+
+
+def finish(folder: Path, resources: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
+    """Run to the end; the step's summary."""
+    with running(folder, resources, train) as process:
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Those that Ray has on its list, oldest first."""
+    run = folder / "store/work" / ADDRESS / checkpoints.RUN_NAME
+    try:
+        told = json.loads((run / "checkpoint_manager_snapshot.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return [run / result["checkpoint_dir_name"] for result in told["checkpoint_results"]]
+
+
+def wait_for_checkpoints(folder: Path, process: subprocess.Popen[str], number: int) -> list[Path]:
+    end = time.monotonic() + 120
+    while len(found := whole_checkpoints(folder)) < number:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end, "no checkpoint came"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    summary = finish(folder, {}, SLOW)
+    assert (summary["num_workers"], summary["notes"]) == (2, [])
+    job = training_job(folder, light(), **SLOW)
+    assert [record["step"] for record in history(job)] == list(range(1, 161))
+    return job
+
+
+def assert_same_run(folder: Path, undisturbed: Job) -> None:
+    """Every step once, every loss and every weight to the bit."""
+    job = training_job(folder, light(), **SLOW)
+    curve = [(record["step"], record["loss"], record["grad_norm"]) for record in history(job)]
+    assert curve == [(record["step"], record["loss"], record["grad_norm"]) for record in history(undisturbed)]
+    assert weights(job) == weights(undisturbed)
+
+
+def test_a_killed_worker_changes_nothing(tmp_path: Path, undisturbed: Job) -> None:
+    with running(tmp_path, {}, SLOW) as process:
+        wait_for_checkpoints(tmp_path, process, 1)
+        workers = [child for child in _family(process) if "RayTrainWorker" in " ".join(child.cmdline())]
+        assert len(workers) == 2
+        workers[1].kill()
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    assert_same_run(tmp_path, undisturbed)
+
+
+DAMAGES = ["none", "bit", "cut", "list"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(damage: str, tmp_path: Path, undisturbed: Job) -> None:
+    with running(tmp_path, {}, SLOW) as process:
+        wait_for_checkpoints(tmp_path, process, 2)
+        for member in [psutil.Process(process.pid), *_family(process)]:
+            _kill(member)
+    newest = max(path for path in whole_checkpoints(tmp_path) if path.exists())
+    tensors = newest / "state.safetensors"
+    if damage == "bit":
+        content = bytearray(tensors.read_bytes())
+        content[len(content) // 2] ^= 4
+        tensors.write_bytes(content)
+    if damage == "cut":
+        os.truncate(tensors, tensors.stat().st_size // 2)
+    if damage == "list":
+        os.truncate(newest.parent / "checkpoint_manager_snapshot.json", 40)
+    summary = finish(tmp_path, {}, SLOW)
+    if damage in ("bit", "cut"):
+        assert any(newest.name in note and "damaged" in note for note in summary["notes"])
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_divergence_ends_the_run_at_once_and_names_rows(tmp_path: Path) -> None:
+    arms = {"arms": {"sft": {"data": "reference", "learning_rate": 1e30}}}
+    with running(tmp_path, {}, arms) as process:
+        _, err = process.communicate(timeout=240)
+    assert process.returncode != 0
+    told = err[err.index("RecipeError") :]
+    assert "training diverged at step" in told
+    assert "which hold row-" in told
+    assert len(list((tmp_path / "store/work" / ADDRESS / checkpoints.RUN_NAME).glob("checkpoint_2*"))) <= 2
+
+
+def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path) -> None:
+    """A real small disk: room for the inputs, the student and one checkpoint or two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("making a small disk needs the right to mount one")
+    try:
+        job = training_job(disk, light())
+        filler = disk / "filler"
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        filler.write_bytes(bytes(free - 700_000))
+        with running(disk, {"keep_checkpoints": 1}, {}) as process:
+            out, err = process.communicate(timeout=240)
+        if process.returncode:
+            assert "No space left on device" in err
+            filler.unlink()
+            finish(disk, {}, {})
+        else:
+            assert any("no room for the checkpoint" in note for note in json.loads(out.splitlines()[-1])["notes"])
+        assert [record["step"] for record in history(job)] == list(range(1, 41))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,64 @@
+"""Training rows that do not fit a packed row: refused, left out, or cut, but never their answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.data.documents import training_documents
+from sdft_ray.data.packing import pack
+from sdft_ray.errors import DataError
+from tests.tiny import make_model
+
+LONG = " ".join(f"w{i}" for i in range(200))
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatFormat:
+    folder = tmp_path_factory.mktemp("model")
+    make_model(folder, "llama", num_blocks=1)
+    return ChatFormat(load_tokenizer(folder))
+
+
+def test_what_fits_is_encoded_as_it_is(chat: ChatFormat) -> None:
+    pairs = [("what is one", "1"), ("and two", "2")]
+    made = training_documents(chat, pairs, 512, "refuse")
+    assert made.documents == [chat.encode(*pair) for pair in pairs]
+    assert (made.dropped, made.cut) == ([], [])
+
+
+def test_a_long_row_is_refused_by_its_place(chat: ChatFormat) -> None:
+    with pytest.raises(DataError, match=r"row 1 has \d+ tokens and train.row_tokens is 64.*drop or cut_prompt"):
+        training_documents(chat, [("a", "b"), (LONG, "c")], 64, "refuse")
+
+
+def test_a_long_row_is_left_out_and_the_others_keep_their_places(chat: ChatFormat) -> None:
+    made = training_documents(chat, [(LONG, "c"), ("a", "b")], 64, "drop")
+    assert (made.dropped, made.cut) == ([0], [])
+    assert made.documents[0] is None
+    assert set(pack(made.documents, 64).document_ids_NT.ravel()) == {1, -1}
+
+
+@pytest.mark.parametrize("row_tokens", [48, 64, 100, 333])
+def test_the_beginning_of_a_long_prompt_is_cut_and_its_answer_kept(chat: ChatFormat, row_tokens: int) -> None:
+    made = training_documents(chat, [(LONG, "the answer")], row_tokens, "cut_prompt")
+    (document,) = made.documents
+    assert document is not None
+    assert made.cut == [0]
+    assert row_tokens * 0.8 <= len(document.ids) <= row_tokens
+    whole = chat.encode(LONG, "the answer")
+    answer = [token for token, counts in zip(whole.ids, whole.loss_mask, strict=True) if counts]
+    assert [token for token, counts in zip(document.ids, document.loss_mask, strict=True) if counts] == answer
+    kept = len(document.ids) - len(answer)
+    start = next(i for i in range(kept) if document.ids[i:kept] == whole.ids[-len(answer) - (kept - i) : -len(answer)])
+    assert start < 16, "but for the template's first tokens it is the end of the prompt"
+
+
+def test_an_answer_that_does_not_fit_alone_is_left_out_not_cut(chat: ChatFormat) -> None:
+    made = training_documents(chat, [("question", LONG), ("a", "b")], 64, "cut_prompt")
+    assert (made.dropped, made.cut) == ([0], [])
+
+
+def test_nothing_left_is_told(chat: ChatFormat) -> None:
+    with pytest.raises(DataError, match="nothing to pack"):
+        pack(training_documents(chat, [("question", LONG)], 64, "drop").documents, 64)
