@@ -119,7 +119,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, undisturbed: Job) -> No
         workers = [child for child in _family(process) if "RayTrainWorker" in " ".join(child.cmdline())]
         assert len(workers) == 2
         workers[1].kill()
-        out, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err[-3000:]
     assert_same_run(tmp_path, undisturbed)
 
