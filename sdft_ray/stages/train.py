@@ -9,7 +9,7 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 import ray.train
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sdft_ray.data.packing import PackedRows
     from sdft_ray.training.loop import StepRecord
     from sdft_ray.training.losses import Teacher
+    from sdft_ray.training.parallel import Parallel
     from sdft_ray.training.plan import TrainPlan
     from sdft_ray.training.state import TrainState
 
@@ -64,12 +65,11 @@ def run(job: Job) -> Made:
 
 
 def _worker(config: dict[str, Any]) -> Made:
-    """One rank. All ranks report equally often, as Ray Train demands; rank 0 alone writes."""
+    """One rank. All ranks report equally often, as Ray Train demands; rank 0 alone writes the student."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.training.export import save_student
     from sdft_ray.training.loop import train
     from sdft_ray.training.lora import merged
-    from sdft_ray.training.parallel import Ddp
 
     job: Job = config["job"]
     settings = job.resources.train
@@ -82,9 +82,11 @@ def _worker(config: dict[str, Any]) -> Made:
         lora = job.recipe.train.lora
         # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
         model: Any = load_model(pruned, job.recipe.teacher.dtype if lora else "float32")
-        model.to(_device(job))
+        if settings.strategy == "ddp":  # fsdp moves block by block
+            model.to(_device(job))
         model = _tuned(model, job.recipe.train, plan.seed)
-        state, history = _resumed()
+        parallel = _parallel(job)
+        state, history = _resumed(parallel)
         teacher = _teacher(job, plan)
 
         def report(record: StepRecord) -> None:
@@ -95,7 +97,7 @@ def _worker(config: dict[str, Any]) -> Made:
         def save(state: TrainState) -> None:
             _checkpoint(state, history if is_first else None)
 
-        train(model, rows, plan, teacher=teacher, parallel=Ddp(), report=report, save=save, resume=state)
+        train(model, rows, plan, teacher=teacher, parallel=parallel, report=report, save=save, resume=state)
         if is_first:
             with job.output(made) as directory:
                 save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
@@ -141,8 +143,19 @@ def _packed(job: Job) -> PackedRows:
     return PackedRows.load(path)
 
 
-def _device(job: Job) -> str:
+def _device(job: Job) -> Literal["cpu", "cuda"]:
     return "cuda" if job.resources.train.gpus else "cpu"
+
+
+def _parallel(job: Job) -> Parallel:
+    """The process group that Ray Train has set up, as the resources want it used."""
+    from sdft_ray.training.parallel import Ddp
+    from sdft_ray.training.sharding import Fsdp
+
+    settings = job.resources.train
+    if settings.strategy == "ddp":
+        return Ddp()
+    return Fsdp(_device(job), reshard_after_forward=settings.reshard_after_forward, reduce_once=settings.reduce_once)
 
 
 def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:
@@ -176,8 +189,8 @@ def _tuned(model: Any, asked: Train, seed: int) -> Any:
     return attach(model, asked.lora.rank, asked.lora.alpha, asked.lora.dropout, targets, seed=seed)
 
 
-def _resumed() -> tuple[TrainState | None, list[dict[str, Any]]]:
-    """State and history of the last checkpoint, if there is one."""
+def _resumed(parallel: Parallel) -> tuple[TrainState | None, list[dict[str, Any]]]:
+    """This rank's share of the state, and the history, of the last checkpoint, if there is one."""
     from sdft_ray.training.state import load_state
 
     checkpoint = ray.train.get_checkpoint()
@@ -185,18 +198,23 @@ def _resumed() -> tuple[TrainState | None, list[dict[str, Any]]]:
         return None, []
     with checkpoint.as_directory() as directory:
         text = (Path(directory) / files.HISTORY).read_text(encoding="utf-8")
-        return load_state(Path(directory)), [json.loads(line) for line in text.splitlines()]
+        rank, world_size = parallel.share
+        return load_state(Path(directory), rank=rank, world_size=world_size), [
+            json.loads(line) for line in text.splitlines()
+        ]
 
 
 def _checkpoint(state: TrainState, history: list[dict[str, Any]] | None) -> None:
-    """Report a checkpoint; ranks without a history report nothing but take part."""
+    """Report a checkpoint. Ranks beyond the first have no history; those that hold no part of their own report nothing
+    but take part. Ray puts the files of all ranks into one checkpoint."""
     from sdft_ray.training.state import save_state
 
-    if history is None:
+    if history is None and state.part is None:
         ray.train.report({})
         return
     with tempfile.TemporaryDirectory() as directory:
         save_state(Path(directory), state)
-        text = "".join(json.dumps(record) + "\n" for record in history)
-        (Path(directory) / files.HISTORY).write_text(text, encoding="utf-8")
+        if history is not None:
+            text = "".join(json.dumps(record) + "\n" for record in history)
+            (Path(directory) / files.HISTORY).write_text(text, encoding="utf-8")
         ray.train.report({"step": state.step}, checkpoint=Checkpoint.from_directory(directory))

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -67,13 +67,13 @@ def train(
     identity = {**plan.identity(), "num_rows": rows.num_rows, "num_loss_tokens": rows.num_loss_tokens}
     if resume is not None and resume.identity != identity:
         raise StoreError("the training state belongs to another plan or data set", "start without it")
-    device = next(model.parameters()).device
+    weights = parallel.weights(model, plan.precision)
+    model, device = weights.model, weights.gradients_P.device
     with ExitStack() as stack:
         stack.enter_context(_private_random_numbers(device))
         stack.enter_context(_training(model, rows.row_tokens, plan.precision))
         if teacher is not None:
             stack.enter_context(_quick_attention(teacher.model, rows.row_tokens))
-        weights = Weights(model, plan.precision)
         optimizers = build_optimizer(
             model,
             plan.optimizer,
@@ -82,28 +82,29 @@ def train(
             betas=plan.betas,
             adamw_learning_rate=plan.adamw_learning_rate,
             parameters=weights.masters,
+            in_parts=weights.part is not None,
         )
         first_step = 0
         if resume is not None:
+            resume = weights.share_of(resume)
             weights.load(resume.weights)
             restore_optimizers(resume, weights.masters, optimizers)
             first_step = resume.step
         else:
-            parallel.broadcast_(master.data for master in weights.masters.values())
-            weights.publish()
+            weights.agree(parallel.broadcast_)
+        _check_same_start(first_step, parallel, device)
         done: list[StepRecord] = []
         for step in range(first_step, plan.num_steps):
-            done.append(_step(model, rows, plan, step, parallel, weights, optimizers, teacher))
+            done.append(_step(rows, plan, step, parallel, weights, optimizers, teacher))
             if report is not None:
                 report(done[-1])
             if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
-                save(capture(step + 1, weights.masters, optimizers, identity))
+                save(capture(step + 1, weights.masters, optimizers, identity, weights.part))
         weights.restore()
     return _summary(done)
 
 
 def _step(
-    model: Any,
     rows: PackedRows,
     plan: TrainPlan,
     step: int,
@@ -120,19 +121,19 @@ def _step(
     weights.gradients_P.zero_()
     terms = plan.objective.terms
     sums: Sums = {name: torch.zeros((), device=device) for name in terms}
-    mine = indices_G[parallel.rank :: parallel.world_size]
-    for start in range(0, len(mine), plan.micro_batch_rows):
-        chosen = mine[start : start + plan.micro_batch_rows]
+    micro_batches = _micro_batches(indices_G, plan.micro_batch_rows, parallel, in_lockstep=weights.part is not None)
+    for number, chosen in enumerate(micro_batches, 1):
         inputs, loss_mask_BT = _batch(rows, chosen, device)
-        loss = response_loss(model, inputs, loss_mask_BT, objective=plan.objective, teacher=teacher, sums=sums)
+        settings = {"objective": plan.objective, "teacher": teacher, "sums": sums}
+        compute = partial(response_loss, inputs=inputs, loss_mask_BT=loss_mask_BT, **settings)
+        loss = weights.run(compute, is_last=number == len(micro_batches))
         (loss / max(1, num_loss_tokens)).backward()
         weights.collect()
-    parallel.sum_(weights.gradients_P)
+    grad_norm = weights.reduce(parallel.sum_)
     sums_E = torch.stack([sums[name] for name in terms])
     parallel.sum_(sums_E)
     means = dict(zip(terms, (sums_E / max(1, num_loss_tokens)).tolist(), strict=True))
     mean = sum(getattr(plan.objective, name) * value for name, value in means.items())
-    grad_norm = torch.linalg.vector_norm(weights.gradients_P).item()
     if not math.isfinite(mean) or not math.isfinite(grad_norm):
         raise RecipeError(
             f"training diverged at step {step + 1}: loss {mean}, gradient norm {grad_norm}",
@@ -158,8 +159,29 @@ def _step(
 
 
 def _batch(rows: PackedRows, indices: np.ndarray, device: torch.device | str) -> tuple[dict[str, Any], torch.Tensor]:
-    """Inputs of a micro-batch, and which of its tokens count."""
-    return attention_inputs(rows, indices, device=device), torch.from_numpy(rows.loss_mask_NT[indices]).to(device)
+    """Inputs of a micro-batch, and which of its tokens count. Without rows it is the first one, and nothing counts."""
+    shown = indices if len(indices) else np.zeros(1, np.int64)
+    loss_mask_BT = torch.from_numpy(rows.loss_mask_NT[shown] & bool(len(indices)))
+    return attention_inputs(rows, shown, device=device), loss_mask_BT.to(device)
+
+
+def _micro_batches(
+    indices_G: np.ndarray, micro_batch_rows: int, parallel: Parallel, *, in_lockstep: bool
+) -> list[np.ndarray]:
+    """This process's rows of a step. `in_lockstep` every process gets as many micro-batches, the last perhaps empty:
+    where weights lie in parts, each takes part in every forward and backward pass of the others."""
+    mine = indices_G[parallel.rank :: parallel.world_size]
+    most = len(indices_G[:: parallel.world_size]) if in_lockstep else len(mine)
+    return [mine[start : start + micro_batch_rows] for start in range(0, most, micro_batch_rows)]
+
+
+def _check_same_start(first_step: int, parallel: Parallel, device: torch.device) -> None:
+    """Raise `StoreError` unless all processes go on from the same step."""
+    steps = torch.zeros(parallel.world_size, device=device)
+    steps[parallel.rank] = first_step
+    parallel.sum_(steps)
+    if len(set(steps.tolist())) > 1:
+        raise StoreError(f"processes would go on from different steps: {steps.tolist()}", "resume all from one")
 
 
 def rows_of_step(step: int, num_rows: int, rows_per_step: int, seed: int) -> np.ndarray:

@@ -2,25 +2,27 @@
 
 save_state(directory, state)            # inside the `save` callback of `train`
 train(..., resume=load_state(directory))
+
+Where every process holds a part of each weight, each writes its own pair of files into the same directory, and any
+number of processes can read them again (`sdft_ray.training.pieces`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from sdft_ray.errors import StoreError
+from sdft_ray.training.pieces import Part, file_stem, placements, read_indices, read_part, whole_shapes
 
-_TENSORS = "state.safetensors"
-_JSON = "state.json"
 _FORMAT = 1
 
 
@@ -30,13 +32,15 @@ class TrainState:
 
     `weights` are the float32 masters of trainable parameters, `optimizer` the tensors that the optimizer keeps
     for each. `identity` holds what must be the same on resume: the plan's deciding fields and the size of the
-    packed rows. Handed to `save`, the tensors are the live ones: write or clone them before returning.
+    packed rows. With `part` the tensors are one process's rows of the whole. Handed to `save`, the tensors are the
+    live ones: write or clone them before returning.
     """
 
     step: int
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, dict[str, torch.Tensor]]
     identity: dict[str, Any]
+    part: Part | None = None
 
 
 def capture(
@@ -44,6 +48,7 @@ def capture(
     masters: Mapping[str, nn.Parameter],
     optimizers: list[torch.optim.Optimizer],
     identity: dict[str, Any],
+    part: Part | None = None,
 ) -> TrainState:
     """The state of a running training, without copies."""
     kept = {id(p): optimizer.state[p] for optimizer in optimizers for p in optimizer.state}
@@ -52,6 +57,7 @@ def capture(
         weights={name: master.data for name, master in masters.items()},
         optimizer={name: dict(kept[id(master)]) for name, master in masters.items() if id(master) in kept},
         identity=identity,
+        part=part,
     )
 
 
@@ -68,25 +74,35 @@ def restore_optimizers(
 
 
 def save_state(directory: Path, state: TrainState) -> None:
-    """Write `state` into `directory`, made if missing. The JSON file comes last and makes it complete."""
+    """Write `state` into `directory`, made if missing. The JSON file comes last and makes it complete.
+
+    A part of a state goes into files of its own name; it is complete with those of all other processes.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {f"weights|{name}": value for name, value in state.weights.items()}
-    for name, kept in state.optimizer.items():
-        tensors |= {f"optimizer|{name}|{key}": value for key, value in kept.items()}
-    save_file({key: value.contiguous() for key, value in tensors.items()}, directory / _TENSORS)
-    content = {"format": _FORMAT, "step": state.step, "identity": state.identity}
-    (directory / _JSON).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    tensors = _named(state)
+    stem = file_stem(state.part)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, directory / f"{stem}.safetensors")
+    content: dict[str, Any] = {"format": _FORMAT, "step": state.step, "identity": state.identity}
+    if state.part is not None:
+        content["slices"] = placements({key: value.shape for key, value in tensors.items()}, state.part)
+    (directory / f"{stem}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def load_state(directory: Path) -> TrainState:
-    """Read what `save_state` wrote, onto the CPU. Raises `StoreError` if it is not complete."""
+def load_state(directory: Path, *, rank: int = 0, world_size: int = 1) -> TrainState:
+    """Read what `save_state` wrote, onto the CPU, whatever the number of processes that wrote it.
+
+    With `world_size` above 1 only the rows are read that process `rank` holds of each weight. Raises `StoreError`
+    if the state is not complete.
+    """
     directory = Path(directory)
     try:
-        content = json.loads((directory / _JSON).read_text(encoding="utf-8"))
-        tensors = load_file(directory / _TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
+        indices = read_indices(directory)
+        tensors = read_part(indices, rank, world_size)
+        shapes = whole_shapes(indices) if world_size > 1 else {}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"training state {directory} cannot be read: {error}", "delete it and train again") from error
+    content = next(iter(indices.values()))
     if content.get("format") != _FORMAT:
         raise StoreError(f"training state {directory} has another format", "delete it and train again")
     weights: dict[str, torch.Tensor] = {}
@@ -97,4 +113,33 @@ def load_state(directory: Path) -> TrainState:
             weights[name] = value
         else:
             optimizer.setdefault(name, {})[rest[0]] = value
-    return TrainState(int(content["step"]), weights, optimizer, content["identity"])
+    part = Part(rank, world_size, shapes) if world_size > 1 else None
+    return TrainState(int(content["step"]), weights, optimizer, content["identity"], part)
+
+
+def share_of(state: TrainState, part: Part) -> TrainState:
+    """The rows of a whole state that a process of `part` holds. A state that is that part already is returned as it is.
+
+    Raises `StoreError` for the part of another process, or of a model of other shapes.
+    """
+    if state.part is None:
+        shapes = {key.split("|")[1]: tuple(value.shape) for key, value in _named(state).items() if key[0] == "w"}
+        own = Part(part.rank, part.world_size, shapes)
+        rows = {name: own.rows(name) for name in shapes}
+        weights = {name: value[rows[name]] for name, value in state.weights.items()}
+        optimizer = {
+            name: {key: v[rows[name]] if tuple(v.shape) == shapes[name] else v for key, v in kept.items()}
+            for name, kept in state.optimizer.items()
+        }
+        state = replace(state, weights=weights, optimizer=optimizer, part=own)
+    if state.part != part:
+        raise StoreError("the training state is the part of another process or model", "load it for this rank")
+    return state
+
+
+def _named(state: TrainState) -> dict[str, torch.Tensor]:
+    """Every tensor by the key that it has on disk: `weights|<parameter>`, `optimizer|<parameter>|<name>`."""
+    tensors = {f"weights|{name}": value for name, value in state.weights.items()}
+    for name, kept in state.optimizer.items():
+        tensors |= {f"optimizer|{name}|{key}": value for key, value in kept.items()}
+    return tensors
