@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.errors import DataError, EvaluationError, RecipeError, StoreError
+from sdft_ray.errors import DataError, EvaluationError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.graph import State
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
@@ -23,6 +23,7 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mappin
     source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
+    check_strategy(recipe, resources)
     config = read_config(source, recipe.teacher.config)
     size = planned_size(recipe, config) if config is not None else None
     if size is not None:
@@ -71,6 +72,15 @@ def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, Sta
         from sdft_ray.generation.sampler import check_signals
 
         check_signals(resources.generate.sampler, recipe.generate)
+
+
+def check_strategy(recipe: Recipe, resources: Resources) -> None:
+    """Muon orthogonalizes whole matrices, which no worker has when they are sharded. Raises `ResourceError`."""
+    if resources.train.strategy == "fsdp" and recipe.train.optimizer == "muon":
+        raise ResourceError(
+            "train.optimizer muon needs whole matrices, and strategy fsdp gives every worker rows of them",
+            "set resources train.strategy to ddp, or the recipe's train.optimizer to adamw",
+        )
 
 
 def check_disk(

@@ -87,6 +87,12 @@ class Train(Device):
     """Or (least, most): as many as the cluster has room for, going on from the last checkpoint when that changes."""
     resize_every_s: float = Field(default=60.0, ge=0)
     """How often a run of (least, most) workers looks for room to grow."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp`: every worker holds the whole model; `fsdp`: each holds a share of weights, gradients and optimizer."""
+    reshard_after_forward: bool = True
+    """With `fsdp`: free a block's weights between its forward and backward pass, and gather them twice."""
+    reduce_once: bool = True
+    """With `fsdp`: sum gradients once a step, for which each worker holds a whole gradient between micro-batches."""
     micro_batch_rows: int = Field(default=8, ge=1)
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(default=100, ge=1)

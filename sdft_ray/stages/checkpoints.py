@@ -42,8 +42,11 @@ class Resumed:
     damaged: tuple[str, ...] = ()
 
 
-def resume(storage: str) -> Resumed:
-    """State and history of the newest whole checkpoint in a run's `storage`; rank 0 chooses. Every rank calls this."""
+def resume(storage: str, share: tuple[int, int]) -> Resumed:
+    """State and history of the newest whole checkpoint in a run's `storage`; rank 0 chooses. Every rank calls this.
+
+    `share` is which share of each weight this rank holds, of how many.
+    """
     from sdft_ray.training.state import load_state
 
     is_first = ray.train.get_context().get_world_rank() == 0
@@ -53,25 +56,28 @@ def resume(storage: str) -> Resumed:
         return Resumed(None, [], damaged)
     with Checkpoint(chosen).as_directory() as directory:
         text = (Path(directory) / files.HISTORY).read_text(encoding="utf-8")
-        state = load_state(Path(directory), checked=True)
+        state = load_state(Path(directory), rank=share[0], world_size=share[1], checked=True)
     return Resumed(state, [json.loads(line) for line in text.splitlines()], damaged)
 
 
 def save(job: Job, state: TrainState, history: History | None) -> str:
-    """Report a checkpoint; ranks without a history report nothing but take part. Why it could not be written, or "".
+    """Report a checkpoint. Why it could not be written, or "".
 
-    A full disk costs the checkpoint, not the run: training goes on, and what was saved before stays good.
+    Ranks beyond the first have no history; those that hold no part of their own report nothing but take part. Ray puts
+    the files of all ranks into one checkpoint. A full disk costs the checkpoint, not the run: training goes on, and
+    what was saved before stays good.
     """
     from sdft_ray.training.state import save_state
 
-    if history is None:
+    if history is None and state.part is None:
         ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return ""
     directory = Path(tempfile.mkdtemp(prefix="saving-", dir=job.work()))
     try:
         save_state(directory, state)
-        text = "".join(json.dumps(record) + "\n" for record in history)
-        (directory / files.HISTORY).write_text(text, encoding="utf-8")
+        if history is not None:
+            text = "".join(json.dumps(record) + "\n" for record in history)
+            (directory / files.HISTORY).write_text(text, encoding="utf-8")
     except Exception as reason:  # safetensors has an error of its own for whatever the system refuses
         shutil.rmtree(directory, ignore_errors=True)
         if not _is_full(reason):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sdft_ray.data.packing import PackedRows
     from sdft_ray.training.loop import StepRecord
     from sdft_ray.training.losses import Teacher
+    from sdft_ray.training.parallel import Parallel
     from sdft_ray.training.plan import TrainPlan
     from sdft_ray.training.state import TrainState
 
@@ -78,12 +79,11 @@ def _worker(config: dict[str, Any]) -> Made | UserError:
 
 
 def _train(job: Job) -> Made:
-    """All ranks report equally often, as Ray Train demands; rank 0 alone writes."""
+    """All ranks report equally often, as Ray Train demands; rank 0 alone writes the student."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.training.export import save_student
     from sdft_ray.training.loop import train
     from sdft_ray.training.lora import merged
-    from sdft_ray.training.parallel import Ddp
 
     settings = job.resources.train
     context = ray.train.get_context()
@@ -96,9 +96,11 @@ def _train(job: Job) -> Made:
         lora = job.recipe.train.lora
         # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
         model: Any = load_model(pruned, job.recipe.teacher.dtype if lora else "float32")
-        model.to(_device(job))
+        if settings.strategy == "ddp":  # fsdp moves block by block
+            model.to(_device(job))
         model = _tuned(model, job.recipe.train, plan.seed)
-        resumed = checkpoints.resume(job.store.work_url(job.address))
+        parallel = _parallel(job)
+        resumed = checkpoints.resume(job.store.work_url(job.address), parallel.share)
         history = resumed.history
         teacher = _teacher(job, plan)
         notes = [f"passed over a checkpoint: {why}" for why in resumed.damaged]
@@ -117,7 +119,7 @@ def _train(job: Job) -> Made:
             data.rows,
             plan,
             teacher=teacher,
-            parallel=Ddp(),
+            parallel=parallel,
             report=report,
             save=save,
             resume=resumed.state,
@@ -199,8 +201,19 @@ def _example_id(job: Job, index: int) -> str:
     return _rows(job, ["example_id"])["example_id"][index].as_py()
 
 
-def _device(job: Job) -> str:
+def _device(job: Job) -> Literal["cpu", "cuda"]:
     return "cuda" if job.resources.train.gpus else "cpu"
+
+
+def _parallel(job: Job) -> Parallel:
+    """The process group that Ray Train has set up, as the resources want it used."""
+    from sdft_ray.training.parallel import Ddp
+    from sdft_ray.training.sharding import Fsdp
+
+    settings = job.resources.train
+    if settings.strategy == "ddp":
+        return Ddp()
+    return Fsdp(_device(job), reshard_after_forward=settings.reshard_after_forward, reduce_once=settings.reduce_once)
 
 
 def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:

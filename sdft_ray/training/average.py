@@ -18,7 +18,12 @@ class Average:
     def __init__(self, masters: Mapping[str, nn.Parameter], decay: float | None) -> None:
         self._masters = masters
         self._decay = decay
-        self.values = {} if decay is None else {name: p.detach().clone() for name, p in masters.items()}
+        self.values = {} if decay is None else {name: torch.empty_like(p.data) for name, p in masters.items()}
+
+    def start(self) -> None:
+        """Begin with the weights as they are."""
+        for name, mine in self.values.items():
+            mine.copy_(self._masters[name].data)
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -9,32 +9,28 @@ Under Ray Train each worker calls the same function with `parallel=Ddp()`.
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from sdft_ray.data.packing import PackedRows, attention_inputs
-from sdft_ray.errors import DataError, RecipeError, StoreError
+from sdft_ray.data.packing import PackedRows
+from sdft_ray.errors import DataError, StoreError
 from sdft_ray.training.average import Average
 from sdft_ray.training.losses import Teacher, response_loss
-from sdft_ray.training.objective import Sums
-from sdft_ray.training.optim import build_optimizer, scale_learning_rates
+from sdft_ray.training.optim import build_optimizer
 from sdft_ray.training.parallel import Parallel, Single
 from sdft_ray.training.plan import StepRecord, TrainPlan, TrainSummary
-from sdft_ray.training.schedule import Precision, learning_rate
+from sdft_ray.training.schedule import Precision
 from sdft_ray.training.state import TrainState, capture, restore_optimizers
-from sdft_ray.training.weights import Weights
+from sdft_ray.training.step import Run, batch, rows_of_step, take_step
 
 __all__ = ["StepRecord", "TrainPlan", "TrainSummary", "mean_loss", "rows_of_step", "train"]
 
 _EAGER_ROW_TOKENS = 512
-_MAX_NAMED = 8
 
 
 def train(
@@ -71,13 +67,13 @@ def train(
     identity = {**plan.identity(), "num_rows": rows.num_rows, "num_loss_tokens": rows.num_loss_tokens}
     if resume is not None:
         _check_identity(resume.identity, identity)
-    device = next(model.parameters()).device
+    weights = parallel.weights(model, plan.precision)
+    model, device = weights.model, weights.gradients_P.device
     with ExitStack() as stack:
         stack.enter_context(_private_random_numbers(device))
         stack.enter_context(_training(model, rows.row_tokens, plan))
         if teacher is not None:
             stack.enter_context(_quick_attention(teacher.model, rows.row_tokens))
-        weights = Weights(model, plan.precision)
         optimizers = build_optimizer(
             model,
             plan.optimizer,
@@ -86,118 +82,32 @@ def train(
             betas=plan.betas,
             adamw_learning_rate=plan.adamw_learning_rate,
             parameters=weights.masters,
+            in_parts=weights.part is not None,
         )
         first_step = 0
-        if resume is not None:
-            weights.load(resume.weights)
-            restore_optimizers(resume, weights.masters, optimizers)
-            first_step = resume.step
-        else:
-            parallel.broadcast_(master.data for master in weights.masters.values())
-            weights.publish()
         average = Average(weights.masters, plan.ema_decay)
         if resume is not None:
+            resume = weights.share_of(resume)
+            weights.load(resume.weights)
+            restore_optimizers(resume, weights.masters, optimizers)
             average.load(resume.averages)
+            first_step = resume.step
+        else:
+            weights.agree(parallel.broadcast_)
+            average.start()
+        _check_same_start(first_step, parallel, device)
+        run = Run(rows, plan, parallel, weights, optimizers, teacher, name_of)
         done: list[StepRecord] = []
         for step in range(first_step, plan.num_steps):
-            done.append(_step(model, rows, plan, step, parallel, weights, optimizers, teacher, name_of))
+            done.append(take_step(run, step))
             average.update(step)
             if report is not None:
                 report(done[-1])
             if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
-                save(capture(step + 1, weights.masters, optimizers, identity, average.values))
+                save(capture(step + 1, weights.masters, optimizers, identity, average.values, weights.part))
         average.publish()
         weights.restore()
     return _summary(done)
-
-
-def _step(
-    model: Any,
-    rows: PackedRows,
-    plan: TrainPlan,
-    step: int,
-    parallel: Parallel,
-    weights: Weights,
-    optimizers: list[torch.optim.Optimizer],
-    teacher: Teacher | None,
-    name_of: Callable[[int], str],
-) -> StepRecord:
-    started = time.perf_counter()
-    device = weights.gradients_P.device
-    torch.manual_seed(_dropout_seed(plan.seed, step, parallel.rank))
-    indices_G = rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)
-    num_loss_tokens = int(np.count_nonzero(rows.loss_mask_NT[indices_G]))
-    if num_loss_tokens == 0:
-        shown = _named(rows, indices_G, name_of)
-        raise DataError(f"no token of step {step + 1} counts in the loss: {shown}", "check these responses")
-    weights.gradients_P.zero_()
-    terms = plan.objective.terms
-    sums: Sums = {name: torch.zeros((), device=device) for name in terms}
-    places = np.arange(parallel.rank, len(indices_G), parallel.world_size)
-    losses: list[torch.Tensor] = []
-    for start in range(0, len(places), plan.micro_batch_rows):
-        chosen = indices_G[places[start : start + plan.micro_batch_rows]]
-        inputs, loss_mask_BT = _batch(rows, chosen, device)
-        loss = response_loss(model, inputs, loss_mask_BT, objective=plan.objective, teacher=teacher, sums=sums)
-        (loss / num_loss_tokens).backward()
-        losses.append(loss.detach())
-        weights.collect()
-    parallel.sum_(weights.gradients_P)
-    sums_E = torch.stack([sums[name] for name in terms])
-    parallel.sum_(sums_E)
-    means = dict(zip(terms, (sums_E / num_loss_tokens).tolist(), strict=True))
-    mean = sum(getattr(plan.objective, name) * value for name, value in means.items())
-    grad_norm = torch.linalg.vector_norm(weights.gradients_P).item()
-    if not math.isfinite(mean) or not math.isfinite(grad_norm):
-        suspects = indices_G[_not_finite(losses, places, len(indices_G), plan.micro_batch_rows, parallel, device)]
-        raise RecipeError(
-            f"training diverged at step {step + 1}: loss {mean}, gradient norm {grad_norm}, "
-            + _named(rows, suspects if len(suspects) else indices_G, name_of),
-            "lower the learning rate, or look at these rows",
-        )
-    if grad_norm > plan.clip_norm:
-        weights.gradients_P.mul_(plan.clip_norm / grad_norm)
-    factor = learning_rate(step, plan.num_steps, 1.0, plan.schedule, plan.warmup_fraction, plan.decay_fraction)
-    scale_learning_rates(optimizers, factor)
-    for optimizer in optimizers:
-        optimizer.step()
-    weights.publish()
-    return StepRecord(
-        step=step + 1,
-        loss=mean,
-        grad_norm=grad_norm,
-        learning_rate=plan.learning_rate * factor,
-        num_tokens=int(np.count_nonzero(rows.segment_ids_NT[indices_G])),
-        num_loss_tokens=num_loss_tokens,
-        wall_s=time.perf_counter() - started,
-        terms=means,
-    )
-
-
-def _not_finite(
-    losses: list[torch.Tensor],
-    places: np.ndarray,
-    num_rows: int,
-    micro_batch_rows: int,
-    parallel: Parallel,
-    device: torch.device,
-) -> np.ndarray:
-    """Places in the step of rows whose micro-batch had no finite loss, on whichever process; `places` are ours."""
-    bad_G = torch.zeros(num_rows, device=device)
-    for number, loss in enumerate(losses):
-        if not torch.isfinite(loss):
-            bad_G[places[number * micro_batch_rows : (number + 1) * micro_batch_rows]] = 1
-    parallel.sum_(bad_G)
-    return bad_G.nonzero().squeeze(1).cpu().numpy()
-
-
-def _named(rows: PackedRows, indices: np.ndarray, name_of: Callable[[int], str]) -> str:
-    """Packed rows and the documents in them, for a message."""
-    documents = np.unique(rows.document_ids_NT[indices])
-    names = [name_of(int(document)) for document in documents[documents >= 0]]
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    shown = ", ".join(map(str, sorted(indices)[:_MAX_NAMED]))
-    return f"packed rows {shown}, which hold {', '.join(names[:_MAX_NAMED])}{more}"
 
 
 def _check_identity(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -208,28 +118,13 @@ def _check_identity(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
         raise StoreError(f"the training state belongs to another plan or data set: {told}", "start without it")
 
 
-def _batch(rows: PackedRows, indices: np.ndarray, device: torch.device | str) -> tuple[dict[str, Any], torch.Tensor]:
-    """Inputs of a micro-batch, and which of its tokens count."""
-    return attention_inputs(rows, indices, device=device), torch.from_numpy(rows.loss_mask_NT[indices]).to(device)
-
-
-def rows_of_step(step: int, num_rows: int, rows_per_step: int, seed: int) -> np.ndarray:
-    """Row indices (G,) of global step `step` (0-based); rank r of w takes `[r::w]`.
-
-    Rows come in one random order per epoch, and a step may cross into the next. The order depends on `seed`
-    alone: not on the number of processes, not on where training was resumed.
-    """
-    positions_G = np.arange(step * rows_per_step, (step + 1) * rows_per_step)
-    return np.array([_epoch_order(num_rows, seed, int(p // num_rows))[p % num_rows] for p in positions_G])
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)
-
-
-def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+def _check_same_start(first_step: int, parallel: Parallel, device: torch.device) -> None:
+    """Raises `StoreError` unless all processes go on from the same step."""
+    steps = torch.zeros(parallel.world_size, device=device)
+    steps[parallel.rank] = first_step
+    parallel.sum_(steps)
+    if len(set(steps.tolist())) > 1:
+        raise StoreError(f"processes would go on from different steps: {steps.tolist()}", "resume all from one")
 
 
 @torch.no_grad()
@@ -244,7 +139,7 @@ def mean_loss(model: Any, rows: PackedRows, *, micro_batch_rows: int = 8, precis
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for start in range(0, rows.num_rows, micro_batch_rows):
             indices = np.arange(start, min(start + micro_batch_rows, rows.num_rows))
-            total += response_loss(model, *_batch(rows, indices, device)).item()
+            total += response_loss(model, *batch(rows, indices, device)).item()
     model.train(was_training)
     return total / rows.num_loss_tokens
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdft_ray.errors import ResourceError
 from sdft_ray.training.schedule import OptimizerKind
 
 
@@ -20,6 +21,7 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.95),
     adamw_learning_rate: float | None = None,
     parameters: Mapping[str, nn.Parameter] | None = None,
+    in_parts: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """Optimizers that together cover every trainable parameter of `model`, each exactly once.
 
@@ -27,12 +29,17 @@ def build_optimizer(
     kellerjordan.github.io/posts/muon; update scaled by sqrt(max(1, rows/columns))) takes the matrices of the
     blocks with `learning_rate` and `weight_decay`; embeddings, head, norms and biases get AdamW without decay at
     `adamw_learning_rate` (default: `learning_rate`). `parameters` replaces the model's own trainable
-    parameters by others of the same names, such as float32 masters.
+    parameters by others of the same names, such as float32 masters. `in_parts` says that they are rows of the whole:
+    AdamW does not mind, but Muon orthogonalizes whole matrices, and then `ResourceError` is raised.
 
     Each parameter group keeps its own rate as `peak`: see `scale_learning_rates`.
     """
     if parameters is None:
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if kind == "muon" and in_parts:
+        raise ResourceError(
+            "muon needs whole matrices, and every process holds a part of each", "use strategy: ddp or optimizer: adamw"
+        )
     if kind == "adamw":
         groups = [
             {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": weight_decay},

@@ -14,6 +14,10 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from torch import nn
+
+from sdft_ray.training.schedule import Precision
+from sdft_ray.training.weights import Weights
 
 _SLICE_ELEMENTS = 2**24  # 64 MiB of float32 in one message
 
@@ -27,6 +31,11 @@ class Parallel(Protocol):
     @property
     def world_size(self) -> int: ...
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of each weight this process holds, of how many: (0, 1) is all of it."""
+        ...
+
     def sum_(self, tensor: torch.Tensor) -> None:
         """Replace a contiguous tensor by its sum over all processes."""
         ...
@@ -35,12 +44,17 @@ class Parallel(Protocol):
         """Replace tensors by those of rank 0."""
         ...
 
+    def weights(self, model: nn.Module, precision: Precision) -> Weights:
+        """What this process trains of `model`."""
+        ...
+
 
 class Single:
     """One process: nothing to exchange."""
 
     rank = 0
     world_size = 1
+    share = (0, 1)
 
     def sum_(self, tensor: torch.Tensor) -> None:
         """Leave `tensor` as it is."""
@@ -48,12 +62,18 @@ class Single:
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Leave `tensors` as they are."""
 
+    def weights(self, model: nn.Module, precision: Precision) -> Weights:
+        """All of it."""
+        return Weights(model, precision)
+
 
 class Ddp:
     """The default process group of torch.distributed (gloo on CPUs, nccl on GPUs), which must exist already.
 
     Ray Train sets it up for its workers; elsewhere call `torch.distributed.init_process_group` first.
     """
+
+    share = (0, 1)
 
     def __init__(self) -> None:
         assert dist.is_initialized(), "torch.distributed has no process group"
@@ -71,6 +91,10 @@ class Ddp:
         """Replace tensors by those of rank 0."""
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+    def weights(self, model: nn.Module, precision: Precision) -> Weights:
+        """All of it."""
+        return Weights(model, precision)
 
 
 @contextmanager

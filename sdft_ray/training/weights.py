@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from sdft_ray.errors import StoreError
+from sdft_ray.training.pieces import Part
 from sdft_ray.training.schedule import Precision
+from sdft_ray.training.state import TrainState
 
 
 class Weights:
@@ -16,9 +20,14 @@ class Weights:
     With `fp32` the masters are the model's own parameters. With `bf16` the model computes with bfloat16
     copies, its buffers (rotary frequencies) stay as they are, and gradients of micro-batches are summed in
     float32. Call `collect` after each backward pass, `publish` after each update, `restore` at the end.
+
+    `model` is what computes; `part` says which rows of each parameter the masters are, None where they are whole.
     """
 
+    part: Part | None = None
+
     def __init__(self, model: nn.Module, precision: Precision) -> None:
+        self.model: Any = model
         compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._params: dict[str, nn.Parameter] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -49,6 +58,10 @@ class Weights:
             master.grad = part.view(master.shape)
         return flat_P
 
+    def run(self, compute: Callable[[Any], torch.Tensor], *, is_last: bool) -> torch.Tensor:
+        """The loss that `compute` makes of the model, for a backward pass; `is_last` before the step's last one."""
+        return compute(self.model)
+
     def collect(self) -> None:
         """Move the gradients of one backward pass into the float32 buffer (where autograd did not put them)."""
         if self._shared:
@@ -59,6 +72,22 @@ class Weights:
                 assert gradient is not None
                 gradient.add_(param.grad)
                 param.grad = None
+
+    def reduce(self, sum_: Callable[[torch.Tensor], None]) -> float:
+        """Sum the gradients over all processes, and tell their global L2 norm."""
+        sum_(self.gradients_P)
+        return torch.linalg.vector_norm(self.gradients_P).item()
+
+    def agree(self, broadcast_: Callable[[Iterable[torch.Tensor]], None]) -> None:
+        """Start from the weights of rank 0 everywhere."""
+        broadcast_(master.data for master in self.masters.values())
+        self.publish()
+
+    def share_of(self, state: TrainState) -> TrainState:
+        """What these masters need of a state. Raises `StoreError` if that is not in it."""
+        if state.part is not None:
+            raise StoreError("the training state is a part of one and the weights are whole", "load all of it")
+        return state
 
     @torch.no_grad()
     def publish(self) -> None:

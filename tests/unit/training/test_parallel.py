@@ -21,7 +21,9 @@ from sdft_ray.recipe import Objective
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.losses import Teacher
 from sdft_ray.training.parallel import Parallel, Single
+from sdft_ray.training.schedule import Precision
 from sdft_ray.training.state import TrainState, load_state, save_state
+from sdft_ray.training.weights import Weights
 from tests.tiny import build_model
 
 PLAN = TrainPlan(
@@ -59,6 +61,8 @@ dist.destroy_process_group()
 class Threads:
     """Ranks that are threads of this process."""
 
+    share = (0, 1)
+
     def __init__(self, rank: int, shared: list[Any], barrier: Barrier) -> None:
         self.rank, self.world_size = rank, len(shared)
         self._shared, self._barrier = shared, barrier
@@ -76,6 +80,9 @@ class Threads:
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         for tensor in tensors:
             tensor.copy_(self._gather(tensor.clone())[0])
+
+    def weights(self, model: Any, precision: Precision) -> Weights:
+        return Weights(model, precision)
 
 
 @pytest.fixture
