@@ -84,15 +84,14 @@ def train(
             parameters=weights.masters,
             in_parts=weights.part is not None,
         )
-        first_step = 0
+        first_step = resume.step if resume is not None else 0
+        _check_same_start(first_step, parallel, device)
         if resume is not None:
             resume = weights.share_of(resume)
             weights.load(resume.weights)
             restore_optimizers(resume, weights.masters, optimizers)
-            first_step = resume.step
         else:
             weights.agree(parallel.broadcast_)
-        _check_same_start(first_step, parallel, device)
         done: list[StepRecord] = []
         for step in range(first_step, plan.num_steps):
             done.append(_step(rows, plan, step, parallel, weights, optimizers, teacher))
