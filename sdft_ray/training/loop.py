@@ -84,18 +84,17 @@ def train(
             parameters=weights.masters,
             in_parts=weights.part is not None,
         )
-        first_step = 0
+        first_step = resume.step if resume is not None else 0
+        _check_same_start(first_step, parallel, device)
         average = Average(weights.masters, plan.ema_decay)
         if resume is not None:
             resume = weights.share_of(resume)
             weights.load(resume.weights)
             restore_optimizers(resume, weights.masters, optimizers)
             average.load(resume.averages)
-            first_step = resume.step
         else:
             weights.agree(parallel.broadcast_)
             average.start()
-        _check_same_start(first_step, parallel, device)
         run = Run(rows, plan, parallel, weights, optimizers, teacher, name_of)
         done: list[StepRecord] = []
         for step in range(first_step, plan.num_steps):
