@@ -23,6 +23,7 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mappin
     source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
+    check_tracking(store, resources, states)
     config = read_config(source, recipe.teacher.config)
     size = planned_size(recipe, config) if config is not None else None
     if size is not None:
@@ -71,6 +72,14 @@ def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, Sta
         from sdft_ray.generation.sampler import check_signals
 
         check_signals(resources.generate.sampler, recipe.generate)
+
+
+def check_tracking(store: Store, resources: Resources, states: Mapping[str, State]) -> None:
+    """Trackers that are not installed here, or have nowhere to write."""
+    if resources.train.tracking and any(s.step.stage == "train" and s.status != "done" for s in states.values()):
+        from sdft_ray.training.tracking import check_trackers
+
+        check_trackers(resources.train.tracking, store.url)
 
 
 def check_disk(

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdft_ray.errors import ResourceError
-from sdft_ray.yaml_model import describe_validation_error, read_yaml
+from sdft_ray.yaml_model import as_frozen, describe_validation_error, read_yaml
 
 
 class _Part(BaseModel):
@@ -89,6 +89,9 @@ class Train(Device):
     checkpoint_every: int = Field(default=100, ge=1)
     """Optimizer steps between checkpoints."""
     max_failures: int = Field(default=3, ge=0)
+    tracking: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Also show loss, gradient norm, tokens/s, MFU, memory and time left there, under `tracking/` in the store: see
+    `training/trackers.py`. `history.jsonl` is always written."""
 
 
 class Evaluate(Device):
@@ -119,6 +122,6 @@ class Resources(_Part):
         """Read a YAML profile. Raises `ResourceError` that names the field."""
         data: Any = read_yaml(Path(path), ResourceError)
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(as_frozen(data))
         except ValidationError as error:
             raise ResourceError(*describe_validation_error(error, cls, str(path))) from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe import Train
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, node_id
+from sdft_ray.stages.tracking import trackers_of
 from sdft_ray.store.manifest import Usage
 
 if TYPE_CHECKING:
@@ -70,12 +72,13 @@ def _worker(config: dict[str, Any]) -> Made:
     from sdft_ray.training.loop import train
     from sdft_ray.training.lora import merged
     from sdft_ray.training.parallel import Ddp
+    from sdft_ray.training.tracking import values_of
 
     job: Job = config["job"]
     settings = job.resources.train
     is_first = ray.train.get_context().get_world_rank() == 0
     made = Made()
-    with Meter(gpus=settings.gpus) as meter:
+    with Meter(gpus=settings.gpus) as meter, ExitStack() as stack:
         rows = _packed(job)
         plan = _plan(job, rows.num_rows)
         pruned = job.input("pruned")
@@ -86,11 +89,14 @@ def _worker(config: dict[str, Any]) -> Made:
         model = _tuned(model, job.recipe.train, plan.seed)
         state, history = _resumed()
         teacher = _teacher(job, plan)
+        trackers = stack.enter_context(trackers_of(job, plan)) if is_first else None
 
         def report(record: StepRecord) -> None:
             if is_first:
                 history.append(asdict(record))
                 job.progress(record.step, plan.num_steps, "steps")
+            if trackers is not None:
+                trackers.log(record.step, values_of(record, plan.num_steps))
 
         def save(state: TrainState) -> None:
             _checkpoint(state, history if is_first else None)
@@ -112,6 +118,8 @@ def _worker(config: dict[str, Any]) -> Made:
         "last_loss": history[-1]["loss"] if history else None,
         "node": node_id(),
     }
+    if trackers is not None and trackers.failures:
+        made.summary["tracking_failures"] = trackers.failures
     return made
 
 

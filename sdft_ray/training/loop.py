@@ -22,6 +22,7 @@ import torch
 from sdft_ray.data.packing import PackedRows, attention_inputs
 from sdft_ray.errors import DataError, RecipeError, StoreError
 from sdft_ray.training.losses import Teacher, response_loss
+from sdft_ray.training.meter import StepMeter
 from sdft_ray.training.objective import Sums
 from sdft_ray.training.optim import build_optimizer, scale_learning_rates
 from sdft_ray.training.parallel import Parallel, Single
@@ -92,8 +93,10 @@ def train(
             parallel.broadcast_(master.data for master in weights.masters.values())
             weights.publish()
         done: list[StepRecord] = []
+        meter = StepMeter(model, rows, plan, teacher, parallel.world_size)
         for step in range(first_step, plan.num_steps):
-            done.append(_step(model, rows, plan, step, parallel, weights, optimizers, teacher))
+            record = _step(model, rows, plan, step, parallel, weights, optimizers, teacher)
+            done.append(meter.completed(record, rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)))
             if report is not None:
                 report(done[-1])
             if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
