@@ -91,7 +91,7 @@ def test_tensorboardx_writes_where_tensorboard_is_not_installed(
     """Ray brings tensorboardX along, so this needs nothing more."""
     without(monkeypatch, "tensorboard")
     assert interrupted(["tensorboard"], str(tmp_path)) == {}
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     found = []
     for path in sorted(tmp_path.iterdir()):
