@@ -52,8 +52,7 @@ def train(
     Every process passes the same arguments and its own model; rank 0's trainable weights are used. `teacher` is for
     objectives that compare with one. `report`
     is called after every step and `save` after every `plan.checkpoint_every` steps, on every process, with the
-    same values but for what a step cost. With `resume`
-    training continues after `resume.step` steps, bit for bit as without the
+    same values. With `resume` training continues after `resume.step` steps, bit for bit as without the
     interruption at the same number of processes on the same machine. The model comes back in eval mode and
     in the dtype it came in.
 
