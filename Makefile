@@ -74,12 +74,13 @@ check: dev
 bench: dev
 	@for script in jobs/bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
-# Exact pins from the *.in files. No registry host is written into them.
+# Exact pins from the *.in files. No registry host is written into them. The tools take either platform's setuptools,
+# which differ.
 PIN := $(UV) pip compile --quiet --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11
 pins: $(UV)
 	$(PIN) $(SOURCES) --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 	$(PIN) requirements/gpu.in -o requirements/gpu.txt
-	$(PIN) -c requirements/cpu.txt requirements/dev.in -o requirements/dev.txt
+	$(PIN) -c requirements/cpu.txt --no-emit-package setuptools requirements/dev.in -o requirements/dev.txt
 
 clean:
 	rm -rf $(VENV) $(LAB)

@@ -24,6 +24,7 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mappin
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
     check_strategy(recipe, resources)
+    check_tracking(store, resources, states)
     config = read_config(source, recipe.teacher.config)
     size = planned_size(recipe, config) if config is not None else None
     if size is not None:
@@ -81,6 +82,14 @@ def check_strategy(recipe: Recipe, resources: Resources) -> None:
             "train.optimizer muon needs whole matrices, and strategy fsdp gives every worker rows of them",
             "set resources train.strategy to ddp, or the recipe's train.optimizer to adamw",
         )
+
+
+def check_tracking(store: Store, resources: Resources, states: Mapping[str, State]) -> None:
+    """Trackers that are not installed here, or have nowhere to write."""
+    if resources.train.tracking and any(s.step.stage == "train" and s.status != "done" for s in states.values()):
+        from sdft_ray.training.tracking import check_trackers
+
+        check_trackers(resources.train.tracking, store.url)
 
 
 def check_disk(

@@ -104,6 +104,9 @@ class Train(Device):
     """Compute activations twice and hold few of them: for long rows and large models."""
     max_failures: int = Field(default=3, ge=0)
     """Lost workers or nodes after which a run goes on from its last checkpoint."""
+    tracking: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Also show loss, gradient norm, tokens/s, MFU, memory and time left there, under `tracking/` in the store: see
+    `training/trackers.py`. `history.jsonl` is always written."""
 
     @property
     def min_workers(self) -> int:

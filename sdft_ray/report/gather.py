@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sdft_ray.evaluation.scores import Scores
 from sdft_ray.recipe import Objective, Recipe
 from sdft_ray.report.model import (
     Arm,
+    Cost,
     Decontamination,
     Distances,
     Gap,
@@ -59,6 +61,7 @@ def gather(
     scores = read_scores(store, manifests)
     measured = recipe.depth.metric == "angular_distance"
     distilled = _distilled(store, manifests)
+    histories = {arm: _history(store, manifests, arm) for arm in recipe.train.arms if f"train:{arm}" in manifests}
     newest = max((manifest.created for manifest in manifests.values()), default="")
     return ReportData(
         name=name,
@@ -80,7 +83,8 @@ def gather(
         scores={model: _shown_scores(s) for model, s in scores.items()},
         recovery=recoveries(scores, recipe.evaluate.tuned),
         tuned_families=recipe.evaluate.tuned,
-        loss_curves={arm: _losses(store, manifests, arm) for arm in recipe.train.arms if f"train:{arm}" in manifests},
+        loss_curves={arm: _losses(records) for arm, records in histories.items()},
+        training_costs={arm: _cost(records) for arm, records in histories.items()},
         decontamination=_decontamination(manifests),
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
@@ -178,10 +182,29 @@ def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | N
     )
 
 
-def _losses(store: Store, manifests: Mapping[str, Manifest], arm: str) -> tuple[LossPoint, ...]:
+def _history(store: Store, manifests: Mapping[str, Manifest], arm: str) -> list[dict[str, Any]]:
     path = store.path(manifests[f"train:{arm}"].address) / files.HISTORY
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _losses(records: Sequence[Mapping[str, Any]]) -> tuple[LossPoint, ...]:
     return tuple(LossPoint(r["step"], r["loss"], r["learning_rate"]) for r in records)
+
+
+def _cost(records: Sequence[Mapping[str, Any]]) -> Cost:
+    """Histories of before these figures were recorded lack them."""
+
+    def known(name: str) -> list[Any]:
+        return [record[name] for record in records if record.get(name) is not None]
+
+    def median(name: str) -> float | None:
+        return statistics.median(known(name)) if known(name) else None
+
+    return Cost(
+        tokens_per_s=median("tokens_per_s"),
+        mfu=median("mfu"),
+        peak_memory_bytes=max(known("peak_memory_bytes"), default=None),
+    )
 
 
 def _decontamination(manifests: Mapping[str, Manifest]) -> Decontamination | None:

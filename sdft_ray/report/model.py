@@ -123,6 +123,17 @@ class LossPoint(NamedTuple):
     learning_rate: float
 
 
+class Cost(_Part):
+    """What the steps of an arm's training cost: medians of tokens/s and MFU, and the largest peak of one process.
+
+    None where it was not recorded. `mfu` is a fraction, `tokens_per_s` over all processes.
+    """
+
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    peak_memory_bytes: int | None = None
+
+
 class Sample(_Part):
     """One row of the distilled set beside its reference."""
 
@@ -222,6 +233,7 @@ class ReportData(_Part):
     """Model (pruned too, if known) -> recovery."""
     tuned_families: tuple[str, ...] = ()
     loss_curves: dict[str, tuple[LossPoint, ...]] = {}
+    training_costs: dict[str, Cost] = {}
     decontamination: Decontamination | None = None
     selection: dict[str, int] = {}
     """Reason -> number of rows."""

@@ -67,6 +67,7 @@ def _context(data: ReportData) -> dict[str, object]:
         "speed_columns": ("decode", "prefill"),
         "speeds": rows.speed_rows(data),
         "loss": charts.loss_chart(data),
+        "cost_notes": rows.cost_notes(data),
         "overlap": overlap(data),
         "selection": rows.selection_rows(data),
         "samples": rows.sample_rows(data),

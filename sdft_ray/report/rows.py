@@ -64,6 +64,22 @@ def arm_notes(data: ReportData) -> dict[str, str]:
     return notes
 
 
+def cost_notes(data: ReportData) -> dict[str, str]:
+    """Arm -> tokens per second, MFU and memory of its training, in words; arms of which nothing is known are absent."""
+    notes = {}
+    for name, cost in data.training_costs.items():
+        said = []
+        if cost.tokens_per_s is not None:
+            said.append(f"{cost.tokens_per_s:,.0f} tokens/s")
+        if cost.mfu is not None:
+            said.append(f"{percent(cost.mfu)} of the devices’ peak (MFU)")
+        if cost.peak_memory_bytes is not None:
+            said.append(f"at most {num_bytes(cost.peak_memory_bytes)} per process")
+        if said:
+            notes[name] = ", ".join(said)
+    return notes
+
+
 def worst(data: ReportData) -> list[tuple[str, str, str]]:
     """Arm, recovery of its worst family, and that family ("" if unknown), for arms that say."""
     found = []

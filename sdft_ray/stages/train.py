@@ -6,6 +6,7 @@ The plain loop of `training.loop` does the work; this file gives it workers, che
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe import Train
 from sdft_ray.stages import checkpoints, files
 from sdft_ray.stages.job import Job, Made, Meter, node_id
+from sdft_ray.stages.tracking import trackers_of
 from sdft_ray.store.manifest import Usage
 
 if TYPE_CHECKING:
@@ -84,12 +86,13 @@ def _train(job: Job) -> Made:
     from sdft_ray.training.export import save_student
     from sdft_ray.training.loop import train
     from sdft_ray.training.lora import merged
+    from sdft_ray.training.tracking import values_of
 
     settings = job.resources.train
     context = ray.train.get_context()
     is_first, world_size = context.get_world_rank() == 0, context.get_world_size()
     made = Made()
-    with Meter(gpus=settings.gpus) as meter:
+    with Meter(gpus=settings.gpus) as meter, ExitStack() as stack:
         data = _packed(job)
         plan = _plan(job, data.rows.num_rows)
         pruned = job.input("pruned")
@@ -104,11 +107,14 @@ def _train(job: Job) -> Made:
         history = resumed.history
         teacher = _teacher(job, plan)
         notes = [f"passed over a checkpoint: {why}" for why in resumed.damaged]
+        trackers = stack.enter_context(trackers_of(job, plan)) if is_first else None
 
         def report(record: StepRecord) -> None:
             if is_first:
                 history.append(asdict(record))
                 job.progress(record.step, plan.num_steps, "steps")
+            if trackers is not None:
+                trackers.log(record.step, values_of(record, plan.num_steps))
 
         def save(state: TrainState) -> None:
             problem = checkpoints.save(job, state, history if is_first else None)
@@ -130,6 +136,8 @@ def _train(job: Job) -> Made:
                 save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
                 text = "".join(json.dumps(record) + "\n" for record in history)
                 (directory / files.HISTORY).write_text(text, encoding="utf-8")
+        if trackers is not None:
+            notes += [f"tracking by {name} was given up: {why}" for name, why in trackers.failures.items()]
     usage = meter.usage(sum(record["num_tokens"] for record in history))
     # Ranks hold the same model and split each step evenly, so rank 0 speaks for all.
     peak = usage.peak_rss_bytes * world_size

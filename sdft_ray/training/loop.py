@@ -21,6 +21,7 @@ from sdft_ray.data.packing import PackedRows
 from sdft_ray.errors import DataError, StoreError
 from sdft_ray.training.average import Average
 from sdft_ray.training.losses import Teacher, response_loss
+from sdft_ray.training.meter import StepMeter
 from sdft_ray.training.optim import build_optimizer
 from sdft_ray.training.parallel import Parallel, Single
 from sdft_ray.training.plan import StepRecord, TrainPlan, TrainSummary
@@ -97,9 +98,11 @@ def train(
             average.start()
         run = Run(rows, plan, parallel, weights, optimizers, teacher, name_of)
         done: list[StepRecord] = []
+        meter = StepMeter(model, rows, plan, teacher, parallel.world_size)
         for step in range(first_step, plan.num_steps):
-            done.append(take_step(run, step))
+            record = take_step(run, step)
             average.update(step)
+            done.append(meter.completed(record, rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)))
             if report is not None:
                 report(done[-1])
             if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:

@@ -79,11 +79,14 @@ def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One finished step, the same on every process.
+    """One finished step, the same on every process but for what it cost.
 
     `step` counts finished steps: 1 after the first. `loss` is the objective per response token, in nats where it
     has no hidden states; `terms` are its parts before their weights. `grad_norm` is the global L2 norm before
-    clipping, `wall_s` the seconds that the step took here.
+    clipping, `wall_s` the seconds that the step took here. Tokens are those of documents, over all processes.
+
+    What it cost, as `meter.StepMeter` saw it from this process, None where nobody measured: `mfu` is a fraction of the
+    devices' peak, `peak_memory_bytes` the most that this process took so far (`device.PeakMemory`).
     """
 
     step: int
@@ -94,6 +97,9 @@ class StepRecord:
     num_loss_tokens: int
     wall_s: float
     terms: dict[str, float] = field(default_factory=dict)
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)

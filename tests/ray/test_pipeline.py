@@ -33,8 +33,10 @@ def _recipe(folder: Path, **changes: object) -> Recipe:
 
 @pytest.fixture(scope="module")
 def first(folder: Path) -> Run:
-    """A complete run, made once."""
-    return compress(_recipe(folder), str(folder / "store"), RESOURCES, name="first", view="none")
+    """A complete run, made once; its trainings are tracked."""
+    tracked = RESOURCES.train.model_copy(update={"tracking": ("tensorboard",)})
+    resources = RESOURCES.model_copy(update={"train": tracked})
+    return compress(_recipe(folder), str(folder / "store"), resources, name="first", view="none")
 
 
 def _made(run: Run) -> set[str]:
@@ -65,6 +67,19 @@ def test_the_students_are_plain_checkpoints_of_the_pruned_shape(first: Run) -> N
         assert student.config.num_hidden_layers == 3
         states = zip(student.state_dict().values(), pruned.state_dict().values(), strict=True)
         assert any(not torch.equal(a, b) for a, b in states), "training changed nothing"
+
+
+def test_training_says_what_it_cost_and_is_tracked(folder: Path, first: Run) -> None:
+    for arm in ("sft", "sdft"):
+        manifest = first.manifests[f"train:{arm}"]
+        records = (first.student_path(arm) / files.HISTORY).read_text(encoding="utf-8").splitlines()
+        assert all(json.loads(record)[name] > 0 for record in records for name in ("tokens_per_s", "mfu"))
+        assert all(json.loads(record)["peak_memory_bytes"] > 50 * 2**20 for record in records)
+        run_name = f"{arm}-{manifest.address.partition('/')[2][:8]}"
+        (events,) = (folder / "store/tracking/tiny" / run_name).iterdir()
+        assert b"tokens_per_s" in events.read_bytes()
+        assert manifest.summary["notes"] == []
+    assert "of the devices’ peak (MFU)" in first.report_path.read_text(encoding="utf-8")
 
 
 def test_every_seed_row_is_generated_and_selected_once(first: Run) -> None:

@@ -242,6 +242,28 @@ def test_signals_that_the_sampler_cannot_give(
     assert "generate.sampler: transformers" in error
 
 
+def test_a_tracker_that_is_not_installed(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sdft_ray.training.tracking.find_spec", lambda module: None)
+    resources = world / "some.yaml"
+    resources.write_text("{train: {num_workers: 1, tracking: [mlflow]}, generate: {sampler: transformers}}")
+    arguments = ("--resources", resources, "--store", world / "store")
+    error = _fails(monkeypatch, capsys, "compress", _recipe(world), *arguments)
+    assert "asks for mlflow, which is not installed" in error
+    assert "pip install mlflow" in error
+
+
+def test_a_tracker_that_is_not_known(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resources = world / "some.yaml"
+    resources.write_text("train: {tracking: [tensorbored]}")
+    error = _fails(monkeypatch, capsys, "compress", _recipe(world), "--resources", resources)
+    assert "train.tracking.0" in error
+    assert "'tensorboard', 'mlflow' or 'wandb'" in error
+
+
 def test_signals_that_the_disk_cannot_hold(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

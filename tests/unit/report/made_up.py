@@ -6,6 +6,7 @@ import math
 
 from sdft_ray.report.model import (
     Arm,
+    Cost,
     Decontamination,
     Distances,
     Gap,
@@ -260,6 +261,10 @@ def report_data() -> ReportData:
         recovery={model: recovery_of(model) for model in ("pruned", "sft", "sdft")},
         tuned_families=TUNED,
         loss_curves={"sft": loss_curve(2.6, 0.62, 0.16), "sdft": loss_curve(1.9, 0.09, 0.3)},
+        training_costs={
+            "sft": Cost(tokens_per_s=5120.4, mfu=0.312, peak_memory_bytes=1_288_490_189),
+            "sdft": Cost(tokens_per_s=4987.0),
+        },
         decontamination=Decontamination(
             ngram=13, num_rows=1012, num_questions=1400, num_contaminated=12, examples=("77aa02b1c3d4e5f6",)
         ),

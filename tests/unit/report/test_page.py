@@ -155,6 +155,8 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
         "Blocks 3 to 6 of 12 were removed",
         "82.4 %",
         "trained on self-distilled responses, learning rate 1e−3",
+        "sft 5,120 tokens/s, 31.2 % of the devices’ peak (MFU), at most 1.20 GiB per process",
+        "sdft 4,987 tokens/s",
         "Worst family: sft 48.1 % (lists), sdft 88.1 % (lists).",
         "further from the teacher than its own rewrites",
         "0.413 ± 0.011",

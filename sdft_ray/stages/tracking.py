@@ -1,0 +1,36 @@
+"""Where in a store the trackers of a training work, and what they are told about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sdft_ray.stages.job import Job
+
+if TYPE_CHECKING:
+    from sdft_ray.training.plan import TrainPlan
+    from sdft_ray.training.tracking import Trackers
+
+
+def trackers_of(job: Job, plan: TrainPlan) -> Trackers:
+    """Those that the resources ask for, with a folder that outlives the step: `tracking/RECIPE/ARM-8 HEX`.
+
+    It is named by the step's fingerprint, so that a training that begins again after a crash continues its run, and
+    another one never does. Raises `ResourceError` where one is not installed.
+    """
+    from sdft_ray.training.tracking import build_trackers
+
+    recipe = job.recipe
+    run_name = f"{job.arm}-{job.address.rpartition('/')[2][:8]}"
+    return build_trackers(
+        job.resources.train.tracking,
+        project=recipe.name,
+        run_name=run_name,
+        directory=job.store.url_of(f"tracking/{recipe.name}/{run_name}"),
+        config={
+            "teacher": recipe.teacher.model,
+            "data": recipe.train.arms[job.arm].data,
+            "address": job.address,
+            "num_workers": job.resources.train.num_workers,
+            **plan.identity(),
+        },
+    )
