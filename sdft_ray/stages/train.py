@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe import Train
 from sdft_ray.stages import files
+from sdft_ray.stages.cached import cached_teacher, pack_with_signals, signal_counts
 from sdft_ray.stages.job import Job, Made, Meter, node_id
 from sdft_ray.store.manifest import Usage
 
@@ -86,6 +87,7 @@ def _worker(config: dict[str, Any]) -> Made:
         model = _tuned(model, job.recipe.train, plan.seed)
         state, history = _resumed()
         teacher = _teacher(job, plan)
+        cached = cached_teacher(job, rows)
 
         def report(record: StepRecord) -> None:
             if is_first:
@@ -95,7 +97,7 @@ def _worker(config: dict[str, Any]) -> Made:
         def save(state: TrainState) -> None:
             _checkpoint(state, history if is_first else None)
 
-        train(model, rows, plan, teacher=teacher, parallel=Ddp(), report=report, save=save, resume=state)
+        train(model, rows, plan, teacher=teacher, cached=cached, parallel=Ddp(), report=report, save=save, resume=state)
         if is_first:
             with job.output(made) as directory:
                 save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
@@ -111,6 +113,7 @@ def _worker(config: dict[str, Any]) -> Made:
         "num_loss_tokens": sum(record["num_loss_tokens"] for record in history),
         "last_loss": history[-1]["loss"] if history else None,
         "node": node_id(),
+        **signal_counts(job),
     }
     return made
 
@@ -128,6 +131,8 @@ def _packed(job: Job) -> PackedRows:
 
     path = job.work() / "packed.arrow"
     with FileLock(path.with_suffix(".lock")):
+        if not path.exists() and job.recipe.train.arms[job.arm].objective.cached:
+            pack_with_signals(job, path)
         if not path.exists():
             distilled = job.recipe.train.arms[job.arm].data == "distilled"
             table = pq.read_table(job.input("data") / (files.DISTILLED if distilled else files.ROWS))

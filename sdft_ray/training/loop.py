@@ -21,6 +21,7 @@ import torch
 
 from sdft_ray.data.packing import PackedRows, attention_inputs
 from sdft_ray.errors import DataError, RecipeError, StoreError
+from sdft_ray.training.cached import CachedTeacher
 from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.objective import Sums
 from sdft_ray.training.optim import build_optimizer, scale_learning_rates
@@ -41,6 +42,7 @@ def train(
     plan: TrainPlan,
     *,
     teacher: Teacher | None = None,
+    cached: CachedTeacher | None = None,
     parallel: Parallel | None = None,
     report: Callable[[StepRecord], None] | None = None,
     save: Callable[[TrainState], None] | None = None,
@@ -49,7 +51,7 @@ def train(
     """Train `model` in place on the trainable parameters it has, on the device it is on.
 
     Every process passes the same arguments and its own model; rank 0's trainable weights are used. `teacher` is for
-    objectives that compare with one. `report`
+    objectives that compare with one, `cached` for those that read what generation kept of it. `report`
     is called after every step and `save` after every `plan.checkpoint_every` steps, on every process, with the
     same values. With `resume` training continues after `resume.step` steps, bit for bit as without the
     interruption at the same number of processes on the same machine. The model comes back in eval mode and
@@ -93,7 +95,7 @@ def train(
             weights.publish()
         done: list[StepRecord] = []
         for step in range(first_step, plan.num_steps):
-            done.append(_step(model, rows, plan, step, parallel, weights, optimizers, teacher))
+            done.append(_step(model, rows, plan, step, parallel, weights, optimizers, teacher, cached))
             if report is not None:
                 report(done[-1])
             if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
@@ -111,6 +113,7 @@ def _step(
     weights: Weights,
     optimizers: list[torch.optim.Optimizer],
     teacher: Teacher | None,
+    cached: CachedTeacher | None,
 ) -> StepRecord:
     started = time.perf_counter()
     device = weights.gradients_P.device
@@ -124,7 +127,10 @@ def _step(
     for start in range(0, len(mine), plan.micro_batch_rows):
         chosen = mine[start : start + plan.micro_batch_rows]
         inputs, loss_mask_BT = _batch(rows, chosen, device)
-        loss = response_loss(model, inputs, loss_mask_BT, objective=plan.objective, teacher=teacher, sums=sums)
+        told = None if cached is None else cached.outputs(chosen, device)
+        loss = response_loss(
+            model, inputs, loss_mask_BT, objective=plan.objective, teacher=teacher, cached=told, sums=sums
+        )
         (loss / max(1, num_loss_tokens)).backward()
         weights.collect()
     parallel.sum_(weights.gradients_P)
