@@ -121,6 +121,8 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         inputs = {"pruned": "prune", "data": data}
         if arm.objective.matches:
             inputs["plan"] = "plan"  # which block of the teacher each of the student's stands for
+        if arm.objective.cached:
+            inputs["generate"] = "generate"  # what the teacher thought of each token
         yield Step(f"train:{name}", settings, inputs, ("teacher",))
     for name, (merge, t) in recipe.merged.items():
         first, second = merge.arms

@@ -169,7 +169,10 @@ class Objective(_Part):
     """What training minimises over response tokens: a sum of terms, each times its weight; weight 0 leaves one out.
 
     The teacher, in the same process, reads what the student reads. `forward_kl: 1, cross_entropy: 0` is the logit
-    distillation of Minitron (arXiv:2407.14679).
+    distillation of Minitron (arXiv:2407.14679). With cached signals no teacher runs: training reads what generation
+    kept, which is conditioned on the rewriting prompt, so on the reference (context distillation, not Minitron's: see
+    `data/signals.py`). Rows that trained on their reference have no signals: they add cross-entropy alone, and are
+    left out where that has weight 0. An objective reads the teacher in one of the two ways, not in both.
     """
 
     cross_entropy: float = Field(default=1.0, ge=0)
@@ -180,6 +183,9 @@ class Objective(_Part):
     """From student to teacher: say nothing that the teacher would not."""
     jensen_shannon: float = Field(default=0.0, ge=0)
     """Generalised, between the two: see `beta` (arXiv:2306.13649)."""
+    top_k_kl: float = Field(default=0.0, ge=0)
+    """From teacher to student over the tokens that `generate.top_logprobs` kept and one tail for all others: at most
+    the forward KL, equal to it when every token is kept. Always cached."""
     hidden_cosine: float = Field(default=0.0, ge=0)
     """1 - cosine between what the student's blocks put out and what the teacher's did there, mean over blocks."""
     hidden_mse: float = Field(default=0.0, ge=0)
@@ -188,11 +194,21 @@ class Objective(_Part):
     """Of both distributions in all divergences, which are multiplied by its square (arXiv:1503.02531)."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """The teacher's share in the mixture of the Jensen-Shannon divergence."""
+    signals: Literal["online", "cached"] = "online"
+    """Where whole distributions of the teacher come from: a teacher beside the student, or `generate.hidden_states`
+    through the teacher's output head."""
 
     @property
     def divergences(self) -> tuple[str, ...]:
         """Terms that compare distributions, weight above 0."""
-        return tuple(name for name in ("forward_kl", "reverse_kl", "jensen_shannon") if getattr(self, name))
+        names = ("forward_kl", "reverse_kl", "jensen_shannon", "top_k_kl")
+        return tuple(name for name in names if getattr(self, name))
+
+    @property
+    def cached(self) -> dict[str, str]:
+        """Terms computed from what generation kept, each with the field of `Generate` that keeps it."""
+        products = {name: "hidden_states" for name in self.divergences if self.signals == "cached"}
+        return products | ({"top_k_kl": "top_logprobs"} if self.top_k_kl else {})
 
     @property
     def matches(self) -> tuple[str, ...]:
@@ -207,12 +223,28 @@ class Objective(_Part):
 
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.divergences or self.matches)
+        """Whether a teacher runs beside the student."""
+        return bool(self._asked)
+
+    @property
+    def _asked(self) -> list[str]:
+        return [name for name in (*self.divergences, *self.matches) if name not in self.cached]
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Self:
         if not self.terms:
             raise ValueError("an objective needs a term with a weight above 0, such as cross_entropy: 1")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_the_teacher(self) -> Self:
+        if self.signals == "cached" and "hidden_states" not in self.cached.values():
+            raise ValueError("signals: cached is for forward_kl, reverse_kl and jensen_shannon; none has a weight")
+        if self.cached and self._asked:
+            told = f"{next(iter(self.cached))} reads cached signals and {self._asked[0]} needs the teacher online"
+            raise ValueError(f"{told}; leave one out" + ("" if self.matches else ", or set signals: cached"))
+        if self.top_k_kl and self.temperature != 1:
+            raise ValueError("top_k_kl is for temperature 1: the mass of the tail at another is not known")
         return self
 
 
@@ -223,6 +255,12 @@ class Arm(_Part):
     learning_rate: float = Field(gt=0)
     seed: int = 0
     objective: Objective = Objective()
+
+    @model_validator(mode="after")
+    def _signals_speak_of_rewrites(self) -> Self:
+        if self.objective.cached and self.data != "distilled":
+            raise ValueError(f"{next(iter(self.objective.cached))} from cached signals needs data: distilled")
+        return self
 
 
 class Train(_Part):
@@ -360,6 +398,14 @@ class Recipe(_Part):
         return {
             student: (merge, t) for name, merge in self.merges.items() for student, t in merge.students(name).items()
         }
+
+    @model_validator(mode="after")
+    def _cached_signals_are_generated(self) -> Self:
+        for name, arm in self.train.arms.items():
+            for term, product in arm.objective.cached.items():
+                if not getattr(self.generate, product):
+                    raise ValueError(f"train.arms.{name}: {term} needs generate.{product}, which keeps nothing")
+        return self
 
     @model_validator(mode="after")
     def _merges_have_arms(self) -> Self:

@@ -11,6 +11,7 @@ adding the tokenizer's own special tokens as well is how a second BOS gets in.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class ChatFormat:
         self._control_tokens: dict[str, tuple[int, Any]] = {
             str(token): (index, token) for index, token in self._tokenizer.added_tokens_decoder.items() if token.special
         }
+        self._control_ids = {index for index, _ in self._control_tokens.values()}
         longest_first = sorted(self._control_tokens, key=len, reverse=True)
         self._control = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
         self._frame = self._render(_messages(*_STAND_INS))
@@ -62,7 +64,7 @@ class ChatFormat:
                 "the chat template does not show each message once", "use a template that shows user and assistant"
             )
         self._check_bos(self._plain_ids(self._frame))
-        self._num_after_turn, self._append_eos = self._ending()
+        self._num_after_turn, self._append_eos, self._end_id = self._ending()
 
     @property
     def frame_tokens(self) -> int:
@@ -113,6 +115,22 @@ class ChatFormat:
         if self._append_eos and self._eos_id is not None:
             ids = [*ids, self._eos_id]
         return Document(ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt)))
+
+    def encode_sampled(self, instruction: str, response_ids: Sequence[int]) -> Document:
+        """A training document of a response as the model wrote it: the prompt without loss, then its own ids with loss.
+
+        Tokenizing its text may give other ids. The last one, which stopped the model, need not be the template's end of
+        turn: it becomes that token, so that the document ends as `encode` ends it. All others stay as they are.
+        """
+        prompt = self.prompt_ids(instruction)
+        written = list(response_ids)
+        if self._end_id is not None:
+            written[-1] = self._end_id
+        return Document(prompt + written, [False] * len(prompt) + [True] * len(written))
+
+    def writes_control_tokens(self, response_ids: Sequence[int]) -> bool:
+        """Whether a model wrote a control token before the one that stopped it; the text does not show it."""
+        return not self._control_ids.isdisjoint(response_ids[:-1])
 
     def _render(self, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
         try:
@@ -166,13 +184,16 @@ class ChatFormat:
                 text, swallows_space = "", token.rstrip
         return ids + self._text_ids(text.lstrip() if swallows_space else text)
 
-    def _ending(self) -> tuple[int, bool]:
-        """How many tokens the template prints after the end of the turn, and whether it has no such token."""
+    def _ending(self) -> tuple[int, bool, int | None]:
+        """How many tokens the template prints after the end of the turn, whether it has no such token, and which
+        token ends a document.
+        """
         answered = self._frame.index(_STAND_INS[1])
         end = self._control.search(self._frame, answered) if self._control else None
         if end is None:
-            return 0, True
-        return len(self._plain_ids(self._frame)) - len(self._plain_ids(self._frame[: end.end()])), False
+            return 0, True, self._eos_id
+        num_after = len(self._plain_ids(self._frame)) - len(self._plain_ids(self._frame[: end.end()]))
+        return num_after, False, self._control_tokens[end.group()][0]
 
     def _check_bos(self, ids: list[int]) -> None:
         if self._bos_id is None:

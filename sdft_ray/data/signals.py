@@ -9,7 +9,8 @@ p(token | instruction, reference, rewriting so far). The student will see the in
 matches these signals learns the answer as one who knows it would give it (context distillation), which is sharper
 than the teacher's own belief; it is not the distribution that plain logit distillation (Minitron, arXiv:2407.14679)
 compares with. Where that is wanted, the teacher must read the chosen responses once more, without the reference.
-Rows for which selection keeps the reference response have signals for the rewrite only.
+Rows for which selection keeps the reference response have signals for the rewrite only, so training has none for
+them (`Objective` in the recipe says what becomes of such rows).
 
 **Room.** Token ids of one position are a sorted set, kept as Elias-Fano code (Elias 1974): exact, and of one size
 for all positions. Log-probabilities take 8 bits each, fine near the top and coarse far below. With k = 128 of

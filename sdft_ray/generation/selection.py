@@ -7,9 +7,9 @@ that were cut off, are empty, or talk about the reference that the prompt showed
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sdft_ray.generation.checks import verdict
 
@@ -69,6 +69,21 @@ def _reason(row: Mapping[str, str], distilled: str, finish_reason: str, fits: Ca
     if not fits(distilled):
         return "too_long"
     return verdict(row, distilled)
+
+
+def kept_sample(row: Mapping[str, str], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The sample that a row of `SELECTED_SCHEMA` trains on; None where its reference was kept.
+
+    `samples` are those of the row, in the order in which they were tried. What `select` says depends on a sample's
+    text and on how it ended, and only ended ones are kept: the first with the kept text that ended is the one.
+    """
+    if row["source"] != "distilled":
+        return None
+    return next(
+        sample
+        for sample in samples
+        if sample["finish_reason"] == "stop" and sample["response"] == row["distilled_response"]
+    )
 
 
 # --- leaks --------------------------------------------------------------------------------------------------

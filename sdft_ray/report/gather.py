@@ -40,6 +40,7 @@ TERM_NAMES = {
     "forward_kl": "forward KL",
     "reverse_kl": "reverse KL",
     "jensen_shannon": "Jensen-Shannon",
+    "top_k_kl": "top-k KL",
     "hidden_cosine": "hidden-state cosine",
     "hidden_mse": "hidden-state MSE",
 }
@@ -117,7 +118,7 @@ def _in_words(objective: Objective) -> str:
     weights = {name: getattr(objective, name) for name in objective.terms}
     parts = [("" if w == 1 else f"{w:g} ") + TERM_NAMES[name] for name, w in weights.items()]
     cooled = f" at temperature {objective.temperature:g}" if objective.temperature != 1 else ""
-    return " + ".join(parts) + cooled
+    return " + ".join(parts) + cooled + (" from cached signals" if objective.cached else "")
 
 
 def _portable(recipe: Recipe) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ def _select(job: Job) -> Made:
     sources: Counter[str] = Counter()
     with Meter() as meter, job.output(made) as directory:
         seed = pq.ParquetFile(job.input("seed") / files.ROWS)
-        answers = _Answers(job.input("generate"))
+        answers = Answers(job.input("generate"))
         fits = _fitting(job)
         total = seed.metadata.num_rows
         with pq.ParquetWriter(directory / files.DISTILLED, SELECTED_SCHEMA) as writer:
@@ -52,11 +52,11 @@ def _select(job: Job) -> Made:
     return made
 
 
-class _Answers:
-    """The samples of each row, asked for in the order of the seed set."""
+class Answers:
+    """The samples of each row, asked for in the order of the seed set; `columns` beside what selection reads."""
 
-    def __init__(self, directory: Path) -> None:
-        self._streams = [_Ahead(_rows(directory / name)) for name in (files.GENERATED, files.FAILED)]
+    def __init__(self, directory: Path, columns: Sequence[str] = ()) -> None:
+        self._streams = [_Ahead(_rows(directory / name, columns)) for name in (files.GENERATED, files.FAILED)]
 
     def of(self, example_id: str) -> list[dict[str, Any]]:
         samples = [row for stream in self._streams for row in stream.take(example_id)]
@@ -80,8 +80,8 @@ class _Ahead:
             self.ahead = next(self._rows, None)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    columns = ["example_id", "response", "finish_reason"]  # never the signals: they are large
+def _rows(path: Path, more: Sequence[str]) -> Iterator[dict[str, Any]]:
+    columns = ["example_id", "response", "finish_reason", *more]  # never the signals: they are large
     for batch in pq.ParquetFile(path).iter_batches(columns=columns):
         yield from batch.to_pylist()
 

@@ -22,6 +22,7 @@ from sdft_ray.errors import DataError, RecipeError, UserError
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe import Train
 from sdft_ray.stages import checkpoints, files
+from sdft_ray.stages.cached import cached_teacher, pack_with_signals, signal_counts
 from sdft_ray.stages.job import Job, Made, Meter, node_id
 from sdft_ray.stages.tracking import trackers_of
 from sdft_ray.store.manifest import Usage
@@ -106,6 +107,7 @@ def _train(job: Job) -> Made:
         resumed = checkpoints.resume(job.store.work_url(job.address), parallel.share)
         history = resumed.history
         teacher = _teacher(job, plan)
+        cached = cached_teacher(job, data.rows)
         notes = [f"passed over a checkpoint: {why}" for why in resumed.damaged]
         trackers = stack.enter_context(trackers_of(job, plan)) if is_first else None
 
@@ -125,6 +127,7 @@ def _train(job: Job) -> Made:
             data.rows,
             plan,
             teacher=teacher,
+            cached=cached,
             parallel=parallel,
             report=report,
             save=save,
@@ -152,6 +155,7 @@ def _train(job: Job) -> Made:
         "num_workers": world_size,
         "notes": notes,
         "node": node_id(),
+        **signal_counts(job),
     }
     return made
 
@@ -181,6 +185,8 @@ def _packed(job: Job) -> _Packed:
     counts = path.with_suffix(".json")
     asked = job.recipe.train
     with FileLock(path.with_suffix(".lock")):
+        if not path.exists() and job.recipe.train.arms[job.arm].objective.cached:
+            pack_with_signals(job, path)
         if not path.exists():
             table = _rows(job, ["instruction", _response_column(job)])
             chat = ChatFormat(load_tokenizer(job.input("pruned")))

@@ -20,6 +20,7 @@ import torch
 from sdft_ray.data.packing import PackedRows
 from sdft_ray.errors import DataError, StoreError
 from sdft_ray.training.average import Average
+from sdft_ray.training.cached import CachedTeacher
 from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.meter import StepMeter
 from sdft_ray.training.optim import build_optimizer
@@ -40,6 +41,7 @@ def train(
     plan: TrainPlan,
     *,
     teacher: Teacher | None = None,
+    cached: CachedTeacher | None = None,
     parallel: Parallel | None = None,
     report: Callable[[StepRecord], None] | None = None,
     save: Callable[[TrainState], None] | None = None,
@@ -49,7 +51,7 @@ def train(
     """Train `model` in place on the trainable parameters it has, on the device it is on.
 
     Every process passes the same arguments and its own model; rank 0's trainable weights are used. `teacher` is for
-    objectives that compare with one. `report` is called after every step and `save` after every
+    objectives that compare with one, `cached` for those that read what generation kept of it. `report` is called after every step and `save` after every
     `plan.checkpoint_every` steps, on every process, with the same values. With `resume` training continues after
     `resume.step` steps, bit for bit as without the interruption at the same number of processes on the same machine,
     and up to rounding at another (without dropout, whose masks belong to processes). The model comes back in eval
@@ -96,7 +98,7 @@ def train(
         else:
             weights.agree(parallel.broadcast_)
             average.start()
-        run = Run(rows, plan, parallel, weights, optimizers, teacher, name_of)
+        run = Run(rows, plan, parallel, weights, optimizers, teacher, cached, name_of)
         done: list[StepRecord] = []
         meter = StepMeter(model, rows, plan, teacher, parallel.world_size)
         for step in range(first_step, plan.num_steps):

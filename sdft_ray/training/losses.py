@@ -55,6 +55,7 @@ def response_loss(
     *,
     objective: Objective = CROSS_ENTROPY,
     teacher: Teacher | None = None,
+    cached: TeacherOutputs | None = None,
     sums: Sums | None = None,
     max_logits: int | None = None,
 ) -> torch.Tensor:
@@ -63,16 +64,18 @@ def response_loss(
     `inputs` comes from `sdft_ray.data.packing.attention_inputs`; `loss_mask_BT` marks the tokens to predict
     (never the first of a document). The head runs on those positions alone, in chunks of at most
     `max_logits` logits. Divide by the number of response tokens of the *whole* step to get a mean that does not
-    depend on the split into micro-batches. Each term's own sum is added to `sums`.
+    depend on the split into micro-batches. Each term's own sum is added to `sums`. `cached` is what generation kept
+    of the teacher for these tokens (`training.cached`), for objectives that read it.
     """
     sums = {} if sums is None else sums
     assert teacher is not None or not objective.needs_teacher, "this objective needs a teacher"
+    assert cached is not None or not objective.cached, "this objective reads cached signals"
     index_N = _positions(loss_mask_BT)
     student_blocks = range(model.config.get_text_config().num_hidden_layers) if objective.matches else ()
     with block_outputs(model, student_blocks) as blocks:
         hidden_ND = _at(model.get_decoder()(**inputs).last_hidden_state, index_N)
     targets_N = inputs["input_ids"].reshape(-1).index_select(0, index_N + 1)
-    told = None
+    told = cached
     if teacher is not None and objective.needs_teacher:
         told = teacher.outputs(inputs, index_N, with_blocks=bool(objective.matches))
     total = hidden_ND.new_zeros((), dtype=torch.float32)

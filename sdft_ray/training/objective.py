@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from sdft_ray.recipe import Objective
-from sdft_ray.training.divergences import forward_kl, jensen_shannon, reverse_kl
+from sdft_ray.training.divergences import forward_kl, jensen_shannon, reverse_kl, top_k_kl
 from sdft_ray.training.head import ChunkLoss
 
 Sums = dict[str, torch.Tensor]
@@ -22,19 +22,46 @@ Sums = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
+class TopTokens:
+    """The teacher's likeliest K tokens at each of N, as `divergences.top_k_kl` takes them; all -inf where unknown."""
+
+    ids_NK: torch.Tensor
+    logprobs_NK: torch.Tensor
+    tail_N: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class TeacherOutputs:
     """What a teacher made of the N tokens before each response token: hidden states (N, D), for its own head, and
-    the outputs of some of its blocks. No gradient."""
+    the outputs of some of its blocks, or its likeliest tokens. No gradient.
 
-    hidden_ND: torch.Tensor
-    head: torch.nn.Module
-    softcap: float | None
+    `known_N` marks the tokens of which hidden states and top tokens speak: None for all. Divergences are 0 on others.
+    """
+
+    hidden_ND: torch.Tensor | None = None
+    head: torch.nn.Module | None = None
+    softcap: float | None = None
     blocks: Sequence[torch.Tensor] = ()
+    top: TopTokens | None = None
+    known_N: torch.Tensor | None = None
 
-    @torch.no_grad()
-    def logits(self, chunk: slice) -> torch.Tensor:
-        """(C, V) in float32."""
-        return capped(self.head(self.hidden_ND[chunk]).float(), self.softcap)
+    def beside(self, logits_CV: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's logits where the teacher's are known, and the teacher's there, on the tokens both have."""
+        assert self.hidden_ND is not None, "whole distributions come from hidden states"
+        assert self.head is not None, "and from a head"
+        hidden_CD = self.hidden_ND[chunk]
+        if self.known_N is not None:
+            known_C = self.known_N[chunk]
+            logits_CV, hidden_CD = logits_CV[known_C], hidden_CD[known_C]
+        with torch.no_grad():
+            teacher_CV = capped(self.head(hidden_CD).float(), self.softcap)
+        shared = min(logits_CV.shape[1], teacher_CV.shape[1])
+        return logits_CV[:, :shared], teacher_CV[:, :shared]
+
+    def top_k_kl(self, logits_CV: torch.Tensor, chunk: slice) -> torch.Tensor:
+        """Of the student from the top tokens."""
+        assert self.top is not None, "the top k were kept"
+        return top_k_kl(logits_CV, self.top.ids_NK[chunk], self.top.logprobs_NK[chunk], self.top.tail_N[chunk])
 
 
 def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
@@ -68,10 +95,11 @@ def chunk_loss(
             values["cross_entropy"] = F.cross_entropy(logits_CV, targets_N[chunk], reduction="sum")
         if objective.divergences:
             assert teacher is not None, "a divergence has a teacher"
-            teacher_CV = teacher.logits(chunk)
-            shared = min(logits_CV.shape[1], teacher_CV.shape[1])
-            for name in objective.divergences:
-                values[name] = divergences[name](logits_CV[:, :shared], teacher_CV[:, :shared])
+            whole = [name for name in objective.divergences if name in divergences]
+            sides = teacher.beside(logits_CV, chunk) if whole else ()
+            values |= {name: divergences[name](*sides) for name in whole}
+            if objective.top_k_kl:
+                values["top_k_kl"] = teacher.top_k_kl(logits_CV, chunk)
         return weighted(objective, values, sums, logits_CV)
 
     return loss_of

@@ -14,6 +14,7 @@ import torch
 
 from sdft_ray.data.packing import PackedRows, attention_inputs
 from sdft_ray.errors import DataError, RecipeError
+from sdft_ray.training.cached import CachedTeacher
 from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.objective import Sums
 from sdft_ray.training.optim import scale_learning_rates
@@ -35,6 +36,7 @@ class Run:
     weights: Weights
     optimizers: list[torch.optim.Optimizer]
     teacher: Teacher | None
+    cached: CachedTeacher | None
     name_of: Callable[[int], str]
 
     @property
@@ -94,7 +96,8 @@ def _gradient(
     micro_batches = _micro_batches(run, len(indices_G))
     for number, places in enumerate(micro_batches, 1):
         inputs, loss_mask_BT = batch(run.rows, indices_G[places], run.device)
-        settings = {"objective": plan.objective, "teacher": run.teacher, "sums": sums}
+        told = run.cached.outputs(indices_G[places], run.device) if run.cached and len(places) else None
+        settings = {"objective": plan.objective, "teacher": run.teacher, "cached": told, "sums": sums}
         compute = partial(response_loss, inputs=inputs, loss_mask_BT=loss_mask_BT, **settings)
         loss = weights.run(compute, is_last=number == len(micro_batches))
         (loss / num_loss_tokens).backward()

@@ -129,6 +129,7 @@ def _changes(folder: Path) -> dict[str, Any]:
             f"train.arms.{arm}.objective.{field}": 0.25
             for arm in ("sft", "sdft") for field in Objective.model_fields
         },
+        **{f"train.arms.{arm}.objective.signals": None for arm in ("sft", "sdft")},
         "train.tail_blocks": None, "merges": {"both": {"arms": ("sft", "sdft")}},
         "evaluate.tasks": ({"name": "tiny_task", "num_fewshot": 1},), "evaluate.include": None, "evaluate.limit": 7,
         "evaluate.apply_chat_template": False, "evaluate.tuned": (), "evaluate.seed": 4,
@@ -142,6 +143,7 @@ _UNSET_HERE = {
     "depth.keep_parameters", "depth.max_parameters", "depth.blocks", "train.num_epochs",  # exclude each other
     "train.tail_blocks",  # or lora
     "train.tokens_per_step",  # or rows_per_step
+    *(f"train.arms.{arm}.objective.{field}" for arm in ("sft", "sdft") for field in ("top_k_kl", "signals")),  # below
 }  # fmt: skip
 
 
@@ -231,6 +233,28 @@ def test_what_is_tuned_moves_the_student(world: Path) -> None:
         for tuned in ({}, {"lora": None}, {"lora": None, "tail_blocks": 1}, {"lora": None, "tail_blocks": 0})
     ]
     assert len(set(seen)) == 4
+
+
+def test_cached_signals_tie_a_student_to_their_generation_and_no_other_student(world: Path) -> None:
+    data = _base(world)
+    objectives: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "online": {"forward_kl": 1.0},
+        "cached": {"forward_kl": 1.0, "signals": "cached"},
+        "top": {"top_k_kl": 1.0},
+        "less": {"top_k_kl": 0.5},
+    }
+    arms = {
+        name: {"data": "distilled", "learning_rate": 1e-3, "objective": objective}
+        for name, objective in objectives.items()
+    }
+    data["train"] = {**data["train"], "arms": arms}
+    data["generate"] = {**data["generate"], "top_logprobs": 4, "hidden_states": True}
+    recipe = Recipe.parse(data)
+    ids = _identities(recipe, world)
+    assert len({ids[f"train:{name}"] for name in arms}) == len(arms)
+    reading = {step.arm for step in steps(recipe) if step.stage == "train" and "generate" in step.inputs}
+    assert reading == {"cached", "top", "less"}
 
 
 def test_a_merge_depends_on_its_students_and_on_where_between_them(world: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,7 @@ from sdft_ray.recipe import Recipe
 from sdft_ray.run import Run
 from sdft_ray.stages import files
 from sdft_ray.store.store import MANIFEST, Store
+from tests.tiny import SPECIAL_TOKENS
 from tests.worlds import RESOURCES, make_world, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -24,7 +26,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
+    """A teacher that knows many ends, so that some of its samples finish."""
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    ends = {"eos_token_id": list(range(len(SPECIAL_TOKENS)))}
+    (folder / "teacher/generation_config.json").write_text(json.dumps(ends), encoding="utf-8")
+    return folder
 
 
 def _recipe(folder: Path, **changes: object) -> Recipe:
@@ -170,3 +176,37 @@ def test_distilled_from_the_teacher_and_merged(folder: Path, first: Run) -> None
     page = run.report_path.read_text(encoding="utf-8")
     assert "by forward KL" in page
     assert "slerp of kd and sft at 0.5" in page
+
+
+def test_trained_on_what_generation_kept_of_the_teacher(folder: Path) -> None:
+    """Signals of the transformers sampler, on two workers; some rows have none."""
+    rows = [{"instruction": f"say {i}", "reference": f"it is {i}"} for i in range(8)]
+    (folder / "sayings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    objectives: dict[str, dict[str, Any]] = {
+        "top": {"cross_entropy": 0.0, "top_k_kl": 1.0},
+        "whole": {"cross_entropy": 0.5, "forward_kl": 1.0, "signals": "cached"},
+    }
+    arms = {
+        name: {"data": "distilled", "learning_rate": 1e-3, "objective": objective}
+        for name, objective in objectives.items()
+    }
+    changes = {
+        "seed_set": {"source": str(folder / "sayings.jsonl")},
+        "generate": {"max_tokens": 24, "temperature": 1.0, "top_logprobs": 16, "hidden_states": True},
+        "train": {**world_data(folder)["train"], "arms": arms},
+    }
+    run = _again(folder, "cached", **changes)
+    kept = run.manifests["select"].summary["kept_distilled"]
+    assert 0 < kept < 8
+    for name, objective in objectives.items():
+        counts = run.manifests[f"train:{name}"].summary["signals"]
+        assert counts["num_rows"] + sum(counts["without"].values()) == 8
+        assert counts["num_rows"] == kept
+        assert counts["num_left_out"] == (8 - kept if name == "top" else 0)
+        text = (run.student_path(name) / files.HISTORY).read_text(encoding="utf-8")
+        for record in map(json.loads, text.splitlines()):
+            weights = {term: weight for term, weight in objective.items() if term != "signals" and weight}
+            assert record["terms"].keys() == weights.keys()
+            assert record["loss"] == pytest.approx(sum(weights[t] * value for t, value in record["terms"].items()))
+            assert all(value > 0 for value in record["terms"].values())
+    assert "by top-k KL from cached signals" in run.report_path.read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdft_ray.errors import RecipeError, ResourceError, StageError, UserError
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe import Objective, Recipe
 from sdft_ray.resources import Resources
 from tests.recipes import make_recipe, recipe_data
 
@@ -29,6 +29,12 @@ def test_relative_places_start_at_the_recipes_folder(tmp_path: Path) -> None:
 
 
 ARM = {"data": "reference", "learning_rate": 1.0}
+
+
+def cached(objective: dict, data: str = "distilled", **generate: object) -> dict:
+    """An arm `kd` with an objective, and what the teacher is asked for."""
+    arm = {"data": data, "learning_rate": 1.0, "objective": objective}
+    return {"train": {"num_steps": 1, "arms": {"kd": arm}}, "generate": generate}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,23 @@ ARM = {"data": "reference", "learning_rate": 1.0}
         ({"merges": {"sdft": {"arms": ("sft", "sdft")}}}, "'sdft' cannot name a merge", ""),
         ({"merges": {"m": {"arms": ("sft", "sdft"), "t": (0.5, 1.5)}}}, "merges.m.t", ""),
         ({"name": "no spaces allowed"}, "name", ""),
+        (cached({"top_k_kl": 1.0}), "train.arms.kd: top_k_kl needs generate.top_logprobs", ""),
+        (cached({"top_k_kl": 1.0}, hidden_states=True), "train.arms.kd: top_k_kl needs generate.top_logprobs", ""),
+        (cached({"reverse_kl": 1.0, "signals": "cached"}), "kd: reverse_kl needs generate.hidden_states", ""),
+        (cached({"top_k_kl": 1.0}, "reference", top_logprobs=4), "train.arms.kd: top_k_kl from cached", ""),
+        (cached({"top_k_kl": 1.0, "temperature": 2.0}, top_logprobs=4), "top_k_kl is for temperature 1", ""),
+        (
+            cached({"top_k_kl": 1.0, "forward_kl": 1.0}, top_logprobs=4),
+            "top_k_kl reads cached signals and forward_kl needs the teacher online; leave one out, or set signals",
+            "",
+        ),
+        (
+            cached({"forward_kl": 1.0, "hidden_mse": 1.0, "signals": "cached"}, hidden_states=True),
+            "hidden_mse needs the teacher online; leave one out",
+            "",
+        ),
+        (cached({"signals": "cached"}, hidden_states=True), "signals: cached is for forward_kl", ""),
+        (cached({"top_k_kl": 1.0, "signals": "cached"}, top_logprobs=4), "signals: cached is for forward_kl", ""),
     ],
 )
 def test_mistakes_are_named_with_a_next_step(tmp_path: Path, change: dict, says: str, hint: str) -> None:
@@ -143,3 +166,13 @@ def test_a_grid_of_merges_is_many_students(tmp_path: Path) -> None:
         "grid_62_5": 0.625,
     }
     assert merged["one"][0].kind == "slerp"
+
+
+def test_where_each_term_has_the_teacher_from() -> None:
+    both = Objective(forward_kl=1.0, jensen_shannon=1.0, top_k_kl=1.0, signals="cached")
+    assert both.cached == {"forward_kl": "hidden_states", "jensen_shannon": "hidden_states", "top_k_kl": "top_logprobs"}
+    assert both.terms == ("cross_entropy", "forward_kl", "jensen_shannon", "top_k_kl")
+    assert not both.needs_teacher
+    online = Objective(forward_kl=1.0, hidden_mse=1.0)
+    assert online.needs_teacher
+    assert online.cached == {}

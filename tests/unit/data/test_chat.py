@@ -90,6 +90,39 @@ def test_loss_is_on_the_answer_and_its_end_of_turn(tokenizer: Any):
     assert document.ids[-1] == EOS_ID
 
 
+def letters(tokenizer: Any, text: str) -> list[int]:
+    """The text spelt out letter by letter: ids that no tokenizer with merges gives."""
+    return [token for letter in text for token in tokenizer(letter, add_special_tokens=False)["input_ids"]]
+
+
+@pytest.mark.parametrize("end", [EOS_ID, BOS_ID])
+def test_sampled_ids_are_kept_as_they_are_and_end_as_the_template_does(tokenizer: Any, end: int):
+    """A model may stop at a token that is not the template's end of turn, and start with white space."""
+    chat = ChatFormat(tokenizer)
+    written = letters(tokenizer, f" {ANSWER}\n")
+    document = chat.encode_sampled(QUESTION, [*written, end])
+    prompt, again = chat.prompt_ids(QUESTION), chat.encode(QUESTION, f" {ANSWER}\n")
+    assert document.ids == [*prompt, *written, EOS_ID]
+    assert document.loss_mask == [False] * len(prompt) + [True] * (len(written) + 1)
+    assert answer_text(tokenizer, document).replace("<|end|>", "").strip() == ANSWER
+    assert len(again.ids) < len(document.ids)
+    assert again.ids[-1] == document.ids[-1]
+
+
+@pytest.mark.parametrize("template", [CHATML.replace("<|end|>", "<|system|>"), PLAIN])
+def test_sampled_ids_end_as_text_ends_under_other_templates(tokenizer: Any, template: str):
+    chat = ChatFormat(with_template(tokenizer, template))
+    document = chat.encode_sampled(QUESTION, [*letters(tokenizer, ANSWER), BOS_ID])
+    assert document.ids[-1] == chat.encode(QUESTION, ANSWER).ids[-1] != BOS_ID
+
+
+def test_control_tokens_that_a_model_wrote_are_seen_but_for_the_last(tokenizer: Any):
+    chat = ChatFormat(tokenizer)
+    written = letters(tokenizer, ANSWER)
+    assert not chat.writes_control_tokens([*written, EOS_ID])
+    assert chat.writes_control_tokens([*written, tokenizer.convert_tokens_to_ids("<|user|>"), *written, EOS_ID])
+
+
 def test_what_follows_the_end_of_turn_is_left_out(tokenizer: Any):
     document = ChatFormat(with_template(tokenizer, CHATML)).encode(QUESTION, f"\n {ANSWER} \n")
     assert answer_text(tokenizer, document) == ANSWER + "<|end|>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdft_ray.generation.selection import REASONS, leaks_reference, select
+from sdft_ray.generation.selection import REASONS, kept_sample, leaks_reference, select
 
 QUESTION = "Tom has 3 apples and buys 4. How many has he now?"
 REFERENCE = "3 + 4 = 7. So the answer is 7."
@@ -111,3 +111,19 @@ HONEST = [
 @pytest.mark.parametrize(("instruction", "reference", "distilled"), HONEST)
 def test_honest_texts_are_kept(instruction: str, reference: str, distilled: str) -> None:
     assert not leaks_reference(instruction, reference, distilled)
+
+
+def test_the_kept_sample_is_the_first_with_the_kept_text_that_ended() -> None:
+    """As the stage chooses: the first sample that passes, else the reference."""
+    tried = [
+        ("He then has 7 apples. #### 7", "length"), ("He has 8. #### 8", "stop"),
+        ("He then has 7 apples. #### 7", "stop"), ("He then has 7 apples. #### 7", "stop"),
+    ]  # fmt: skip
+    samples = [{"sample_index": i, "response": text, "finish_reason": reason} for i, (text, reason) in enumerate(tried)]
+    row = _row(REFERENCE, "number")
+    verdicts = [select(row, text, reason).source for text, reason in tried]
+    assert verdicts.index("distilled") == 2
+    found = kept_sample({**row, "source": "distilled", "distilled_response": tried[2][0]}, samples)
+    assert found is not None
+    assert found["sample_index"] == 2
+    assert kept_sample({**row, "source": "reference", "distilled_response": tried[1][0]}, samples) is None
