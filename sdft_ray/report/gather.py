@@ -18,6 +18,7 @@ from sdft_ray.report.model import (
     Distances,
     Gap,
     Gate,
+    Grid,
     LossPoint,
     Plan,
     Ratio,
@@ -29,6 +30,7 @@ from sdft_ray.report.model import (
     Speed,
     Stage,
 )
+from sdft_ray.report.training import correction, grids, student_manifest
 from sdft_ray.stages import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
@@ -59,6 +61,7 @@ def gather(
     scores = read_scores(store, manifests)
     measured = recipe.depth.metric == "angular_distance"
     distilled = _distilled(store, manifests)
+    chosen = grids(recipe, manifests)
     newest = max((manifest.created for manifest in manifests.values()), default="")
     return ReportData(
         name=name,
@@ -66,7 +69,7 @@ def gather(
         description=recipe.description,
         recipe_yaml=_portable(recipe),
         teacher_model=recipe.teacher.model,
-        arms=_arms(recipe),
+        arms=_arms(recipe, chosen),
         sizes=Sizes.model_validate(manifests["prune"].summary["sizes"]) if "prune" in manifests else None,
         distances=_distances(store, manifests),
         plan=Plan(
@@ -80,7 +83,9 @@ def gather(
         scores={model: _shown_scores(s) for model, s in scores.items()},
         recovery=recoveries(scores, recipe.evaluate.tuned),
         tuned_families=recipe.evaluate.tuned,
-        loss_curves={arm: _losses(store, manifests, arm) for arm in recipe.train.arms if f"train:{arm}" in manifests},
+        loss_curves=_loss_curves(recipe, store, manifests),
+        grids=chosen,
+        correction=correction(recipe, manifests),
         decontamination=_decontamination(manifests),
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
@@ -93,10 +98,12 @@ def gather(
     )
 
 
-def _arms(recipe: Recipe) -> dict[str, Arm]:
-    """What each student was made of."""
+def _arms(recipe: Recipe, chosen: Mapping[str, Grid]) -> dict[str, Arm]:
+    """What each student was made of; an arm whose trial is not chosen yet has no rate."""
+    rates = {name: trial.learning_rate for name, trial in recipe.train.trials.items()}
+    rates |= {name: trial.learning_rate for name, grid in chosen.items() for trial in grid.trials if trial.chosen}
     trained = {
-        name: Arm(data=arm.data, learning_rate=arm.learning_rate, objective=_in_words(arm.objective))
+        name: Arm(data=arm.data, learning_rate=rates.get(name), objective=_in_words(arm.objective))
         for name, arm in recipe.train.arms.items()
     }
     merged = {
@@ -178,8 +185,14 @@ def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | N
     )
 
 
-def _losses(store: Store, manifests: Mapping[str, Manifest], arm: str) -> tuple[LossPoint, ...]:
-    path = store.path(manifests[f"train:{arm}"].address) / files.HISTORY
+def _loss_curves(recipe: Recipe, store: Store, manifests: Mapping[str, Manifest]) -> dict[str, tuple[LossPoint, ...]]:
+    """Of each arm's student."""
+    found = {arm: student_manifest(manifests, arm) for arm in recipe.train.arms}
+    return {arm: _losses(store, manifest) for arm, manifest in found.items() if manifest}
+
+
+def _losses(store: Store, trained: Manifest) -> tuple[LossPoint, ...]:
+    path = store.path(trained.address) / files.HISTORY
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return tuple(LossPoint(r["step"], r["loss"], r["learning_rate"]) for r in records)
 

@@ -17,6 +17,7 @@ from filelock import FileLock
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from sdft_ray.errors import DivergenceError
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe import Train
 from sdft_ray.stages import files
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sdft_ray.data.packing import PackedRows
     from sdft_ray.training.loop import StepRecord
     from sdft_ray.training.losses import Teacher
+    from sdft_ray.training.parallel import Parallel
     from sdft_ray.training.plan import TrainPlan
     from sdft_ray.training.state import TrainState
 
@@ -78,7 +80,7 @@ def _worker(config: dict[str, Any]) -> Made:
     with Meter(gpus=settings.gpus) as meter:
         rows = _packed(job)
         plan = _plan(job, rows.num_rows)
-        pruned = job.input("pruned")
+        pruned = job.model("pruned")  # a correction has none: it trains the teacher itself
         lora = job.recipe.train.lora
         # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
         model: Any = load_model(pruned, job.recipe.teacher.dtype if lora else "float32")
@@ -95,10 +97,19 @@ def _worker(config: dict[str, Any]) -> Made:
         def save(state: TrainState) -> None:
             _checkpoint(state, history if is_first else None)
 
-        train(model, rows, plan, teacher=teacher, parallel=Ddp(), report=report, save=save, resume=state)
+        parallel = Ddp()
+        outcome: dict[str, Any] = {}
+        try:
+            train(model, rows, plan, teacher=teacher, parallel=parallel, report=report, save=save, resume=state)
+            outcome = _held_out(job, model, parallel)
+        except DivergenceError as error:  # on all ranks alike
+            if job.arm in job.recipe.train.arms:
+                raise
+            outcome = {"diverged": error.message}  # the other trials of its arm go on
         if is_first:
             with job.output(made) as directory:
-                save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
+                if "diverged" not in outcome:
+                    save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
                 text = "".join(json.dumps(record) + "\n" for record in history)
                 (directory / files.HISTORY).write_text(text, encoding="utf-8")
     usage = meter.usage(sum(record["num_tokens"] for record in history))
@@ -111,8 +122,23 @@ def _worker(config: dict[str, Any]) -> Made:
         "num_loss_tokens": sum(record["num_loss_tokens"] for record in history),
         "last_loss": history[-1]["loss"] if history else None,
         "node": node_id(),
+        **outcome,
     }
     return made
+
+
+def _held_out(job: Job, model: Any, parallel: Parallel) -> dict[str, Any]:
+    """What the trained model loses on the held-out rows; nothing where there are none."""
+    from sdft_ray.training.held_out import held_out_loss
+
+    if not job.recipe.train.held_out:
+        return {}
+    rows = _packed(job, held_out=True)
+    settings = job.resources.train
+    micro_batch_rows, precision = settings.micro_batch_rows, settings.precision
+    loss = held_out_loss(model, rows, parallel=parallel, micro_batch_rows=micro_batch_rows, precision=precision)
+    num_rows = int(rows.document_ids_NT.max()) + 1
+    return {"held_out_loss": loss, "num_held_out_rows": num_rows, "num_held_out_tokens": rows.num_loss_tokens}
 
 
 def _plan(job: Job, num_rows: int) -> TrainPlan:
@@ -121,18 +147,20 @@ def _plan(job: Job, num_rows: int) -> TrainPlan:
     return arm_plan(job.recipe.train, job.arm, job.resources.train, num_rows)
 
 
-def _packed(job: Job) -> PackedRows:
-    """Tokenize and pack once per shared disk; every other worker maps the file."""
+def _packed(job: Job, *, held_out: bool = False) -> PackedRows:
+    """Tokenize and pack once per shared disk; every other worker maps the file. Held-out rows have their own."""
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.data.held_out import part
     from sdft_ray.data.packing import PackedRows, pack
 
-    path = job.work() / "packed.arrow"
+    path = job.work() / ("held_out.arrow" if held_out else "packed.arrow")
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            distilled = job.recipe.train.arms[job.arm].data == "distilled"
+            distilled = job.recipe.train.trials[job.arm].data == "distilled"
             table = pq.read_table(job.input("data") / (files.DISTILLED if distilled else files.ROWS))
+            table = part(table, job.recipe.train.held_out, held_out=held_out)
             responses = table["response" if distilled else "reference_response"].to_pylist()
-            chat = ChatFormat(load_tokenizer(job.input("pruned")))
+            chat = ChatFormat(load_tokenizer(job.model("pruned")))
             pairs = zip(table["instruction"].to_pylist(), responses, strict=True)
             documents = [chat.encode(instruction, response) for instruction, response in pairs]
             partial = path.with_suffix(".partial")
@@ -146,14 +174,14 @@ def _device(job: Job) -> str:
 
 
 def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:
-    """The unpruned model, where the arm's objective compares with it."""
+    """The unpruned model, corrected where the recipe says so, where the arm's objective compares with it."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.training.losses import Teacher
     from sdft_ray.training.objective import mapped_blocks
 
     if not plan.objective.needs_teacher:
         return None
-    model: Any = load_model(job.model("teacher"), job.recipe.teacher.dtype)
+    model: Any = load_model(job.model("online_teacher"), job.recipe.teacher.dtype)
     block_map: list[int] = []
     if plan.objective.matches:
         pruning = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))

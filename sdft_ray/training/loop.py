@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from sdft_ray.data.packing import PackedRows, attention_inputs
-from sdft_ray.errors import DataError, RecipeError, StoreError
+from sdft_ray.errors import DataError, DivergenceError, StoreError
 from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.objective import Sums
 from sdft_ray.training.optim import build_optimizer, scale_learning_rates
@@ -58,7 +58,7 @@ def train(
     The loss of a step is the sum over the response tokens of all its rows divided by their number, so it and
     its gradient do not depend on micro-batches or processes (up to rounding).
 
-    Raises `DataError` without response tokens, `StoreError` if `resume` belongs to another run, `RecipeError`
+    Raises `DataError` without response tokens, `StoreError` if `resume` belongs to another run, `DivergenceError`
     when the loss or the gradient is not finite.
     """
     parallel = parallel or Single()
@@ -134,7 +134,7 @@ def _step(
     mean = sum(getattr(plan.objective, name) * value for name, value in means.items())
     grad_norm = torch.linalg.vector_norm(weights.gradients_P).item()
     if not math.isfinite(mean) or not math.isfinite(grad_norm):
-        raise RecipeError(
+        raise DivergenceError(
             f"training diverged at step {step + 1}: loss {mean}, gradient norm {grad_norm}",
             "lower the learning rate",
         )

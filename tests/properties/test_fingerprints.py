@@ -121,7 +121,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "generate.top_logprobs": 4, "generate.hidden_states": True,
         "train.lora": None, "train.row_tokens": 256, "train.rows_per_step": 3, "train.num_steps": 3,
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
-        "train.weight_decay": 0.1, "train.clip_norm": 0.5,
+        "train.weight_decay": 0.1, "train.clip_norm": 0.5, "train.held_out": 0.25, "teacher_correction": None,
         "train.arms.sft.data": "distilled", "train.arms.sft.learning_rate": 0.2, "train.arms.sft.seed": 3,
         "train.arms.sdft.data": "reference", "train.arms.sdft.learning_rate": 0.2, "train.arms.sdft.seed": 3,
         **{
@@ -140,6 +140,7 @@ _UNSET_HERE = {
     "teacher.revision", "seed_set.revision", "calibration.revision",  # a file's identity is its content
     "depth.keep_parameters", "depth.max_parameters", "depth.blocks", "train.num_epochs",  # exclude each other
     "train.tail_blocks",  # or lora
+    "teacher_correction",  # wants an arm with a teacher: see tests/unit/test_grid.py
 }  # fmt: skip
 
 
