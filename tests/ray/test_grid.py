@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,12 @@ from sdft_ray.stages import files
 from sdft_ray.training.loop import mean_loss
 from tests.worlds import LIGHT, make_world, world_data
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.timeout(900),  # four trainings on two workers each
+]
 
 RESOURCES = Resources.model_validate({**LIGHT, "generate": {"sampler": "scripted", "cpus": 0.5}})
 HELD_OUT = 0.4
@@ -67,9 +74,6 @@ def events() -> list[str]:
 @pytest.fixture(scope="module")
 def grid(folder: Path, events: list[str]) -> Run:
     """Made once; `events` holds what was started and finished, in order."""
-    import contextlib
-    import io
-
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         run = compress(
