@@ -3,6 +3,7 @@
     SdftError
     ├── UserError (also a ValueError)       shown as one line with a next step; exit code 2
     │   ├── RecipeError                     the recipe: unknown field, wrong value, missing file
+    │   │   └── DivergenceError             training that left the finite numbers
     │   ├── ResourceError                   resources: too few CPUs, unknown accelerator, no memory
     │   ├── DataError                       seed or calibration set: empty, malformed, duplicate ids
     │   ├── ModelError                      checkpoint or tokenizer: corrupt, unsupported, mismatched
@@ -35,6 +36,10 @@ class UserError(SdftError, ValueError):
 
 class RecipeError(UserError):
     """The recipe cannot be read, or says something that cannot be meant."""
+
+
+class DivergenceError(RecipeError):
+    """Training left the finite numbers."""
 
 
 class ResourceError(UserError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
-from sdft_ray.graph import State, nearest, resolve
+from sdft_ray.graph import State, Step, nearest, resolve
 from sdft_ray.models.size import ModelSize, size_of
 from sdft_ray.models.source import read_config, resolve_source
 from sdft_ray.preflight import planned_size
@@ -81,13 +82,24 @@ def _num_seed_rows(recipe: Recipe, seed: State) -> int | None:
 
 def _why(state: State, store: Store) -> str:
     if state.status == "waits":
-        return f"waits for the {state.waits}"
+        stage, _, arm = state.waits.partition(":")
+        return f"waits for the choice of {arm}'s trial" if stage == "choose" else f"waits for the {state.waits}"
     if state.status == "done":
         assert state.manifest is not None
-        return f"made {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
+        made = f"made {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
+        return made + _outcome(state.step, state.manifest.summary)
     near = nearest(state, store)
     if near is None:
         return "never made"
     manifest, changed = near
     shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
     return f"unlike {manifest.address[-16:][:6]}: {shown}"
+
+
+def _outcome(step: Step, summary: dict[str, Any]) -> str:
+    """How a trial ended, and which one was chosen."""
+    if "diverged" in summary:
+        return "; diverged"
+    if "held_out_loss" in summary:
+        return f"; held-out loss {summary['held_out_loss']:.3f}"
+    return f"; chose {step.inputs[summary['chosen']]}" if step.stage == "choose" else ""

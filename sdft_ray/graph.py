@@ -4,6 +4,9 @@
                                                   ├→ gap
     teacher, seed → generate → select ────────────┴→ train:ARM (→ merge:NAME) → evaluate:ARM → report
 
+An arm with several rates or seeds has a step `train:ARM@RATE#SEED` for each, and `choose:ARM`, whose output is that of
+the trial it chose. A teacher that is corrected first takes `correct:teacher` and is measured by `gap:corrected`.
+
 Nothing is run here. `resolve` computes every address and says what is committed; it needs no GPU and no cluster.
 """
 
@@ -16,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from sdft_ray.errors import DivergenceError
 from sdft_ray.recipe import Recipe
 from sdft_ray.store.fingerprint import canonical_json, fingerprint
 from sdft_ray.store.manifest import Manifest
@@ -30,7 +34,9 @@ VERSIONS = {
     "generate": 2,
     "select": 2,
     "gap": 1,
+    "correct": 1,
     "train": 1,
+    "choose": 1,
     "merge": 1,
     "evaluate": 1,
     "speed": 1,
@@ -115,24 +121,20 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         ("teacher",),
     )
     yield Step("gap", cut(recipe.gap), {"pruned": "prune", "data": "select"}, ("teacher",))
-    for name, arm in recipe.train.arms.items():
-        data = {"reference": "seed", "distilled": "select"}[arm.data]
-        settings = {**cut(recipe.train, exclude={"arms"}), "arm": cut(arm)}
-        inputs = {"pruned": "prune", "data": data}
-        if arm.objective.matches:
-            inputs["plan"] = "plan"  # which block of the teacher each of the student's stands for
-        if arm.objective.cached:
-            inputs["generate"] = "generate"  # what the teacher thought of each token
-        yield Step(f"train:{name}", settings, inputs, ("teacher",))
+    yield from _correction(recipe, cut)
+    yield from _training(recipe, cut)
+    student = {
+        name: f"{'train' if len(arm.trials) == 1 else 'choose'}:{name}" for name, arm in recipe.train.arms.items()
+    }
     for name, (merge, t) in recipe.merged.items():
         first, second = merge.arms
-        arms = {"first": f"train:{first}", "second": f"train:{second}"}
+        arms = {"first": student[first], "second": student[second]}
         yield Step(f"merge:{name}", {"kind": merge.kind, "t": t, **replicate}, arms)
     asked = cut(recipe.evaluate, exclude={"tuned", "include"})
     yield Step("evaluate:teacher", asked, {}, ("teacher", *tasks))
     yield Step("evaluate:pruned", asked, {"model": "prune"}, ("teacher", *tasks))
     for name in recipe.train.arms:
-        yield Step(f"evaluate:{name}", asked, {"model": f"train:{name}"}, ("teacher", *tasks))
+        yield Step(f"evaluate:{name}", asked, {"model": student[name]}, ("teacher", *tasks))
     for name in recipe.merged:
         yield Step(f"evaluate:{name}", asked, {"model": f"merge:{name}"}, ("teacher", *tasks))
     yield Step("speed", cut(recipe.speed), {"pruned": "prune"}, ("teacher",))
@@ -143,6 +145,43 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         "depth": cut(recipe.depth),  # a plan counts as its content, yet the page says how it was found
     }
     yield Step("report", shown, {}, ("gates",) if recipe.gates else ())
+
+
+_DATA = {"reference": "seed", "distilled": "select"}
+"""What an arm trains on -> the step that makes it."""
+
+
+def _correction(recipe: Recipe, cut: Callable[..., dict[str, Any]]) -> Iterator[Step]:
+    """The teacher's own training, and how far that moved it."""
+    train = recipe.correction
+    if train is None:
+        return
+    (trial,) = train.trials.values()
+    settings = {**cut(train, exclude={"arms"}), "arm": cut(trial)}
+    yield Step("correct:teacher", settings, {"data": _DATA[trial.data]}, ("teacher",))
+    measured = {**cut(recipe.gap), **({"held_out": train.held_out} if train.held_out else {})}
+    yield Step("gap:corrected", measured, {"corrected": "correct:teacher", "data": "select"}, ("teacher",))
+
+
+def _training(recipe: Recipe, cut: Callable[..., dict[str, Any]]) -> Iterator[Step]:
+    """All trials of all arms, and the choice where an arm has several."""
+    train = recipe.train
+    for arm in train.arms:
+        trials = train.trials_of(arm)
+        for name, trial in trials.items():
+            inputs = {"pruned": "prune", "data": _DATA[trial.data]}
+            if trial.objective.matches:
+                inputs["plan"] = "plan"  # which block of the teacher each of the student's stands for
+            if trial.objective.cached:
+                inputs["generate"] = "generate"  # what the teacher thought of each token
+            if trial.objective.needs_teacher and recipe.teacher_correction is not None:
+                inputs["online_teacher"] = "correct:teacher"
+            settings = {**cut(train, exclude={"arms"}), "arm": cut(trial)}
+            yield Step(f"train:{name}", settings, inputs, ("teacher",))
+        if len(trials) > 1:
+            roles = {f"trial_{i}": f"train:{name}" for i, name in enumerate(trials, 1)}
+            asked = [{"learning_rate": trial.learning_rate, "seed": trial.seed} for trial in trials.values()]
+            yield Step(f"choose:{arm}", {"trials": asked}, roles)
 
 
 IdentityOf = Callable[[str], Any]
@@ -161,7 +200,7 @@ def resolve_step(step: Step, states: dict[str, State], identity_of: IdentityOf, 
     """The state of one step whose inputs are in `states`."""
     roles: dict[str, Any] = {name: identity_of(name) for name in step.sources}
     for role, name in step.inputs.items():
-        identity = output_identity(states[name])
+        identity = output_identity(name, states)
         if identity is None:
             return State(step, "waits", waits=states[name].waits or name)
         roles[role] = identity
@@ -173,13 +212,51 @@ def resolve_step(step: Step, states: dict[str, State], identity_of: IdentityOf, 
     return State(step, "done" if manifest else "missing", address, digest, identity, manifest)
 
 
-def output_identity(state: State) -> Any:
-    """What a step's output counts as downstream: a plan is its content, data is its recipe. None when unknown."""
+def source_of(name: str, states: dict[str, State]) -> State:
+    """The step whose artifact is the output of step `name`: itself, or the trial that a choice has chosen."""
+    state = states[name]
+    if state.step.stage != "choose" or state.manifest is None:
+        return state
+    return states[state.step.inputs[state.manifest.summary["chosen"]]]
+
+
+def output_identity(name: str, states: dict[str, State]) -> Any:
+    """What a step's output counts as downstream: a plan is its content, a choice what it chose, data its recipe.
+
+    None while unknown. A student that a grid chose is the one that a recipe with its rate and seed alone makes.
+    """
+    state = source_of(name, states)
     if state.status == "waits":
         return None
     if state.step.stage == "plan":
         return {"plan": state.manifest.summary["plan"]} if state.manifest else None
+    if state.step.stage == "choose":
+        return None
     return {"artifact": state.fingerprint}
+
+
+def input_addresses(step: Step, states: dict[str, State]) -> dict[str, str]:
+    """Role -> where it lies. The report reads what a choice says, all others what it chose."""
+    if step.stage == "report":
+        return {role: states[name].address for role, name in step.inputs.items()}
+    return {role: source_of(name, states).address for role, name in step.inputs.items()}
+
+
+def check_inputs(step: Step, states: dict[str, State]) -> None:
+    """Raises `DivergenceError` where `step` wants the model of a trial that diverged, which has none.
+
+    Choices and the report take such trials as they are.
+    """
+    if step.stage in {"choose", "report"}:
+        return
+    for name in step.inputs.values():
+        source = source_of(name, states)
+        reason = source.manifest.summary.get("diverged") if source.manifest else None
+        if reason:
+            raise DivergenceError(
+                f"{name}: {reason}, as a trial of a grid at {source.address}",
+                "lower the learning rate, or remove that folder to try again",
+            )
 
 
 def nearest(state: State, store: Store) -> tuple[Manifest, list[str]] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdft_ray.errors import SdftError, StageError, StoreError, UserError
-from sdft_ray.graph import State, resolve_step, steps
+from sdft_ray.graph import State, check_inputs, input_addresses, resolve_step, source_of, steps
 from sdft_ray.preflight import preflight
 from sdft_ray.progress import Event, open_view
 from sdft_ray.recipe import Recipe
@@ -121,9 +121,6 @@ class _Walk:
                 _Scheduler(self, capacity, board).run()
             self.peak_rss_bytes = memory.peak_rss_bytes
 
-    def inputs(self, state: State) -> dict[str, str]:
-        return {role: self.states[name].address for role, name in state.step.inputs.items()}
-
     def execute(self, state: State, board: Any) -> Manifest:
         """Run one step to its commit. Called in a thread of its own."""
         from sdft_ray.models.source import resolve_source
@@ -132,6 +129,8 @@ class _Walk:
         from sdft_ray.stages.job import Job
         from sdft_ray.stages.registry import runner
 
+        check_inputs(state.step, self.states)
+        inputs = input_addresses(state.step, self.states)
         job = Job(
             step=state.step.name,
             address=state.address,
@@ -139,7 +138,7 @@ class _Walk:
             recipe=self.recipe,
             resources=self.resources,
             teacher=resolve_source(self.recipe.teacher.model, self.recipe.teacher.revision),
-            inputs=self.inputs(state),
+            inputs=inputs,
             identity=state.identity,
             progress=Ticker(board, state.step.name),
         )
@@ -151,22 +150,24 @@ class _Walk:
             made = run_report(job) if state.step.stage == "report" else runner(state.step.stage)(job)
             # What a user waits for: start of the workers included.
             usage = replace(made.usage, wall_s=time.monotonic() - started)
-            manifest = self._manifest(state, made.files, usage, made.summary)
+            manifest = self._manifest(state, inputs, made.files, usage, made.summary)
             self.store.commit(manifest)
             self.store.discard(made.superseded)
         return manifest
 
-    def _manifest(self, state: State, files: Any, usage: Usage, summary: dict[str, Any]) -> Manifest:
+    def _manifest(
+        self, state: State, inputs: dict[str, str], files: Any, usage: Usage, summary: dict[str, Any]
+    ) -> Manifest:
         from sdft_ray.store.fingerprint import canonical_json
 
-        part = getattr(self.resources, state.step.stage, None)
+        part = getattr(self.resources, "train" if state.step.stage == "correct" else state.step.stage, None)
         return Manifest(
             step=state.step.name,
             stage=state.step.stage,
             address=state.address,
             fingerprint=state.fingerprint,
             identity=canonical_json(state.identity),
-            inputs=self.inputs(state),
+            inputs=inputs,
             files=files,
             usage=usage,
             summary=summary,
@@ -228,13 +229,15 @@ class _Scheduler:
     def _admit(self, pool: ThreadPoolExecutor) -> None:
         for state in self._walk.missing():
             name = state.step.name
-            waiting = state.status == "missing" and name not in self._running.values()
+            running = {self._walk.states[other].address for other in self._running.values()}
+            # Steps of one address, such as an arm that is also a trial of another, are one piece of work.
+            waiting = state.status == "missing" and state.address not in running
             if waiting and self._ready(state) and self._fits(name):
                 self._walk.show(Event("stage_started", name))
                 self._running[pool.submit(self._walk.execute, state, self._board)] = name
 
     def _ready(self, state: State) -> bool:
-        return all(self._walk.states[name].status == "done" for name in state.step.inputs.values())
+        return all(source_of(name, self._walk.states).status == "done" for name in state.step.inputs.values())
 
     def _fits(self, name: str) -> bool:
         want = self._demand[name]
@@ -252,8 +255,11 @@ class _Scheduler:
         failure = future.exception()
         if failure is None:
             self._walk.made_now.add(name)
-            self._walk.refresh()
             self._walk.show(Event("stage_finished", name, wall_s=future.result().usage.wall_s))
+            twins = {state.step.name for state in self._walk.missing()} - {name}
+            self._walk.refresh()
+            for twin in twins - {state.step.name for state in self._walk.missing()}:
+                self._walk.show(Event("stage_skipped", twin))
             return
         error = _as_ours(name, failure)
         self._walk.show(Event("stage_failed", name, detail=str(error)))

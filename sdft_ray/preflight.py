@@ -10,21 +10,24 @@ from typing import Any
 
 from sdft_ray.errors import DataError, EvaluationError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
-from sdft_ray.graph import State
+from sdft_ray.graph import State, check_inputs
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe import Recipe, Train
 from sdft_ray.resources import Resources
 from sdft_ray.store.store import Store
 
 
-def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mapping[str, State]) -> None:
+def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[str, State]) -> None:
     """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights."""
     source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
     check_strategy(recipe, resources)
     check_tracking(store, resources, states)
+    for state in states.values():
+        if state.status != "done":
+            check_inputs(state.step, states)
     config = read_config(source, recipe.teacher.config)
     size = planned_size(recipe, config) if config is not None else None
     if size is not None:
@@ -32,7 +35,7 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: Mappin
     num_rows = check_rows(recipe)
     if config is not None and size is not None:
         generated = pass_bytes(recipe.generate, config, num_rows)
-        check_disk(recipe, store, size, generated, states)
+        check_disk(recipe, store, (size_of(config), size), generated, states)
     check_tasks(recipe)
     teacher = source.fetch()
     check_teacher(teacher)
@@ -93,10 +96,15 @@ def check_tracking(store: Store, resources: Resources, states: Mapping[str, Stat
 
 
 def check_disk(
-    recipe: Recipe, store: Store, pruned: ModelSize, generated: PassBytes, states: Mapping[str, State]
+    recipe: Recipe,
+    store: Store,
+    sizes: tuple[ModelSize, ModelSize],
+    generated: PassBytes,
+    states: Mapping[str, State],
 ) -> None:
     """Estimate what the missing steps write: one pruned model per checkpoint, with optimizer states in training.
 
+    `sizes` are those of teacher and pruned model; a corrected teacher is written like a student.
     Of generation the upper bound counts once: its parts and its table lie side by side for a moment, but responses
     are seldom half as long as they may be.
     """
@@ -104,11 +112,12 @@ def check_disk(
     if free is None:
         return
     missing = [state.step.stage for state in states.values() if state.status != "done"]
-    weights = pruned.weight_bytes
-    training_bytes = 3 * 4 * pruned.num_parameters if recipe.train.lora is None else weights // 10
+    teacher, pruned = sizes
+    correction = recipe.correction or recipe.train
     needed = (
-        weights * (missing.count("prune") + missing.count("merge"))
-        + (2 * weights + training_bytes) * missing.count("train")
+        pruned.weight_bytes * (missing.count("prune") + missing.count("merge"))
+        + _training_bytes(recipe.train, pruned) * missing.count("train")
+        + _training_bytes(correction, teacher) * missing.count("correct")
         + 64 * 2**20
     )
     needed += (generated.total or 0) * missing.count("generate")
@@ -119,14 +128,33 @@ def check_disk(
         )
 
 
+def _training_bytes(asked: Train, size: ModelSize) -> int:
+    return 2 * size.weight_bytes + (3 * 4 * size.num_parameters if asked.lora is None else size.weight_bytes // 10)
+
+
 def check_rows(recipe: Recipe) -> int:
-    """Both row sources are read to the end, so that a malformed line 49,999 shows now. Returns the seed set's rows."""
+    """Both row sources are read to the end, so that a malformed line 49,999 shows now. Returns the seed set's rows.
+
+    Rows that share words with a test question still count here; some of the rest must be held out if any are to be.
+    """
+    from sdft_ray.data.held_out import is_held_out
     from sdft_ray.generation.prompts import resolve_template
     from sdft_ray.stages.rows import read
 
     resolve_template(recipe.generate.template)
     deque(read(recipe.calibration), maxlen=0)
-    return sum(table.num_rows for table in read(recipe.seed_set))
+    fraction = recipe.train.held_out
+    num_rows = num_held_out = 0
+    for table in read(recipe.seed_set):
+        num_rows += table.num_rows
+        if fraction:
+            num_held_out += sum(is_held_out(name, fraction) for name in table["example_id"].to_pylist())
+    if fraction and not 0 < num_held_out < num_rows:
+        raise DataError(
+            f"train.held_out {fraction:g} holds out {num_held_out} of {num_rows} rows",
+            "change it until there are rows on both sides, or take a larger seed set",
+        )
+    return num_rows
 
 
 def check_teacher(directory: Path) -> None:

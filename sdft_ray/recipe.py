@@ -9,8 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
-from pydantic.functional_validators import AfterValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+from pydantic.functional_validators import AfterValidator, WrapValidator
 
 from sdft_ray.errors import RecipeError
 from sdft_ray.yaml_model import as_frozen, describe_validation_error, dump_yaml, read_yaml
@@ -36,6 +44,26 @@ Place = Annotated[str, AfterValidator(_relative_to_recipe)]
 """A file, directory or URL, or the name of something on a hub. Relative paths start at the recipe's folder.
 
 Identity is the digest of what lies there, never the path: `sdft_ray.sources.Sources` replaces one by the other."""
+
+
+def _one_or_several(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One number, or several different ones; a list of one is that one. Faults are told in one sentence."""
+    try:
+        found = check(value)
+    except ValidationError as error:  # one entry per kind of value that it could have been
+        raise ValueError(error.errors()[-1 if isinstance(value, tuple) else 0]["msg"]) from None
+    if not isinstance(found, tuple):
+        return found
+    if len(set(found)) < max(1, len(found)):
+        raise ValueError("give one number, or a list of different ones")
+    return found[0] if len(found) == 1 else found
+
+
+Rate = Annotated[float, Field(gt=0)]
+"""A learning rate."""
+Rates = Annotated[Rate | tuple[Rate, ...], WrapValidator(_one_or_several)]
+Seeds = Annotated[int | tuple[int, ...], WrapValidator(_one_or_several)]
+"""In YAML a number, or a list to try side by side."""
 
 
 class _Part(BaseModel):
@@ -252,7 +280,30 @@ class Arm(_Part):
     """One way to recover. `reference` is plain supervised fine-tuning, `distilled` is self-data."""
 
     data: Literal["reference", "distilled"]
-    learning_rate: float = Field(gt=0)
+    learning_rate: Rates
+    """A list makes a grid with `seed`: all are trained, and `train.held_out` decides which one is the student."""
+    seed: Seeds = 0
+    objective: Objective = Objective()
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        """RATE, or RATE#SEED with several seeds -> that one training, in ascending order."""
+        rates = self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
+        return {
+            f"{rate!r}#{seed}" if len(seeds) > 1 else f"{rate!r}": Trial(
+                data=self.data, learning_rate=rate, seed=seed, objective=self.objective
+            )
+            for rate in sorted(rates)
+            for seed in sorted(seeds)
+        }
+
+
+class Trial(_Part):
+    """One training of an arm."""
+
+    data: Literal["reference", "distilled"]
+    learning_rate: Rate
     seed: int = 0
     objective: Objective = Objective()
 
@@ -267,6 +318,8 @@ class Train(_Part):
     """Recovery training, shared by all arms. One of `num_steps` and `num_epochs`."""
 
     arms: dict[str, Arm] = Field(min_length=1)
+    held_out: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the rows that no arm is trained on, drawn by their ids; arms with several trials choose by them."""
     lora: Lora | None = None
     """Adapters in place of weights."""
     tail_blocks: int | None = Field(default=None, ge=0)
@@ -313,6 +366,43 @@ class Train(_Part):
         bad = [name for name in self.arms if name in {"teacher", "pruned"} or not name.isidentifier()]
         if bad:
             raise ValueError(f"{bad[0]!r} cannot name an arm: use letters, digits and _, not teacher or pruned")
+        grids = [name for name, arm in self.arms.items() if len(arm.trials) > 1]
+        if grids and not self.held_out:
+            raise ValueError(
+                f"arm {grids[0]!r} has several trials and nothing to choose by: "
+                "set train.held_out, the share of rows kept out of training, such as 0.1"
+            )
+        return self
+
+    def trials_of(self, arm: str) -> dict[str, Trial]:
+        """Name -> a training of the arm: ARM where there is one, else ARM@RATE or ARM@RATE#SEED."""
+        trials = self.arms[arm].trials
+        return {arm if len(trials) == 1 else f"{arm}@{label}": trial for label, trial in trials.items()}
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        """Those of all arms."""
+        return {name: trial for arm in self.arms for name, trial in self.trials_of(arm).items()}
+
+
+class TeacherCorrection(_Part):
+    """Brief tuning of the unpruned teacher on the distillation data (arXiv:2408.11796, section 3).
+
+    Arms with a teacher in their objective compare with the corrected one; self-data stays the original's own. What
+    is not named here is as in `train`. One of `num_steps` and `num_epochs`.
+    """
+
+    data: Literal["reference", "distilled"]
+    learning_rate: Rate
+    num_steps: int | None = Field(default=None, ge=1)
+    num_epochs: float | None = Field(default=None, gt=0)
+    seed: int = 0
+    lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps, num_epochs")
         return self
 
 
@@ -385,6 +475,7 @@ class Recipe(_Part):
     generate: Generate = Generate()
     gap: Gap = Gap()
     train: Train
+    teacher_correction: TeacherCorrection | None = None
     merges: dict[str, Merge] = {}
     """Students made of two arms, evaluated like the arms."""
     evaluate: Evaluate
@@ -398,6 +489,25 @@ class Recipe(_Part):
         return {
             student: (merge, t) for name, merge in self.merges.items() for student, t in merge.students(name).items()
         }
+
+    @property
+    def correction(self) -> Train | None:
+        """The teacher's own training, as one with the single arm `teacher`."""
+        asked = self.teacher_correction
+        if asked is None:
+            return None
+        arm = Arm(data=asked.data, learning_rate=asked.learning_rate, seed=asked.seed)
+        own = {name: getattr(asked, name) for name in ("num_steps", "num_epochs", "lora")}
+        return self.train.model_copy(update={**own, "tail_blocks": None, "arms": {"teacher": arm}})
+
+    @model_validator(mode="after")
+    def _correction_is_used(self) -> Self:
+        if self.teacher_correction and not any(arm.objective.needs_teacher for arm in self.train.arms.values()):
+            raise ValueError(
+                "teacher_correction has no use: no arm compares with a teacher; "
+                "give one an objective such as {forward_kl: 1}, or leave the correction out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cached_signals_are_generated(self) -> Self:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdft_ray.errors import StoreError
 from sdft_ray.recipe import Recipe
 from sdft_ray.report.gather import gather
 from sdft_ray.report.model import ReportData
+from sdft_ray.report.training import student_manifest
 from sdft_ray.stages import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
@@ -42,9 +44,11 @@ class Run:
         return self.store.path(self.manifests["report"].address) / files.REPORT
 
     def student_path(self, name: str) -> Path:
-        """The checkpoint of an arm or a merge: a plain Hugging Face directory."""
-        stage = "merge" if name in self.recipe.merged else "train"
-        return self.store.path(self.manifests[f"{stage}:{name}"].address)
+        """The checkpoint of an arm or a merge: a plain Hugging Face directory. Raises `StoreError`."""
+        manifest = student_manifest(self.manifests, name)
+        if manifest is None:
+            raise StoreError(f"run {self.name} has no student {name!r}", "see sdft show")
+        return self.store.path(manifest.address)
 
     def stages(self) -> list[dict[str, Any]]:
         """Per step: name, address, wall seconds and peak memory of its making, and whether this run reused it."""
@@ -66,7 +70,10 @@ class Run:
         return gather(self.recipe, self.store, self.name, self.manifests, skipped=skipped, gates=gates)
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: `stages`, `scores`, `recovery` of all students, `gap`, `sizes`. Fractions are in [0, 1]."""
+        """For machines: `stages`, `scores`, `recovery` of all students, `gap`, `grids`, `correction`, `sizes`.
+
+        Fractions are in [0, 1].
+        """
         data = self.report_data()
         return {
             "name": self.name,
@@ -83,6 +90,8 @@ class Run:
                 if arm in data.recovery
             },
             "gap": data.gap.model_dump() if data.gap else {},
+            "grids": {arm: grid.model_dump(mode="json") for arm, grid in data.grids.items()},
+            "correction": data.correction.model_dump() if data.correction else {},
             "sizes": data.sizes.model_dump() if data.sizes else {},
             "report": str(self.report_path),
         }

@@ -100,7 +100,7 @@ def readable(count: float) -> str:
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
     from sdft_ray.report.summary import overlap
-    from sdft_ray.report.table import gap_line, result_table, size_line
+    from sdft_ray.report.table import gap_line, grid_line, result_table, size_line
 
     console = _console()
     data = run.report_data()
@@ -111,6 +111,10 @@ def print_result(run: Run, *, stages: bool = False) -> None:
         console.print(said)
     if data.gap is not None:
         console.print(gap_line(data))
+    for arm, grid in data.grids.items():
+        console.print(grid_line(arm, grid), soft_wrap=True)
+    if data.correction is not None:
+        console.print(data.correction.verdict, soft_wrap=True)
     if stages:
         console.print(_stage_table(run))
     made = sum(not stage["skipped"] for stage in run.stages())

@@ -31,18 +31,27 @@ def training_documents(
     response alone is too long the conversation is dropped. Raises `DataError` on a long one when they are refused.
     """
     made = Documents()
-    for index, (instruction, response) in enumerate(conversations):
-        document: Document | None = chat.encode(instruction, response)
-        if len(document.ids) > row_tokens:
-            if long_rows == "refuse":
-                raise DataError(
-                    f"row {index} has {len(document.ids)} tokens and train.row_tokens is {row_tokens}",
-                    "raise train.row_tokens, or set train.long_rows to drop or cut_prompt",
-                )
-            document = _cut(chat, instruction, response, row_tokens) if long_rows == "cut_prompt" else None
-            (made.dropped if document is None else made.cut).append(index)
-        made.documents.append(document)
+    for conversation in conversations:
+        add_document(made, chat, conversation, row_tokens, long_rows)
     return made
+
+
+def add_document(
+    made: Documents, chat: ChatFormat, conversation: tuple[str, str], row_tokens: int, long_rows: LongRows
+) -> None:
+    """One more; see `training_documents`."""
+    instruction, response = conversation
+    index = len(made.documents)
+    document: Document | None = chat.encode(instruction, response)
+    if len(document.ids) > row_tokens:
+        if long_rows == "refuse":
+            raise DataError(
+                f"row {index} has {len(document.ids)} tokens and train.row_tokens is {row_tokens}",
+                "raise train.row_tokens, or set train.long_rows to drop or cut_prompt",
+            )
+        document = _cut(chat, instruction, response, row_tokens) if long_rows == "cut_prompt" else None
+        (made.dropped if document is None else made.cut).append(index)
+    made.documents.append(document)
 
 
 def _cut(chat: ChatFormat, instruction: str, response: str, row_tokens: int) -> Document | None:

@@ -150,17 +150,17 @@ def verdict(found: Shift) -> str:
         return "A single row has no standard error, so its gap says nothing: rewrite more rows, or raise num_rows."
     if abs(gap.value) <= 2 * gap.stderr:
         return (
-            f"References and rewrites are equally near to the teacher: the gap of {_figure(gap)} nats per token is "
+            f"References and rewrites are equally near to the teacher: the gap of {figure(gap)} nats per token is "
             "within two standard errors. References already read like the teacher, so rewriting will hardly pay."
         )
     if gap.value > 0:
         return (
-            f"References are {_figure(gap)} nats per token further from the teacher than its own rewrites, more than "
+            f"References are {figure(gap)} nats per token further from the teacher than its own rewrites, more than "
             "two standard errors. Fine-tuning on references pulls the model away from what the teacher knows, so "
             "rewriting is likely to pay."
         )
     return (
-        f"Rewrites are {_figure(Estimate(-gap.value, gap.stderr))} nats per token further from the teacher than "
+        f"Rewrites are {figure(Estimate(-gap.value, gap.stderr))} nats per token further from the teacher than "
         "references, more than two standard errors. The rewriting prompt makes the teacher write what it would not "
         "write by itself: check the rewriting template."
     )
@@ -181,7 +181,7 @@ def _stderr(moves: Sequence[float]) -> float | None:
     return math.sqrt(count / (count - 1) * math.fsum(move**2 for move in moves)) if count > 1 else None
 
 
-def _figure(estimate: Estimate) -> str:
+def figure(estimate: Estimate) -> str:
     """0.393 ± 0.021: the error with two figures that count, and at least two decimals."""
     assert estimate.value is not None
     assert estimate.stderr is not None

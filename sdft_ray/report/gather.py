@@ -20,6 +20,7 @@ from sdft_ray.report.model import (
     Distances,
     Gap,
     Gate,
+    Grid,
     LossPoint,
     Plan,
     Ratio,
@@ -31,6 +32,7 @@ from sdft_ray.report.model import (
     Speed,
     Stage,
 )
+from sdft_ray.report.training import correction, grids, student_manifest
 from sdft_ray.stages import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
@@ -62,7 +64,9 @@ def gather(
     scores = read_scores(store, manifests)
     measured = recipe.depth.metric == "angular_distance"
     distilled = _distilled(store, manifests)
-    histories = {arm: _history(store, manifests, arm) for arm in recipe.train.arms if f"train:{arm}" in manifests}
+    students = {arm: student_manifest(manifests, arm) for arm in recipe.train.arms}
+    histories = {arm: _history(store, trained) for arm, trained in students.items() if trained}
+    chosen = grids(recipe, manifests)
     newest = max((manifest.created for manifest in manifests.values()), default="")
     return ReportData(
         name=name,
@@ -70,7 +74,7 @@ def gather(
         description=recipe.description,
         recipe_yaml=_portable(recipe),
         teacher_model=recipe.teacher.model,
-        arms=_arms(recipe),
+        arms=_arms(recipe, chosen),
         sizes=Sizes.model_validate(manifests["prune"].summary["sizes"]) if "prune" in manifests else None,
         distances=_distances(store, manifests),
         plan=Plan(
@@ -86,6 +90,8 @@ def gather(
         tuned_families=recipe.evaluate.tuned,
         loss_curves={arm: _losses(records) for arm, records in histories.items()},
         training_costs={arm: _cost(records) for arm, records in histories.items()},
+        grids=chosen,
+        correction=correction(recipe, manifests),
         decontamination=_decontamination(manifests),
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
@@ -98,10 +104,12 @@ def gather(
     )
 
 
-def _arms(recipe: Recipe) -> dict[str, Arm]:
-    """What each student was made of."""
+def _arms(recipe: Recipe, chosen: Mapping[str, Grid]) -> dict[str, Arm]:
+    """What each student was made of; an arm whose trial is not chosen yet has no rate."""
+    rates = {name: trial.learning_rate for name, trial in recipe.train.trials.items()}
+    rates |= {name: trial.learning_rate for name, grid in chosen.items() for trial in grid.trials if trial.chosen}
     trained = {
-        name: Arm(data=arm.data, learning_rate=arm.learning_rate, objective=_in_words(arm.objective))
+        name: Arm(data=arm.data, learning_rate=rates.get(name), objective=_in_words(arm.objective))
         for name, arm in recipe.train.arms.items()
     }
     merged = {
@@ -183,8 +191,8 @@ def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | N
     )
 
 
-def _history(store: Store, manifests: Mapping[str, Manifest], arm: str) -> list[dict[str, Any]]:
-    path = store.path(manifests[f"train:{arm}"].address) / files.HISTORY
+def _history(store: Store, trained: Manifest) -> list[dict[str, Any]]:
+    path = store.path(trained.address) / files.HISTORY
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -184,6 +184,43 @@ class Gap(_Part):
     verdict: str = ""
 
 
+class Correction(_Part):
+    """The teacher before (`teacher`) and after (`corrected`) its correction, on both texts of the same rows.
+
+    `changes` is after less before by text, paired by row: below 0 where the teacher came nearer. `held_out`: the rows
+    were kept out of its training.
+    """
+
+    data: str
+    """"reference" or "distilled": what it was tuned on."""
+    learning_rate: float
+    num_steps: int
+    num_rows: int
+    held_out: bool = False
+    nll: dict[str, TextNats] = {}
+    changes: dict[str, Nats] = {}
+    verdict: str = ""
+
+
+class TrialRow(_Part):
+    """One training of a grid: its loss on held-out rows in nats per token, or why it has none."""
+
+    learning_rate: float
+    seed: int
+    held_out_loss: float | None = None
+    reason: str = ""
+    chosen: bool = False
+
+
+class Grid(_Part):
+    """The trials of an arm, rates and seeds ascending, and what they were compared on."""
+
+    trials: tuple[TrialRow, ...]
+    num_rows: int
+    num_tokens: int
+    """Response tokens of those rows."""
+
+
 class Speed(_Part):
     """Measured tokens per second; spreads are fractions: (largest - smallest round) / median."""
 
@@ -234,6 +271,9 @@ class ReportData(_Part):
     tuned_families: tuple[str, ...] = ()
     loss_curves: dict[str, tuple[LossPoint, ...]] = {}
     training_costs: dict[str, Cost] = {}
+    grids: dict[str, Grid] = {}
+    """Arms that were trained several times -> how their student was chosen."""
+    correction: Correction | None = None
     decontamination: Decontamination | None = None
     selection: dict[str, int] = {}
     """Reason -> number of rows."""
@@ -249,7 +289,7 @@ class ReportData(_Part):
     @property
     def arm_names(self) -> tuple[str, ...]:
         """All models that were trained, in the order of the recipe."""
-        named = dict.fromkeys((*self.arms, *self.scores, *self.recovery, *self.loss_curves))
+        named = dict.fromkeys((*self.arms, *self.scores, *self.recovery, *self.loss_curves, *self.grids))
         return tuple(name for name in named if name not in (TEACHER, PRUNED))
 
     @property

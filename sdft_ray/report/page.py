@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from sdft_ray.report import blocks_figure, charts, numbers, rows
+from sdft_ray.report import blocks_figure, charts, grid_table, numbers, rows
 from sdft_ray.report.model import PRUNED, TEACHER, ReportData
 from sdft_ray.report.summary import comparison, groups, overlap, verdict, warnings
 
@@ -68,6 +68,7 @@ def _context(data: ReportData) -> dict[str, object]:
         "speeds": rows.speed_rows(data),
         "loss": charts.loss_chart(data),
         "cost_notes": rows.cost_notes(data),
+        "grids": grid_table.grid_tables(data),
         "overlap": overlap(data),
         "selection": rows.selection_rows(data),
         "samples": rows.sample_rows(data),

@@ -60,7 +60,9 @@ def arm_notes(data: ReportData) -> dict[str, str]:
     for name, arm in data.arms.items():
         note = DATA_NOTES.get(arm.data, arm.data)
         note = f"{note} by {arm.objective}" if arm.objective else note
-        notes[name] = note if arm.learning_rate is None else f"{note}, learning rate {rate(arm.learning_rate)}"
+        if arm.learning_rate is not None:
+            note = f"{note}, learning rate {rate(arm.learning_rate)}"
+        notes[name] = f"{note}, the best of {len(data.grids[name].trials)} trials" if name in data.grids else note
     return notes
 
 

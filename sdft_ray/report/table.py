@@ -1,4 +1,7 @@
-"""The result in a terminal: scores, recovery, and a line each about size and gap. Loads neither torch nor jinja."""
+"""The result in a terminal: scores, recovery, and a line each about size, gap and choices.
+
+Loads neither torch nor jinja.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from sdft_ray.report.model import PRUNED, TEACHER, Ratio, ReportData, Score
-from sdft_ray.report.numbers import THIN, change, count, nats, number
+from sdft_ray.report.model import PRUNED, TEACHER, Grid, Ratio, ReportData, Score
+from sdft_ray.report.numbers import THIN, change, count, nats, number, rate
 from sdft_ray.report.summary import groups, mean_score, models, ranked_arms
 
 
@@ -64,6 +67,18 @@ def gap_line(data: ReportData) -> Text:
     error = "" if gap.stderr is None else f" ± {nats(gap.stderr)}"
     means = f"references {nats(texts.reference.value)}, its rewrites {nats(texts.distilled.value)} nats per token"
     return Text(f"Teacher: {means}, gap {nats(gap.value)}{error}")
+
+
+def grid_line(arm: str, grid: Grid) -> Text:
+    """sdft: learning rate 1e−3, seed 1 of 6 trials, held-out loss 0.213 nats per token; 1 diverged."""
+    best = next(trial for trial in grid.trials if trial.chosen)
+    assert best.held_out_loss is not None
+    num_lost = sum(trial.held_out_loss is None for trial in grid.trials)
+    lost = f"; {num_lost} diverged" if num_lost else ""
+    return Text(
+        f"{arm}: learning rate {rate(best.learning_rate)}, seed {best.seed} of {len(grid.trials)} trials, "
+        f"held-out loss {nats(best.held_out_loss)} nats per token{lost}"
+    )
 
 
 def _frame(*names: str) -> Table:

@@ -8,10 +8,10 @@ on its selected text by cross-entropy alone; where that has weight 0 it is left 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sdft_ray.training.cached import CachedTeacher
 
 _FOLDER = "signals"
-_COUNTS = "signals.json"
 _ROWS_AT_A_TIME = 16  # their hidden states may be large
 
 _Place = tuple[str, int]
@@ -38,7 +37,7 @@ _Place = tuple[str, int]
 
 
 def cached_teacher(job: Job, rows: PackedRows) -> CachedTeacher | None:
-    """What generation kept of the teacher, where the arm's objective reads it. `rows` come from `pack_with_signals`."""
+    """What generation kept of the teacher, where the arm's objective reads it. `rows` hold `signal_documents`."""
     products = _objective(job).cached.values()
     if not products:
         return None
@@ -53,67 +52,74 @@ def cached_teacher(job: Job, rows: PackedRows) -> CachedTeacher | None:
     return CachedTeacher(rows, signals, head.to("cuda" if job.resources.train.gpus else "cpu"), softcap)
 
 
-def signal_counts(job: Job) -> dict[str, Any]:
-    """For the summary of an arm that reads signals: how many rows have them, and why others have not."""
-    if not _objective(job).cached:
-        return {}
-    return {"signals": json.loads((job.work() / _COUNTS).read_text(encoding="utf-8"))}
+@dataclass(frozen=True)
+class SignalDocuments:
+    """What an arm that reads signals is trained on: a document or None per row, in order, and counts."""
+
+    documents: list[Document | None]
+    example_ids: list[str]
+    counts: dict[str, Any]
+    num_dropped: int
+    num_cut: int
 
 
-def pack_with_signals(job: Job, path: Path) -> None:
-    """Pack the arm's documents into `path`, after their signals are in place beside it: `path` makes both whole.
-
-    Raises `DataError` if no row has signals.
-    """
-    from sdft_ray.data.packing import pack
-
-    documents, samples, counts = _documents(job)
+def signal_documents(job: Job) -> SignalDocuments:
+    """Documents whose signals are in place in the work directory. Raises `DataError` if no row has signals."""
+    made, samples = _documents(job)
     if not samples:
         raise DataError(
-            f"arm {job.arm} reads cached signals and no row has any: {counts['without']}",
+            f"arm {job.arm} reads cached signals and no row has any: {made.counts['without']}",
             "see why in the summary of select; raise generate.num_samples or max_tokens, or leave the arm out",
         )
-    lengths = [0] * len(documents)
-    for document in samples.values():
-        lengths[document] = sum(documents[document].loss_mask)
+    lengths = [0] * len(made.documents)
+    for place in samples.values():
+        document = made.documents[place]
+        assert document is not None, "a row with signals is trained on"
+        lengths[place] = sum(document.loss_mask)
     folder = job.work() / _FOLDER
     for old in (folder, folder.with_suffix(".partial")):
         shutil.rmtree(old, ignore_errors=True)
     _write_signals(job, folder.with_suffix(".partial"), samples, lengths)
     folder.with_suffix(".partial").rename(folder)
-    (job.work() / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
-    partial = path.with_suffix(".partial")
-    pack(documents, job.recipe.train.row_tokens).save(partial)
-    partial.rename(path)
+    return made
 
 
 def _objective(job: Job) -> Objective:
-    return job.recipe.train.arms[job.arm].objective
+    return job.trial.objective
 
 
-def _documents(job: Job) -> tuple[list[Document], dict[_Place, int], dict[str, Any]]:
-    """What is trained on, the samples whose signals are, each with its place among the documents, and counts."""
+def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
+    """What is trained on, and the samples whose signals are, each with its place among the documents."""
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.data.documents import Documents, add_document
+    from sdft_ray.data.held_out import is_held_out
     from sdft_ray.generation.selection import kept_sample
 
-    chat = ChatFormat(load_tokenizer(job.input("pruned")))
+    asked = job.recipe.train
+    chat = ChatFormat(load_tokenizer(job.model("pruned")))
     answers = Answers(job.input("generate"), ["sample_index", "response_ids"])
-    documents: list[Document] = []
+    made = Documents()
+    example_ids: list[str] = []
     samples: dict[_Place, int] = {}
     without: Counter[str] = Counter()
     for row in _selected(job):
         sample = kept_sample(row, answers.of(row["example_id"]))
-        document, why = _sampled_document(chat, row, sample, job.recipe.train.row_tokens)
+        if is_held_out(row["example_id"], asked.held_out):
+            continue
+        example_ids.append(row["example_id"])
+        document, why = _sampled_document(chat, row, sample, asked.row_tokens)
         if sample is not None and document is not None:
-            samples[row["example_id"], sample["sample_index"]] = len(documents)
-            documents.append(document)
+            samples[row["example_id"], sample["sample_index"]] = len(made.documents)
+            made.documents.append(document)
             continue
         without[why] += 1
         if _objective(job).cross_entropy:
-            documents.append(chat.encode(row["instruction"], row["response"]))
-    left_out = len(samples) + without.total() - len(documents)
+            add_document(made, chat, (row["instruction"], row["response"]), asked.row_tokens, asked.long_rows)
+        else:
+            made.documents.append(None)
+    left_out = 0 if _objective(job).cross_entropy else without.total()
     counts = {"num_rows": len(samples), "without": dict(without.most_common()), "num_left_out": left_out}
-    return documents, samples, counts
+    return SignalDocuments(made.documents, example_ids, counts, len(made.dropped), len(made.cut)), samples
 
 
 def _sampled_document(

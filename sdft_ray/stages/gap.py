@@ -1,4 +1,7 @@
-"""Stage `gap`: how far references and rewrites lie from teacher and pruned model, before anything is trained."""
+"""Stage `gap`: how far references and rewrites lie from teacher and pruned model, before anything is trained.
+
+`gap:corrected` asks the same of the corrected teacher in place of the pruned model, on held-out rows if there are any.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
     from sdft_ray.data.packing import Document
     from sdft_ray.evaluation.shift import ResponseNll
 
-MODELS = ("teacher", "pruned")
 COLUMNS = {"reference": "reference_response", "distilled": "response"}
 """Text -> its column among the rows whose rewrite was kept."""
 
@@ -29,6 +31,7 @@ def run(job: Job) -> Made:
 
 def _gap(job: Job) -> Made:
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.evaluation.correction import changes, correction_verdict
     from sdft_ray.evaluation.shift import shift, verdict
 
     made = Made()
@@ -36,9 +39,13 @@ def _gap(job: Job) -> Made:
         num_kept, rows = _kept_rows(job)
         chat = ChatFormat(load_tokenizer(job.model("teacher")))
         documents = [chat.encode(row["instruction"], row[column]) for column in COLUMNS.values() for row in rows]
-        nll = {model: _nll(job, model, documents) for model in MODELS} if rows else {}
+        nll = {model: _nll(job, model, documents) for model in _models(job)} if rows else {}
         figures = shift(nll)
         made.summary = {"num_kept": num_kept, **asdict(figures), "verdict": verdict(figures)}
+        if job.arm:
+            moved = changes(nll)
+            told = {text: asdict(change) for text, change in moved.items()}
+            made.summary |= {"changes": told, "verdict": correction_verdict(moved)}
         per_row = [
             {
                 "example_id": row["example_id"],
@@ -51,12 +58,23 @@ def _gap(job: Job) -> Made:
     return made
 
 
+def _models(job: Job) -> tuple[str, str]:
+    """The teacher, and the one that it is compared with."""
+    return "teacher", job.arm or "pruned"
+
+
 def _kept_rows(job: Job) -> tuple[int, list[dict[str, Any]]]:
-    """How many rewrites were kept, and at most `num_rows` of those rows, spread over the set."""
+    """How many rewrites were kept, and at most `num_rows` of those rows, spread over the set.
+
+    Only held-out rows tell what a corrected teacher has not simply seen.
+    """
+    from sdft_ray.data.held_out import held_out_mask
     from sdft_ray.evaluation.shift import spread
 
     columns = ["example_id", "instruction", *COLUMNS.values()]
     kept = pq.read_table(job.input("data") / files.DISTILLED, columns=columns, filters=[("source", "=", "distilled")])
+    if job.arm and job.recipe.train.held_out:
+        kept = kept.filter(pa.array(held_out_mask(kept, job.recipe.train.held_out)))
     chosen = pa.array(spread(kept.num_rows, job.recipe.gap.num_rows), pa.int64())
     return kept.num_rows, kept.take(chosen).to_pylist()
 
@@ -67,13 +85,14 @@ def _nll(job: Job, model_name: str, documents: list[Document]) -> dict[str, list
     from sdft_ray.models.loading import load_model
 
     settings = job.resources.gap
-    before = MODELS.index(model_name) * len(documents)
+    models = _models(job)
+    before = models.index(model_name) * len(documents)
     model: Any = load_model(job.model(model_name), job.recipe.teacher.dtype)
     scored = response_nll(
         model.to("cuda" if settings.gpus else "cpu"),
         documents,
         batch_tokens=settings.batch_tokens,
-        on_batch=lambda done, total: job.progress(before + done, len(MODELS) * total, "responses"),
+        on_batch=lambda done, total: job.progress(before + done, len(models) * total, "responses"),
     )
     num_rows = len(documents) // len(COLUMNS)
     return {text: scored[i * num_rows : (i + 1) * num_rows] for i, text in enumerate(COLUMNS)}

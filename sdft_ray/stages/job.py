@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdft_ray.models.source import ModelSource
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe import Recipe, Trial
 from sdft_ray.resources import Device, Resources
 from sdft_ray.store.manifest import FileEntry, Usage
 from sdft_ray.store.store import Store
@@ -47,6 +47,11 @@ class Job:
     @property
     def arm(self) -> str:
         return self.step.partition(":")[2]
+
+    @property
+    def trial(self) -> Trial:
+        """The training that the step is about, in stages `train` and `correct`."""
+        return self.recipe.train.trials[self.arm]
 
     @property
     def store(self) -> Store:

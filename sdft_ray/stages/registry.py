@@ -20,7 +20,9 @@ _MODULES = {
     "generate": "generate",
     "select": "select",
     "gap": "gap",
+    "correct": "correct",
     "train": "train",
+    "choose": "choose",
     "merge": "merge",
     "evaluate": "evaluate",
     "speed": "speed",
@@ -58,7 +60,7 @@ def demand(stage: str, resources: Resources) -> Demand:
             return Demand(0.2)
         case "gap":
             return of(resources.gap)
-        case "train":
+        case "train" | "correct":
             return of(resources.train, resources.train.min_workers)
         case "evaluate":
             return of(resources.evaluate)

@@ -28,7 +28,7 @@ def trackers_of(job: Job, plan: TrainPlan) -> Trackers:
         directory=job.store.url_of(f"tracking/{recipe.name}/{run_name}"),
         config={
             "teacher": recipe.teacher.model,
-            "data": recipe.train.arms[job.arm].data,
+            "data": job.trial.data,
             "address": job.address,
             "num_workers": job.resources.train.num_workers,
             **plan.identity(),

@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.train
-from filelock import FileLock
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from sdft_ray.errors import DataError, RecipeError, UserError
+from sdft_ray.errors import DataError, DivergenceError, RecipeError, UserError
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe import Train
 from sdft_ray.stages import checkpoints, files
-from sdft_ray.stages.cached import cached_teacher, pack_with_signals, signal_counts
+from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import Job, Made, Meter, node_id
 from sdft_ray.stages.tracking import trackers_of
+from sdft_ray.stages.training_rows import training_rows
 from sdft_ray.store.manifest import Usage
 
 if TYPE_CHECKING:
-    from sdft_ray.data.packing import PackedRows
     from sdft_ray.training.loop import StepRecord
     from sdft_ray.training.losses import Teacher
     from sdft_ray.training.parallel import Parallel
@@ -84,9 +80,7 @@ def _worker(config: dict[str, Any]) -> Made | UserError:
 def _train(job: Job) -> Made:
     """All ranks report equally often, as Ray Train demands; rank 0 alone writes the student."""
     from sdft_ray.models.loading import load_model
-    from sdft_ray.training.export import save_student
     from sdft_ray.training.loop import train
-    from sdft_ray.training.lora import merged
     from sdft_ray.training.tracking import values_of
 
     settings = job.resources.train
@@ -94,20 +88,18 @@ def _train(job: Job) -> Made:
     is_first, world_size = context.get_world_rank() == 0, context.get_world_size()
     made = Made()
     with Meter(gpus=settings.gpus) as meter, ExitStack() as stack:
-        data = _packed(job)
+        data = training_rows(job)
         plan = _plan(job, data.rows.num_rows)
-        pruned = job.input("pruned")
         lora = job.recipe.train.lora
         # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
-        model: Any = load_model(pruned, job.recipe.teacher.dtype if lora else "float32")
+        # A correction has no pruned model: it trains the teacher itself.
+        model: Any = load_model(job.model("pruned"), job.recipe.teacher.dtype if lora else "float32")
         if settings.strategy == "ddp":  # fsdp moves block by block
             model.to(_device(job))
         model = _tuned(model, job.recipe.train, plan.seed)
         parallel = _parallel(job)
         resumed = checkpoints.resume(job.store.work_url(job.address), parallel.share)
         history = resumed.history
-        teacher = _teacher(job, plan)
-        cached = cached_teacher(job, data.rows)
         notes = [f"passed over a checkpoint: {why}" for why in resumed.damaged]
         trackers = stack.enter_context(trackers_of(job, plan)) if is_first else None
 
@@ -122,97 +114,86 @@ def _train(job: Job) -> Made:
             problem = checkpoints.save(job, state, history if is_first else None)
             notes.extend([problem] if problem else [])
 
-        train(
-            model,
-            data.rows,
-            plan,
-            teacher=teacher,
-            cached=cached,
-            parallel=parallel,
-            report=report,
-            save=save,
-            resume=resumed.state,
-            name_of=partial(_example_id, job),
-        )
+        try:
+            train(
+                model,
+                data.rows,
+                plan,
+                teacher=_teacher(job, plan),
+                cached=cached_teacher(job, data.rows),
+                parallel=parallel,
+                report=report,
+                save=save,
+                resume=resumed.state,
+                name_of=data.name_of,
+            )
+            outcome = _held_out(job, model, parallel, is_first=is_first)
+        except DivergenceError as error:  # on all ranks alike, or after the last of their exchanges
+            if job.arm in job.recipe.train.arms:
+                raise
+            outcome = {"diverged": error.message}  # the other trials of its arm go on
         if is_first:
-            with job.output(made) as directory:
-                save_student(merged(model), pruned, directory, dtype=job.recipe.teacher.dtype)
-                text = "".join(json.dumps(record) + "\n" for record in history)
-                (directory / files.HISTORY).write_text(text, encoding="utf-8")
+            _place(job, made, None if "diverged" in outcome else model, history)
         if trackers is not None:
             notes += [f"tracking by {name} was given up: {why}" for name, why in trackers.failures.items()]
     usage = meter.usage(sum(record["num_tokens"] for record in history))
-    # Ranks hold the same model and split each step evenly, so rank 0 speaks for all.
+    # Ranks hold the same model, or equal shares, and split each step evenly, so rank 0 speaks for all.
     peak = usage.peak_rss_bytes * world_size
     made.usage = Usage(usage.wall_s, usage.device_s * world_size, peak, usage.num_tokens)
     made.summary = {
         "num_steps": plan.num_steps,
         "num_rows": data.rows.num_rows,
-        "num_dropped": data.num_dropped,
-        "num_cut": data.num_cut,
+        **data.counts,
         "num_loss_tokens": sum(record["num_loss_tokens"] for record in history),
         "last_loss": history[-1]["loss"] if history else None,
         "num_workers": world_size,
         "notes": notes,
         "node": node_id(),
-        **signal_counts(job),
+        **outcome,
     }
     return made
+
+
+def _place(job: Job, made: Made, model: Any, history: list[dict[str, Any]]) -> None:
+    """Write the student, where there is one, and how it was trained."""
+    from sdft_ray.training.export import save_student
+    from sdft_ray.training.lora import merged
+
+    with job.output(made) as directory:
+        if model is not None:
+            save_student(merged(model), job.model("pruned"), directory, dtype=job.recipe.teacher.dtype)
+        text = "".join(json.dumps(record) + "\n" for record in history)
+        (directory / files.HISTORY).write_text(text, encoding="utf-8")
+
+
+def _held_out(job: Job, model: Any, parallel: Parallel, *, is_first: bool) -> dict[str, Any]:
+    """What the trained model loses on the held-out rows; nothing where there are none.
+
+    All ranks share them, but for sharded training, after which rank 0 alone holds the model.
+    """
+    from sdft_ray.training.held_out import held_out_loss
+    from sdft_ray.training.parallel import Single
+
+    settings = job.resources.train
+    sharded = settings.strategy == "fsdp"
+    if not job.recipe.train.held_out or (sharded and not is_first):
+        return {}
+    rows = training_rows(job, held_out=True).rows
+    loss = held_out_loss(
+        model,
+        rows,
+        parallel=Single() if sharded else parallel,
+        micro_batch_rows=settings.micro_batch_rows,
+        precision=settings.precision,
+    )
+    num_rows = int(rows.document_ids_NT.max()) + 1
+    return {"held_out_loss": loss, "num_held_out_rows": num_rows, "num_held_out_tokens": rows.num_loss_tokens}
 
 
 def _plan(job: Job, num_rows: int) -> TrainPlan:
     from sdft_ray.training.plan import arm_plan
 
     return arm_plan(job.recipe.train, job.arm, job.resources.train, num_rows)
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """Training rows; how many were left out, and of how many the instruction was cut, because they were long."""
-
-    rows: PackedRows
-    num_dropped: int
-    num_cut: int
-
-
-def _packed(job: Job) -> _Packed:
-    """Tokenize and pack once per shared disk; every other worker maps the file."""
-    from sdft_ray.data.chat import ChatFormat, load_tokenizer
-    from sdft_ray.data.documents import training_documents
-    from sdft_ray.data.packing import PackedRows, pack
-
-    path = job.work() / "packed.arrow"
-    counts = path.with_suffix(".json")
-    asked = job.recipe.train
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists() and job.recipe.train.arms[job.arm].objective.cached:
-            pack_with_signals(job, path)
-        if not path.exists():
-            table = _rows(job, ["instruction", _response_column(job)])
-            chat = ChatFormat(load_tokenizer(job.input("pruned")))
-            pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
-            made = training_documents(chat, pairs, asked.row_tokens, asked.long_rows)
-            counts.write_text(json.dumps([len(made.dropped), len(made.cut)]), encoding="utf-8")
-            unfinished = path.with_suffix(".partial")
-            pack(made.documents, asked.row_tokens).save(unfinished)
-            unfinished.rename(path)
-    num_dropped, num_cut = json.loads(counts.read_text(encoding="utf-8"))
-    return _Packed(PackedRows.load(path), num_dropped, num_cut)
-
-
-def _response_column(job: Job) -> str:
-    return "response" if job.recipe.train.arms[job.arm].data == "distilled" else "reference_response"
-
-
-def _rows(job: Job, columns: list[str]) -> pa.Table:
-    """Columns of the arm's training rows."""
-    distilled = job.recipe.train.arms[job.arm].data == "distilled"
-    return pq.read_table(job.input("data") / (files.DISTILLED if distilled else files.ROWS), columns=columns)
-
-
-def _example_id(job: Job, index: int) -> str:
-    """What the user calls a training row; read when something is wrong with it."""
-    return _rows(job, ["example_id"])["example_id"][index].as_py()
 
 
 def _device(job: Job) -> Literal["cpu", "cuda"]:
@@ -231,14 +212,14 @@ def _parallel(job: Job) -> Parallel:
 
 
 def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:
-    """The unpruned model, where the arm's objective compares with it."""
+    """The unpruned model, corrected where the recipe says so, where the arm's objective compares with it."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.training.losses import Teacher
     from sdft_ray.training.objective import mapped_blocks
 
     if not plan.objective.needs_teacher:
         return None
-    model: Any = load_model(job.model("teacher"), job.recipe.teacher.dtype)
+    model: Any = load_model(job.model("online_teacher"), job.recipe.teacher.dtype)
     block_map: list[int] = []
     if plan.objective.matches:
         pruning = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))

@@ -51,17 +51,17 @@ def train(
     """Train `model` in place on the trainable parameters it has, on the device it is on.
 
     Every process passes the same arguments and its own model; rank 0's trainable weights are used. `teacher` is for
-    objectives that compare with one, `cached` for those that read what generation kept of it. `report` is called after every step and `save` after every
-    `plan.checkpoint_every` steps, on every process, with the same values. With `resume` training continues after
-    `resume.step` steps, bit for bit as without the interruption at the same number of processes on the same machine,
-    and up to rounding at another (without dropout, whose masks belong to processes). The model comes back in eval
-    mode and in the dtype it came in.
+    objectives that compare with one, `cached` for those that read what generation kept of it. `report` is called
+    after every step and `save` after every `plan.checkpoint_every` steps, on every process, with the same values. With
+    `resume` training continues after `resume.step` steps, bit for bit as without the interruption at the same number
+    of processes on the same machine, and up to rounding at another (without dropout, whose masks belong to
+    processes). The model comes back in eval mode and in the dtype it came in.
 
     The loss of a step is the sum over the response tokens of all its rows divided by their number, so it and
     its gradient do not depend on micro-batches or processes (up to rounding).
 
     Raises `DataError` when all rows, or all rows of a step, are without response tokens, `StoreError` if `resume`
-    belongs to another run, `RecipeError` when the loss or the gradient is not finite; the documents in question are
+    belongs to another run, `DivergenceError` when the loss or the gradient is not finite; the documents in question are
     called by `name_of` their place among the packed ones.
     """
     parallel = parallel or Single()

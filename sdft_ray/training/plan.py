@@ -55,13 +55,14 @@ class TrainPlan:
         return {**fields, "betas": list(self.betas), "objective": objective}
 
 
-def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows: int) -> TrainPlan:
-    """The plan of one arm of a recipe. An epoch is every one of the `num_rows` packed rows once."""
+def arm_plan(train: recipe.Train, name: str, settings: resources.Train, num_rows: int) -> TrainPlan:
+    """The plan of one trial of a recipe. An epoch is every one of the `num_rows` packed rows once."""
+    trial = train.trials[name]
     num_steps = train.num_steps or math.ceil(num_rows * (train.num_epochs or 1.0) / train.step_rows)
     return TrainPlan(
         num_steps=num_steps,
         rows_per_step=train.step_rows,
-        learning_rate=train.arms[arm].learning_rate,
+        learning_rate=trial.learning_rate,
         micro_batch_rows=settings.micro_batch_rows,
         optimizer=train.optimizer,
         schedule=train.schedule,
@@ -69,9 +70,9 @@ def arm_plan(train: recipe.Train, arm: str, settings: resources.Train, num_rows:
         weight_decay=train.weight_decay,
         clip_norm=train.clip_norm,
         precision=settings.precision,
-        seed=train.arms[arm].seed,
+        seed=trial.seed,
         checkpoint_every=settings.checkpoint_every,
-        objective=train.arms[arm].objective,
+        objective=trial.objective,
         ema_decay=train.ema_decay,
         activation_checkpointing=settings.activation_checkpointing,
     )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sdft_ray.data.packing import PackedRows, attention_inputs
-from sdft_ray.errors import DataError, RecipeError
+from sdft_ray.errors import DataError, DivergenceError
 from sdft_ray.training.cached import CachedTeacher
 from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.objective import Sums
@@ -58,7 +58,7 @@ def take_step(run: Run, step: int) -> StepRecord:
     mean = sum(getattr(plan.objective, name) * value for name, value in means.items())
     if not math.isfinite(mean) or not math.isfinite(grad_norm):
         shown = _named(run, indices_G[suspects()])
-        raise RecipeError(
+        raise DivergenceError(
             f"training diverged at step {step + 1}: loss {mean}, gradient norm {grad_norm}, {shown}",
             "lower the learning rate, or look at these rows",
         )
@@ -96,7 +96,7 @@ def _gradient(
     micro_batches = _micro_batches(run, len(indices_G))
     for number, places in enumerate(micro_batches, 1):
         inputs, loss_mask_BT = batch(run.rows, indices_G[places], run.device)
-        told = run.cached.outputs(indices_G[places], run.device) if run.cached and len(places) else None
+        told = run.cached.outputs(indices_G[places], run.device) if run.cached else None
         settings = {"objective": plan.objective, "teacher": run.teacher, "cached": told, "sums": sums}
         compute = partial(response_loss, inputs=inputs, loss_mask_BT=loss_mask_BT, **settings)
         loss = weights.run(compute, is_last=number == len(micro_batches))

@@ -122,7 +122,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "train.lora": None, "train.row_tokens": 256, "train.rows_per_step": 3, "train.num_steps": 3,
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
         "train.weight_decay": 0.1, "train.clip_norm": 0.5, "train.ema_decay": 0.9, "train.long_rows": "drop",
-        "train.tokens_per_step": None,
+        "train.tokens_per_step": None, "train.held_out": 0.25, "teacher_correction": None,
         "train.arms.sft.data": "distilled", "train.arms.sft.learning_rate": 0.2, "train.arms.sft.seed": 3,
         "train.arms.sdft.data": "reference", "train.arms.sdft.learning_rate": 0.2, "train.arms.sdft.seed": 3,
         **{
@@ -144,6 +144,7 @@ _UNSET_HERE = {
     "train.tail_blocks",  # or lora
     "train.tokens_per_step",  # or rows_per_step
     *(f"train.arms.{arm}.objective.{field}" for arm in ("sft", "sdft") for field in ("top_k_kl", "signals")),  # below
+    "teacher_correction",  # wants an arm with a teacher: see tests/unit/test_grid.py
 }  # fmt: skip
 
 

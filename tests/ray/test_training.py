@@ -154,7 +154,7 @@ def test_divergence_ends_the_run_at_once_and_names_rows(tmp_path: Path) -> None:
     with running(tmp_path, {}, arms) as process:
         _, err = process.communicate(timeout=240)
     assert process.returncode != 0
-    told = err[err.index("RecipeError") :]
+    told = err[err.index("DivergenceError") :]
     assert "training diverged at step" in told
     assert "which hold row-" in told
     assert len(list((tmp_path / "store/work" / ADDRESS / checkpoints.RUN_NAME).glob("checkpoint_2*"))) <= 2

@@ -123,6 +123,7 @@ def test_the_grid_differs_from_the_quickstart_in_its_arms_and_tasks_alone(labora
     assert {task.name for task in grid.evaluate.tasks} == {HELDOUT_PREFIX + family for family in FAMILIES}
     rates: dict[str, set[float]] = {}
     for arm in grid.train.arms.values():
+        assert isinstance(arm.learning_rate, float)
         rates.setdefault(arm.data, set()).add(arm.learning_rate)
     assert rates["reference"] == rates["distilled"]
     assert all(arm.learning_rate in rates[arm.data] for arm in quick.train.arms.values())

@@ -6,11 +6,13 @@ import math
 
 from sdft_ray.report.model import (
     Arm,
+    Correction,
     Cost,
     Decontamination,
     Distances,
     Gap,
     Gate,
+    Grid,
     LossPoint,
     Nats,
     Plan,
@@ -24,6 +26,7 @@ from sdft_ray.report.model import (
     Speed,
     Stage,
     TextNats,
+    TrialRow,
 )
 
 ADJACENT = (0.45, 0.09, 0.07, 0.06, 0.06, 0.06, 0.05, 0.07, 0.08, 0.07, 0.08, 0.15)
@@ -222,6 +225,34 @@ GAP = Gap(
 )
 
 
+GRID = Grid(
+    trials=(
+        TrialRow(learning_rate=5e-4, seed=0, held_out_loss=0.231),
+        TrialRow(learning_rate=5e-4, seed=1, held_out_loss=0.239),
+        TrialRow(learning_rate=1e-3, seed=0, held_out_loss=0.217),
+        TrialRow(learning_rate=1e-3, seed=1, held_out_loss=0.213, chosen=True),
+        TrialRow(learning_rate=0.1, seed=0, reason="training diverged at step 7: loss nan, gradient norm nan"),
+        TrialRow(learning_rate=0.1, seed=1, held_out_loss=9.876),
+    ),
+    num_rows=103,
+    num_tokens=5_121,
+)
+
+CORRECTION = Correction(
+    data="reference",
+    learning_rate=2e-5,
+    num_steps=60,
+    num_rows=96,
+    held_out=True,
+    nll={
+        "teacher": TextNats(reference=Nats(value=0.413, stderr=0.011), distilled=Nats(value=0.013, stderr=0.002)),
+        "corrected": TextNats(reference=Nats(value=0.288, stderr=0.009), distilled=Nats(value=0.061, stderr=0.004)),
+    },
+    changes={"reference": Nats(value=-0.125, stderr=0.004), "distilled": Nats(value=0.048, stderr=0.003)},
+    verdict="Correction moved the teacher 0.1250 ± 0.0040 nats per token nearer to references and so on.",
+)
+
+
 def report_data() -> ReportData:
     """Everything filled in."""
     return ReportData(
@@ -265,6 +296,8 @@ def report_data() -> ReportData:
             "sft": Cost(tokens_per_s=5120.4, mfu=0.312, peak_memory_bytes=1_288_490_189),
             "sdft": Cost(tokens_per_s=4987.0),
         },
+        grids={"sdft": GRID},
+        correction=CORRECTION,
         decontamination=Decontamination(
             ngram=13, num_rows=1012, num_questions=1400, num_contaminated=12, examples=("77aa02b1c3d4e5f6",)
         ),

@@ -9,8 +9,8 @@ import sys
 from rich.console import Console
 
 from sdft_ray.report.model import Gap, ReportData
-from sdft_ray.report.table import gap_line, result_table, size_line
-from tests.unit.report.made_up import FAMILIES, report_data
+from sdft_ray.report.table import gap_line, grid_line, result_table, size_line
+from tests.unit.report.made_up import FAMILIES, GRID, report_data
 
 
 def printed(data: ReportData, width: int = 80) -> list[str]:
@@ -84,6 +84,12 @@ def test_gap_line() -> None:
     assert len(text) <= 80
     assert "No rewrite was kept" in gap_line(ReportData(name="x", gap=Gap(num_kept=0, num_rows=0))).plain
     assert gap_line(ReportData(name="x")).plain == ""
+
+
+def test_grid_line() -> None:
+    assert grid_line("sdft", GRID).plain == (
+        "sdft: learning rate 1e−3, seed 1 of 6 trials, held-out loss 0.213 nats per token; 1 diverged"
+    )
 
 
 def test_the_terminal_views_load_nothing_heavy() -> None:

@@ -19,9 +19,10 @@ from sdft_ray.errors import DataError
 from sdft_ray.models.source import ModelSource
 from sdft_ray.models.surgery import drop_blocks
 from sdft_ray.stages import files
-from sdft_ray.stages.cached import cached_teacher, pack_with_signals, signal_counts
+from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import Job
 from sdft_ray.stages.select import _chosen
+from sdft_ray.stages.training_rows import training_rows
 from sdft_ray.store.store import MANIFEST
 from sdft_ray.training.cached import CachedTeacher
 from tests.recipes import make_recipe
@@ -127,10 +128,8 @@ def _job(root: Path, objective: dict[str, Any]) -> Job:
 def _packed(root: Path, written: Written, objective: dict[str, Any]) -> tuple[PackedRows, CachedTeacher, Job]:
     written.save(root / "store")
     job = _job(root, objective)
-    path = job.work() / "packed.arrow"
-    path.unlink(missing_ok=True)
-    pack_with_signals(job, path)
-    rows = PackedRows.load(path)
+    (job.work() / "packed.arrow").unlink(missing_ok=True)
+    rows = training_rows(job).rows
     teacher = cached_teacher(job, rows)
     assert teacher is not None
     return rows, teacher, job
@@ -160,11 +159,14 @@ def test_documents_are_what_the_teacher_sampled(root: Path, written: Written, to
     wanted = [chat.prompt_ids(QUESTION) + sampled[place] for place in (("r0", 0), ("r2", 1), ("r3", 0))]
     assert list(_documents(rows).values()) == wanted
     assert chat.encode(QUESTION, written.rows[0]["response"]).ids != wanted[0]
-    assert signal_counts(job) == {
+    data = training_rows(job)
+    assert data.counts == {
+        "num_dropped": 0, "num_cut": 0,
         "signals": {
             "num_rows": 3, "without": {"reference": 1, "control_tokens": 1, "too_long": 1}, "num_left_out": 3,
-        }
+        },
     }  # fmt: skip
+    assert [data.name_of(place) for place in _documents(rows)] == ["r0", "r2", "r3"]
 
 
 @pytest.mark.parametrize("objective", [TOP, WHOLE])
@@ -173,7 +175,7 @@ def test_each_token_has_the_signals_of_its_own_sample(
     root: Path, written: Written, objective: dict[str, Any], cross_entropy: float
 ) -> None:
     rows, teacher, _ = _packed(root, written, {**objective, "cross_entropy": cross_entropy})
-    places = {0: ("r0", 0), 2: ("r2", 1), 3: ("r3", 0)} if cross_entropy else dict(enumerate(_SPEAKING))
+    places = {0: ("r0", 0), 2: ("r2", 1), 3: ("r3", 0)}
     told = teacher.outputs(range(rows.num_rows), "cpu")
     documents_N = rows.document_ids_NT[rows.loss_mask_NT]
     known_N = np.isin(documents_N, list(places))
@@ -195,9 +197,6 @@ def test_each_token_has_the_signals_of_its_own_sample(
         assert bool(torch.isneginf(told.top.logprobs_NK[torch.from_numpy(~known_N)]).all())
 
 
-_SPEAKING = [("r0", 0), ("r2", 1), ("r3", 0)]
-
-
 def test_rows_without_signals_keep_their_text_for_cross_entropy(root: Path, written: Written, tokenizer: Any) -> None:
     rows, _, job = _packed(root, written, TOP)
     chat, documents = ChatFormat(tokenizer), _documents(rows)
@@ -207,7 +206,7 @@ def test_rows_without_signals_keep_their_text_for_cross_entropy(root: Path, writ
         assert documents[place] == chat.encode(QUESTION, row["response"]).ids
     assert written.rows[1]["response"] == "#### 7"
     assert written.rows[5]["source"] == "distilled"
-    assert signal_counts(job)["signals"]["num_left_out"] == 0
+    assert training_rows(job).counts["signals"]["num_left_out"] == 0
 
 
 def test_only_what_the_objective_reads_is_unpacked(root: Path, written: Written) -> None:
@@ -239,5 +238,4 @@ def test_an_arm_whose_every_row_is_without_signals_is_refused(root: Path, tokeni
 
 def test_other_arms_know_nothing_of_signals(root: Path) -> None:
     job = _job(root, {})
-    assert signal_counts(job) == {}
     assert cached_teacher(job, PackedRows(*[np.zeros((0, 0))] * 5)) is None

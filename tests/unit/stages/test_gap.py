@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.data.example import SELECTED_SCHEMA
-from sdft_ray.evaluation.shift import mean_nll, response_nll
+from sdft_ray.data.held_out import is_held_out
+from sdft_ray.evaluation.shift import mean_nll, paired_gap, response_nll
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.source import ModelSource
 from sdft_ray.models.surgery import drop_blocks
@@ -24,6 +26,7 @@ from tests.recipes import make_recipe
 from tests.tiny import make_model
 from tests.worlds import RESOURCES
 
+KD = {"data": "reference", "objective": {"forward_kl": 1.0}}
 SELECT, PRUNE, GAP = "select/" + "5" * 16, "prune/" + "6" * 16, "gap/" + "7" * 16
 
 
@@ -98,3 +101,27 @@ def test_a_set_without_rewrites_loads_no_model_and_says_so(root: Path) -> None:
     assert made.summary["nll"] == made.summary["gaps"] == {}
     assert "No rewrite was kept" in made.summary["verdict"]
     assert made.usage.num_tokens == 0
+
+
+def test_a_corrected_teacher_is_measured_on_held_out_rows(root: Path) -> None:
+    rows = [_row(i, kept=i % 3 != 0) for i in range(30)]
+    train = {"num_steps": 1, "held_out": 0.4, "arms": {"kd": {**KD, "learning_rate": 1e-3}}}
+    correction = {"data": "reference", "learning_rate": 1e-3, "num_steps": 1}
+    job = replace(_job(root, rows, train=train, teacher_correction=correction), step="gap:corrected")
+    corrected = "correct/" + "8" * 16
+    make_model(root / "store" / corrected, seed=5)
+    (root / "store" / corrected / MANIFEST).write_text("{}", encoding="utf-8")
+    made = _gap(replace(job, inputs={"data": SELECT, "corrected": corrected}))
+    chosen = [row for row in rows if row["source"] == "distilled" and is_held_out(row["example_id"], 0.4)]
+    assert made.summary["num_rows"] == made.summary["num_kept"] == len(chosen) > 2
+    chat = ChatFormat(load_tokenizer(root / "teacher"))
+    for text, column in (("reference", "reference_response"), ("distilled", "distilled_response")):
+        documents = [chat.encode(row["instruction"], row[column]) for row in chosen]
+        before, after = (
+            response_nll(load_model(directory, "float32"), documents)
+            for directory in (root / "teacher", root / "store" / corrected)
+        )
+        change = made.summary["changes"][text]
+        assert change["value"] == pytest.approx((mean_nll(after).value or 0) - (mean_nll(before).value or 0), rel=1e-4)
+        assert change["stderr"] == pytest.approx(paired_gap(after, before).stderr, rel=1e-4)
+    assert made.summary["verdict"].startswith("Correction moved the teacher")

@@ -50,7 +50,7 @@ class Case:
     dropout: float = 0.0
     tail: bool = False
     recompute: bool = False
-    sharding: dict[str, bool] = field(default_factory=dict)
+    sharding: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -128,7 +128,7 @@ def _two_ranks(folder: Path, ddp: Ddp) -> None:
         run(case, Fsdp(**case.sharding), folder, strategy="fsdp", name=name)
     run(DROPOUT, ddp, folder, strategy="ddp", name="dropout")
     run(DROPOUT, Fsdp(), folder, strategy="fsdp", name="dropout")
-    share = {"rank": ddp.rank, "world_size": ddp.world_size}
+    share: Any = {"rank": ddp.rank, "world_size": ddp.world_size}
     for name, case in {"all": CASES["all"], "bf16": CASES["bf16"], "dropout": DROPOUT}.items():
         state = load_state(folder / "fsdp" / name / "2", **share)
         run(case, Fsdp(), folder, strategy="fsdp resumed", name=name, resume=state)
@@ -144,7 +144,7 @@ def _two_ranks(folder: Path, ddp: Ddp) -> None:
 
 def _refusals(folder: Path, ddp: Ddp, whole: TrainState) -> None:
     """What must not be trained; the error of each rank is written down."""
-    share = {"rank": ddp.rank, "world_size": ddp.world_size}
+    share: Any = {"rank": ddp.rank, "world_size": ddp.world_size}
     part, others = load_state(folder / "fsdp/all/2", **share), load_state(folder / "fsdp/all/2", rank=0, world_size=3)
     attempts: dict[str, tuple[Case, Parallel, TrainState | None]] = {
         "apart": (CASES["all"], Fsdp(), whole if ddp.rank else load_state(folder / "fsdp/all/1")),

@@ -1,0 +1,85 @@
+"""Part of stages `train` and `correct`: the rows of one training, tokenized and packed once per shared disk.
+
+Beside `packed.arrow` lie what became of rows that did not fit and the ids of all, so that a message can name them.
+Held-out rows have files of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from sdft_ray.stages import files
+from sdft_ray.stages.cached import SignalDocuments, signal_documents
+from sdft_ray.stages.job import Job
+
+if TYPE_CHECKING:
+    from sdft_ray.data.packing import Document, PackedRows
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """`counts` is for the summary: rows dropped or cut because they were long, and whose signals were found."""
+
+    rows: PackedRows
+    counts: dict[str, Any]
+    path: Path
+
+    def name_of(self, document: int) -> str:
+        """The `example_id` of a packed document."""
+        return pq.read_table(_ids(self.path))["example_id"][document].as_py()
+
+
+def training_rows(job: Job, *, held_out: bool = False) -> TrainingRows:
+    """Pack, or map what another process has packed. Raises `DataError` when nothing is left to pack."""
+    from sdft_ray.data.packing import PackedRows, pack
+
+    path = job.work() / ("held_out.arrow" if held_out else "packed.arrow")
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            if job.trial.objective.cached and not held_out:
+                made = signal_documents(job)
+                documents, ids, counts = made.documents, made.example_ids, _with_signals(made)
+            else:
+                documents, ids, counts = _documents(job, held_out=held_out)
+            pq.write_table(pa.table({"example_id": pa.array(ids, pa.string())}), _ids(path))
+            path.with_suffix(".json").write_text(json.dumps(counts), encoding="utf-8")
+            unfinished = path.with_suffix(".partial")
+            pack(documents, job.recipe.train.row_tokens).save(unfinished)
+            unfinished.rename(path)  # makes all of them whole
+    counts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return TrainingRows(PackedRows.load(path), counts, path)
+
+
+def _ids(path: Path) -> Path:
+    return path.with_suffix(".parquet")
+
+
+def _documents(job: Job, *, held_out: bool) -> tuple[list[Document | None], list[str], dict[str, Any]]:
+    """The documents of a training that reads texts, their ids, and counts."""
+    from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.data.documents import training_documents
+    from sdft_ray.data.held_out import part
+
+    distilled = job.trial.data == "distilled"
+    response = "response" if distilled else "reference_response"
+    source = job.input("data") / (files.DISTILLED if distilled else files.ROWS)
+    table = pq.read_table(source, columns=["example_id", "instruction", response])
+    if job.recipe.train.held_out:
+        table = part(table, job.recipe.train.held_out, held_out=held_out)
+    chat = ChatFormat(load_tokenizer(job.model("pruned")))
+    conversations = zip(table["instruction"].to_pylist(), table[response].to_pylist(), strict=True)
+    asked = job.recipe.train
+    made = training_documents(chat, conversations, asked.row_tokens, asked.long_rows)
+    counts = {"num_dropped": len(made.dropped), "num_cut": len(made.cut)}
+    return made.documents, table["example_id"].to_pylist(), counts
+
+
+def _with_signals(made: SignalDocuments) -> dict[str, Any]:
+    return {"num_dropped": made.num_dropped, "num_cut": made.num_cut, "signals": made.counts}
