@@ -514,7 +514,7 @@ class Recipe(_Part):
         for name, arm in self.train.arms.items():
             for term, product in arm.objective.cached.items():
                 if not getattr(self.generate, product):
-                    raise ValueError(f"train.arms.{name}: {term} needs generate.{product}, which keeps nothing")
+                    raise ValueError(f"train.arms.{name}: {term} needs generate.{product}, which is off")
         return self
 
     @model_validator(mode="after")
