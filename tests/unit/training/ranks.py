@@ -50,7 +50,7 @@ class Case:
     dropout: float = 0.0
     tail: bool = False
     recompute: bool = False
-    sharding: dict[str, bool] = field(default_factory=dict)
+    sharding: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
