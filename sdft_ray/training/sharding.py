@@ -1,7 +1,8 @@
 """Fully sharded data parallelism (FSDP2, `torch.distributed.fsdp.fully_shard`): no process holds the whole model.
 
 Each process keeps some rows of every parameter, of its gradient and of the optimizer's tensors, all in float32, and
-whole parameters exist only while their block computes: with n processes 16/n bytes per parameter instead of 16.
+whole parameters exist only while their block computes: with n processes 16/n bytes per parameter instead of 16. Two
+things are still whole everywhere: the model in main memory before it is cut, and a teacher beside the student.
 """
 
 from __future__ import annotations

@@ -264,6 +264,17 @@ def test_a_tracker_that_is_not_known(
     assert "'tensorboard', 'mlflow' or 'wandb'" in error
 
 
+def test_an_optimizer_that_shards_cannot_have(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resources = world / "some.yaml"
+    resources.write_text("{train: {num_workers: 1, strategy: fsdp}}", encoding="utf-8")
+    recipe = _recipe(world, train={**world_data(world)["train"], "optimizer": "muon"})
+    error = _fails(monkeypatch, capsys, "compress", recipe, "--resources", resources, "--store", world / "store")
+    assert "muon needs whole matrices" in error
+    assert "train.strategy to ddp" in error
+
+
 def test_signals_that_the_disk_cannot_hold(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
