@@ -8,24 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from sdft_ray.errors import ResourceError
-from sdft_ray.yaml_model import as_frozen, describe_validation_error, read_yaml
+from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, read_yaml
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Device(_Part):
+class Device(StrictPart):
     """What one worker holds."""
 
     cpus: float = Field(default=1.0, gt=0)
     gpus: float = Field(default=0.0, ge=0)
     accelerator_type: str | None = None
     """A Ray accelerator type such as `H100`; None takes any."""
-    resources: dict[str, float] = {}
+    resources: dict[str, float] = Field(default={})
     """Custom Ray resources, for placing a stage on chosen nodes."""
 
 
@@ -35,7 +31,7 @@ class Measure(Device):
     batch_tokens: int = Field(default=4096, ge=1)
 
 
-class Server(_Part):
+class Server(StrictPart):
     """An OpenAI-compatible server that runs the teacher."""
 
     base_url: str
@@ -123,7 +119,7 @@ class Evaluate(Device):
     batch_size: int = Field(default=64, ge=1)
 
 
-class Resources(_Part):
+class Resources(StrictPart):
     """Workers, accelerators and micro-batches of every stage."""
 
     cpus: int | None = Field(default=None, ge=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdft_ray.errors import UserError
 
@@ -58,6 +58,12 @@ def read_yaml(path: Path, error: type[UserError]) -> Any:
 def parse_yaml(text: str) -> Any:
     """Plain data of a YAML text. Raises `yaml.YAMLError`."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+
+
+class StrictPart(BaseModel):
+    """Base of every part of a recipe or of resources: no unknown fields, no coercion, no change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def as_frozen(data: Any) -> Any:

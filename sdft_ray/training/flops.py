@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sdft_ray.recipe import Objective
+from sdft_ray.recipe_train import Objective
 
 _ORDER = {
     name: place

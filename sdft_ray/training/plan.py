@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sdft_ray import recipe, resources
+from sdft_ray import resources
+from sdft_ray.recipe_train import Objective, Train
 from sdft_ray.training.schedule import OptimizerKind, Precision, ScheduleKind
 
 _EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every", "activation_checkpointing")
@@ -39,7 +40,7 @@ class TrainPlan:
     precision: Precision = "fp32"
     seed: int = 0
     checkpoint_every: int = 0
-    objective: recipe.Objective = field(default_factory=recipe.Objective)
+    objective: Objective = field(default_factory=Objective)
     ema_decay: float | None = None
     activation_checkpointing: bool = False
 
@@ -55,7 +56,7 @@ class TrainPlan:
         return {**fields, "betas": list(self.betas), "objective": objective}
 
 
-def arm_plan(train: recipe.Train, name: str, settings: resources.Train, num_rows: int) -> TrainPlan:
+def arm_plan(train: Train, name: str, settings: resources.Train, num_rows: int) -> TrainPlan:
     """The plan of one trial of a recipe. An epoch is every one of the `num_rows` packed rows once."""
     trial = train.trials[name]
     num_steps = train.num_steps or math.ceil(num_rows * (train.num_epochs or 1.0) / train.step_rows)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sdft_ray.errors import RecipeError, ResourceError, StageError, UserError
-from sdft_ray.recipe import Objective, Recipe
+from sdft_ray.recipe import Recipe
+from sdft_ray.recipe_train import Objective
 from sdft_ray.resources import Resources
 from tests.recipes import make_recipe, recipe_data
 
