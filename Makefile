@@ -1,10 +1,12 @@
 # make quickstart   install, compress the laboratory teacher on local Ray, print the table and the report's path
 # make test         install, then run every test; ARGS="tests/unit -x" goes to pytest instead
 # make fast         only the tests that start neither Ray nor an engine
+# make bench        every benchmark; those that compare with a peer's package make .venv-bench for it
 # Python 3.11 or newer. A GPU is detected; PLATFORM=cpu or PLATFORM=gpu overrides.
 
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 STORE ?= .sdft
 LAB := build/lab
@@ -21,13 +23,14 @@ SOURCES := --torch-backend=cpu
 else
 SOURCES := --torch-backend=auto
 endif
+BENCH_SOURCES := $(if $(LINKS),$(SOURCES),--torch-backend=cpu)
 OVERRIDES := $(if $(filter cpu,$(PLATFORM)),--override requirements/overrides.txt)
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python $(SOURCES) $(OVERRIDES)
 
 # Ray starts a dozen Python processes; without cached bytecode each of them compiles torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test fast check bench pins install dev clean
+.PHONY: quickstart test fast check bench bench-env pins install dev clean
 .DEFAULT_GOAL := quickstart
 
 install: $(VENV)/.installed-$(PLATFORM)
@@ -71,7 +74,15 @@ check: dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: dev
+# Peers' packages, apart from ours. They are pinned to the CPU build of torch: on a GPU no peer is measured.
+bench-env: $(BENCH_VENV)/.installed
+
+$(BENCH_VENV)/.installed: requirements/bench.txt | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(BIN)/python $(BENCH_VENV)
+	$(UV) pip install --quiet --python $(BENCH_VENV)/bin/python $(BENCH_SOURCES) -r requirements/bench.txt
+	@touch $@
+
+bench: dev bench-env
 	@for script in jobs/bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
 # Exact pins from the *.in files. No registry host is written into them. The tools take either platform's setuptools,
@@ -81,6 +92,7 @@ pins: $(UV)
 	$(PIN) $(SOURCES) --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 	$(PIN) requirements/gpu.in -o requirements/gpu.txt
 	$(PIN) -c requirements/cpu.txt --no-emit-package setuptools requirements/dev.in -o requirements/dev.txt
+	$(PIN) $(BENCH_SOURCES) -c requirements/cpu.txt requirements/bench.in -o requirements/bench.txt
 
 clean:
-	rm -rf $(VENV) $(LAB)
+	rm -rf $(VENV) $(BENCH_VENV) $(LAB)

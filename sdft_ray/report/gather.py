@@ -91,6 +91,7 @@ def gather(
         tuned_families=recipe.evaluate.tuned,
         loss_curves={arm: _losses(records) for arm, records in histories.items()},
         training_costs={arm: _cost(records) for arm, records in histories.items()},
+        training_notes={arm: _training_notes(trained.summary) for arm, trained in students.items() if trained},
         grids=chosen,
         correction=correction(recipe, manifests),
         decontamination=_decontamination(manifests),
@@ -195,6 +196,19 @@ def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | N
 def _history(store: Store, trained: Manifest) -> list[dict[str, Any]]:
     path = store.path(trained.address) / files.HISTORY
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _training_notes(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """In words; artifacts of earlier versions say nothing."""
+    counts = [
+        (summary.get("num_dropped", 0), "rows were left out: too long for train.row_tokens"),
+        (summary.get("num_cut", 0), "prompts were cut at their beginning to fit train.row_tokens"),
+        (
+            summary.get("signals", {}).get("num_left_out", 0),
+            "rows were left out: the teacher’s signals do not cover them",
+        ),
+    ]
+    return (*(f"{number:,} {what}" for number, what in counts if number), *summary.get("notes", ()))
 
 
 def _losses(records: Sequence[Mapping[str, Any]]) -> tuple[LossPoint, ...]:

@@ -271,6 +271,8 @@ class ReportData(_Part):
     tuned_families: tuple[str, ...] = ()
     loss_curves: dict[str, tuple[LossPoint, ...]] = {}
     training_costs: dict[str, Cost] = {}
+    training_notes: dict[str, tuple[str, ...]] = {}
+    """What else should be known of an arm's training: rows left out or cut, damaged checkpoints, lost trackers."""
     grids: dict[str, Grid] = {}
     """Arms that were trained several times -> how their student was chosen."""
     correction: Correction | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdft_ray.report.diff import Piece, side_by_side
-from sdft_ray.report.model import PRUNED, TEACHER, Plan, ReportData, Score, Stage
+from sdft_ray.report.model import PRUNED, TEACHER, Cost, Plan, ReportData, Score, Stage
 from sdft_ray.report.numbers import THIN, change, count, num_bytes, percent, percent_error, rate
 from sdft_ray.report.summary import Group, groups, mean_score, models
 
@@ -67,9 +67,11 @@ def arm_notes(data: ReportData) -> dict[str, str]:
 
 
 def cost_notes(data: ReportData) -> dict[str, str]:
-    """Arm -> tokens per second, MFU and memory of its training, in words; arms of which nothing is known are absent."""
+    """Arm -> tokens per second, MFU and memory of its training, and what went wrong, in words; arms of which nothing
+    is known are absent."""
     notes = {}
-    for name, cost in data.training_costs.items():
+    for name in data.loss_curves:
+        cost = data.training_costs.get(name, Cost())
         said = []
         if cost.tokens_per_s is not None:
             said.append(f"{cost.tokens_per_s:,.0f} tokens/s")
@@ -77,8 +79,9 @@ def cost_notes(data: ReportData) -> dict[str, str]:
             said.append(f"{percent(cost.mfu)} of the devices’ peak (MFU)")
         if cost.peak_memory_bytes is not None:
             said.append(f"at most {num_bytes(cost.peak_memory_bytes)} per process")
-        if said:
-            notes[name] = ", ".join(said)
+        told = [", ".join(said), *data.training_notes.get(name, ())]
+        if any(told):
+            notes[name] = "; ".join(filter(None, told))
     return notes
 
 

@@ -11,15 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from sdft_ray.stages import checkpoints
+from sdft_ray.stages import checkpoints, train
 from sdft_ray.stages.job import Job
+from sdft_ray.training.plan import StepRecord
 from tests.training_job import ADDRESS, history, light, training_job, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -147,6 +151,81 @@ def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(damage: str, tm
     if damage in ("bit", "cut"):
         assert any(newest.name in note and "damaged" in note for note in summary["notes"])
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_workers_come_and_go_with_their_nodes(tmp_path: Path) -> None:
+    """In a process of its own: Ray's test cluster leaves its mark on the one that it runs in."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        sizes = executor.submit(_lose_and_gain_a_node, tmp_path).result(timeout=280)
+    assert [size for size, _ in groupby(size for size in sizes if size)] == [2, 1, 2]
+    job = training_job(tmp_path, light(), **PATIENT)
+    found = history(job)
+    assert [record["step"] for record in found] == list(range(1, PATIENT["num_steps"] + 1))
+    alone = _alone(job)
+    assert [record["loss"] for record in found] == pytest.approx([record.loss for record in alone], abs=1e-5)
+
+
+PATIENT: dict[str, Any] = {
+    "num_steps": 1500,
+    "arms": {"sft": {"data": "reference", "learning_rate": 1e-5}},
+}
+
+
+def _lose_and_gain_a_node(folder: Path) -> list[int]:
+    """Train on two nodes of one CPU each, kill one, and bring another; the number of workers seen, over and over."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    resources = light(cpus=1.0, num_workers=(1, 2), resize_every_s=1.0, checkpoint_every=50)
+    job = training_job(folder, resources, **PATIENT)
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
+    sizes: list[int] = []
+    try:
+        lost = cluster.add_node(**node)
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False)
+        with ThreadPoolExecutor(1) as thread:
+            run = thread.submit(train.run, job)
+            while not run.done():
+                time.sleep(0.2)
+                sizes.append(_num_workers())
+                if lost is not None and sizes[-1] == 2 and len(whole_checkpoints(folder)) >= 2:
+                    cluster.remove_node(lost, allow_graceful=False)
+                    lost = None
+                if sizes[-3:] == [1, 1, 1] and lost is None and len(cluster.list_all_nodes()) == 2:
+                    cluster.add_node(**node)
+            run.result()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    return sizes
+
+
+def _num_workers() -> int:
+    """Training workers of this process's Ray that have begun."""
+    lines = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            lines.append(" ".join(child.cmdline()))
+        except psutil.Error:
+            continue
+    return sum("RayTrainWorker" in line for line in lines)
+
+
+def _alone(job: Job) -> list[StepRecord]:
+    """The same training by the plain loop, without Ray."""
+    from sdft_ray.models.loading import load_model
+    from sdft_ray.stages.training_rows import training_rows
+    from sdft_ray.training.loop import train as plain_train
+    from sdft_ray.training.plan import arm_plan
+
+    rows = training_rows(job).rows
+    records: list[StepRecord] = []
+    plan = arm_plan(job.recipe.train, job.arm, job.resources.train, rows.num_rows)
+    plain_train(load_model(job.input("pruned"), "float32"), rows, plan, report=records.append)
+    return records
 
 
 def test_divergence_ends_the_run_at_once_and_names_rows(tmp_path: Path) -> None:

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.data.packing import Document, PackedRows, attention_inputs, pack
 from sdft_ray.errors import DataError
+from sdft_ray.lab import sets
+from sdft_ray.lab.export import QUICKSTART, TEACHER
+from sdft_ray.recipe import Recipe
 
 ARRAYS = ("input_ids_NT", "loss_mask_NT", "segment_ids_NT", "position_ids_NT", "document_ids_NT")
 
@@ -40,6 +44,14 @@ def test_best_fit_fills_the_fullest_row_that_takes_a_document():
     rows = pack([document(10 * n, n) for n in (3, 8, 2, 6, 1)], 10)
     lengths = [[len(one.ids) for one in row] for row in by_row(rows)]
     assert lengths == [[8, 2], [6, 3, 1]]
+
+
+def test_two_percent_of_the_laboratorys_rows_is_padding_at_most():
+    row_tokens = Recipe.load(QUICKSTART).train.row_tokens
+    chat = ChatFormat(load_tokenizer(TEACHER))
+    documents = [chat.encode(row["instruction"], row["reference"]) for row in sets.seed_rows("mixed")]
+    rows = pack(documents, row_tokens)
+    assert sum(len(one.ids) for one in documents) >= 0.98 * rows.num_rows * row_tokens
 
 
 def test_packing_is_deterministic():

@@ -169,7 +169,7 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
         "96 rows that it was not tuned on",
         "references0.413 ± 0.0110.288 ± 0.009−0.125 ± 0.004",
         "sft 5,120 tokens/s, 31.2 % of the devices’ peak (MFU), at most 1.20 GiB per process",
-        "sdft 4,987 tokens/s",
+        "sdft 4,987 tokens/s; 3 prompts were cut at their beginning to fit train.row_tokens",
         "Worst family: sft 48.1 % (lists), sdft 88.1 % (lists).",
         "further from the teacher than its own rewrites",
         "0.413 ± 0.011",
