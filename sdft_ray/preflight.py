@@ -14,7 +14,7 @@ from sdft_ray.graph import State, check_inputs
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
 from sdft_ray.recipe import Recipe
-from sdft_ray.recipe_train import Train
+from sdft_ray.recipe_arms import Train
 from sdft_ray.resources import Resources
 from sdft_ray.store.store import Store
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, ValidationInfo, model_validator
 from pydantic.functional_validators import AfterValidator
 
 from sdft_ray.errors import RecipeError
-from sdft_ray.recipe_train import Arm, Merge, TeacherCorrection, Train
+from sdft_ray.recipe_arms import Arm, Merge, TeacherCorrection, Train
 from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, read_yaml
 
 AnswerKind = Literal["number", "choice", "text", "list", "json", "function_call", "code", "callable", "none"]

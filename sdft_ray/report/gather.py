@@ -13,7 +13,7 @@ from typing import Any
 from sdft_ray.evaluation.recovery import Estimate, recovery
 from sdft_ray.evaluation.scores import Scores
 from sdft_ray.recipe import Recipe
-from sdft_ray.recipe_train import Objective
+from sdft_ray.recipe_arms import Objective
 from sdft_ray.report.model import (
     Arm,
     Cost,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sdft_ray.data.chat import ChatFormat
     from sdft_ray.data.packing import Document, PackedRows
     from sdft_ray.data.signals import Signals
-    from sdft_ray.recipe_train import Objective
+    from sdft_ray.recipe_arms import Objective
     from sdft_ray.training.cached import CachedTeacher
 
 _FOLDER = "signals"

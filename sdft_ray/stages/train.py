@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from sdft_ray.errors import DataError, DivergenceError, RecipeError, UserError
 from sdft_ray.pruning.plan import PruningPlan
-from sdft_ray.recipe_train import Train
+from sdft_ray.recipe_arms import Train
 from sdft_ray.stages import checkpoints, files
 from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import Job, Made, Meter, node_id

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from sdft_ray.graph import VERSIONS, State, resolve, steps
 from sdft_ray.recipe import Recipe
-from sdft_ray.recipe_train import Arm, Merge, Objective
+from sdft_ray.recipe_arms import Arm, Merge, Objective
 from sdft_ray.sources import Sources
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage

@@ -7,7 +7,7 @@ import pytest
 
 from sdft_ray.errors import RecipeError, ResourceError, StageError, UserError
 from sdft_ray.recipe import Recipe
-from sdft_ray.recipe_train import Objective
+from sdft_ray.recipe_arms import Objective
 from sdft_ray.resources import Resources
 from tests.recipes import make_recipe, recipe_data
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from sdft_ray.data.packing import Document, PackedRows, pack
 from sdft_ray.errors import SdftError
-from sdft_ray.recipe_train import Objective
+from sdft_ray.recipe_arms import Objective
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.lora import attach
 from sdft_ray.training.losses import Teacher

@@ -26,7 +26,7 @@ from sdft_ray.data.signals import (
     top_logprobs,
 )
 from sdft_ray.models.head import load_head
-from sdft_ray.recipe_train import Objective
+from sdft_ray.recipe_arms import Objective
 from sdft_ray.training.cached import CachedTeacher
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.losses import Teacher, response_loss

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sdft_ray.data.packing import Document, attention_inputs, pack
 from sdft_ray.models.families import FAMILIES
 from sdft_ray.models.size import size_of
-from sdft_ray.recipe_train import Objective
+from sdft_ray.recipe_arms import Objective
 from sdft_ray.training.flops import StepFlops, model_flops, num_pairs, training_flops
 from sdft_ray.training.lora import attach
 from sdft_ray.training.losses import Teacher, response_loss

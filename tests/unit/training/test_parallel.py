@@ -17,7 +17,7 @@ import torch
 
 from sdft_ray.data.packing import Document, PackedRows, pack
 from sdft_ray.errors import RecipeError
-from sdft_ray.recipe_train import Objective
+from sdft_ray.recipe_arms import Objective
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.losses import Teacher
 from sdft_ray.training.parallel import Parallel, Single
@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 import torch.distributed as dist
 from sdft_ray.data.packing import PackedRows
-from sdft_ray.recipe_train import Objective
+from sdft_ray.recipe_arms import Objective
 from sdft_ray.training.loop import TrainPlan, train
 from sdft_ray.training.losses import Teacher
 from sdft_ray.training.parallel import Ddp
