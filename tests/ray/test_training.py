@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sdft_ray.stages import checkpoints, train
+from sdft_ray.stages import checkpoints, files, train
 from sdft_ray.stages.job import Job
 from sdft_ray.training.plan import StepRecord
 from tests.training_job import ADDRESS, history, light, training_job, weights
@@ -120,35 +120,53 @@ def assert_same_run(folder: Path, undisturbed: Job) -> None:
 def test_a_killed_worker_changes_nothing(tmp_path: Path, undisturbed: Job) -> None:
     with running(tmp_path, {}, SLOW) as process:
         wait_for_checkpoints(tmp_path, process, 1)
-        workers = [child for child in _family(process) if "RayTrainWorker" in " ".join(child.cmdline())]
-        assert len(workers) == 2
-        workers[1].kill()
+        _workers(process)[1].kill()
         _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err[-3000:]
     assert_same_run(tmp_path, undisturbed)
 
 
-DAMAGES = ["none", "bit", "cut", "list"]
+def test_a_killed_worker_of_a_sharded_run_costs_nothing(tmp_path: Path) -> None:
+    """Every worker has a part of the state; what comes out is what one process alone makes of the same rows."""
+    gentle = {**SLOW, "arms": {"sft": {"data": "reference", "learning_rate": 1e-5}}}
+    with running(tmp_path, {"strategy": "fsdp"}, gentle) as process:
+        newest = wait_for_checkpoints(tmp_path, process, 1)[-1]
+        pieces = {path.name for path in newest.iterdir()} - {files.HISTORY}
+        _workers(process)[1].kill()
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    assert pieces == {f"state-0000{rank}-of-00002.{kind}" for rank in (1, 2) for kind in ("json", "safetensors")}
+    assert_like_one_process(training_job(tmp_path, light(), **gentle))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = [child for child in _family(process) if "RayTrainWorker" in " ".join(child.cmdline())]
+    assert len(found) == 2
+    return found
+
+
+def assert_like_one_process(job: Job) -> None:
+    found, alone = history(job), _alone(job)
+    assert [record["step"] for record in found] == [record.step for record in alone]
+    assert [record["loss"] for record in found] == pytest.approx([record.loss for record in alone], abs=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["bit", "list"])
 def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(damage: str, tmp_path: Path, undisturbed: Job) -> None:
     with running(tmp_path, {}, SLOW) as process:
         wait_for_checkpoints(tmp_path, process, 2)
         for member in [psutil.Process(process.pid), *_family(process)]:
             _kill(member)
     newest = max(path for path in whole_checkpoints(tmp_path) if path.exists())
-    tensors = newest / "state.safetensors"
     if damage == "bit":
+        tensors = newest / "state.safetensors"
         content = bytearray(tensors.read_bytes())
         content[len(content) // 2] ^= 4
         tensors.write_bytes(content)
-    if damage == "cut":
-        os.truncate(tensors, tensors.stat().st_size // 2)
-    if damage == "list":
+    else:
         os.truncate(newest.parent / "checkpoint_manager_snapshot.json", 40)
     summary = finish(tmp_path, {}, SLOW)
-    if damage in ("bit", "cut"):
+    if damage == "bit":
         assert any(newest.name in note and "damaged" in note for note in summary["notes"])
     assert_same_run(tmp_path, undisturbed)
 
@@ -157,16 +175,13 @@ def test_workers_come_and_go_with_their_nodes(tmp_path: Path) -> None:
     """In a process of its own: Ray's test cluster leaves its mark on the one that it runs in."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         sizes = executor.submit(_lose_and_gain_a_node, tmp_path).result(timeout=280)
-    assert [size for size, _ in groupby(size for size in sizes if size)] == [2, 1, 2]
-    job = training_job(tmp_path, light(), **PATIENT)
-    found = history(job)
-    assert [record["step"] for record in found] == list(range(1, PATIENT["num_steps"] + 1))
-    alone = _alone(job)
-    assert [record["loss"] for record in found] == pytest.approx([record.loss for record in alone], abs=1e-5)
+    lasting = [size for size, same in groupby(sizes) if len(list(same)) >= 5]  # for a second
+    assert [size for size, _ in groupby(lasting) if size][-3:] == [2, 1, 2]
+    assert_like_one_process(training_job(tmp_path, light(), **PATIENT))
 
 
 PATIENT: dict[str, Any] = {
-    "num_steps": 1500,
+    "num_steps": 1000,
     "arms": {"sft": {"data": "reference", "learning_rate": 1e-5}},
 }
 
@@ -243,14 +258,14 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path) -> None:
     """A real small disk: room for the inputs, the student and one checkpoint or two."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=False)
     if mounted.returncode:
         pytest.skip("making a small disk needs the right to mount one")
     try:
         job = training_job(disk, light())
         filler = disk / "filler"
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        filler.write_bytes(bytes(free - 700_000))
+        filler.write_bytes(bytes(free - 700_000))  # not enough for two checkpoints
         with running(disk, {"keep_checkpoints": 1}, {}) as process:
             out, err = process.communicate(timeout=240)
         if process.returncode:
