@@ -134,10 +134,11 @@ def _micro_batches(run: Run, num_rows: int) -> list[np.ndarray]:
 def _named(run: Run, indices: np.ndarray) -> str:
     """Packed rows and the documents in them, for a message."""
     documents = np.unique(run.rows.document_ids_NT[indices])
-    names = [run.name_of(int(document)) for document in documents[documents >= 0]]
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    documents = documents[documents >= 0]
+    names = [run.name_of(int(document)) for document in documents[:_MAX_NAMED]]
+    more = f" and {len(documents) - _MAX_NAMED} more" if len(documents) > _MAX_NAMED else ""
     shown = ", ".join(map(str, sorted(indices)[:_MAX_NAMED]))
-    return f"packed rows {shown}, which hold {', '.join(names[:_MAX_NAMED])}{more}"
+    return f"packed rows {shown}, which hold {', '.join(names)}{more}"
 
 
 def batch(rows: PackedRows, indices: np.ndarray, device: torch.device | str) -> tuple[dict[str, Any], torch.Tensor]:
