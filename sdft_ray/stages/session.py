@@ -22,6 +22,9 @@ _LOCAL_ENVIRONMENT = {
 }
 
 
+_START_HINT = "the last lines of gcs_server.err in /tmp/ray/session_latest/logs say why; is the machine overloaded?"
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What the cluster holds in all, busy or not."""
@@ -45,11 +48,11 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
         try:
             # Workers' prints stay in Ray's own log files; what a user should see comes through progress events.
             with contextlib.nullcontext() if joining else _native_errors_muted():
-                _init(options, attempts=1 if joining else 2)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             what = "join" if joining else "start"
-            hint = "check RAY_ADDRESS" if joining else "is the machine overloaded? free CPUs or memory, and run again"
+            hint = "check RAY_ADDRESS" if joining else _START_HINT
             raise ResourceError(f"cannot {what} Ray: {why}", hint) from None
     try:
         total = ray.cluster_resources()
@@ -62,19 +65,6 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
     finally:
         if ours:
             ray.shutdown()
-
-
-def _init(options: dict[str, Any], *, attempts: int) -> None:
-    """Ray's parts wait 30 s for one another, which a busy machine can exceed: a local Ray is started once more."""
-    for left in reversed(range(attempts)):
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except Exception:  # Ray raises plain Exception when its processes do not come up
-            ray.shutdown()
-            if not left:
-                raise
-        else:
-            return
 
 
 @contextlib.contextmanager
