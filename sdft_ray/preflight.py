@@ -90,7 +90,8 @@ def check_strategy(recipe: Recipe, resources: Resources) -> None:
 
 def check_tracking(store: Store, resources: Resources, states: Mapping[str, State]) -> None:
     """Trackers that are not installed here, or have nowhere to write."""
-    if resources.train.tracking and any(s.step.stage == "train" and s.status != "done" for s in states.values()):
+    stages = {state.step.stage for state in states.values() if state.status != "done"}
+    if resources.train.tracking and stages & {"train", "correct"}:
         from sdft_ray.training.tracking import check_trackers
 
         check_trackers(resources.train.tracking, store.url)

@@ -23,6 +23,7 @@ def _one_or_several(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return found[0] if len(found) == 1 else found
 
 
+LongRows = Literal["refuse", "drop", "cut_prompt"]
 Rate = Annotated[float, Field(gt=0)]
 """A learning rate."""
 Rates = Annotated[Rate | tuple[Rate, ...], WrapValidator(_one_or_several)]
@@ -171,7 +172,7 @@ class Train(StrictPart):
     """Tune the output head, the final norm and so many of the last blocks alone; every weight with neither of both."""
     row_tokens: int = Field(default=2048, ge=8)
     """Length of a packed row; a document must fit."""
-    long_rows: Literal["refuse", "drop", "cut_prompt"] = "refuse"
+    long_rows: LongRows = "refuse"
     """What becomes of a training row that does not fit: an error before anything starts, left out and counted, or the
     beginning of its instruction cut off, and counted. An answer is never cut."""
     rows_per_step: int = Field(default=32, ge=1)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from sdft_ray.data.chat import ChatFormat
 from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError
-
-LongRows = Literal["refuse", "drop", "cut_prompt"]
+from sdft_ray.recipe_arms import LongRows
 
 
 @dataclass

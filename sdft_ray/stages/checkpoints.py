@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RUN_NAME = "attempts"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
+_SAVING = "saving-"
 
 History = list[dict[str, Any]]
 
@@ -42,22 +43,26 @@ class Resumed:
     damaged: tuple[str, ...] = ()
 
 
-def resume(storage: str, share: tuple[int, int]) -> Resumed:
-    """State and history of the newest whole checkpoint in a run's `storage`; rank 0 chooses. Every rank calls this.
+def resume(job: Job, share: tuple[int, int]) -> Resumed:
+    """State and history of the newest whole checkpoint of a run; rank 0 chooses. Every rank calls this.
 
-    `share` is which share of each weight this rank holds, of how many.
+    `share` is which share of each weight this rank holds, of how many. What a killed worker had begun to write is
+    removed.
     """
     from sdft_ray.training.state import load_state
 
-    is_first = ray.train.get_context().get_world_rank() == 0
-    told: Any = broadcast_from_rank_zero(_newest_whole(storage) if is_first else None)
+    context = ray.train.get_context()
+    if context.get_local_rank() == 0:  # before anyone saves: all wait for rank 0 below
+        for unfinished in job.work().glob(f"{_SAVING}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+    is_first = context.get_world_rank() == 0
+    told: Any = broadcast_from_rank_zero(_newest_whole(job.store.work_url(job.address)) if is_first else None)
     chosen, damaged = told
     if chosen is None:
         return Resumed(None, [], damaged)
     with Checkpoint(chosen).as_directory() as directory:
-        text = (Path(directory) / files.HISTORY).read_text(encoding="utf-8")
         state = load_state(Path(directory), rank=share[0], world_size=share[1], checked=True)
-    return Resumed(state, [json.loads(line) for line in text.splitlines()], damaged)
+        return Resumed(state, _history(Path(directory)), damaged)
 
 
 def save(job: Job, state: TrainState, history: History | None) -> str:
@@ -72,14 +77,16 @@ def save(job: Job, state: TrainState, history: History | None) -> str:
     if history is None and state.part is None:
         ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return ""
-    directory = Path(tempfile.mkdtemp(prefix="saving-", dir=job.work()))
+    directory: Path | None = None
     try:
+        directory = Path(tempfile.mkdtemp(prefix=_SAVING, dir=job.work()))
         save_state(directory, state)
         if history is not None:
             text = "".join(json.dumps(record) + "\n" for record in history)
             (directory / files.HISTORY).write_text(text, encoding="utf-8")
     except Exception as reason:  # safetensors has an error of its own for whatever the system refuses
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
         if not _is_full(reason):
             raise
         ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
@@ -123,11 +130,22 @@ def _newest_whole(storage: str) -> tuple[str | None, tuple[str, ...]]:
         place = f"{storage}/{RUN_NAME}/{name}"
         try:
             with Checkpoint(place).as_directory() as directory:
-                check_state(Path(directory))
+                step = check_state(Path(directory))
+                if len(_history(Path(directory))) != step:
+                    raise StoreError(f"its history is not that of {step} steps")
                 return place, tuple(damaged)
         except StoreError as reason:
             damaged.append(f"{name}: {reason.message}")
     return None, tuple(damaged)
+
+
+def _history(directory: Path) -> History:
+    """Raises `StoreError` when it was not copied whole."""
+    try:
+        text = (directory / files.HISTORY).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+    except (OSError, ValueError) as reason:
+        raise StoreError(f"its history cannot be read: {reason}") from reason
 
 
 def _is_full(reason: BaseException) -> bool:

@@ -98,7 +98,7 @@ def _train(job: Job) -> Made:
             model.to(_device(job))
         model = _tuned(model, job.recipe.train, plan.seed)
         parallel = _parallel(job)
-        resumed = checkpoints.resume(job.store.work_url(job.address), parallel.share)
+        resumed = checkpoints.resume(job, parallel.share)
         history = resumed.history
         notes = [f"passed over a checkpoint: {why}" for why in resumed.damaged]
         trackers = stack.enter_context(trackers_of(job, plan)) if is_first else None

@@ -132,20 +132,33 @@ def _check_same_start(first_step: int, parallel: Parallel, device: torch.device)
 
 
 @torch.no_grad()
-def mean_loss(model: Any, rows: PackedRows, *, micro_batch_rows: int = 8, precision: Precision = "fp32") -> float:
-    """Mean over all response tokens of -ln p, in nats per token. Raises `DataError` if there are none."""
+def mean_loss(
+    model: Any,
+    rows: PackedRows,
+    *,
+    parallel: Parallel | None = None,
+    micro_batch_rows: int = 8,
+    precision: Precision = "fp32",
+) -> float:
+    """Mean over all response tokens of -ln p, in nats per token. Raises `DataError` if there are none.
+
+    All processes of `parallel` call it with the same rows, score their shares, and get the same mean.
+    """
+    parallel = parallel or Single()
     if rows.num_loss_tokens == 0:
         raise DataError("no token of the packed rows counts in the loss", "check the responses")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    mine = np.arange(parallel.rank, rows.num_rows, parallel.world_size)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for start in range(0, rows.num_rows, micro_batch_rows):
-            indices = np.arange(start, min(start + micro_batch_rows, rows.num_rows))
-            total += response_loss(model, *batch(rows, indices, device)).item()
+        # Equally many passes everywhere, the last perhaps over nothing: sharded models need them.
+        for start in range(0, -(-rows.num_rows // parallel.world_size), micro_batch_rows):
+            total += response_loss(model, *batch(rows, mine[start : start + micro_batch_rows], device))
     model.train(was_training)
-    return total / rows.num_loss_tokens
+    parallel.sum_(total)
+    return total.item() / rows.num_loss_tokens
 
 
 @contextmanager

@@ -96,12 +96,14 @@ def save_state(directory: Path, state: TrainState) -> None:
     path.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def check_state(directory: Path) -> None:
-    """Raises `StoreError` unless every byte of the state in `directory` is there, of all its parts."""
-    for path, index in _indices(directory).items():
+def check_state(directory: Path) -> int:
+    """The step of a state. Raises `StoreError` unless every byte of it is there, of all its parts."""
+    indices = _indices(directory)
+    for path, index in indices.items():
         if file_digest(path) != index.get("sha256"):
             told = f"training state {directory} is damaged: {path.name} does not hold what was written"
             raise StoreError(told, _AGAIN)
+    return int(next(iter(indices.values()))["step"])
 
 
 def load_state(directory: Path, *, rank: int = 0, world_size: int = 1, checked: bool = False) -> TrainState:
