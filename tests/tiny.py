@@ -104,7 +104,8 @@ def build_model(
         **config_overrides,
     }
     config = AutoConfig.for_model(family, **settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"  # as `load_model` chooses
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     _randomize(model, seed)
     return model.to(getattr(torch, dtype)).eval()
 

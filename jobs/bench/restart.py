@@ -40,6 +40,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from jobs.bench.support.processes import ray_processes
 from sdft_ray.generation.sampler import digest_words
 
 BOUND_RATIO = 1.02
@@ -224,13 +225,13 @@ def wait_for_rows(store: Path, wanted: int, driver: subprocess.Popen[bytes]) -> 
 
 
 def kill(driver: subprocess.Popen[bytes], target: str) -> None:
-    children = psutil.Process(driver.pid).children(recursive=True)
     if target == "driver":
+        children = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()
         psutil.wait_procs(children, timeout=60)  # Ray's processes leave when their driver is gone
         return
     name = "EngineCore" if target == "engine" else "MapWorker"
-    victim = next(p for p in children if name in " ".join(p.cmdline()))
+    victim = ray_processes(name, driver.pid)[0]
     if target == "node":
         victim = victim.parent() or victim
         assert "raylet" in " ".join(victim.cmdline())

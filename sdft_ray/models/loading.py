@@ -21,9 +21,10 @@ _PROBE_TOKENS = 16
 def load_model(directory: str | Path, dtype: str | torch.dtype, *, attn: str = "sdpa") -> PreTrainedModel:
     """The causal language model in `directory`, in eval mode on the CPU, with weights in `dtype`.
 
-    `dtype` is `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own; `attn` is a transformers
-    attention implementation. Raises `ModelError` if the checkpoint is damaged or unsupported, or if any
-    weight would be left at its initial value.
+    `dtype` is `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own; `attn` is a transformers attention
+    implementation. Where attention scores are capped, as in Gemma 2, `sdpa` becomes `eager`: it would leave the cap out
+    without a word. Raises `ModelError` if the checkpoint is damaged or unsupported, or if any weight would be left at
+    its initial value.
     """
     name = str(dtype).removeprefix("torch.")
     if name != "auto" and name not in DTYPE_BYTES:
@@ -43,6 +44,8 @@ def load_model(directory: str | Path, dtype: str | torch.dtype, *, attn: str = "
     unset = [*report["missing_keys"], *report["mismatched_keys"]]
     if unset:
         raise ModelError(f"{directory}: {unset[0]} was not loaded", "config.json and weights must fit each other")
+    if attn == "sdpa" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 
 from sdft_ray.data.packing import PackedRows
 from sdft_ray.errors import DataError, StoreError
+from sdft_ray.training.attention import document_attention
 from sdft_ray.training.average import Average
 from sdft_ray.training.cached import CachedTeacher
 from sdft_ray.training.losses import Teacher, response_loss
@@ -31,8 +32,6 @@ from sdft_ray.training.state import TrainState, capture, restore_optimizers
 from sdft_ray.training.step import Run, batch, rows_of_step, take_step
 
 __all__ = ["StepRecord", "TrainPlan", "TrainSummary", "mean_loss", "rows_of_step", "train"]
-
-_EAGER_ROW_TOKENS = 512
 
 
 def train(
@@ -74,9 +73,9 @@ def train(
     model, device = weights.model, weights.gradients_P.device
     with ExitStack() as stack:
         stack.enter_context(_private_random_numbers(device))
-        stack.enter_context(_training(model, rows.row_tokens, plan))
+        stack.enter_context(_training(model, plan))
         if teacher is not None:
-            stack.enter_context(_quick_attention(teacher.model, rows.row_tokens))
+            stack.enter_context(_quick_attention(teacher.model))
         optimizers = build_optimizer(
             model,
             plan.optimizer,
@@ -152,7 +151,7 @@ def mean_loss(
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     mine = np.arange(parallel.rank, rows.num_rows, parallel.world_size)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with _quick_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         # Equally many passes everywhere, the last perhaps over nothing: sharded models need them.
         for start in range(0, -(-rows.num_rows // parallel.world_size), micro_batch_rows):
             total += response_loss(model, *batch(rows, mine[start : start + micro_batch_rows], device))
@@ -162,9 +161,9 @@ def mean_loss(
 
 
 @contextmanager
-def _training(model: Any, row_tokens: int, plan: TrainPlan) -> Iterator[None]:
+def _training(model: Any, plan: TrainPlan) -> Iterator[None]:
     """Train mode inside, eval mode after."""
-    with _quick_attention(model, row_tokens, bf16=plan.precision == "bf16"):
+    with _quick_attention(model):
         model.train()
         if plan.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -176,24 +175,10 @@ def _training(model: Any, row_tokens: int, plan: TrainPlan) -> Iterator[None]:
             model.eval()
 
 
-@contextmanager
-def _quick_attention(model: Any, row_tokens: int, *, bf16: bool | None = None) -> Iterator[None]:
-    """Attention by plain matrix products where those are the fastest.
-
-    On CPUs the fused kernel takes twice the time of plain products on short bfloat16 rows, and saves memory only on
-    long ones. `bf16` says whether the model computes in it; None looks at its weights.
-    """
-    configured = model.config._attn_implementation
-    weight = next(model.parameters())
-    bf16 = weight.dtype == torch.bfloat16 if bf16 is None else bf16
-    short = weight.device.type == "cpu" and bf16 and row_tokens <= _EAGER_ROW_TOKENS
-    if short and configured == "sdpa":
-        model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if model.config._attn_implementation != configured:
-            model.set_attn_implementation(configured)
+def _quick_attention(model: Any) -> AbstractContextManager[None]:
+    """On CPUs attention is computed inside the documents alone; elsewhere as the model is configured."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return document_attention(model) if on_cpu else nullcontext()
 
 
 @contextmanager

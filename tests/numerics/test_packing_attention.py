@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdft_ray.data.packing import Document, PackedRows, attention_inputs, pack
+from sdft_ray.training.attention import Layout, document_attention
 from tests.tiny import FAMILIES, build_model
 
 ROW_TOKENS = 64
@@ -45,14 +50,15 @@ def logits_by_document(model: Any, rows: PackedRows) -> list[tuple[list[int], to
     return found
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "documents"])
 @pytest.mark.parametrize(("family", "settings"), CASES)
 def test_a_packed_document_equals_the_document_alone(family: str, settings: dict[str, Any], attention: str):
     model: Any = build_model(family, **settings)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation("eager" if attention == "documents" else attention)
     rows = pack(random_documents(), ROW_TOKENS)
     assert rows.num_rows == 4
-    packed = logits_by_document(model, rows)
+    with document_attention(model) if attention == "documents" else nullcontext():
+        packed = logits_by_document(model, rows)
     assert len(packed) == len(random_documents())
     for ids, logits_TV in packed:
         with torch.no_grad():
@@ -77,3 +83,45 @@ def test_without_restarting_positions_documents_would_leak():
         apart = model(**inputs).logits
         leaking = model(**{**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}).logits
     assert (apart - leaking).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("family", "settings"), CASES)
+def test_document_attention_has_the_gradients_of_masked_attention(family: str, settings: dict[str, Any]):
+    model: Any = build_model(family, **settings)
+    model.set_attn_implementation("eager")
+    rows = pack(random_documents(), ROW_TOKENS)
+    inputs = attention_inputs(rows, range(rows.num_rows))
+    shown_NT = torch.from_numpy(rows.segment_ids_NT > 0)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        logits_NTV = model(**inputs).logits.log_softmax(-1)
+        logits_NTV[shown_NT].square().mean().backward()
+        return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+    masked = gradients()
+    with document_attention(model):
+        apart = gradients()
+    assert model.config._attn_implementation == "eager"
+    assert apart.keys() == masked.keys()
+    for name, gradient in masked.items():
+        torch.testing.assert_close(apart[name], gradient, atol=1e-5 * float(gradient.abs().max()), rtol=0)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_a_layout_has_every_token_once_and_in_order(rows: list[list[int]]):
+    row_tokens = max(map(sum, rows))
+    positions_BT = torch.zeros(len(rows), row_tokens, dtype=torch.int64)
+    for row, lengths in enumerate(rows):
+        ends = [*lengths, row_tokens - sum(lengths)]
+        positions_BT[row] = torch.cat([torch.arange(length) for length in ends])
+    layout = Layout.of(positions_BT)
+    slots = torch.cat([places_NL.reshape(-1) for places_NL in layout.groups])
+    assert slots[layout.back].tolist() == list(range(positions_BT.numel()))
+    flat = positions_BT.reshape(-1)
+    for places_NL in layout.groups:
+        steps = torch.diff(places_NL, dim=1)
+        assert bool(((steps == 1) | (steps == 0)).all())
+        assert bool((flat[places_NL[:, 0]] == 0).all())
+        assert bool((flat[places_NL].diff(dim=1) == steps).all())  # never into the next document

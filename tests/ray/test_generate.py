@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +26,7 @@ import torch
 from ray.data import DataContext
 
 from jobs.bench.support.generation import farm_rows, make_job
+from jobs.bench.support.processes import ray_processes
 from sdft_ray.data.example import GENERATED_SCHEMA, SEED_SCHEMA
 from sdft_ray.data.signals import decode_hidden, decode_top
 from sdft_ray.errors import DataError
@@ -112,7 +112,7 @@ def _killing_actors(seed: int, *, wait_s: tuple[float, float]) -> Iterator[None]
     def kill() -> None:
         rng = random.Random(seed)
         while not stop.wait(rng.uniform(*wait_s)):
-            if len(killed) < 3 and (actors := _actors()):
+            if len(killed) < 3 and (actors := ray_processes("MapWorker")):
                 victim = rng.choice(actors)
                 killed.append(victim.pid)
                 os.kill(victim.pid, signal.SIGKILL)
@@ -125,11 +125,6 @@ def _killing_actors(seed: int, *, wait_s: tuple[float, float]) -> Iterator[None]
         stop.set()
         killer.join()
     assert killed
-
-
-def _actors() -> list[psutil.Process]:
-    """Our own actors: children of this process's Ray whose title names the pool."""
-    return [p for p in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(p.cmdline())]
 
 
 def test_a_grown_seed_set_asks_for_the_new_rows_only(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from jobs.bench.support.generation import farm_rows, make_job
+from jobs.bench.support.processes import ray_processes
 from sdft_ray.resources import Resources
 from sdft_ray.stages import files, generate
 from sdft_ray.stages.session import ray_session
@@ -39,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 def _pool_size() -> int:
     """Sampler actors that run on this machine under this process's Ray."""
-    return sum("MapWorker" in " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
+    return len(ray_processes("MapWorker"))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from jobs.bench.support.processes import ray_processes
 from sdft_ray.stages import checkpoints, files, train
 from sdft_ray.stages.job import Job
 from sdft_ray.training.plan import StepRecord
@@ -140,7 +141,7 @@ def test_a_killed_worker_of_a_sharded_run_costs_nothing(tmp_path: Path) -> None:
 
 
 def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = [child for child in _family(process) if "RayTrainWorker" in " ".join(child.cmdline())]
+    found = ray_processes("RayTrainWorker", process.pid)
     assert len(found) == 2
     return found
 
@@ -208,7 +209,7 @@ def _lose_and_gain_a_node(folder: Path) -> list[int]:
             run = thread.submit(train.run, job)
             while not run.done():
                 time.sleep(0.2)
-                sizes.append(_num_workers())
+                sizes.append(len(ray_processes("RayTrainWorker")))
                 if lost is not None and sizes[-1] == 2 and len(whole_checkpoints(folder)) >= 2:
                     cluster.remove_node(lost, allow_graceful=False)
                     lost = None
@@ -219,17 +220,6 @@ def _lose_and_gain_a_node(folder: Path) -> list[int]:
         ray.shutdown()
         cluster.shutdown()
     return sizes
-
-
-def _num_workers() -> int:
-    """Training workers of this process's Ray that have begun."""
-    lines = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            lines.append(" ".join(child.cmdline()))
-        except psutil.Error:
-            continue
-    return sum("RayTrainWorker" in line for line in lines)
 
 
 def _alone(job: Job) -> list[StepRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 from sdft_ray.errors import ModelError
@@ -37,6 +38,22 @@ def test_weights_are_those_on_disk(tmp_path, capfd):
     assert model.config._attn_implementation == "eager"
     stored = load_file(directory / "model.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_cap_on_attention_scores_counts(tmp_path):
+    capped = tiny.make_model(tmp_path / "capped", "gemma2", dtype="float32", attn_logit_softcapping=0.5)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        ours, exact, without = (
+            model(input_ids=ids).logits
+            for model in (
+                load_model(capped, "float32"),
+                load_model(capped, "float32", attn="eager"),
+                AutoModelForCausalLM.from_pretrained(capped, dtype=torch.float32, attn_implementation="sdpa"),
+            )
+        )
+    assert torch.equal(ours, exact)
+    assert (ours - without).abs().max() > 1e-3
 
 
 def test_refused(tmp_path):
