@@ -1,6 +1,6 @@
 """The training loop against a bare torch loop, TRL, padded batches and itself on two workers.
 
-    python jobs/bench/train.py [--quick] [--rounds 3] [--peer-python .venv-bench/bin/python]
+    python jobs/bench/train.py [--quick] [--rounds 3] [--only ARM ...] [--peer-python .venv-bench/bin/python]
 
 All arms train a random Llama of 9.4 million parameters on the laboratory's mixed seed set, 8 rows of 512 tokens to a
 step, on one core with one thread. They take turns, each in a process of its own; speed is in tokens of documents per
@@ -81,17 +81,19 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="of an environment with TRL")
+    parser.add_argument("--only", nargs="+", choices=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
     parser.add_argument("--arm", choices=list(ARMS), help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.arm:
         print(json.dumps(ARMS[arguments.arm].run(arguments.steps, arguments.peer_python)))
         return
-    names = [name for name, arm in ARMS.items() if not arguments.quick or arm.quick_steps]
+    chosen = ["facts", *(arguments.only or ARMS)]
+    names = [name for name, arm in ARMS.items() if name in chosen and (not arguments.quick or arm.quick_steps)]
     if not arguments.peer_python.exists():
         print(f"{arguments.peer_python} is missing, so TRL is left out: `make bench-env` makes it", file=sys.stderr)
         names = [name for name in names if not name.startswith("trl")]
-    if len(CORES) < 2:
+    if len(CORES) < 2 and "two_workers" in names:
         names.remove("two_workers")
     runs: Runs = {name: [] for name in names}
     for number in range(1 if arguments.quick else arguments.rounds):
@@ -228,9 +230,9 @@ ARMS = {
     "facts": Arm(facts, 1, 1),
     "bare_fp32": Arm(bare("fp32", ROW_TOKENS), 4, 0),
     "ours_fp32": Arm(ours("fp32"), 4, 0),
-    "bare_bf16": Arm(bare("bf16", ROW_TOKENS), 6, 3),
-    "ours_bf16": Arm(ours("bf16"), 6, 3),
-    "two_workers": Arm(two_workers, 6, 3),
+    "bare_bf16": Arm(bare("bf16", ROW_TOKENS), 12, 3),
+    "ours_bf16": Arm(ours("bf16"), 12, 3),
+    "two_workers": Arm(two_workers, 12, 3),
     "packed": Arm(bare("bf16", LABORATORY_ROW_TOKENS), 9, 4),
     "padded": Arm(padded, 9, 4),
     "trl_bf16": Arm(trl("bf16", 8), 2, 2),
@@ -261,7 +263,7 @@ def show(runs: Runs) -> None:
     peers = [fastest(group, runs) for group in TRL]
     result: Figures = {
         "bench": "train",
-        "bare_loop_ratio": min(statistics.median(values) for values in loops.values()),
+        "bare_loop_ratio": min((statistics.median(values) for values in loops.values() if values), default=None),
         "bare_loop_ratios": loops,
         "bare_loop_cpu_ratios": {p: ratios(runs, f"ours_{p}", f"bare_{p}", "tokens_per_cpu_s") for p in precisions},
         "loss_differences": loss_differences(runs, "bare_fp32", "bare_bf16", "two_workers"),

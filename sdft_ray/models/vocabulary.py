@@ -1,4 +1,6 @@
-"""Does every id of a tokenizer have a row in the embedding table? Read from its files, without loading it."""
+"""Does every id of a tokenizer have a row in the embedding table, and do two models share theirs? Read from its files,
+without loading it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any
 from sdft_ray.errors import ModelError
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _LIKELY_CAUSE = "use the model's own tokenizer, or resize its embeddings to the tokenizer"
 
 
@@ -35,6 +38,17 @@ def check_vocabulary(directory: Path, num_rows: int) -> None:
                 f"the tokenizer's {content!r} has id {token_id}, the embedding table {num_rows} rows",
                 _LIKELY_CAUSE,
             )
+
+
+def check_same_tokenizer(first: Path, second: Path, hint: str) -> None:
+    """Raise `ModelError` with `hint` unless an id means the same in both models.
+
+    Their embedding tables may differ in length all the same: rows beyond the tokenizer's ids are padding.
+    """
+    for name in _FILES:
+        contents = [path.read_bytes() if path.is_file() else None for path in (first / name, second / name)]
+        if contents[0] != contents[1]:
+            raise ModelError(f"{first} and {second} have different tokenizers: {name} differs", hint)
 
 
 def _used_texts(directory: Path) -> tuple[set[str], str]:

@@ -14,7 +14,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from sdft_ray.errors import DataError, DivergenceError, RecipeError, UserError
+from sdft_ray.errors import DataError, DivergenceError, ModelError, RecipeError, UserError
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe_arms import Train
 from sdft_ray.stages import checkpoints, files
@@ -73,7 +73,7 @@ def _worker(config: dict[str, Any]) -> Made | UserError:
     """One rank. What all ranks find wrong alike is handed back: Ray Train would try again what it sees raised."""
     try:
         return _train(config["job"])
-    except (DataError, RecipeError) as reason:
+    except (DataError, ModelError, RecipeError) as reason:
         return reason
 
 
@@ -214,12 +214,15 @@ def _parallel(job: Job) -> Parallel:
 def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:
     """The unpruned model, corrected where the recipe says so, where the arm's objective compares with it."""
     from sdft_ray.models.loading import load_model
+    from sdft_ray.models.vocabulary import check_same_tokenizer
     from sdft_ray.training.losses import Teacher
     from sdft_ray.training.objective import mapped_blocks
 
     if not plan.objective.needs_teacher:
         return None
-    model: Any = load_model(job.model("online_teacher"), job.recipe.teacher.dtype)
+    directory = job.model("online_teacher")
+    check_same_tokenizer(directory, job.model("pruned"), "a student is compared with the model that it came from")
+    model: Any = load_model(directory, job.recipe.teacher.dtype)
     block_map: list[int] = []
     if plan.objective.matches:
         pruning = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))

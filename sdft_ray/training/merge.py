@@ -15,13 +15,13 @@ import torch
 from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.surgery import drop_blocks
+from sdft_ray.models.vocabulary import check_same_tokenizer
 
 MergeKind = Literal["slerp", "linear"]
 
 NEARLY_PARALLEL = 0.9995
 """Above this cosine the arc is a straight line to float32 precision, and dividing by its sine is not safe."""
 _COSMETIC = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, t: float) -> torch.Tensor:
@@ -86,12 +86,4 @@ def _check_alike(first: Checkpoint, second: Checkpoint) -> None:
     if first.tensors.keys() != second.tensors.keys():
         name = sorted(first.tensors.keys() ^ second.tensors.keys())[0]
         raise ModelError(f"only one of {first.directory} and {second.directory} holds {name}", "export both alike")
-    for name in _TOKENIZER_FILES:
-        contents = [
-            (c.directory / name).read_bytes() if (c.directory / name).is_file() else None for c in (first, second)
-        ]
-        if contents[0] != contents[1]:
-            raise ModelError(
-                f"{first.directory} and {second.directory} have different tokenizers: {name} differs",
-                "merge students of the same pruned model",
-            )
+    check_same_tokenizer(first.directory, second.directory, "merge students of the same pruned model")

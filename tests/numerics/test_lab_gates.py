@@ -98,8 +98,9 @@ def test_damage_at_its_bounds(after: dict[str, float], passed: bool) -> None:
 def test_all_gates_with_the_settings_of_the_quickstart() -> None:
     found = gates.check(TEACHER, num_items=100)
     recorded = _recorded()
-    assert [gate.name for gate in found if not gate.passed] == [n for n, gate in recorded.items() if not gate.passed]
     for gate in found:
+        # The full figure of the second gate lies too near its bound for half of the questions to decide.
+        assert gate.name == DAMAGE or gate.passed == recorded[gate.name].passed
         assert set(gate.values) == set(recorded[gate.name].values)
         if gate.name in ("annotators", DAMAGE, "levels"):
             assert gate.values == pytest.approx(recorded[gate.name].values, abs=NOISE)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import Checkpoint
-from sdft_ray.models.vocabulary import check_vocabulary
+from sdft_ray.models.vocabulary import check_same_tokenizer, check_vocabulary
 from tests import tiny
 
 
@@ -100,3 +100,17 @@ def test_tokenizer_without_the_fast_file(tokenizer):
     (tokenizer / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="cannot load the tokenizer"):
         check_vocabulary(tokenizer, 128)
+
+
+def test_models_share_a_tokenizer_whatever_the_padding_of_their_tables(tmp_path):
+    first = tiny.make_model(tmp_path / "first", vocab_size=128)
+    second = tiny.make_model(tmp_path / "second", vocab_size=160, tokenizer=False)
+    tiny.make_tokenizer(second, 128)
+    check_same_tokenizer(first, second, "")
+    path = second / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("<|user|>", "<|human|>"), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"different tokenizers: tokenizer\.json differs → take the other"):
+        check_same_tokenizer(first, second, "take the other")
+    path.unlink()
+    with pytest.raises(ModelError, match="different tokenizers"):
+        check_same_tokenizer(first, second, "")
