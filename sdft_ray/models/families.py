@@ -77,7 +77,9 @@ class Family:
 
     `sliding` says which blocks attend within a window where the config has no `layer_types`: none by a
     per-block rule; those from `max_window_layers` on, if `use_sliding_window`; or all but every
-    `sliding_period`-th.
+    `sliding_period`-th. `head_dim_from_hidden`: an engine takes the size of a head from the hidden size, whatever
+    config.json says (vLLM 0.32). `heads_divide_hidden`: transformers refuses any other config. `norm_adds_one`: a norm
+    multiplies by 1 + weight. `embedding_scaled`: embeddings are multiplied by the square root of the hidden size.
     """
 
     model_type: str
@@ -86,6 +88,10 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     sliding: Literal["none", "from_block", "periodic"] = "none"
     sliding_period: int = 0
+    head_dim_from_hidden: bool = False
+    heads_divide_hidden: bool = False
+    norm_adds_one: bool = False
+    embedding_scaled: bool = False
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -266,7 +272,12 @@ _QWEN_DEFAULTS = {
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
-        Family("llama", "LlamaForCausalLM", (*_OUTER, *_ATTENTION, *_ATTENTION_BIAS, *_MLP, *_MLP_BIAS, *_NORMS)),
+        Family(
+            "llama",
+            "LlamaForCausalLM",
+            (*_OUTER, *_ATTENTION, *_ATTENTION_BIAS, *_MLP, *_MLP_BIAS, *_NORMS),
+            heads_divide_hidden=True,
+        ),
         Family(
             "mistral",
             "MistralForCausalLM",
@@ -279,6 +290,7 @@ FAMILIES: Mapping[str, Family] = {
             (*_OUTER, *_ATTENTION, *_QKV_BIAS, *_MLP, *_NORMS),
             _QWEN_DEFAULTS,
             sliding="from_block",
+            head_dim_from_hidden=True,
         ),
         Family(
             "qwen3",
@@ -294,6 +306,9 @@ FAMILIES: Mapping[str, Family] = {
             _GEMMA_DEFAULTS,
             sliding="periodic",
             sliding_period=2,
+            heads_divide_hidden=True,
+            norm_adds_one=True,
+            embedding_scaled=True,
         ),
         Family(
             "gemma3_text",
@@ -302,6 +317,9 @@ FAMILIES: Mapping[str, Family] = {
             _GEMMA_DEFAULTS,
             sliding="periodic",
             sliding_period=6,
+            heads_divide_hidden=True,
+            norm_adds_one=True,
+            embedding_scaled=True,
         ),
         Family("phi3", "Phi3ForCausalLM", (*_OUTER, *_FUSED, *_NORMS)),
     )

@@ -1,7 +1,7 @@
-"""Depth surgery: stream a checkpoint to a smaller one without ever holding it.
+"""Surgery: stream a checkpoint to one of fewer blocks and narrower channel spaces without ever holding it.
 
-The bytes of every kept tensor are copied as they are, whatever their dtype, through one small buffer; only
-names, headers and config change. So memory does not grow with the model.
+The bytes of what stays are copied as they are, whatever their dtype, through one small buffer. Only norms change value
+where the hidden size does (`_factor`). So memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -9,80 +9,167 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from io import FileIO
+from math import prod, sqrt
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from sdft_ray.errors import ModelError
-from sdft_ray.models.checkpoint import DTYPE_BYTES, INDEX_FILE, SINGLE_FILE, Checkpoint, TensorInfo
+from sdft_ray.models.channels import Channels, axis_index, check_channels, config_with_channels, narrowed_sizes
+from sdft_ray.models.checkpoint import DTYPE_BYTES, INDEX_FILE, SINGLE_FILE, TORCH_NAMES, Checkpoint, TensorInfo
 from sdft_ray.models.config import check_keep_blocks, config_with_blocks
-from sdft_ray.models.families import join_block, split_block
+from sdft_ray.models.families import Family, TensorTemplate, join_block, split_block
 
 _BUFFER_BYTES = 256 * 2**10  # stays in the cache between reading and writing
+_CUT_BYTES = 2 * 2**20
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
     "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 """Files of the source that belong to the pruned model as well: tokenizer, generation defaults, licence."""
 
-Shard = list[tuple[str, TensorInfo]]
+
+@dataclass(frozen=True)
+class Cut:
+    """What becomes of one tensor: the places that stay along each axis (None: all), and a factor on what stays.
+
+    With `adds_one` the factor is for 1 + value.
+    """
+
+    info: TensorInfo
+    index: tuple[np.ndarray | None, ...]
+    factor: float = 1.0
+    adds_one: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        return self.factor == 1 and all(places is None for places in self.index)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sizes = zip(self.info.shape, self.index, strict=True)
+        return tuple(size if places is None else len(places) for size, places in sizes)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * DTYPE_BYTES[self.info.dtype]
+
+
+Shard = list[tuple[str, Cut]]
 """Tensors of one file to write, by their new names."""
 
 
 def drop_blocks(source: Path, target: Path, keep_blocks: Sequence[int], *, max_shard_bytes: int = 5 * 2**30) -> None:
-    """Write the model that consists of `keep_blocks` of the checkpoint `source` to the directory `target`.
+    """`prune_checkpoint` in depth alone."""
+    prune_checkpoint(source, target, keep_blocks, max_shard_bytes=max_shard_bytes)
 
-    `keep_blocks` are 0-based and strictly increasing; block `keep_blocks[i]` becomes block `i`. Files hold at
-    most `max_shard_bytes` of tensors each (a larger tensor gets a file of its own). Tokenizer, chat template,
-    generation config and licence are copied along. Weights that an interrupted attempt left in `target` are
-    replaced. Memory: a buffer of 256 KiB and the headers, independent of the size of the model.
 
-    Raises `ModelError` for a checkpoint that is damaged or does not match its config, `PlanError` for blocks
-    that it does not have, `OSError` when the disk is full.
+def prune_checkpoint(
+    source: Path,
+    target: Path,
+    keep_blocks: Sequence[int],
+    channels: Channels = Channels(),  # noqa: B008  (frozen)
+    *,
+    max_shard_bytes: int = 5 * 2**30,
+) -> None:
+    """Write the model of `keep_blocks` of the checkpoint `source`, with `channels` of them, to the directory `target`.
+
+    `keep_blocks` are 0-based and strictly increasing; block `keep_blocks[i]` becomes block `i`. The narrower model
+    computes what the wide one does with the other channels silenced. Files hold at most `max_shard_bytes` of tensors
+    each (a larger tensor gets a file of its own). Tokenizer, chat template, generation config and licence are copied
+    along. Weights that an interrupted attempt left in `target` are replaced. Memory: a buffer of 256 KiB (a few MiB
+    where channels go) and the headers, independent of the size of the model.
+
+    Raises `ModelError` for a checkpoint that is damaged or does not match its config, `PlanError` for blocks or
+    channels that it does not have or that would not load, `OSError` when the disk is full.
     """
     source, target = Path(source), Path(target)
     checkpoint = Checkpoint.open(source)
     checkpoint.check_tensors()
     check_keep_blocks(keep_blocks, checkpoint.num_blocks)
+    check_channels(channels, checkpoint.config, len(keep_blocks))
     if target.resolve() == source.resolve():
         raise ModelError(f"{target} holds the model to prune", "write the pruned model elsewhere")
     target.mkdir(parents=True, exist_ok=True)
     _remove_weights(target)
-    _write_shards(_shards(kept_tensors(checkpoint, keep_blocks), max_shard_bytes), target)
-    config = config_with_blocks(checkpoint.config, keep_blocks)
+    _write_shards(_shards(kept_tensors(checkpoint, keep_blocks, channels), max_shard_bytes), target)
+    config = config_with_channels(config_with_blocks(checkpoint.config, keep_blocks), channels)
     _write_json(target / "config.json", config)
     copy_companions(source, target)
 
 
-def kept_tensors(checkpoint: Checkpoint, keep_blocks: Sequence[int]) -> dict[str, TensorInfo]:
-    """New name and source of every tensor of the pruned model, in the order of the source's files."""
+def kept_tensors(checkpoint: Checkpoint, keep_blocks: Sequence[int], channels: Channels) -> dict[str, Cut]:
+    """New name and cut of every tensor of the pruned model, in the order of the source's files."""
     renumbered = {old: new for new, old in enumerate(keep_blocks)}
-    kept: dict[str, TensorInfo] = {}
+    templates = {template.name: template for template in checkpoint.family.tensors}
+    kept: dict[str, Cut] = {}
     for name, info in sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[1].offset)):
         place = split_block(name)
         if place is None:
-            kept[name] = info
+            kept[name] = _cut(checkpoint, info, templates.get(name), None, channels)
         elif place[0] in renumbered:
-            kept[join_block(renumbered[place[0]], place[1])] = info
+            block = renumbered[place[0]]
+            template = templates.get(f"model.layers.{{block}}.{place[1]}")
+            kept[join_block(block, place[1])] = _cut(checkpoint, info, template, block, channels)
     return kept
 
 
-def _shards(tensors: dict[str, TensorInfo], max_shard_bytes: int) -> list[Shard]:
+def _cut(
+    checkpoint: Checkpoint, info: TensorInfo, template: TensorTemplate | None, block: int | None, channels: Channels
+) -> Cut:
+    """Of a tensor outside the table (a tied head that is stored, rotary frequencies) everything stays."""
+    family, config = checkpoint.family, checkpoint.config
+    if template is None:
+        return Cut(info, (None,) * len(info.shape))
+    sizes = family.space_sizes(config)
+    kept = channels.of_block(block, sizes)
+    factor = _factor(family, template, sizes, narrowed_sizes(channels, sizes), tied=_is_tied(family, config))
+    index = tuple(axis_index(axis, sizes, kept) for axis in template.axes)
+    return Cut(info, index, factor, adds_one=family.norm_adds_one and template.role == "norm")
+
+
+def _is_tied(family: Family, config: Mapping[str, object]) -> bool:
+    return bool(family.setting(config, "tie_word_embeddings"))
+
+
+def _factor(
+    family: Family, template: TensorTemplate, sizes: Mapping[str, int], narrow: Mapping[str, int], *, tied: bool
+) -> float:
+    """What keeps the hidden channels that stay at their size.
+
+    A norm divides by the root of a mean over all channels. Without those that were silent the mean is larger, by the
+    ratio of the sizes, which the norm's weight takes back (up to `rms_norm_eps`). Where a model multiplies embeddings
+    by the root of the hidden size, they take that back as well; a tied head then has larger logits, so the last norm,
+    which would grow by the very same factor, stays as it is.
+    """
+    wider = sqrt(sizes["hidden"] / narrow["hidden"])
+    if template.role == "embedding" or (template.role == "head" and tied):
+        return wider if family.embedding_scaled else 1.0
+    if template.role != "norm" or template.axes != (("hidden",),):
+        return 1.0
+    is_last = not template.per_block
+    return 1.0 if is_last and tied and family.embedding_scaled else wider
+
+
+def _shards(tensors: dict[str, Cut], max_shard_bytes: int) -> list[Shard]:
     """Cut the sequence of tensors into files of at most `max_shard_bytes`.
 
     Inside a file, wider dtypes come first: readers view the data in place, which needs every tensor aligned.
     """
     shards: list[Shard] = [[]]
     filled = 0
-    for name, info in tensors.items():
-        if shards[-1] and filled + info.nbytes > max_shard_bytes:
+    for name, cut in tensors.items():
+        if shards[-1] and filled + cut.nbytes > max_shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append((name, info))
-        filled += info.nbytes
-    return [sorted(shard, key=lambda item: -DTYPE_BYTES[item[1].dtype]) for shard in shards]
+        shards[-1].append((name, cut))
+        filled += cut.nbytes
+    return [sorted(shard, key=lambda item: -DTYPE_BYTES[item[1].info.dtype]) for shard in shards]
 
 
 def _write_shards(shards: list[Shard], target: Path) -> None:
@@ -94,36 +181,76 @@ def _write_shards(shards: list[Shard], target: Path) -> None:
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_shard(target / file_name, shard)
         weight_map |= dict.fromkeys((name for name, _ in shard), file_name)
-    total_size = sum(info.nbytes for shard in shards for _, info in shard)
+    total_size = sum(cut.nbytes for shard in shards for _, cut in shard)
     _write_json(target / INDEX_FILE, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
 
 
 def _write_shard(path: Path, shard: Shard) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, info in shard:
-        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [end, end + info.nbytes]}
-        end += info.nbytes
+    for name, cut in shard:
+        header[name] = {"dtype": cut.info.dtype, "shape": cut.shape, "data_offsets": [end, end + cut.nbytes]}
+        end += cut.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     with ExitStack() as stack:
-        sources = {file: stack.enter_context(file.open("rb", buffering=0)) for file in {i.file for _, i in shard}}
+        files = {cut.info.file for _, cut in shard}
+        sources = {file: stack.enter_context(file.open("rb", buffering=0)) for file in files}
         out = stack.enter_context(path.open("wb"))
         out.write(struct.pack("<Q", len(text)) + text)
-        for _, info in shard:
-            _copy_bytes(sources[info.file], out, info, buffer)
+        for _, cut in shard:
+            if cut.is_whole:
+                _copy_bytes(sources[cut.info.file], out, cut.info, buffer)
+            else:
+                _copy_cut(sources[cut.info.file], out, cut)
+
+
+def _copy_cut(source: FileIO, out: BinaryIO, cut: Cut) -> None:
+    """Copy what stays of a tensor, some rows at a time."""
+    info = cut.info
+    kind = np.dtype(f"<u{DTYPE_BYTES[info.dtype]}")
+    num_rows, row_items = info.shape[0], prod(info.shape[1:])
+    places, columns = cut.index[0], cut.index[1] if len(cut.index) > 1 else None
+    places = np.arange(num_rows) if places is None else places
+    step = max(1, _CUT_BYTES // (row_items * kind.itemsize))
+    buffer = np.empty((min(step, num_rows), row_items), dtype=kind)
+    for first in range(0, num_rows, step):
+        rows = buffer[: min(step, num_rows - first)]
+        here = places[np.searchsorted(places, first) : np.searchsorted(places, first + len(rows))] - first
+        if len(here):
+            _read_whole(source, info, info.offset + first * row_items * kind.itemsize, rows.data.cast("B"))
+            part = rows[here] if columns is None else rows[here][:, columns]
+            out.write(_scaled(part, cut).data.cast("B"))
+
+
+def _scaled(part: np.ndarray, cut: Cut) -> np.ndarray:
+    """Bit patterns of values times the cut's factor."""
+    if cut.factor == 1:
+        return np.ascontiguousarray(part)
+    import torch
+
+    dtype = getattr(torch, TORCH_NAMES[cut.info.dtype])
+    values = torch.frombuffer(bytearray(part.tobytes()), dtype=dtype).double()
+    shift = 1.0 if cut.adds_one else 0.0
+    return ((values + shift) * cut.factor - shift).to(dtype).view(torch.uint8).numpy()
 
 
 def _copy_bytes(source: FileIO, out: BinaryIO, info: TensorInfo, buffer: memoryview) -> None:
-    source.seek(info.offset)
-    left = info.nbytes
-    while left:
-        count = source.readinto(buffer[: min(left, len(buffer))])
+    for start in range(0, info.nbytes, len(buffer)):
+        part = buffer[: min(len(buffer), info.nbytes - start)]
+        _read_whole(source, info, info.offset + start, part)
+        out.write(part)
+
+
+def _read_whole(source: FileIO, info: TensorInfo, offset: int, into: memoryview) -> None:
+    source.seek(offset)
+    filled = 0
+    while filled < len(into):
+        count = source.readinto(into[filled:])
         if not count:
             raise ModelError(f"{info.file} became shorter while it was read", "leave it alone until pruning is done")
-        out.write(buffer[:count])
-        left -= count
+        filled += count
 
 
 def _remove_weights(target: Path) -> None:

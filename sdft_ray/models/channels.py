@@ -1,0 +1,148 @@
+"""Narrower models: which members of each channel space stay, and what config and tensors become.
+
+    channels = Channels(hidden=tuple(range(96)), mlp=((0, 2, 5), (1, 2, 3)))
+    check_channels(channels, config, num_blocks=2)
+    config_with_channels(config, channels)["intermediate_size"]     # 3
+
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sdft_ray.errors import PlanError
+from sdft_ray.models.families import HEAD_SPACES, SIZE_FIELDS, Config, family_of
+
+Members = tuple[int, ...]
+"""0-based, strictly increasing."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The members of each space that stay; None keeps a space whole.
+
+    All blocks write to one residual stream, so `hidden` is one choice. `mlp`, `kv_groups` and `heads` have one choice
+    for each block of the new model, of equal length, as engines know one width for all blocks. `heads` counts query
+    heads of the source; where only `kv_groups` is given, all heads of the groups that stay do.
+    """
+
+    hidden: Members | None = None
+    mlp: tuple[Members, ...] | None = None
+    kv_groups: tuple[Members, ...] | None = None
+    heads: tuple[Members, ...] | None = None
+
+    def of_block(self, block: int | None, sizes: Mapping[str, int]) -> dict[str, Members]:
+        """Of the spaces that shrink, what stays in block `block` of the new model, or outside the blocks (None)."""
+        kept = {} if self.hidden is None else {"hidden": self.hidden}
+        if block is None:
+            return kept
+        for space, members in (("mlp", self.mlp), ("kv_groups", self.kv_groups), ("heads", self.heads)):
+            if members is not None:
+                kept[space] = members[block]
+        if "kv_groups" in kept and "heads" not in kept:
+            width = sizes["heads"] // sizes["kv_groups"]
+            kept["heads"] = tuple(group * width + head for group in kept["kv_groups"] for head in range(width))
+        return kept
+
+
+def check_channels(channels: Channels, config: Config, num_blocks: int) -> None:
+    """Raise `PlanError` unless the model of `num_blocks` blocks that these channels leave can be written and loaded."""
+    family = family_of(config)
+    sizes = family.space_sizes(config)
+    if channels.hidden is not None:
+        _check_members("hidden", channels.hidden, sizes["hidden"])
+    for space in ("mlp", "kv_groups", "heads"):
+        choices: tuple[Members, ...] | None = getattr(channels, space)
+        if choices is None:
+            continue
+        if len(choices) != num_blocks:
+            raise PlanError(f"{space} is chosen for {len(choices)} of {num_blocks} blocks", "choose for every block")
+        for members in choices:
+            _check_members(space, members, sizes[space])
+        widths = sorted({len(members) for members in choices})
+        if len(widths) > 1:
+            raise PlanError(
+                f"blocks would keep between {widths[0]} and {widths[-1]} members of {space}",
+                "keep equally many in all: config.json has one width, so stock engines cannot load anything else",
+            )
+    for block in range(num_blocks):
+        _check_heads(channels.of_block(block, sizes), sizes, block)
+    narrow = narrowed_sizes(channels, sizes)
+    if family.head_dim_from_hidden and narrow["hidden"] != narrow["heads"] * narrow["head_dim"]:
+        raise PlanError(
+            f"{narrow['heads']} heads of {narrow['head_dim']} channels do not make the hidden size {narrow['hidden']}",
+            f"stock engines take the size of a {family.model_type} head from the two; prune both alike, or neither",
+        )
+    if family.heads_divide_hidden and narrow["hidden"] % narrow["heads"]:
+        below = narrow["hidden"] // narrow["heads"] * narrow["heads"]
+        raise PlanError(
+            f"the hidden size {narrow['hidden']} is no multiple of the {narrow['heads']} heads",
+            f"transformers refuses that of a {family.model_type}; keep {below} or {below + narrow['heads']} channels",
+        )
+
+
+def narrowed_sizes(channels: Channels, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Members of every space that stay."""
+    return {**sizes, **{space: len(members) for space, members in channels.of_block(0, sizes).items()}}
+
+
+def config_with_channels(config: Config, channels: Channels) -> dict[str, Any]:
+    """The config of the narrower model; equal to `config` when every space is whole.
+
+    `head_dim` is written out: without it engines would divide the hidden size by the number of heads.
+    """
+    sizes = family_of(config).space_sizes(config)
+    narrow = narrowed_sizes(channels, sizes)
+    changed = {SIZE_FIELDS[space]: size for space, size in narrow.items() if size != sizes[space]}
+    if {"hidden_size", "num_attention_heads"} & changed.keys():
+        changed["head_dim"] = narrow["head_dim"]
+        changed["num_key_value_heads"] = narrow["kv_groups"]
+    return {**config, **changed}
+
+
+def axis_index(axis: Sequence[str], sizes: Mapping[str, int], kept: Mapping[str, Members]) -> np.ndarray | None:
+    """Which places along a tensor's axis stay, int64 and increasing; None for all of them."""
+    if not any(space in kept for space in axis):
+        return None
+    parts, start = [], 0
+    for space in axis:
+        width = sizes["head_dim"] if space in HEAD_SPACES else 1
+        members = np.asarray(kept.get(space, range(sizes[space])), dtype=np.int64)
+        parts.append(start + (members[:, None] * width + np.arange(width)).reshape(-1))
+        start += sizes[space] * width
+    return np.concatenate(parts)
+
+
+def _check_members(space: str, members: Members, size: int) -> None:
+    if not members:
+        raise PlanError(f"the plan keeps no member of {space}", "keep at least one")
+    if any(later <= earlier for earlier, later in pairwise(members)):
+        raise PlanError(f"the kept members of {space} are not in strictly increasing order", "list each once, in order")
+    if members[0] < 0 or members[-1] >= size:
+        stray = members[0] if members[0] < 0 else members[-1]
+        raise PlanError(f"{space} has no member {stray}", f"the model has members 0 to {size - 1}")
+
+
+def _check_heads(kept: Mapping[str, Members], sizes: Mapping[str, int], block: int) -> None:
+    """Each group that stays has as many heads as the others, and no head is without its group."""
+    if "heads" not in kept:
+        return
+    width = sizes["heads"] // sizes["kv_groups"]
+    heads_of = dict.fromkeys(kept.get("kv_groups", range(sizes["kv_groups"])), 0)
+    for head in kept["heads"]:
+        group = head // width
+        if group not in heads_of:
+            raise PlanError(f"block {block} keeps head {head} without its key-value group {group}", "keep both or none")
+        heads_of[group] += 1
+    if len(set(heads_of.values())) > 1 or 0 in heads_of.values():
+        told = ", ".join(f"{group}: {count}" for group, count in heads_of.items())
+        raise PlanError(
+            f"block {block} keeps unequal numbers of heads in its key-value groups ({told})",
+            "keep equally many of each group, and at least one",
+        )
