@@ -1,9 +1,10 @@
 """What pruning costs beside copying the bytes that it keeps, and how much memory it takes.
 
-    python jobs/bench/prune.py [--quick] [--gib 2] [--directory DIR]
+    python jobs/bench/prune.py [--quick] [--width] [--gib 2] [--directory DIR]
 
-A random half-precision Llama in several files loses a fifth of its blocks. Two arms take turns, each on files
-that the page cache holds and to a new directory: `drop_blocks`, and a plain copy (`shutil.copyfile`) of files
+A random half-precision Llama in several files loses a fifth of its blocks, or with `--width` a quarter of its hidden
+channels, MLP channels and heads, taken out at random. Two arms take turns, each on files that the page cache holds and
+to a new directory: `prune_checkpoint`, and a plain copy (`shutil.copyfile`) of files
 of the same size. Time ends when the call returns; what is still to be written is flushed before the next
 round begins. A ratio is taken inside each round; the table shows medians and extremes. Memory is the peak
 resident size above that of the process before pruning, in a process of its own.
@@ -30,9 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
+from sdft_ray.models.channels import Channels
 from sdft_ray.models.checkpoint import INDEX_FILE, Checkpoint
 from sdft_ray.models.families import family_of, split_block
-from sdft_ray.models.surgery import drop_blocks
+from sdft_ray.models.surgery import prune_checkpoint
 
 BOUND_RATIO = 2.0
 SHARD_BYTES = 2**29
@@ -83,8 +85,23 @@ def kept_blocks(num_blocks: int) -> list[int]:
     return [block for block in range(num_blocks) if block not in removed]
 
 
-def prune(source: Path, target: Path) -> None:
-    drop_blocks(source, target, kept_blocks(Checkpoint.open(source).num_blocks), max_shard_bytes=SHARD_BYTES)
+def three_quarters(num_blocks: int) -> Channels:
+    """Of every space, at random; three heads of each group of four."""
+    rng = np.random.default_rng(0)
+
+    def some(size: int) -> tuple[int, ...]:
+        return tuple(sorted(rng.permutation(size)[: size * 3 // 4].tolist()))
+
+    heads = [tuple(group * 4 + head for group in range(4) for head in some(4)) for _ in range(num_blocks)]
+    mlp = [some(CONFIG["intermediate_size"]) for _ in range(num_blocks)]
+    return Channels(hidden=some(CONFIG["hidden_size"]), mlp=tuple(mlp), heads=tuple(heads))
+
+
+def prune(source: Path, target: Path, *, width: bool) -> None:
+    num_blocks = Checkpoint.open(source).num_blocks
+    keep = list(range(num_blocks)) if width else kept_blocks(num_blocks)
+    channels = three_quarters(num_blocks) if width else Channels()
+    prune_checkpoint(source, target, keep, channels, max_shard_bytes=SHARD_BYTES)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -114,7 +131,7 @@ def time_rounds(
     return wall, processor
 
 
-def added_memory(source: Path, target: Path) -> int:
+def added_memory(source: Path, target: Path, *, width: bool) -> int:
     """Bytes that pruning adds at its peak to this process. Linux only."""
 
     def status_bytes(field: str) -> int:
@@ -123,24 +140,24 @@ def added_memory(source: Path, target: Path) -> int:
 
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
     before = status_bytes("VmRSS")
-    prune(source, target)
+    prune(source, target, width=width)
     return status_bytes("VmHWM") - before
 
 
-def added_memory_apart(source: Path, target: Path) -> int:
-    command = [sys.executable, __file__, "--memory-of", str(source), str(target)]
+def added_memory_apart(source: Path, target: Path, *, width: bool) -> int:
+    command = [sys.executable, __file__, "--memory-of", str(source), str(target), *(["--width"] if width else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     shutil.rmtree(target)
     return int(done.stdout.strip().splitlines()[-1])
 
 
-def measure(root: Path, model_bytes: int, rounds: int) -> dict[str, Any]:
+def measure(root: Path, model_bytes: int, rounds: int, *, width: bool) -> dict[str, Any]:
     source, kept = root / "source", root / "kept"
     make_model(source, model_bytes)
-    prune(source, kept)  # the files that the other arm copies
+    prune(source, kept, width=width)  # the files that the other arm copies
     checkpoint, kept_bytes = Checkpoint.open(source), sum(path.stat().st_size for path in kept.iterdir())
-    memory = added_memory_apart(source, root / "target")
-    arms = {"prune": lambda target: prune(source, target), "copy": lambda target: copy(kept, target)}
+    memory = added_memory_apart(source, root / "target", width=width)
+    arms = {"prune": lambda target: prune(source, target, width=width), "copy": lambda target: copy(kept, target)}
     seconds, processor = time_rounds(arms, root, rounds)
     ratios = [ours / theirs for ours, theirs in zip(seconds["prune"], seconds["copy"], strict=True)]
     return {
@@ -190,12 +207,13 @@ def show(console: Console, figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a quarter of a GiB: under 60 s")
+    parser.add_argument("--width", action="store_true", help="narrower, with all blocks")
     parser.add_argument("--gib", type=float, help="size of the model (2; with --quick 0.25)")
     parser.add_argument("--directory", type=Path, help="where to write, to measure another disk")
     parser.add_argument("--memory-of", nargs=2, metavar=("SOURCE", "TARGET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print(added_memory(*(Path(path) for path in options.memory_of)))
+        print(added_memory(*(Path(path) for path in options.memory_of), width=options.width))
         return
     model_bytes = int((options.gib or (0.25 if options.quick else 2.0)) * 2**30)
     parent = options.directory or Path(tempfile.gettempdir())
@@ -203,10 +221,10 @@ def main() -> None:
     if free < 3 * model_bytes:
         sys.exit(f"{parent} has {free / 2**30:.1f} GiB free, {3 * model_bytes / 2**30:.1f} are needed")
     with tempfile.TemporaryDirectory(prefix="sdft-bench-", dir=parent) as root:
-        figures = measure(Path(root), model_bytes, rounds=5)
+        figures = measure(Path(root), model_bytes, rounds=5, width=options.width)
     show(Console(), figures)
     within = figures["ratio"] <= BOUND_RATIO and figures["added_memory_bytes"] <= figures["largest_tensor_bytes"]
-    print(json.dumps({"benchmark": "prune", "within_bounds": within, **figures}))
+    print(json.dumps({"benchmark": "prune", "width": options.width, "within_bounds": within, **figures}))
 
 
 if __name__ == "__main__":
