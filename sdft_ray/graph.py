@@ -104,14 +104,17 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         cut(recipe.calibration, exclude={"source", "revision", "max_tokens"}),
         sources=("calibration",),
     )
+    # Whoever prunes width wants the activity of channels, whichever of them then go.
+    watched = {} if recipe.width is None else {"channels": True}
     yield Step(
         "measure",
-        {"max_tokens": recipe.calibration.max_tokens, **replicate},
+        {"max_tokens": recipe.calibration.max_tokens, **watched, **replicate},
         {"calibration": "calibration"},
         ("teacher",),
     )
-    measured = {"measure": "measure"} if recipe.depth.metric in _MEASURED else {}
-    yield Step("plan", cut(recipe.depth), measured, ("teacher",))
+    measured = {"measure": "measure"} if recipe.depth.metric in _MEASURED or recipe.width else {}
+    width = {} if recipe.width is None else {"width": cut(recipe.width)}
+    yield Step("plan", {**cut(recipe.depth), **width}, measured, ("teacher",))
     yield Step("prune", {**replicate}, {"plan": "plan"}, ("teacher",))
     yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
     yield Step(
@@ -142,6 +145,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         "name": recipe.name,
         "description": recipe.description,
         "tuned": list(recipe.evaluate.tuned),
+        **width,
         "depth": cut(recipe.depth),  # a plan counts as its content, yet the page says how it was found
     }
     yield Step("report", shown, {}, ("gates",) if recipe.gates else ())

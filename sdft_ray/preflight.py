@@ -46,8 +46,10 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
 def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize:
     """Size after pruning. Raises `PlanError` when the target cannot be met, `ModelError` when unsupported."""
     from sdft_ray.pruning.plan import resolve_num_removed
+    from sdft_ray.pruning.width import narrowed_config
 
-    return size_with_blocks(config, size_of(config).num_blocks - resolve_num_removed(recipe.depth, config))
+    num_blocks = size_of(config).num_blocks - resolve_num_removed(recipe.depth, config)
+    return size_with_blocks(narrowed_config(recipe.width, config), num_blocks)
 
 
 def check_tail(recipe: Recipe, pruned: ModelSize) -> None:

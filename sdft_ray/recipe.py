@@ -117,6 +117,34 @@ class Depth(StrictPart):
         return self
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Width(StrictPart):
+    """What to keep of each channel space, as a share in (0, 1) or a count; a space that is not named stays whole.
+
+    `hidden`: channels of the residual stream, one choice for the whole model. `mlp`: channels between the MLP's
+    projections. `heads`: query heads, equally many in each key-value group. `kv_groups`: key-value heads, with their
+    query heads. The most active stay (arXiv:2407.14679): |activation| by `over_tokens`, then by `over_sequences`.
+    """
+
+    hidden: Count | Share | None = None
+    mlp: Count | Share | None = None
+    heads: Count | Share | None = None
+    kv_groups: Count | Share | None = None
+    multiple_of: int = Field(default=1, ge=1)
+    """Shares of `hidden` and `mlp` are rounded down to it; counts must be such. GPUs like 64 or 128."""
+    over_tokens: Literal["mean", "l2"] = "mean"
+    over_sequences: Literal["mean", "l2"] = "l2"
+
+    @model_validator(mode="after")
+    def _names_a_space(self) -> Self:
+        if all(getattr(self, space) is None for space in ("hidden", "mlp", "heads", "kv_groups")):
+            raise ValueError("name a space to prune: hidden, mlp, heads or kv_groups")
+        return self
+
+
 class Generate(StrictPart):
     """How the teacher rewrites the seed set in its own words (arXiv:2410.09982, section 3)."""
 
@@ -202,7 +230,9 @@ class Recipe(StrictPart):
     teacher: Teacher
     seed_set: SeedSet
     calibration: Calibration
-    depth: Depth
+    depth: Depth = Depth(metric="explicit", blocks=())
+    """Without it every block stays."""
+    width: Width | None = None
     generate: Generate = Generate()
     gap: Gap = Gap()
     train: Train
@@ -238,6 +268,22 @@ class Recipe(StrictPart):
                 "teacher_correction has no use: no arm compares with a teacher; "
                 "give one an objective such as {forward_kl: 1}, or leave the correction out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _matched_states_are_of_one_size(self) -> Self:
+        matching = [name for name, arm in self.train.arms.items() if arm.objective.matches]
+        if matching and self.width is not None and self.width.hidden is not None:
+            raise ValueError(
+                f"train.arms.{matching[0]} compares hidden states, and with width.hidden the student's are shorter "
+                "than the teacher's; leave one of both out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_pruned(self) -> Self:
+        if "depth" not in self.model_fields_set and self.width is None:
+            raise ValueError("say what to prune: depth, width, or both")
         return self
 
     @model_validator(mode="after")

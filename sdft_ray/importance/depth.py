@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sdft_ray.errors import DataError, ModelError
 from sdft_ray.importance.capture import backbone_and_blocks, residual_stream
 from sdft_ray.importance.moments import DepthMoments, DepthScores
+from sdft_ray.importance.width import Watch
 
 __all__ = ["DepthMoments", "DepthScores", "measure"]
 
@@ -29,6 +30,7 @@ def measure(
     moments: DepthMoments | None = None,
     *,
     stream_bytes: int = STREAM_BYTES,
+    watch: Watch | None = None,
 ) -> DepthMoments:
     """Add what `batches` show of `model` to `moments` (None: start from nothing), without the LM head.
 
@@ -39,6 +41,7 @@ def measure(
     Hidden states are widened to float32 and normalised, their cosines clamped to [-1, 1], and summed in
     float64. To spread a calibration set over workers, spread its *batches*: a batch gives the same sums
     anywhere, whereas another grouping of rows into batches moves the forward pass itself by rounding errors.
+    `watch` (`importance.width.watched`) sees the same forward passes.
 
     Raises `DataError` for a batch that is not right-padded or has an empty row, `ModelError` for hidden
     states that are not finite (overflow in float16, damaged weights) or all zero.
@@ -52,6 +55,8 @@ def measure(
     with residual_stream(blocks) as stream:
         for batch in batches:
             for input_ids_BT, lengths_B in _parts(*batch, max_tokens=max_tokens):
+                if watch is not None:
+                    watch.start(lengths_B.to(weight.device))
                 # Pads stand on the right of a causal model: no real token sees them, so no mask is needed.
                 backbone(input_ids=input_ids_BT.to(weight.device), use_cache=False)
                 moments = moments + _summed(stream, lengths_B.to(weight.device))

@@ -37,6 +37,17 @@ class Channels:
     kv_groups: tuple[Members, ...] | None = None
     heads: tuple[Members, ...] | None = None
 
+    def to_plain(self) -> dict[str, Any]:
+        """The spaces that shrink, as JSON values."""
+        return {space: members for space, members in vars(self).items() if members is not None}
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> Channels:
+        """The inverse of `to_plain`. Raises `TypeError` for anything else."""
+        hidden = content.get("hidden")
+        others = {space: tuple(map(_members, lists)) for space, lists in content.items() if space != "hidden"}
+        return cls(hidden=None if hidden is None else _members(hidden), **others)
+
     def of_block(self, block: int | None, sizes: Mapping[str, int]) -> dict[str, Members]:
         """Of the spaces that shrink, what stays in block `block` of the new model, or outside the blocks (None)."""
         kept = {} if self.hidden is None else {"hidden": self.hidden}
@@ -49,6 +60,9 @@ class Channels:
             width = sizes["heads"] // sizes["kv_groups"]
             kept["heads"] = tuple(group * width + head for group in kept["kv_groups"] for head in range(width))
         return kept
+
+
+WHOLE = Channels()
 
 
 def check_channels(channels: Channels, config: Config, num_blocks: int) -> None:
@@ -73,7 +87,12 @@ def check_channels(channels: Channels, config: Config, num_blocks: int) -> None:
             )
     for block in range(num_blocks):
         _check_heads(channels.of_block(block, sizes), sizes, block)
-    narrow = narrowed_sizes(channels, sizes)
+    check_sizes(narrowed_sizes(channels, sizes), config)
+
+
+def check_sizes(narrow: Mapping[str, int], config: Config) -> None:
+    """Raise `PlanError` unless stock transformers and vLLM load a model of this family with these sizes of spaces."""
+    family = family_of(config)
     if family.head_dim_from_hidden and narrow["hidden"] != narrow["heads"] * narrow["head_dim"]:
         raise PlanError(
             f"{narrow['heads']} heads of {narrow['head_dim']} channels do not make the hidden size {narrow['hidden']}",
@@ -93,12 +112,16 @@ def narrowed_sizes(channels: Channels, sizes: Mapping[str, int]) -> dict[str, in
 
 
 def config_with_channels(config: Config, channels: Channels) -> dict[str, Any]:
-    """The config of the narrower model; equal to `config` when every space is whole.
+    """The config of the narrower model; equal to `config` when every space is whole."""
+    return config_with_sizes(config, narrowed_sizes(channels, family_of(config).space_sizes(config)))
+
+
+def config_with_sizes(config: Config, narrow: Mapping[str, int]) -> dict[str, Any]:
+    """The config of a model with so many members of each space.
 
     `head_dim` is written out: without it engines would divide the hidden size by the number of heads.
     """
     sizes = family_of(config).space_sizes(config)
-    narrow = narrowed_sizes(channels, sizes)
     changed = {SIZE_FIELDS[space]: size for space, size in narrow.items() if size != sizes[space]}
     if {"hidden_size", "num_attention_heads"} & changed.keys():
         changed["head_dim"] = narrow["head_dim"]
@@ -117,6 +140,12 @@ def axis_index(axis: Sequence[str], sizes: Mapping[str, int], kept: Mapping[str,
         parts.append(start + (members[:, None] * width + np.arange(width)).reshape(-1))
         start += sizes[space] * width
     return np.concatenate(parts)
+
+
+def _members(values: Any) -> Members:
+    if not isinstance(values, list | tuple) or not all(type(value) is int for value in values):
+        raise TypeError(f"{values!r} are no members of a space")
+    return tuple(values)
 
 
 def _check_members(space: str, members: Members, size: int) -> None:

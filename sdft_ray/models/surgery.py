@@ -20,7 +20,14 @@ from typing import BinaryIO
 import numpy as np
 
 from sdft_ray.errors import ModelError
-from sdft_ray.models.channels import Channels, axis_index, check_channels, config_with_channels, narrowed_sizes
+from sdft_ray.models.channels import (
+    WHOLE,
+    Channels,
+    axis_index,
+    check_channels,
+    config_with_channels,
+    narrowed_sizes,
+)
 from sdft_ray.models.checkpoint import DTYPE_BYTES, INDEX_FILE, SINGLE_FILE, TORCH_NAMES, Checkpoint, TensorInfo
 from sdft_ray.models.config import check_keep_blocks, config_with_blocks
 from sdft_ray.models.families import Family, TensorTemplate, join_block, split_block
@@ -73,7 +80,7 @@ def prune_checkpoint(
     source: Path,
     target: Path,
     keep_blocks: Sequence[int],
-    channels: Channels = Channels(),  # noqa: B008  (frozen)
+    channels: Channels = WHOLE,
     *,
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:

@@ -1,4 +1,7 @@
-"""Choose which decoder blocks stay. The plan is a value: equal plans are one, however they were found."""
+"""Choose which decoder blocks stay. The plan is a value: equal plans are one, however they were found.
+
+Which channels of them stay is chosen in `pruning.width`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from sdft_ray.errors import PlanError
+from sdft_ray.models.channels import WHOLE, Channels, check_channels
 from sdft_ray.models.config import check_keep_blocks
 from sdft_ray.models.families import Config, family_of, num_blocks_of
 from sdft_ray.models.size import size_with_blocks
@@ -34,11 +38,14 @@ class BlockScores(Protocol):
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """The blocks that stay, of a model of `num_blocks` blocks: 0-based, strictly increasing, at least one."""
+    """The blocks that stay, of a model of `num_blocks` blocks: 0-based, strictly increasing, at least one; and the
+    channels of them that do.
+    """
 
     model_type: str
     num_blocks: int
     keep_blocks: tuple[int, ...]
+    channels: Channels = WHOLE
 
     def __post_init__(self) -> None:
         check_keep_blocks(self.keep_blocks, self.num_blocks)
@@ -49,7 +56,7 @@ class PruningPlan:
         return tuple(block for block in range(self.num_blocks) if block not in kept)
 
     def validate(self, config: Config) -> None:
-        """Raise `PlanError` if the plan was made for another architecture or depth than this config's."""
+        """Raise `PlanError` if the plan was made for another architecture or shape than this config's."""
         model_type, num_blocks = family_of(config).model_type, num_blocks_of(config)
         if (model_type, num_blocks) != (self.model_type, self.num_blocks):
             raise PlanError(
@@ -57,27 +64,47 @@ class PruningPlan:
                 f"the model is a {model_type} of {num_blocks}",
                 "make the plan for this model",
             )
+        check_channels(self.channels, config, len(self.keep_blocks))
+
+    def identity(self) -> dict[str, Any]:
+        """What the plan counts as, in few words: channels by their digest."""
+        content = json.loads(self.to_json())
+        if "channels" in content:
+            text = json.dumps(content.pop("channels"), sort_keys=True)
+            content["channels_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        return content
 
     def to_json(self) -> str:
         """One line; equal plans give equal text."""
-        return json.dumps(
-            {"keep_blocks": self.keep_blocks, "model_type": self.model_type, "num_blocks": self.num_blocks}
-        )
+        content: dict[str, Any] = {
+            "keep_blocks": self.keep_blocks,
+            "model_type": self.model_type,
+            "num_blocks": self.num_blocks,
+        }
+        channels = self.channels.to_plain()
+        return json.dumps({**content, "channels": channels} if channels else content)
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
         """The inverse of `to_json`. Raises `PlanError` for anything else."""
-        wrong = PlanError("this is no pruning plan", "it has the keys keep_blocks, model_type, num_blocks")
+        wrong = PlanError("this is no pruning plan", "it has the keys keep_blocks, model_type, num_blocks and channels")
         try:
             content: Any = json.loads(text)
         except ValueError:
             raise wrong from None
-        if not isinstance(content, dict) or set(content) != {"keep_blocks", "model_type", "num_blocks"}:
+        if not isinstance(content, dict):
+            raise wrong
+        channels = content.pop("channels", {})
+        if set(content) != {"keep_blocks", "model_type", "num_blocks"} or not isinstance(channels, dict):
             raise wrong
         blocks = content["keep_blocks"]
         if not isinstance(blocks, list) or not all(type(n) is int for n in (*blocks, content["num_blocks"])):
             raise wrong
-        return cls(str(content["model_type"]), content["num_blocks"], tuple(blocks))
+        try:
+            kept = Channels.from_plain(channels)
+        except TypeError:
+            raise wrong from None
+        return cls(str(content["model_type"]), content["num_blocks"], tuple(blocks), kept)
 
 
 def choose_blocks(depth: Depth, config: Config, scores: BlockScores | None = None) -> PruningPlan:

@@ -1,81 +1,103 @@
-"""Choose which members of each channel space stay, from how active they are.
+"""Choose which members of each channel space stay: how many from the recipe, which from how active they are.
 
 Suffixes: L blocks, C members of a space.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdft_ray.errors import PlanError
-from sdft_ray.models.channels import Channels, Members, check_channels
+from sdft_ray.models.channels import Channels, Members, check_channels, check_sizes, config_with_sizes
 from sdft_ray.models.families import Config, family_of
+from sdft_ray.recipe import Width
 
 Scores = Mapping[str, NDArray[np.float64]]
 """How active each member of a space is: (C,) for `hidden`, (L, C) for `mlp`, `heads`, `kv_groups`, L blocks of the
 teacher."""
 
-
-@dataclass(frozen=True)
-class Widths:
-    """Members of each space that stay; None keeps all. `heads` are query heads in the whole block."""
-
-    hidden: int | None = None
-    mlp: int | None = None
-    heads: int | None = None
-    kv_groups: int | None = None
+SPACES = ("hidden", "mlp", "kv_groups", "heads")
 
 
-def choose_channels(widths: Widths, scores: Scores, config: Config, keep_blocks: Sequence[int]) -> Channels:
-    """The most active members, the first of equals, for the blocks that stay (arXiv:2407.14679, section 2.2).
+def resolve_sizes(width: Width | None, config: Config) -> dict[str, int]:
+    """Members of every space that a recipe's `width` leaves of a model with this config; shares are rounded down.
 
-    Hidden channels have one order for the whole model; MLP channels and key-value groups are ranked in their block, and
-    query heads inside their group, of which each keeps equally many. A smaller width keeps a part of what a larger one
-    does, but for heads where groups go too.
-
-    Raises `PlanError` for widths that the model does not have or that could not be loaded, and for scores of another
-    model or that are no numbers.
+    Raises `PlanError` for what the model does not have, for nothing, and for what could not be loaded.
     """
     sizes = family_of(config).space_sizes(config)
-    for space in ("hidden", "mlp", "heads", "kv_groups"):
-        _check_width(space, getattr(widths, space), sizes[space])
+    if width is None:
+        return sizes
+    narrow, in_group = dict(sizes), sizes["heads"] // sizes["kv_groups"]
+    for space in SPACES:
+        if space == "heads":  # those of groups that go, go
+            narrow["heads"] = narrow["kv_groups"] * in_group
+        asked = getattr(width, space)
+        if asked is None:
+            continue
+        step = {"heads": narrow["kv_groups"], "kv_groups": 1}.get(space, width.multiple_of)
+        wanted = asked
+        if isinstance(asked, float):  # exact: 0.7 means 7/10
+            wanted = math.floor(Fraction(str(asked)) * sizes[space]) // step * step
+        if not 1 <= wanted <= narrow[space] or wanted % step:
+            steps = "" if step == 1 else f", in steps of {step}"
+            raise PlanError(
+                f"width.{space}: cannot keep {asked} of {sizes[space]} members",
+                f"keep {step} to {narrow[space] // step * step}{steps}",
+            )
+        narrow[space] = wanted
+    check_sizes(narrow, config)
+    return narrow
+
+
+def narrowed_config(width: Width | None, config: Config) -> Config:
+    """The config with the widths that a recipe asks for. Raises as `resolve_sizes`."""
+    return config_with_sizes(config, resolve_sizes(width, config))
+
+
+def choose_channels(narrow: Mapping[str, int], scores: Scores, config: Config, keep_blocks: Sequence[int]) -> Channels:
+    """The most active members, the first of equals, for the blocks that stay (arXiv:2407.14679, section 2.2).
+
+    `narrow` is as `resolve_sizes` gives it; a space that keeps its size is left alone. Hidden channels have one order
+    for the whole model; MLP channels and key-value groups are ranked in their block, and query heads inside their
+    group, of which each keeps equally many. A smaller width keeps a part of what a larger one does, but for heads where
+    groups go too.
+
+    Raises `PlanError` for widths that could not be loaded, and for scores of another model or that are no numbers.
+    """
+    sizes = family_of(config).space_sizes(config)
     _check_scores(scores, sizes, keep_blocks)
-    groups = heads = None
-    if widths.kv_groups is not None:
-        groups = tuple(_most_active(scores["kv_groups"][block], widths.kv_groups) for block in keep_blocks)
-    if widths.heads is not None or groups is not None:
-        heads = _heads(widths, scores["heads"], sizes, keep_blocks, groups)
+    shrinks = {space for space in SPACES if narrow[space] != sizes[space]}
+
+    def in_blocks(space: str) -> tuple[Members, ...] | None:
+        if space not in shrinks:
+            return None
+        return tuple(_most_active(scores[space][block], narrow[space]) for block in keep_blocks)
+
+    groups = in_blocks("kv_groups")
     channels = Channels(
-        hidden=None if widths.hidden is None else _most_active(scores["hidden"], widths.hidden),
-        mlp=None if widths.mlp is None else tuple(_most_active(scores["mlp"][b], widths.mlp) for b in keep_blocks),
+        hidden=_most_active(scores["hidden"], narrow["hidden"]) if "hidden" in shrinks else None,
+        mlp=in_blocks("mlp"),
         kv_groups=groups,
-        heads=heads,
+        heads=_heads(narrow, scores["heads"], sizes, keep_blocks, groups) if "heads" in shrinks else None,
     )
     check_channels(channels, config, len(keep_blocks))
     return channels
 
 
 def _heads(
-    widths: Widths,
+    narrow: Mapping[str, int],
     scores_LC: NDArray[np.float64],
     sizes: Mapping[str, int],
     keep_blocks: Sequence[int],
     groups: tuple[Members, ...] | None,
 ) -> tuple[Members, ...]:
     """The most active heads of each group that stays."""
-    in_group = sizes["heads"] // sizes["kv_groups"]
-    num_groups = widths.kv_groups or sizes["kv_groups"]
-    wanted = widths.heads if widths.heads is not None else num_groups * in_group
-    each, rest = divmod(wanted, num_groups)
-    if rest or not 1 <= each <= in_group:
-        raise PlanError(
-            f"{wanted} heads cannot be shared evenly by {num_groups} key-value groups of at most {in_group}",
-            f"keep a multiple of {num_groups}, at most {num_groups * in_group}",
-        )
+    in_group, each = sizes["heads"] // sizes["kv_groups"], narrow["heads"] // narrow["kv_groups"]
     kept = []
     for place, block in enumerate(keep_blocks):
         members: list[int] = []
@@ -90,13 +112,8 @@ def _most_active(scores_C: NDArray[np.float64], count: int) -> Members:
     return tuple(sorted(np.argsort(-scores_C, kind="stable")[:count].tolist()))
 
 
-def _check_width(space: str, width: int | None, size: int) -> None:
-    if width is not None and not 1 <= width <= size:
-        raise PlanError(f"cannot keep {width} of {size} members of {space}", f"keep 1 to {size}")
-
-
 def _check_scores(scores: Scores, sizes: Mapping[str, int], keep_blocks: Sequence[int]) -> None:
-    for space in ("hidden", "mlp", "heads", "kv_groups"):
+    for space in SPACES:
         found = scores[space]
         if found.shape[-1] != sizes[space] or (space != "hidden" and len(found) <= max(keep_blocks)):
             raise PlanError(

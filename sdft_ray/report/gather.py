@@ -83,6 +83,7 @@ def gather(
             keep_blocks=tuple(manifests["plan"].summary["plan"]["keep_blocks"]),
             metric=recipe.depth.metric,
             position=recipe.depth.position if measured else "",
+            widths=manifests["plan"].summary.get("widths", {}),
         )
         if "plan" in manifests
         else None,

@@ -63,6 +63,8 @@ class Plan(_Part):
     metric: str = ""
     position: str = ""
     """"last" or "mean" where the metric is the angular distance, else ""."""
+    widths: dict[str, tuple[int, int]] = {}
+    """Of every channel space that shrank, how many members stayed, and of how many."""
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:

@@ -253,8 +253,22 @@ def stage_rows(data: ReportData) -> list[StageRow]:
     return [StageRow(stage, stage.wall_s / longest) for stage in data.stages]
 
 
+_SPACE_WORDS = {
+    "hidden": "hidden channels",
+    "mlp": "MLP channels",
+    "heads": "query heads",
+    "kv_groups": "key-value groups",
+}
+
+
 def removed_words(plan: Plan) -> str:
-    """What was removed and by which rule, in a sentence."""
+    """What was removed and by which rule, in a sentence or two."""
+    kept = [f"{part:,} of {whole:,} {_SPACE_WORDS.get(space, space)}" for space, (part, whole) in plan.widths.items()]
+    narrower = f" The most active stayed: {_joined(kept)}." if kept else ""
+    return f"{_removed_blocks(plan)}{narrower}"
+
+
+def _removed_blocks(plan: Plan) -> str:
     removed = plan.removed_blocks
     if not removed:
         return f"All {plan.num_blocks} blocks stayed."
@@ -283,4 +297,8 @@ def _listed(blocks: tuple[int, ...]) -> str:
     parts = []
     for first, last in runs:
         parts += [f"{first} to {last}"] if last > first + 1 else [str(block) for block in range(first, last + 1)]
+    return _joined(parts)
+
+
+def _joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

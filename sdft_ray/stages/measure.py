@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import reduce
+from operator import add
 from typing import Any
 
 import ray
@@ -17,15 +21,18 @@ def run(job: Job) -> Made:
     settings = job.resources.measure
     task = ray.remote(_shard).options(**remote_options(settings), max_retries=3)
     refs = [task.remote(job, index, settings.num_tasks) for index in range(settings.num_tasks)]
-    parts: list[tuple[str, Usage]] = ray.get(refs)
-    moments = DepthMoments.from_json(parts[0][0])
-    for text, _ in parts[1:]:
-        moments = moments + DepthMoments.from_json(text)
-    scores = moments.scores()
-    made = Made(usage=together([usage for _, usage in parts]))
+    return _stored(job, ray.get(refs))
+
+
+def _stored(job: Job, parts: Sequence[tuple[str, bytes, Usage]]) -> Made:
+    """What the shards saw, put together."""
+    scores = reduce(add, [DepthMoments.from_json(text) for text, _, _ in parts]).scores()
+    made = Made(usage=together([usage for _, _, usage in parts]))
     made.summary = {"num_sequences": scores.num_sequences, "num_tokens": scores.num_tokens}
     with job.output(made) as directory:
         (directory / files.DEPTH_SCORES).write_text(scores.to_json(), encoding="utf-8")
+        if job.recipe.width is not None:
+            (directory / files.WIDTH_MOMENTS).write_bytes(_merged([content for _, content, _ in parts]))
     return made
 
 
@@ -33,13 +40,21 @@ def read_scores(job: Job, role: str = "measure") -> DepthScores:
     return DepthScores.from_json((job.input(role) / files.DEPTH_SCORES).read_text(encoding="utf-8"))
 
 
-def _shard(job: Job, index: int, num_shards: int) -> tuple[str, Usage]:
-    """The moments of every `num_shards`-th batch, as JSON; all shards agree on the batches."""
+def _merged(parts: Sequence[bytes]) -> bytes:
+    """Of the activity of channels."""
+    from sdft_ray.importance.width import WidthMoments
+
+    return reduce(add, map(WidthMoments.from_bytes, parts)).to_bytes()
+
+
+def _shard(job: Job, index: int, num_shards: int) -> tuple[str, bytes, Usage]:
+    """The moments of every `num_shards`-th batch, and of channels if asked for; all shards agree on the batches."""
     import pyarrow.parquet as pq
 
     from sdft_ray.data.calibration import calibration_batches
     from sdft_ray.data.chat import load_tokenizer
     from sdft_ray.importance.depth import measure
+    from sdft_ray.importance.width import watched
     from sdft_ray.models.loading import load_model
 
     with Meter(gpus=job.resources.measure.gpus) as meter:
@@ -56,7 +71,9 @@ def _shard(job: Job, index: int, num_shards: int) -> tuple[str, Usage]:
         model: Any = load_model(teacher, job.recipe.teacher.dtype)
         model.to(device)
         moments = DepthMoments.empty(model.config.num_hidden_layers)
-        for done, batch in enumerate(mine, 1):
-            moments = measure(model, [batch], moments)
-            job.progress(done, len(mine), "batches")
-    return moments.to_json(), meter.usage(moments.num_tokens)
+        with watched(model) if job.recipe.width is not None else nullcontext() as watch:
+            for done, batch in enumerate(mine, 1):
+                moments = measure(model, [batch], moments, watch=watch)
+                job.progress(done, len(mine), "batches")
+    channels = b"" if watch is None else watch.moments.to_bytes()
+    return moments.to_json(), channels, meter.usage(moments.num_tokens)

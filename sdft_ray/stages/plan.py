@@ -1,11 +1,16 @@
-"""Stage `plan`: choose the blocks to remove. The plan is a value: equal plans are one, however they were found."""
+"""Stage `plan`: choose the blocks and channels to remove. Equal plans are one, however they were found."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import replace
 
+from sdft_ray.models.channels import Channels, narrowed_sizes
+from sdft_ray.models.families import Config, family_of
 from sdft_ray.models.source import ModelSource, read_config
-from sdft_ray.pruning.plan import choose_blocks
+from sdft_ray.pruning.plan import PruningPlan, choose_blocks
+from sdft_ray.pruning.width import choose_channels, resolve_sizes
+from sdft_ray.recipe import Width
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter
 from sdft_ray.stages.measure import read_scores
@@ -19,7 +24,24 @@ def run(job: Job) -> Made:
         assert config is not None
         scores = read_scores(job) if "measure" in job.inputs else None
         plan = choose_blocks(job.recipe.depth, config, scores)
+        if job.recipe.width is not None:
+            plan = replace(plan, channels=_channels(job, job.recipe.width, config, plan.keep_blocks))
         (directory / files.PLAN).write_text(plan.to_json(), encoding="utf-8")
-        made.summary = {"plan": json.loads(plan.to_json())}
+        made.summary = {"plan": plan.identity(), "widths": _widths(plan, config)}
     made.usage = meter.usage()
     return made
+
+
+def _widths(plan: PruningPlan, config: Config) -> dict[str, list[int]]:
+    """Of every space that shrinks, how many members stay, and of how many."""
+    sizes = family_of(config).space_sizes(config)
+    narrow = narrowed_sizes(plan.channels, sizes)
+    return {space: [narrow[space], size] for space, size in sizes.items() if narrow[space] != size}
+
+
+def _channels(job: Job, width: Width, config: Config, keep_blocks: Sequence[int]) -> Channels:
+    from sdft_ray.importance.width import SPACES, WidthMoments
+
+    moments = WidthMoments.from_bytes((job.input("measure") / files.WIDTH_MOMENTS).read_bytes())
+    scores = {space: moments.scores(space, width.over_tokens, width.over_sequences) for space in SPACES}
+    return choose_channels(resolve_sizes(width, config), scores, config, keep_blocks)

@@ -1,4 +1,4 @@
-"""Stage `prune`: stream the teacher's tensors into a checkpoint of the kept blocks."""
+"""Stage `prune`: stream the teacher's tensors into a checkpoint of the kept blocks and channels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ def _prune(job: Job) -> Made:
     from sdft_ray.models.checkpoint import Checkpoint
     from sdft_ray.models.loading import check_finite
     from sdft_ray.models.size import size_of
-    from sdft_ray.models.surgery import drop_blocks
+    from sdft_ray.models.surgery import prune_checkpoint
 
     made = Made()
     with Meter() as meter, job.output(made) as directory:
         plan = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))
         job.progress(0, len(plan.keep_blocks), "blocks")
         teacher = job.model("teacher")
-        drop_blocks(teacher, directory, plan.keep_blocks, max_shard_bytes=job.resources.max_shard_bytes)
+        max_shard_bytes = job.resources.max_shard_bytes
+        prune_checkpoint(teacher, directory, plan.keep_blocks, plan.channels, max_shard_bytes=max_shard_bytes)
         checkpoint = Checkpoint.open(directory)
         checkpoint.check_expected()
         check_finite(directory)

@@ -22,7 +22,7 @@ _LOCAL_ENVIRONMENT = {
 }
 
 
-_START_HINT = "the last lines of gcs_server.err in /tmp/ray/session_latest/logs say why; is the machine overloaded?"
+_START_HINT = "is the machine overloaded? gcs_server.err and raylet.err in /tmp/ray/session_latest/logs say why"
 
 
 @dataclass(frozen=True)

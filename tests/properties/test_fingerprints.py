@@ -116,6 +116,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "calibration.answer_kind": "list", "calibration.limit": 3, "calibration.max_tokens": 9,
         "depth.metric": "tail", "depth.position": "mean", "depth.remove_blocks": 2, "depth.seed": 5,
         "depth.keep_parameters": None, "depth.max_parameters": None, "depth.blocks": None,
+        "width": {"mlp": 0.5},
         "generate.template": "own_words_detailed", "generate.temperature": 0.5, "generate.top_p": 0.5,
         "generate.max_tokens": 17, "generate.seed": 7, "generate.num_samples": 2, "generate.attempt": 2,
         "gap.num_rows": 3,
@@ -173,6 +174,15 @@ def test_alternative_targets_move_addresses(world: Path) -> None:
     ):  # fmt: skip
         seen.append(_identities(Recipe.parse({**_base(world), "depth": depth}), world)["plan"])
     assert len(set(seen)) == 4
+
+
+def test_widths_move_the_plan_and_only_asking_for_channels_the_measurement(world: Path) -> None:
+    found = [
+        _identities(Recipe.parse({**_base(world), "width": width}), world)
+        for width in (None, {"mlp": 0.5}, {"mlp": 0.6}, {"hidden": 0.5}, {"mlp": 0.5, "over_tokens": "l2"})
+    ]
+    assert len({identities["plan"] for identities in found}) == len(found)
+    assert len({identities["measure"] for identities in found}) == 2
 
 
 def test_steps_counted_in_tokens_are_steps_of_their_own(world: Path) -> None:

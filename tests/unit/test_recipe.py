@@ -106,9 +106,31 @@ def test_mistakes_are_named_with_a_next_step(tmp_path: Path, change: dict, says:
 
 def test_missing_part_is_named(tmp_path: Path) -> None:
     data = recipe_data(tmp_path, tmp_path)
-    del data["depth"]
-    with pytest.raises(RecipeError, match="'depth' is missing"):
+    del data["calibration"]
+    with pytest.raises(RecipeError, match="'calibration' is missing"):
         Recipe.parse(data)
+
+
+def test_depth_or_width_or_both(tmp_path: Path) -> None:
+    data = recipe_data(tmp_path, tmp_path)
+    assert Recipe.parse({**data, "width": {"mlp": 0.5, "heads": 2}}).width is not None
+    del data["depth"]
+    with pytest.raises(RecipeError, match="say what to prune: depth, width, or both"):
+        Recipe.parse(data)
+    assert Recipe.parse({**data, "width": {"mlp": 0.5}}).depth.blocks == ()
+    with pytest.raises(RecipeError, match="name a space to prune"):
+        Recipe.parse({**data, "width": {"multiple_of": 64}})
+    for share in (0, 1.0, -0.5, 1.5):
+        with pytest.raises(RecipeError, match="width"):
+            Recipe.parse({**data, "width": {"mlp": share}})
+
+
+def test_hidden_states_of_other_sizes_are_not_compared(tmp_path: Path) -> None:
+    arm = {"data": "reference", "learning_rate": 1e-3, "objective": {"hidden_mse": 1.0}}
+    train = {**recipe_data(tmp_path, tmp_path)["train"], "arms": {"match": arm}}
+    assert Recipe.parse(recipe_data(tmp_path, tmp_path, train=train, width={"mlp": 0.5}))
+    with pytest.raises(RecipeError, match=r"train.arms.match compares hidden states, and with width.hidden"):
+        Recipe.parse(recipe_data(tmp_path, tmp_path, train=train, width={"hidden": 0.5}))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from sdft_ray.errors import PlanError
+from sdft_ray.models.channels import Channels
 from sdft_ray.pruning.plan import PruningPlan, choose_blocks, resolve_num_removed
 from sdft_ray.recipe import Depth
 
@@ -193,6 +194,18 @@ def test_json_round_trip():
     assert json.loads(plan.to_json()) == {"keep_blocks": [0, 1, 5], "model_type": "qwen3", "num_blocks": 6}
 
 
+def test_channels_are_part_of_a_plan():
+    channels = Channels(hidden=(0, 2), mlp=((1, 3), (0, 3)))
+    plan = PruningPlan("qwen3", 6, (0, 5), channels)
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert plan.identity().keys() == {"keep_blocks", "model_type", "num_blocks", "channels_sha256"}
+    others = (Channels(hidden=(0, 3), mlp=channels.mlp), Channels(hidden=(0, 2)))
+    digests = {PruningPlan("qwen3", 6, (0, 5), other).identity()["channels_sha256"] for other in (channels, *others)}
+    assert len(digests) == 3
+    whole = PruningPlan("qwen3", 6, (0, 5))
+    assert whole.identity() == json.loads(whole.to_json())
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"keep_blocks": [0], "model_type": "llama", "num_blocks": 2, "x": 1}',
@@ -200,7 +213,11 @@ def test_json_round_trip():
      '{"keep_blocks": "01", "model_type": "llama", "num_blocks": 2}',
      '{"keep_blocks": [0], "model_type": "llama", "num_blocks": "2"}',
      '{"keep_blocks": [2], "model_type": "llama", "num_blocks": 2}',
-     '{"keep_blocks": [], "model_type": "llama", "num_blocks": 2}'],
+     '{"keep_blocks": [], "model_type": "llama", "num_blocks": 2}',
+     '{"keep_blocks": [0], "model_type": "llama", "num_blocks": 2, "channels": []}',
+     '{"keep_blocks": [0], "model_type": "llama", "num_blocks": 2, "channels": {"vocab": [0]}}',
+     '{"keep_blocks": [0], "model_type": "llama", "num_blocks": 2, "channels": {"mlp": [0]}}',
+     '{"keep_blocks": [0], "model_type": "llama", "num_blocks": 2, "channels": {"hidden": [0.5]}}'],
 )  # fmt: skip
 def test_json_refused(text):
     with pytest.raises(PlanError):
@@ -212,3 +229,9 @@ def test_plan_for_another_model(other):
     plan = choose_blocks(Depth(metric="tail", remove_blocks=2), CONFIG)
     with pytest.raises(PlanError, match="the plan is for a llama of 5 blocks"):
         plan.validate({**CONFIG, **other})
+
+
+def test_a_plan_with_channels_for_a_model_of_another_shape():
+    plan = replace(choose_blocks(Depth(metric="tail", remove_blocks=4), CONFIG), channels=Channels(mlp=((0, 10**6),)))
+    with pytest.raises(PlanError, match="mlp has no member 1000000"):
+        plan.validate(CONFIG)

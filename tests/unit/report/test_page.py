@@ -201,6 +201,7 @@ def test_blocks_without_measurements_are_listed() -> None:
     plan = Plan(num_blocks=8, keep_blocks=(0, 2, 3, 7), metric="random")
     page = render(ReportData(name="x", plan=plan))
     assert "Blocks 1 and 4 to 6 of 8 were removed: drawn at random." in page
+    assert "The most active stayed" not in page
     assert page.count('class="gone"') == 4
 
 

@@ -1,0 +1,91 @@
+"""Width from measurement to checkpoint, stage by stage in this process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sdft_ray.data.example import SEED_SCHEMA
+from sdft_ray.importance.width import WidthMoments
+from sdft_ray.models.loading import load_model
+from sdft_ray.models.size import size_with_blocks
+from sdft_ray.models.source import ModelSource, read_config
+from sdft_ray.preflight import planned_size
+from sdft_ray.pruning.plan import PruningPlan
+from sdft_ray.stages import files, measure, plan, prune
+from sdft_ray.stages.job import Job
+from sdft_ray.store.store import MANIFEST, Store
+from tests.recipes import make_recipe
+from tests.tiny import make_model
+from tests.worlds import RESOURCES
+
+CALIBRATION, MEASURE = "calibration/" + "1" * 16, "measure/" + "2" * 16
+PLAN, PRUNE = "plan/" + "3" * 16, "prune/" + "4" * 16
+WIDTH = {"hidden": 0.75, "mlp": 40, "heads": 0.5}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    make_model(tmp_path / "teacher", "qwen3", head_dim=8)
+    recipe = make_recipe(tmp_path, tmp_path / "teacher", depth={"metric": "tail", "remove_blocks": 1}, width=WIDTH)
+    store = Store(str(tmp_path / "store"))
+    store.check_writable()
+    row = {"instruction": "what is", "answer_kind": "number", "check": "", "family": ""}
+    rows = [{**row, "example_id": str(i), "reference_response": "it is " * (i + 1)} for i in range(9)]
+    folder = tmp_path / "store" / CALIBRATION
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SEED_SCHEMA), folder / files.ROWS)
+    (folder / MANIFEST).write_text("{}", encoding="utf-8")
+    source = ModelSource(directory=str(tmp_path / "teacher"))
+    roles = {"calibration": CALIBRATION}
+    return Job("measure", MEASURE, store.url, recipe, RESOURCES, source, roles, lambda done, total, unit: None)
+
+
+def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+
+    def done(address: str, **summary: Any) -> None:
+        (store / address / MANIFEST).write_text(json.dumps(summary), encoding="utf-8")
+
+    measure._stored(job, [measure._shard(job, index, 2) for index in range(2)])
+    whole = WidthMoments.from_bytes(measure._shard(job, 0, 1)[1])
+    content = (store / MEASURE / files.WIDTH_MOMENTS).read_bytes()
+    found = WidthMoments.from_bytes(content)
+    assert found.num_sequences == whole.num_sequences == 9
+    assert found.to_bytes() == WidthMoments.from_bytes(found.to_bytes()).to_bytes()
+    for key, values in whole.sums.items():
+        np.testing.assert_allclose(found.sums[key], values, rtol=1e-5)
+
+    done(MEASURE)
+    made = plan.run(replace(job, step="plan", address=PLAN, inputs={"measure": MEASURE}))
+    assert made.summary["widths"] == {"hidden": [24, 32], "mlp": [40, 64], "heads": [2, 4]}
+    chosen = PruningPlan.from_json((store / PLAN / files.PLAN).read_text(encoding="utf-8"))
+    assert made.summary["plan"] == chosen.identity()
+    assert chosen.keep_blocks == (0, 1, 2)
+    assert chosen.channels.hidden == tuple(sorted(np.argsort(-found.scores("hidden"))[:24].tolist()))
+    assert chosen.channels.mlp is not None
+    assert chosen.channels.mlp[2] == tuple(sorted(np.argsort(-found.scores("mlp")[2])[:40].tolist()))
+
+    done(PLAN)
+    made = prune._prune(replace(job, step="prune", address=PRUNE, inputs={"plan": PLAN}))
+    config = read_config(job.teacher, None)
+    assert config is not None
+    sizes = made.summary["sizes"]
+    assert sizes["pruned"]["num_parameters"] == planned_size(job.recipe, config).num_parameters
+    assert sizes["teacher"]["num_parameters"] == size_with_blocks(config, 4).num_parameters
+    model = load_model(store / PRUNE, "float32")
+    assert sum(weight.numel() for weight in model.parameters()) == sizes["pruned"]["num_parameters"]
+    assert bool(torch.isfinite(model(input_ids=torch.arange(9)[None]).logits).all())
+
+
+def test_without_width_nothing_more_is_measured(job: Job) -> None:
+    plain = replace(job, recipe=job.recipe.model_copy(update={"width": None}))
+    assert measure._shard(plain, 0, 1)[1] == b""
