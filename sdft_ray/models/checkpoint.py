@@ -33,8 +33,7 @@ DTYPE_BYTES = {
 }  # fmt: skip
 """Bytes per element of the dtypes that safetensors names."""
 
-TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-"""Of the dtypes that weights can have, torch's name."""
+_TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets as well
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DOWNLOAD_AGAIN = "download or copy that file again"
@@ -92,14 +91,14 @@ class Checkpoint:
         import torch
 
         info = self.tensors[name]
-        if info.dtype not in TORCH_NAMES:
-            raise ModelError(f"{name} has dtype {info.dtype}", f"supported: {', '.join(TORCH_NAMES)}")
+        if info.dtype not in _TORCH_NAMES:
+            raise ModelError(f"{name} has dtype {info.dtype}", f"supported: {', '.join(_TORCH_NAMES)}")
         data = bytearray(info.nbytes)
         with info.file.open("rb") as file:
             file.seek(info.offset)
             if file.readinto(data) != info.nbytes:
                 raise ModelError(f"{info.file.name} ends inside {name}", _DOWNLOAD_AGAIN)
-        flat = torch.frombuffer(data, dtype=getattr(torch, TORCH_NAMES[info.dtype]))
+        flat = torch.frombuffer(data, dtype=getattr(torch, _TORCH_NAMES[info.dtype]))
         return flat.reshape(info.shape)
 
     def check_expected(self) -> None:

@@ -28,12 +28,13 @@ from sdft_ray.models.channels import (
     config_with_channels,
     narrowed_sizes,
 )
-from sdft_ray.models.checkpoint import DTYPE_BYTES, INDEX_FILE, SINGLE_FILE, TORCH_NAMES, Checkpoint, TensorInfo
+from sdft_ray.models.checkpoint import DTYPE_BYTES, INDEX_FILE, SINGLE_FILE, Checkpoint, TensorInfo
 from sdft_ray.models.config import check_keep_blocks, config_with_blocks
 from sdft_ray.models.families import Family, TensorTemplate, join_block, split_block
 
 _BUFFER_BYTES = 256 * 2**10  # stays in the cache between reading and writing
-_CUT_BYTES = 2 * 2**20
+_CUT_BYTES = 2**18
+_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
     "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
@@ -227,20 +228,26 @@ def _copy_cut(source: FileIO, out: BinaryIO, cut: Cut) -> None:
         here = places[np.searchsorted(places, first) : np.searchsorted(places, first + len(rows))] - first
         if len(here):
             _read_whole(source, info, info.offset + first * row_items * kind.itemsize, rows.data.cast("B"))
-            part = rows[here] if columns is None else rows[here][:, columns]
+            part = rows if len(here) == len(rows) else rows.take(here, axis=0, mode="clip")
+            if columns is not None:
+                part = part.take(columns, axis=1, mode="clip")  # checked before: clip only saves the check here
             out.write(_scaled(part, cut).data.cast("B"))
 
 
 def _scaled(part: np.ndarray, cut: Cut) -> np.ndarray:
-    """Bit patterns of values times the cut's factor."""
+    """Bit patterns of values times the cut's factor, without torch, whose import takes more memory than surgery."""
     if cut.factor == 1:
         return np.ascontiguousarray(part)
-    import torch
-
-    dtype = getattr(torch, TORCH_NAMES[cut.info.dtype])
-    values = torch.frombuffer(bytearray(part.tobytes()), dtype=dtype).double()
     shift = 1.0 if cut.adds_one else 0.0
-    return ((values + shift) * cut.factor - shift).to(dtype).view(torch.uint8).numpy()
+
+    def scaled(values: np.ndarray) -> np.ndarray:
+        return (values.astype(np.float64) + shift) * cut.factor - shift
+
+    if cut.info.dtype != "BF16":
+        kind = _FLOATS[cut.info.dtype]
+        return scaled(part.view(kind)).astype(kind)
+    bits = scaled((part.astype(np.uint32) << 16).view(np.float32)).astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")  # to nearest, ties to even
 
 
 def _copy_bytes(source: FileIO, out: BinaryIO, info: TensorInfo, buffer: memoryview) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from sdft_ray.errors import PlanError
 from sdft_ray.models.channels import Channels, check_channels
 from sdft_ray.models.checkpoint import Checkpoint
+from sdft_ray.models.families import family_of
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks, prune_checkpoint
 from tests import tiny
@@ -86,6 +87,23 @@ def silence(model: Any, channels: Channels) -> None:
                 layer.self_attn.o_proj.weight[:, head * head_dim : (head + 1) * head_dim] = 0
 
 
+def in_float64(source: Path) -> Any:
+    """The model in float64, norms included, which transformers takes in float32 whatever comes in: where a handful of
+    channels is left, float32's own rounding would grow beyond the bound from block to block.
+    """
+    model: Any = load_model(source, "float32").double()
+
+    def normed(module: Any, args: tuple[torch.Tensor], _output: torch.Tensor) -> torch.Tensor:
+        eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+        weight = module.weight + (1 if family_of(model.config.to_dict()).norm_adds_one else 0)
+        return args[0] * torch.rsqrt(args[0].square().mean(-1, keepdim=True) + eps) * weight
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.register_forward_hook(normed)
+    return model
+
+
 def check_equal(folder: Path, family: str, overrides: dict[str, Any], space: str, seed: int) -> None:
     overrides = {
         "num_blocks": NUM_BLOCKS,
@@ -101,9 +119,8 @@ def check_equal(folder: Path, family: str, overrides: dict[str, Any], space: str
     channels = choose(space, checkpoint.family.space_sizes(checkpoint.config), NUM_BLOCKS, rng)
     prune_checkpoint(source, folder / "t", range(NUM_BLOCKS), channels, max_shard_bytes=30_000)
     Checkpoint.open(folder / "t").check_tensors()
-    wide: Any = load_model(source, "float32")
+    wide, narrow = in_float64(source), in_float64(folder / "t")
     silence(wide, channels)
-    narrow = load_model(folder / "t", "float32")
     ids_BT = torch.randint(3, 128, (2, 21), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         expected, found = wide(input_ids=ids_BT).logits, narrow(input_ids=ids_BT).logits
@@ -210,3 +227,16 @@ CONFIG = {
 def test_plans_that_nothing_could_load_are_refused(channels: Channels, told: str) -> None:
     with pytest.raises(PlanError, match=told):
         check_channels(channels, CONFIG, 2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_norms_are_scaled_to_the_nearest_value_of_their_dtype(tmp_path: Path, family: str, dtype: str) -> None:
+    source = tiny.make_model(tmp_path / "s", family, hidden=32, dtype=dtype)
+    kept = some(random.Random(0), 32, 20)
+    prune_checkpoint(source, tmp_path / "t", range(4), Channels(hidden=kept))
+    name = "model.layers.1.input_layernorm.weight"
+    before = load_file(source / "model.safetensors")[name][list(kept)]
+    shift = 1.0 if family == "gemma2" else 0.0
+    expected = ((before.double() + shift) * (32 / 20) ** 0.5 - shift).to(before.dtype)
+    assert torch.equal(load_file(tmp_path / "t" / "model.safetensors")[name], expected)
