@@ -10,9 +10,10 @@ import json
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
+from itertools import accumulate
 from math import prod, sqrt
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +34,7 @@ from sdft_ray.models.config import check_keep_blocks, config_with_blocks
 from sdft_ray.models.families import Family, TensorTemplate, join_block, split_block
 
 _BUFFER_BYTES = 256 * 2**10  # stays in the cache between reading and writing
-_CUT_BYTES = 2**18
+_NUM_THREADS = 2  # one reads and cuts while the other writes
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
@@ -90,8 +91,8 @@ def prune_checkpoint(
     `keep_blocks` are 0-based and strictly increasing; block `keep_blocks[i]` becomes block `i`. The narrower model
     computes what the wide one does with the other channels silenced. Files hold at most `max_shard_bytes` of tensors
     each (a larger tensor gets a file of its own). Tokenizer, chat template, generation config and licence are copied
-    along. Weights that an interrupted attempt left in `target` are replaced. Memory: a buffer of 256 KiB (a few MiB
-    where channels go) and the headers, independent of the size of the model.
+    along. Weights that an interrupted attempt left in `target` are replaced. Memory: some buffers of 256 KiB (of a
+    row of a tensor, where that is more) and the headers, independent of the size of the model.
 
     Raises `ModelError` for a checkpoint that is damaged or does not match its config, `PlanError` for blocks or
     channels that it does not have or that would not load, `OSError` when the disk is full.
@@ -201,17 +202,27 @@ def _write_shard(path: Path, shard: Shard) -> None:
         end += cut.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
-    buffer = memoryview(bytearray(_BUFFER_BYTES))
-    with ExitStack() as stack:
-        files = {cut.info.file for _, cut in shard}
-        sources = {file: stack.enter_context(file.open("rb", buffering=0)) for file in files}
-        out = stack.enter_context(path.open("wb"))
+    with path.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
-        for _, cut in shard:
-            if cut.is_whole:
-                _copy_bytes(sources[cut.info.file], out, cut.info, buffer)
-            else:
-                _copy_cut(sources[cut.info.file], out, cut)
+    start = 8 + len(text)
+    pool = ThreadPoolExecutor(_NUM_THREADS)
+    try:
+        places = accumulate((cut.nbytes for _, cut in shard), initial=start)
+        copies = [pool.submit(_copy, cut, path, place) for (_, cut), place in zip(shard, places, strict=False)]
+        for copy in copies:
+            copy.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _copy(cut: Cut, path: Path, place: int) -> None:
+    """Write what stays of one tensor to `path`, from byte `place` on."""
+    with cut.info.file.open("rb", buffering=0) as source, path.open("r+b") as out:
+        out.seek(place)
+        if cut.is_whole:
+            _copy_bytes(source, out, cut.info)
+        else:
+            _copy_cut(source, out, cut)
 
 
 def _copy_cut(source: FileIO, out: BinaryIO, cut: Cut) -> None:
@@ -221,7 +232,7 @@ def _copy_cut(source: FileIO, out: BinaryIO, cut: Cut) -> None:
     num_rows, row_items = info.shape[0], prod(info.shape[1:])
     places, columns = cut.index[0], cut.index[1] if len(cut.index) > 1 else None
     places = np.arange(num_rows) if places is None else places
-    step = max(1, _CUT_BYTES // (row_items * kind.itemsize))
+    step = max(1, _BUFFER_BYTES // (row_items * kind.itemsize))
     buffer = np.empty((min(step, num_rows), row_items), dtype=kind)
     for first in range(0, num_rows, step):
         rows = buffer[: min(step, num_rows - first)]
@@ -250,7 +261,8 @@ def _scaled(part: np.ndarray, cut: Cut) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")  # to nearest, ties to even
 
 
-def _copy_bytes(source: FileIO, out: BinaryIO, info: TensorInfo, buffer: memoryview) -> None:
+def _copy_bytes(source: FileIO, out: BinaryIO, info: TensorInfo) -> None:
+    buffer = memoryview(bytearray(min(_BUFFER_BYTES, info.nbytes)))
     for start in range(0, info.nbytes, len(buffer)):
         part = buffer[: min(len(buffer), info.nbytes - start)]
         _read_whole(source, info, info.offset + start, part)
