@@ -4,8 +4,10 @@
                                                   ├→ gap
     teacher, seed → generate → select ────────────┴→ train:ARM (→ merge:NAME) → evaluate:ARM → report
 
-An arm with several rates or seeds has a step `train:ARM@RATE#SEED` for each, and `choose:ARM`, whose output is that of
-the trial it chose. A teacher that is corrected first takes `correct:teacher` and is measured by `gap:corrected`.
+A recipe that prunes several times has `measure:step1` to `train:step1` before these, and so on; one whose target is a
+speed has `rate`, and one that patches the cut has `patch` between prune and train. An arm with several rates or seeds
+has a step `train:ARM@RATE#SEED` for each, and `choose:ARM`, whose output is that of the trial it chose. A teacher
+that is corrected first takes `correct:teacher` and is measured by `gap:corrected`.
 
 Nothing is run here. `resolve` computes every address and says what is committed; it needs no GPU and no cluster.
 """
@@ -28,9 +30,11 @@ from sdft_ray.store.store import Store, address_of
 VERSIONS = {
     "seed": 2,
     "calibration": 2,
+    "rate": 1,
     "measure": 2,
     "plan": 1,
     "prune": 1,
+    "patch": 1,
     "generate": 2,
     "select": 2,
     "gap": 2,
@@ -44,7 +48,7 @@ VERSIONS = {
 }
 """Raise a number when the stage's output changes for the same recipe."""
 
-_MEASURED = {"angular_distance", "block_influence"}
+_MEASURED = {"angular_distance", "block_influence", "perplexity"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def steps(recipe: Recipe) -> tuple[Step, ...]:
 
 
 def _steps(recipe: Recipe) -> Iterator[Step]:
-    replicate = {} if recipe.replicate == 1 else {"replicate": recipe.replicate}
+    replicate = _replicate(recipe)
 
     def cut(part: BaseModel, **options: Any) -> dict[str, Any]:
         return {**part.model_dump(mode="json", exclude_defaults=True, **options), **replicate}
@@ -104,28 +108,9 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         cut(recipe.calibration, exclude={"source", "revision", "max_tokens"}),
         sources=("calibration",),
     )
-    # Whoever prunes width wants the activity of channels, whichever of them then go.
-    watched = {} if recipe.width is None else {"channels": True}
-    yield Step(
-        "measure",
-        {"max_tokens": recipe.calibration.max_tokens, **watched, **replicate},
-        {"calibration": "calibration"},
-        ("teacher",),
-    )
-    measured = {"measure": "measure"} if recipe.depth.metric in _MEASURED or recipe.width else {}
-    width = {} if recipe.width is None else {"width": cut(recipe.width)}
-    yield Step("plan", {**cut(recipe.depth), **width}, measured, ("teacher",))
-    yield Step("prune", {**replicate}, {"plan": "plan"}, ("teacher",))
-    yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
-    yield Step(
-        "select",
-        {"row_tokens": recipe.train.row_tokens, **replicate},
-        {"seed": "seed", "generate": "generate"},
-        ("teacher",),
-    )
+    yield from _prunings(recipe, cut)
     yield Step("gap", cut(recipe.gap), {"pruned": "prune", "data": "select"}, ("teacher",))
-    yield from _correction(recipe, cut)
-    yield from _training(recipe, cut)
+    yield from _training(recipe, cut, "", _start_of(recipe, len(recipe.steps)))
     student = {
         name: f"{'train' if len(arm.trials) == 1 else 'choose'}:{name}" for name, arm in recipe.train.arms.items()
     }
@@ -136,6 +121,8 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     asked = cut(recipe.evaluate, exclude={"tuned", "include"})
     yield Step("evaluate:teacher", asked, {}, ("teacher", *tasks))
     yield Step("evaluate:pruned", asked, {"model": "prune"}, ("teacher", *tasks))
+    if recipe.patch:
+        yield Step("evaluate:patched", asked, {"model": "patch"}, ("teacher", *tasks))
     for name in recipe.train.arms:
         yield Step(f"evaluate:{name}", asked, {"model": student[name]}, ("teacher", *tasks))
     for name in recipe.merged:
@@ -145,17 +132,81 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         "name": recipe.name,
         "description": recipe.description,
         "tuned": list(recipe.evaluate.tuned),
-        **width,
+        **_sizes_asked(recipe, cut),
         "depth": cut(recipe.depth),  # a plan counts as its content, yet the page says how it was found
     }
     yield Step("report", shown, {}, ("gates",) if recipe.gates else ())
+
+
+Cut = Callable[..., dict[str, Any]]
+"""From a part of the recipe to its slice."""
+
+
+def _prunings(recipe: Recipe, cut: Cut) -> Iterator[Step]:
+    """Measuring, planning and surgery, as often as the recipe prunes; each time but the last, recovery.
+
+    The teacher's own words and its correction, which recovery may want, are made in between: they wait for no pruning.
+    """
+    for number, (name, part) in enumerate(recipe.prunings.items()):
+        about, start = f":{name}" if name else "", _start_of(recipe, number)
+        yield from _surgery(part, cut, about, start)
+        if number == 0:
+            yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
+            selected = {"row_tokens": recipe.train.row_tokens, **_replicate(recipe)}
+            yield Step("select", selected, {"seed": "seed", "generate": "generate"}, ("teacher",))
+            yield from _correction(recipe, cut)
+        if name:
+            yield from _training(part, cut, about, start)
+
+
+def _start_of(recipe: Recipe, number: int) -> dict[str, str]:
+    """The input that pruning `number` starts from; none for the first, which starts from the teacher."""
+    return {"start": f"train:{list(recipe.prunings)[number - 1]}"} if number else {}
+
+
+def _replicate(recipe: Recipe) -> dict[str, int]:
+    return {} if recipe.replicate == 1 else {"replicate": recipe.replicate}
+
+
+def _surgery(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> Iterator[Step]:
+    """From the model that pruning starts from to a smaller one; steps are named after what they are `about`."""
+    teacher = () if start else ("teacher",)
+    sizes = _sizes_asked(recipe, cut)
+    # Whoever prunes width wants the activity of channels, whichever of them then go.
+    watched = {} if recipe.width is None else {"channels": True}
+    rated = {}
+    if recipe.target and recipe.target.is_measured:
+        asked = {**sizes, "depth": cut(recipe.depth), "speed": cut(recipe.speed)}
+        yield Step(f"rate{about}", asked, dict(start), teacher)
+        rated = {"rate": f"rate{about}"}
+    dropped = {} if recipe.depth.metric != "perplexity" else {"drops": {**sizes, "depth": cut(recipe.depth)}}
+    yield Step(
+        f"measure{about}",
+        {"max_tokens": recipe.calibration.max_tokens, **watched, **dropped, **_replicate(recipe)},
+        {"calibration": "calibration", **start, **(rated if dropped else {})},
+        teacher,
+    )
+    measured = {"measure": f"measure{about}"} if recipe.depth.metric in _MEASURED or recipe.width else {}
+    yield Step(f"plan{about}", {**cut(recipe.depth), **sizes}, {**measured, **start, **rated}, teacher)
+    plan = {"plan": f"plan{about}"}
+    yield Step(f"prune{about}", _replicate(recipe), {**plan, **start}, teacher)
+    if recipe.patch:
+        asked = {**cut(recipe.patch), "max_tokens": recipe.calibration.max_tokens}
+        inputs = {**plan, **start, "pruned": f"prune{about}", "calibration": "calibration"}
+        yield Step(f"patch{about}", asked, inputs, teacher)
+
+
+def _sizes_asked(recipe: Recipe, cut: Cut) -> dict[str, Any]:
+    """What a recipe says of sizes beside `depth`."""
+    parts = {"width": recipe.width, "target": recipe.target}
+    return {name: cut(part) for name, part in parts.items() if part is not None}
 
 
 _DATA = {"reference": "seed", "distilled": "select"}
 """What an arm trains on -> the step that makes it."""
 
 
-def _correction(recipe: Recipe, cut: Callable[..., dict[str, Any]]) -> Iterator[Step]:
+def _correction(recipe: Recipe, cut: Cut) -> Iterator[Step]:
     """The teacher's own training, and how far that moved it."""
     train = recipe.correction
     if train is None:
@@ -167,18 +218,21 @@ def _correction(recipe: Recipe, cut: Callable[..., dict[str, Any]]) -> Iterator[
     yield Step("gap:corrected", measured, {"corrected": "correct:teacher", "data": "select"}, ("teacher",))
 
 
-def _training(recipe: Recipe, cut: Callable[..., dict[str, Any]]) -> Iterator[Step]:
-    """All trials of all arms, and the choice where an arm has several."""
+def _training(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> Iterator[Step]:
+    """All trials of all arms, and the choice where an arm has several; `about` and `start` as in `_surgery`."""
     train = recipe.train
+    pruned = f"patch{about}" if recipe.patch else f"prune{about}"
     for arm in train.arms:
         trials = train.trials_of(arm)
         for name, trial in trials.items():
-            inputs = {"pruned": "prune", "data": _DATA[trial.data]}
+            inputs = {"pruned": pruned, "data": _DATA[trial.data]}
             if trial.objective.matches:
-                inputs["plan"] = "plan"  # which block of the teacher each of the student's stands for
+                inputs["plan"] = f"plan{about}"  # which block of the teacher each of the student's stands for
             if trial.objective.cached:
                 inputs["generate"] = "generate"  # what the teacher thought of each token
-            if trial.objective.needs_teacher and recipe.teacher_correction is not None:
+            if trial.objective.needs_teacher and start and recipe.distil_from == "previous":
+                inputs["online_teacher"] = start["start"]
+            elif trial.objective.needs_teacher and recipe.teacher_correction is not None:
                 inputs["online_teacher"] = "correct:teacher"
             settings = {**cut(train, exclude={"arms"}), "arm": cut(trial)}
             yield Step(f"train:{name}", settings, inputs, ("teacher",))

@@ -135,7 +135,7 @@ class _Walk:
             step=state.step.name,
             address=state.address,
             store_url=self.store.url,
-            recipe=self.recipe,
+            recipe=self.recipe.made_by(state.step.arm),
             resources=self.resources,
             teacher=resolve_source(self.recipe.teacher.model, self.recipe.teacher.revision),
             inputs=inputs,

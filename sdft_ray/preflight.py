@@ -11,6 +11,8 @@ from typing import Any
 from sdft_ray.errors import DataError, EvaluationError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.graph import State, check_inputs
+from sdft_ray.models.config import config_with_blocks
+from sdft_ray.models.families import num_blocks_of
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
 from sdft_ray.recipe import Recipe
@@ -43,13 +45,26 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
     check_prompts(recipe, resources, teacher)
 
 
-def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize:
-    """Size after pruning. Raises `PlanError` when the target cannot be met, `ModelError` when unsupported."""
+def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
+    """Size after all prunings, None where a measured speed decides.
+
+    Raises `PlanError` when a target cannot be met, `ModelError` when unsupported.
+    """
     from sdft_ray.pruning.plan import resolve_num_removed
+    from sdft_ray.pruning.target import candidates, resolve_target
     from sdft_ray.pruning.width import narrowed_config
 
-    num_blocks = size_of(config).num_blocks - resolve_num_removed(recipe.depth, config)
-    return size_with_blocks(narrowed_config(recipe.width, config), num_blocks)
+    size = size_of(config)
+    for part in recipe.prunings.values():
+        if part.target is not None and part.target.is_measured:
+            candidates(part.depth, part.width, config, dtype=recipe.teacher.dtype)
+            return None
+        depth, width = resolve_target(part, config, dtype=recipe.teacher.dtype)
+        num_blocks = num_blocks_of(config) - resolve_num_removed(depth, config)
+        narrow = narrowed_config(width, config)
+        size = size_with_blocks(narrow, num_blocks)
+        config = config_with_blocks(narrow, range(num_blocks))  # whichever blocks stay, they are of one size
+    return size
 
 
 def check_tail(recipe: Recipe, pruned: ModelSize) -> None:

@@ -6,6 +6,7 @@ content name the same artifacts, whatever file, machine or order of keys they co
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from pydantic.functional_validators import AfterValidator
 
 from sdft_ray.errors import RecipeError
 from sdft_ray.recipe_arms import Arm, Merge, TeacherCorrection, Train
+from sdft_ray.recipe_pruning import Pruning
 from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, read_yaml
 
 AnswerKind = Literal["number", "choice", "text", "list", "json", "function_call", "code", "callable", "none"]
@@ -84,65 +86,6 @@ class Calibration(RowSource):
     """Rows used only to measure; each is cut to `max_tokens`."""
 
     max_tokens: int = Field(default=2048, ge=2)
-
-
-class Depth(StrictPart):
-    """Which decoder blocks to remove, and how many. Name the size in exactly one of three ways.
-
-    `remove_blocks`: a number of blocks, at least 1. `keep_parameters`: a fraction in (0, 1) of the teacher's
-    parameters to keep at most. `max_parameters`: a parameter count to stay at or under. With
-    `metric: explicit`, `blocks` lists the removed blocks (0-based) and no size is given.
-    """
-
-    metric: Literal["angular_distance", "block_influence", "tail", "first", "random", "explicit"] = "angular_distance"
-    position: Literal["last", "mean"] = "last"
-    """Angular distance at the last token (arXiv:2403.17887), or its mean over tokens (steadier on few rows)."""
-    remove_blocks: int | None = Field(default=None, ge=1)
-    keep_parameters: float | None = Field(default=None, gt=0, lt=1)
-    max_parameters: int | None = Field(default=None, ge=1)
-    blocks: tuple[int, ...] | None = None
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        sizes = [self.remove_blocks, self.keep_parameters, self.max_parameters]
-        given = sum(size is not None for size in sizes)
-        if self.metric == "explicit":
-            if self.blocks is None or given:
-                raise ValueError("metric explicit takes `blocks`, the blocks to remove, and no size")
-        elif self.blocks is not None:
-            raise ValueError("`blocks` goes with metric: explicit only")
-        elif given != 1:
-            raise ValueError("give exactly one of remove_blocks, keep_parameters, max_parameters")
-        return self
-
-
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Width(StrictPart):
-    """What to keep of each channel space, as a share in (0, 1) or a count; a space that is not named stays whole.
-
-    `hidden`: channels of the residual stream, one choice for the whole model. `mlp`: channels between the MLP's
-    projections. `heads`: query heads, equally many in each key-value group. `kv_groups`: key-value heads, with their
-    query heads. The most active stay (arXiv:2407.14679): |activation| by `over_tokens`, then by `over_sequences`.
-    """
-
-    hidden: Count | Share | None = None
-    mlp: Count | Share | None = None
-    heads: Count | Share | None = None
-    kv_groups: Count | Share | None = None
-    multiple_of: int = Field(default=1, ge=1)
-    """Shares of `hidden` and `mlp` are rounded down to it; counts must be such. GPUs like 64 or 128."""
-    over_tokens: Literal["mean", "l2"] = "mean"
-    over_sequences: Literal["mean", "l2"] = "l2"
-
-    @model_validator(mode="after")
-    def _names_a_space(self) -> Self:
-        if all(getattr(self, space) is None for space in ("hidden", "mlp", "heads", "kv_groups")):
-            raise ValueError("name a space to prune: hidden, mlp, heads or kv_groups")
-        return self
 
 
 class Generate(StrictPart):
@@ -220,7 +163,27 @@ class Speed(StrictPart):
     rounds: int = Field(default=5, ge=1)
 
 
-class Recipe(StrictPart):
+_FIRST = ("name", "description", "replicate", "teacher", "seed_set", "calibration", "steps")
+"""How a recipe begins on paper."""
+
+
+class PruningStep(Pruning):
+    """An earlier step of iterative compression: prune, recover by one arm, go on from there (arXiv:2407.14679)."""
+
+    arm: Arm
+    num_steps: int | None = Field(default=None, ge=1)
+    num_epochs: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps, num_epochs")
+        if len(self.arm.trials) > 1:
+            raise ValueError("the arm of an earlier step has one learning rate and one seed")
+        return self
+
+
+class Recipe(Pruning):
     """One compression, from teacher to evaluated students."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
@@ -230,9 +193,8 @@ class Recipe(StrictPart):
     teacher: Teacher
     seed_set: SeedSet
     calibration: Calibration
-    depth: Depth = Depth(metric="explicit", blocks=())
-    """Without it every block stays."""
-    width: Width | None = None
+    steps: tuple[PruningStep, ...] = ()
+    """Prunings before this one, each with its recovery, in turn; the first starts from the teacher."""
     generate: Generate = Generate()
     gap: Gap = Gap()
     train: Train
@@ -261,9 +223,30 @@ class Recipe(StrictPart):
         own = {name: getattr(asked, name) for name in ("num_steps", "num_epochs", "lora")}
         return self.train.model_copy(update={**own, "tail_blocks": None, "arms": {"teacher": arm}})
 
+    @property
+    def prunings(self) -> dict[str, Recipe]:
+        """What each pruning in turn is made by: `step1`, `step2`, ..., as recipes without steps, and "", itself."""
+        earlier = {}
+        for number, step in enumerate(self.steps, 1):
+            part = {name: getattr(step, name) for name in Pruning.model_fields}
+            length = {"num_steps": step.num_steps, "num_epochs": step.num_epochs}
+            train = self.train.model_copy(update={**length, "arms": {f"step{number}": step.arm}})
+            earlier[f"step{number}"] = self.model_copy(update={**part, "train": train, "steps": (), "merges": {}})
+        return {**earlier, "": self}
+
+    def made_by(self, about: str) -> Recipe:
+        """The recipe of an earlier step where `about` names one (`step1`), else this one."""
+        return self.prunings.get(about, self)
+
+    @model_validator(mode="after")
+    def _previous_is_another(self) -> Self:
+        if self.distil_from == "previous" and not self.steps:
+            raise ValueError("distil_from: previous is for recipes with `steps`; without, there is the original alone")
+        return self
+
     @model_validator(mode="after")
     def _correction_is_used(self) -> Self:
-        if self.teacher_correction and not any(arm.objective.needs_teacher for arm in self.train.arms.values()):
+        if self.teacher_correction and not any(arm.objective.needs_teacher for _, arm in self._arms()):
             raise ValueError(
                 "teacher_correction has no use: no arm compares with a teacher; "
                 "give one an objective such as {forward_kl: 1}, or leave the correction out"
@@ -272,27 +255,41 @@ class Recipe(StrictPart):
 
     @model_validator(mode="after")
     def _matched_states_are_of_one_size(self) -> Self:
-        matching = [name for name, arm in self.train.arms.items() if arm.objective.matches]
-        if matching and self.width is not None and self.width.hidden is not None:
-            raise ValueError(
-                f"train.arms.{matching[0]} compares hidden states, and with width.hidden the student's are shorter "
-                "than the teacher's; leave one of both out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_pruned(self) -> Self:
-        if "depth" not in self.model_fields_set and self.width is None:
-            raise ValueError("say what to prune: depth, width, or both")
+        for number, (name, recipe) in enumerate(self.prunings.items()):
+            for arm, asked in recipe.train.arms.items():
+                where = f"steps.{number}.arm" if name else f"train.arms.{arm}"
+                if asked.objective.matches and recipe.width is not None and recipe.width.hidden is not None:
+                    raise ValueError(
+                        f"{where} compares hidden states, and with width.hidden the student's are shorter "
+                        "than the teacher's; leave one of both out"
+                    )
+                if asked.objective.matches and number and recipe.distil_from == "original":
+                    raise ValueError(
+                        f"{where} compares hidden states block by block, which the model before this step has and the "
+                        "original no longer: set distil_from: previous"
+                    )
         return self
 
     @model_validator(mode="after")
     def _cached_signals_are_generated(self) -> Self:
-        for name, arm in self.train.arms.items():
+        for where, arm in self._arms():
             for term, product in arm.objective.cached.items():
                 if not getattr(self.generate, product):
-                    raise ValueError(f"train.arms.{name}: {term} needs generate.{product}, which is off")
+                    raise ValueError(f"{where}: {term} needs generate.{product}, which is off")
         return self
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        taken = {f"step{number}" for number in range(1, len(self.steps) + 1)} | ({"patched"} if self.patch else set())
+        for name in (*self.train.arms, *self.merged):
+            if name in taken:
+                raise ValueError(f"{name!r} is the name of another model of this recipe; call the arm otherwise")
+        return self
+
+    def _arms(self) -> Iterator[tuple[str, Arm]]:
+        """All arms, with where they stand."""
+        yield from ((f"steps.{index}.arm", step.arm) for index, step in enumerate(self.steps))
+        yield from ((f"train.arms.{name}", arm) for name, arm in self.train.arms.items())
 
     @model_validator(mode="after")
     def _merges_have_arms(self) -> Self:
@@ -323,4 +320,7 @@ class Recipe(StrictPart):
 
     def to_yaml(self) -> str:
         """The recipe without fields that equal their default."""
-        return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        if "depth" in self.model_fields_set:  # even one that keeps every block is said on purpose
+            content["depth"] = self.depth.model_dump(mode="json", exclude_defaults=True)
+        return dump_yaml({name: content[name] for name in (*_FIRST, *content) if name in content})

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import Checkpoint
+from sdft_ray.models.families import Config
 from sdft_ray.models.size import DTYPE_BYTES
 
 _PROBE_TOKENS = 16
@@ -47,6 +49,14 @@ def load_model(directory: str | Path, dtype: str | torch.dtype, *, attn: str = "
     if attn == "sdpa" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")
     return model.eval()
+
+
+def write_random(config: Config, directory: Path, dtype: str) -> None:
+    """A checkpoint of this config with transformers' initial weights in `dtype`: as fast as any other."""
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    with _quiet():
+        AutoModelForCausalLM.from_config(loaded, dtype=getattr(torch, dtype)).save_pretrained(str(directory))
 
 
 @torch.inference_mode()

@@ -11,14 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from sdft_ray.errors import PlanError
 from sdft_ray.models.channels import WHOLE, Channels, check_channels
 from sdft_ray.models.config import check_keep_blocks
 from sdft_ray.models.families import Config, family_of, num_blocks_of
 from sdft_ray.models.size import size_with_blocks
-from sdft_ray.recipe import Depth
+from sdft_ray.recipe_pruning import Depth
 
 
 class BlockScores(Protocol):
@@ -34,6 +34,17 @@ class BlockScores(Protocol):
     def angular_mean_LN(self) -> Sequence[Sequence[float | None]]: ...
     @property
     def block_influence_L(self) -> Sequence[float]: ...
+
+
+class DropLosses(Protocol):
+    """What metric `perplexity` reads, nats per token: without block l, and without the n blocks from l on."""
+
+    @property
+    def num_removed(self) -> int: ...
+    @property
+    def one_loss_L(self) -> Sequence[float]: ...
+    @property
+    def run_loss_S(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class PruningPlan:
         return cls(str(content["model_type"]), content["num_blocks"], tuple(blocks), kept)
 
 
-def choose_blocks(depth: Depth, config: Config, scores: BlockScores | None = None) -> PruningPlan:
+def choose_blocks(depth: Depth, config: Config, scores: BlockScores | DropLosses | None = None) -> PruningPlan:
     """The plan that a recipe's `depth` asks for on a model with this config.
 
     - `angular_distance`: the n contiguous blocks [l, l + n) with the smallest distance, at the position that
@@ -115,6 +126,8 @@ def choose_blocks(depth: Depth, config: Config, scores: BlockScores | None = Non
       names; the first of equals (arXiv:2403.17887, equation 7).
     - `block_influence`: the n blocks with the lowest influence, contiguous or not; the first of equals
       (arXiv:2403.03853).
+    - `perplexity`: the n contiguous blocks, or the n single ones, without which the calibration set's loss is lowest
+      (arXiv:2407.14679, section 2.2); the first of equals.
     - `tail`: the last n blocks, the very last included (reverse order, arXiv:2411.15558). The heuristic of
       arXiv:2403.17887, section 4.4, differs: it spares the last block; say so with `explicit`.
     - `first`: the first n blocks, a lower bound: without block 0 a model is lost.
@@ -141,6 +154,7 @@ def resolve_num_removed(depth: Depth, config: Config) -> int:
     num_blocks = num_blocks_of(config)
     if depth.metric == "explicit":
         return len(_explicit(depth, num_blocks))
+    assert depth.remove_blocks != "target", "open amounts are resolved before: see `pruning.target`"
     if depth.remove_blocks is not None:
         if depth.remove_blocks >= num_blocks:
             raise PlanError(
@@ -186,7 +200,7 @@ def _explicit(depth: Depth, num_blocks: int) -> set[int]:
     return removed
 
 
-def _chosen(depth: Depth, config: Config, scores: BlockScores | None) -> set[int]:
+def _chosen(depth: Depth, config: Config, scores: BlockScores | DropLosses | None) -> set[int]:
     num_blocks, num_removed = num_blocks_of(config), resolve_num_removed(depth, config)
     if depth.metric == "tail":
         return set(range(num_blocks - num_removed, num_blocks))
@@ -195,12 +209,28 @@ def _chosen(depth: Depth, config: Config, scores: BlockScores | None) -> set[int
     if depth.metric == "random":
         return set(_shuffled(num_blocks, depth.seed)[:num_removed])
     assert scores is not None, f"metric {depth.metric} needs scores"
+    if depth.metric == "perplexity":
+        return _least_missed(depth, cast(DropLosses, scores), num_blocks, num_removed)
+    scores = cast(BlockScores, scores)
     _check_scores(scores, num_blocks)
     if depth.metric == "block_influence":
         return set(_lowest(scores.block_influence_L, num_removed))
     matrix = scores.angular_last_LN if depth.position == "last" else scores.angular_mean_LN
     distances = matrix[num_removed - 1][: num_blocks - num_removed + 1]
     (start,) = _lowest([math.inf if distance is None else distance for distance in distances], 1)
+    return set(range(start, start + num_removed))
+
+
+def _least_missed(depth: Depth, losses: DropLosses, num_blocks: int, num_removed: int) -> set[int]:
+    if len(losses.one_loss_L) != num_blocks or losses.num_removed != num_removed:
+        raise PlanError(
+            f"the losses are those of {len(losses.one_loss_L)} blocks without {losses.num_removed}, the plan is for "
+            f"{num_blocks} without {num_removed}",
+            "measure this model",
+        )
+    if depth.drop == "one":
+        return set(_lowest(losses.one_loss_L, num_removed))
+    (start,) = _lowest(losses.run_loss_S, 1)
     return set(range(start, start + num_removed))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sdft_ray.errors import PlanError
 from sdft_ray.models.channels import Channels, Members, check_channels, check_sizes, config_with_sizes
 from sdft_ray.models.families import Config, family_of
-from sdft_ray.recipe import Width
+from sdft_ray.recipe_pruning import Width
 
 Scores = Mapping[str, NDArray[np.float64]]
 """How active each member of a space is: (C,) for `hidden`, (L, C) for `mlp`, `heads`, `kv_groups`, L blocks of the
@@ -39,6 +39,7 @@ def resolve_sizes(width: Width | None, config: Config) -> dict[str, int]:
         asked = getattr(width, space)
         if asked is None:
             continue
+        assert asked != "target", "open amounts are resolved before: see `pruning.target`"
         step = {"heads": narrow["kv_groups"], "kv_groups": 1}.get(space, width.multiple_of)
         wanted = asked
         if isinstance(asked, float):  # exact: 0.7 means 7/10
@@ -51,7 +52,27 @@ def resolve_sizes(width: Width | None, config: Config) -> dict[str, int]:
             )
         narrow[space] = wanted
     check_sizes(narrow, config)
+    _check_parallel(width.tensor_parallel, narrow)
     return narrow
+
+
+def _check_parallel(num_ranks: int, narrow: Mapping[str, int]) -> None:
+    """Raise `PlanError` unless every rank of tensor parallelism gets equally much, as vLLM wants it.
+
+    Key-value groups may also be fewer than ranks, which then hold copies.
+    """
+    groups = narrow["kv_groups"]
+    shared = max(groups, num_ranks) % min(groups, num_ranks) == 0
+    for space, divides in {
+        "heads": narrow["heads"] % num_ranks == 0,
+        "kv_groups": shared,
+        "mlp": narrow["mlp"] % num_ranks == 0,
+    }.items():
+        if not divides:
+            raise PlanError(
+                f"width would leave {narrow[space]} members of {space}, which {num_ranks} ranks cannot share evenly",
+                f"keep a multiple of {num_ranks}, or lower width.tensor_parallel",
+            )
 
 
 def narrowed_config(width: Width | None, config: Config) -> Config:

@@ -11,9 +11,14 @@ from typing import Any
 import ray
 
 from sdft_ray.importance.moments import DepthMoments, DepthScores
+from sdft_ray.pruning.plan import resolve_num_removed
 from sdft_ray.stages import files
+from sdft_ray.stages.amounts import amounts, start_config
 from sdft_ray.stages.job import Job, Made, Meter, remote_options, together
 from sdft_ray.store.manifest import Usage
+
+Parts = dict[str, bytes]
+"""What one task saw: file names of the artifact, each with moments that are merged by `+`."""
 
 
 def run(job: Job) -> Made:
@@ -24,15 +29,19 @@ def run(job: Job) -> Made:
     return _stored(job, ray.get(refs))
 
 
-def _stored(job: Job, parts: Sequence[tuple[str, bytes, Usage]]) -> Made:
+def _stored(job: Job, shards: Sequence[tuple[Parts, Usage]]) -> Made:
     """What the shards saw, put together."""
-    scores = reduce(add, [DepthMoments.from_json(text) for text, _, _ in parts]).scores()
-    made = Made(usage=together([usage for _, _, usage in parts]))
+    parts = [part for part, _ in shards]
+    scores = reduce(add, [DepthMoments.from_json(part[files.DEPTH_SCORES].decode()) for part in parts]).scores()
+    made = Made(usage=together([usage for _, usage in shards]))
     made.summary = {"num_sequences": scores.num_sequences, "num_tokens": scores.num_tokens}
     with job.output(made) as directory:
         (directory / files.DEPTH_SCORES).write_text(scores.to_json(), encoding="utf-8")
         if job.recipe.width is not None:
-            (directory / files.WIDTH_MOMENTS).write_bytes(_merged([content for _, content, _ in parts]))
+            (directory / files.WIDTH_MOMENTS).write_bytes(_channels([part[files.WIDTH_MOMENTS] for part in parts]))
+        if job.recipe.depth.metric == "perplexity":
+            text = _losses([part[files.DROP_LOSSES].decode() for part in parts])
+            (directory / files.DROP_LOSSES).write_text(text, encoding="utf-8")
     return made
 
 
@@ -40,40 +49,67 @@ def read_scores(job: Job, role: str = "measure") -> DepthScores:
     return DepthScores.from_json((job.input(role) / files.DEPTH_SCORES).read_text(encoding="utf-8"))
 
 
-def _merged(parts: Sequence[bytes]) -> bytes:
-    """Of the activity of channels."""
+def _channels(parts: Sequence[bytes]) -> bytes:
+    """The activity of channels, merged."""
     from sdft_ray.importance.width import WidthMoments
 
     return reduce(add, map(WidthMoments.from_bytes, parts)).to_bytes()
 
 
-def _shard(job: Job, index: int, num_shards: int) -> tuple[str, bytes, Usage]:
-    """The moments of every `num_shards`-th batch, and of channels if asked for; all shards agree on the batches."""
-    import pyarrow.parquet as pq
+def _losses(parts: Sequence[str]) -> str:
+    """What the loss becomes without blocks, merged."""
+    from sdft_ray.importance.perplexity import DropMoments
 
-    from sdft_ray.data.calibration import calibration_batches
-    from sdft_ray.data.chat import load_tokenizer
+    return reduce(add, map(DropMoments.from_json, parts)).to_json()
+
+
+def _shard(job: Job, index: int, num_shards: int) -> tuple[Parts, Usage]:
+    """What every `num_shards`-th batch shows of what the recipe asks for; all shards agree on the batches."""
     from sdft_ray.importance.depth import measure
+    from sdft_ray.importance.perplexity import DropMoments, drop_losses
     from sdft_ray.importance.width import watched
     from sdft_ray.models.loading import load_model
 
     with Meter(gpus=job.resources.measure.gpus) as meter:
-        teacher = job.model("teacher")
-        table = pq.read_table(job.input("calibration") / files.ROWS)
-        batches = calibration_batches(
-            table,
-            load_tokenizer(teacher),
-            max_tokens=job.recipe.calibration.max_tokens,
-            batch_tokens=job.resources.measure.batch_tokens,
-        )
-        mine = list(batches)[index::num_shards]
-        device = "cuda" if job.resources.measure.gpus else "cpu"
-        model: Any = load_model(teacher, job.recipe.teacher.dtype)
-        model.to(device)
-        moments = DepthMoments.empty(model.config.num_hidden_layers)
+        mine = calibration(job)[index::num_shards]
+        model: Any = load_model(job.model("start"), job.recipe.teacher.dtype)
+        model.to("cuda" if job.resources.measure.gpus else "cpu")
+        num_blocks, num_removed = model.config.num_hidden_layers, _num_dropped(job)
+        moments, total = DepthMoments.empty(num_blocks), len(mine) * (2 if num_removed else 1)
         with watched(model) if job.recipe.width is not None else nullcontext() as watch:
             for done, batch in enumerate(mine, 1):
                 moments = measure(model, [batch], moments, watch=watch)
-                job.progress(done, len(mine), "batches")
-    channels = b"" if watch is None else watch.moments.to_bytes()
-    return moments.to_json(), channels, meter.usage(moments.num_tokens)
+                job.progress(done, total, "batches")
+        parts = {files.DEPTH_SCORES: moments.to_json().encode()}
+        if watch is not None:
+            parts[files.WIDTH_MOMENTS] = watch.moments.to_bytes()
+        if num_removed:
+            losses = DropMoments.empty(num_blocks, num_removed)
+            for done, batch in enumerate(mine, 1 + len(mine)):
+                losses = drop_losses(model, [batch], num_removed, losses)
+                job.progress(done, total, "batches")
+            parts[files.DROP_LOSSES] = losses.to_json().encode()
+    return parts, meter.usage(moments.num_tokens)
+
+
+def calibration(job: Job) -> list[Any]:
+    """The batches of the calibration set."""
+    import pyarrow.parquet as pq
+
+    from sdft_ray.data.calibration import calibration_batches
+    from sdft_ray.data.chat import load_tokenizer
+
+    batches = calibration_batches(
+        pq.read_table(job.input("calibration") / files.ROWS),
+        load_tokenizer(job.model("start")),
+        max_tokens=job.recipe.calibration.max_tokens,
+        batch_tokens=job.resources.measure.batch_tokens,
+    )
+    return list(batches)
+
+
+def _num_dropped(job: Job) -> int:
+    """Blocks whose absence is measured at once; 0 where the recipe does not choose by that."""
+    if job.recipe.depth.metric != "perplexity":
+        return 0
+    return resolve_num_removed(amounts(job)[0], start_config(job))

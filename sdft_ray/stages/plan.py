@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from sdft_ray.models.channels import Channels, narrowed_sizes
 from sdft_ray.models.families import Config, family_of
-from sdft_ray.models.source import ModelSource, read_config
-from sdft_ray.pruning.plan import PruningPlan, choose_blocks
+from sdft_ray.pruning.plan import BlockScores, DropLosses, PruningPlan, choose_blocks
 from sdft_ray.pruning.width import choose_channels, resolve_sizes
-from sdft_ray.recipe import Width
+from sdft_ray.recipe_pruning import Depth, Width
 from sdft_ray.stages import files
+from sdft_ray.stages.amounts import amounts, start_config
 from sdft_ray.stages.job import Job, Made, Meter
 from sdft_ray.stages.measure import read_scores
 
@@ -20,16 +20,26 @@ def run(job: Job) -> Made:
     """Choose within the budget and store the plan. Light: it runs in the driver."""
     made = Made()
     with Meter() as meter, job.output(made) as directory:
-        config = read_config(ModelSource(directory=str(job.model("teacher"))), None)
-        assert config is not None
-        scores = read_scores(job) if "measure" in job.inputs else None
-        plan = choose_blocks(job.recipe.depth, config, scores)
-        if job.recipe.width is not None:
-            plan = replace(plan, channels=_channels(job, job.recipe.width, config, plan.keep_blocks))
+        config = start_config(job)
+        depth, width = amounts(job)
+        plan = choose_blocks(depth, config, _scores(job, depth))
+        if width is not None:
+            plan = replace(plan, channels=_channels(job, width, config, plan.keep_blocks))
         (directory / files.PLAN).write_text(plan.to_json(), encoding="utf-8")
         made.summary = {"plan": plan.identity(), "widths": _widths(plan, config)}
     made.usage = meter.usage()
     return made
+
+
+def _scores(job: Job, depth: Depth) -> BlockScores | DropLosses | None:
+    """What the depth metric reads."""
+    if "measure" not in job.inputs:
+        return None
+    if depth.metric == "perplexity":
+        from sdft_ray.importance.perplexity import DropMoments
+
+        return DropMoments.from_json((job.input("measure") / files.DROP_LOSSES).read_text(encoding="utf-8"))
+    return read_scores(job)
 
 
 def _widths(plan: PruningPlan, config: Config) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Stage `prune`: stream the teacher's tensors into a checkpoint of the kept blocks and channels."""
+"""Stage `prune`: stream a model's tensors into a checkpoint of the kept blocks and channels."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def _prune(job: Job) -> Made:
     with Meter() as meter, job.output(made) as directory:
         plan = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))
         job.progress(0, len(plan.keep_blocks), "blocks")
-        teacher = job.model("teacher")
+        start = job.model("start")
         max_shard_bytes = job.resources.max_shard_bytes
-        prune_checkpoint(teacher, directory, plan.keep_blocks, plan.channels, max_shard_bytes=max_shard_bytes)
+        prune_checkpoint(start, directory, plan.keep_blocks, plan.channels, max_shard_bytes=max_shard_bytes)
         checkpoint = Checkpoint.open(directory)
         checkpoint.check_expected()
         check_finite(directory)
         job.progress(len(plan.keep_blocks), len(plan.keep_blocks), "blocks")
-        configs = {"teacher": Checkpoint.open(teacher).config, "pruned": checkpoint.config}
+        # Sizes are told beside the teacher's, whatever was pruned before.
+        configs = {"teacher": Checkpoint.open(job.model("teacher")).config, "pruned": checkpoint.config}
         made.summary = {"sizes": {model: dataclasses.asdict(size_of(config)) for model, config in configs.items()}}
     made.usage = meter.usage()
     return made

@@ -14,9 +14,11 @@ from sdft_ray.stages.session import Capacity
 _MODULES = {
     "seed": "rows",
     "calibration": "rows",
+    "rate": "rate",
     "measure": "measure",
     "plan": "plan",
     "prune": "prune",
+    "patch": "patch",
     "generate": "generate",
     "select": "select",
     "gap": "gap",
@@ -50,7 +52,7 @@ def demand(stage: str, resources: Resources) -> Demand:
         return Demand(device.cpus * workers, device.gpus * workers)
 
     match stage:
-        case "measure":
+        case "measure" | "patch":
             return of(resources.measure)
         case "prune" | "merge":
             return of(resources.prune)
@@ -64,7 +66,7 @@ def demand(stage: str, resources: Resources) -> Demand:
             return of(resources.train, resources.train.min_workers)
         case "evaluate":
             return of(resources.evaluate)
-        case "speed":
+        case "speed" | "rate":
             return Demand(resources.speed.cpus, resources.speed.gpus, alone=True)
         case _:
             return Demand(0.0)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sdft_ray.graph import VERSIONS, State, resolve, steps
+from sdft_ray.graph import VERSIONS, State, Step, resolve, steps
 from sdft_ray.recipe import Recipe
 from sdft_ray.recipe_arms import Arm, Merge, Objective
 from sdft_ray.sources import Sources
@@ -116,7 +116,8 @@ def _changes(folder: Path) -> dict[str, Any]:
         "calibration.answer_kind": "list", "calibration.limit": 3, "calibration.max_tokens": 9,
         "depth.metric": "tail", "depth.position": "mean", "depth.remove_blocks": 2, "depth.seed": 5,
         "depth.keep_parameters": None, "depth.max_parameters": None, "depth.blocks": None,
-        "width": {"mlp": 0.5},
+        "depth.drop": "one", "width": {"mlp": 0.5}, "patch": {}, "target": None, "distil_from": None,
+        "steps": ({"width": {"mlp": 0.5}, "arm": {"data": "reference", "learning_rate": 0.1}, "num_steps": 1},),
         "generate.template": "own_words_detailed", "generate.temperature": 0.5, "generate.top_p": 0.5,
         "generate.max_tokens": 17, "generate.seed": 7, "generate.num_samples": 2, "generate.attempt": 2,
         "gap.num_rows": 3,
@@ -146,6 +147,8 @@ _UNSET_HERE = {
     "train.tail_blocks",  # or lora
     "train.tokens_per_step",  # or rows_per_step
     *(f"train.arms.{arm}.objective.{field}" for arm in ("sft", "sdft") for field in ("top_k_kl", "signals")),  # below
+    "target",  # wants an amount that is open: see below
+    "distil_from",  # wants steps: see below
     "teacher_correction",  # wants an arm with a teacher: see tests/unit/test_grid.py
 }  # fmt: skip
 
@@ -183,6 +186,49 @@ def test_widths_move_the_plan_and_only_asking_for_channels_the_measurement(world
     ]
     assert len({identities["plan"] for identities in found}) == len(found)
     assert len({identities["measure"] for identities in found}) == 2
+
+
+def test_a_target_moves_what_reads_it(world: Path) -> None:
+    def identities(target: dict[str, Any], **more: Any) -> dict[str, str]:
+        depth = {"remove_blocks": "target"}
+        return _identities(Recipe.parse({**_base(world), "depth": depth, "target": target, **more}), world)
+
+    targets: list[dict[str, Any]] = [
+        {"parameters": 0.8}, {"parameters": 0.7}, {"memory_bytes": 0.8}, {"memory_bytes": 0.8, "context_tokens": 99},
+        {"speedup": 1.5}, {"speedup": 1.6}, {"tokens_per_s": 100.0},
+    ]  # fmt: skip
+    found = [identities(target) for target in targets]
+    assert len({ids["plan"] for ids in found if "rate" not in ids}) == 4
+    assert len({ids["rate"] for ids in found if "rate" in ids}) == 3
+    assert len({ids["measure"] for ids in found}) == 1
+    assert identities({"speedup": 1.5}, speed={"rounds": 2})["rate"] != found[4]["rate"]
+
+
+def test_an_earlier_step_moves_what_comes_after_it_and_nothing_else(world: Path) -> None:
+    def identities(distil_from: str = "original", **step: Any) -> dict[str, str]:
+        arm = {"data": "distilled", "learning_rate": 0.1, "objective": {"forward_kl": 1.0}}
+        first = {"depth": {"remove_blocks": 1}, "arm": arm, "num_steps": 1, **step}
+        data = _base(world)
+        arms = {"kd": {**arm, "learning_rate": 0.2}}
+        data["train"] = {**data["train"], "arms": arms}
+        recipe = Recipe.parse({**data, "steps": (first,), "distil_from": distil_from})
+        return {step.name: _identity(step, recipe, world) for step in steps(recipe)}
+
+    before = identities()
+    for changed in (identities(num_steps=2), identities(arm={"data": "reference", "learning_rate": 0.1})):
+        same = {name for name in before if before[name] == changed[name]}
+        assert same >= {"seed", "calibration", "measure:step1", "plan:step1", "prune:step1", "generate", "select"}
+        assert not same & {"train:step1", "measure", "plan", "prune", "train:kd", "evaluate:kd"}
+    previous = identities("previous")
+    assert {name for name in before if before[name] != previous[name]} == {"train:kd", "evaluate:kd", "report"}
+
+
+def _identity(step: Step, recipe: Recipe, folder: Path) -> str:
+    """What a step counts as when its inputs count as their names' own identities, all the way up."""
+    by_name = {other.name: other for other in steps(recipe)}
+    inputs = {role: _identity(by_name[name], recipe, folder) for role, name in step.inputs.items()}
+    sources = {name: Sources(recipe, Store(str(folder / "store")))(name) for name in step.sources}
+    return fingerprint({"stage": step.stage, "recipe": step.slice, "inputs": inputs, "sources": sources})
 
 
 def test_steps_counted_in_tokens_are_steps_of_their_own(world: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> Non
         (store / address / MANIFEST).write_text(json.dumps(summary), encoding="utf-8")
 
     measure._stored(job, [measure._shard(job, index, 2) for index in range(2)])
-    whole = WidthMoments.from_bytes(measure._shard(job, 0, 1)[1])
+    whole = WidthMoments.from_bytes(measure._shard(job, 0, 1)[0][files.WIDTH_MOMENTS])
     content = (store / MEASURE / files.WIDTH_MOMENTS).read_bytes()
     found = WidthMoments.from_bytes(content)
     assert found.num_sequences == whole.num_sequences == 9
@@ -88,4 +88,4 @@ def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> Non
 
 def test_without_width_nothing_more_is_measured(job: Job) -> None:
     plain = replace(job, recipe=job.recipe.model_copy(update={"width": None}))
-    assert measure._shard(plain, 0, 1)[1] == b""
+    assert set(measure._shard(plain, 0, 1)[0]) == {files.DEPTH_SCORES}

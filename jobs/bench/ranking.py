@@ -1,0 +1,229 @@
+"""Whether the channels, heads and blocks that our measurement ranks first are those of an independent package.
+
+    python jobs/bench/ranking.py [--quick] [--keep 0.7] [--peer-python .venv-bench/bin/python]
+
+The laboratory's teacher is measured on half of its calibration rows, by us in padded batches and by NVIDIA ModelOpt,
+in its own environment (`make bench-env`), row by row. Its rankings (see `peers/modelopt_ranking.py`):
+
+- `l2_norm`: Minitron's, by the formula that is our default, so for MLP and hidden channels both must agree but for
+  rounding. For heads ModelOpt takes means before it takes the length of a head's channels, we after, as the paper does.
+- `contribution`, `iterative`: Puzzle's, by other formulas. How far they part from ours is shown, not bounded.
+
+ModelOpt ranks blocks only in `modelopt.torch.prune.plugins.mcore_minitron`, whose import fails without Megatron
+(`No module named 'megatron'`), so blocks (by their influence) are compared with chance and ourselves alone.
+
+Beside each stands what the same figures are for our ranking on the other half of the rows (nothing can be expected to
+agree better that measures something else) and for a random one. Figures are means over blocks, with extremes: the
+rank correlation (Spearman), and the share in common of what the two keep. The laboratory has two heads to a block.
+
+The judge is the loss on rows that nobody measured, of the teacher with its MLPs cut to what each ranking keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from sdft_ray.data.calibration import CalibrationBatch, calibration_batches
+from sdft_ray.data.chat import load_tokenizer
+from sdft_ray.data.example import SEED_SCHEMA
+from sdft_ray.importance.depth import measure
+from sdft_ray.importance.width import watched
+from sdft_ray.lab import sets
+from sdft_ray.lab.export import QUICKSTART, TEACHER
+from sdft_ray.models.channels import Channels, Members
+from sdft_ray.models.loading import load_model
+from sdft_ray.models.surgery import prune_checkpoint
+from sdft_ray.recipe import Recipe
+
+BOUND_RATIO = 0.999
+"""At least, for MLP and for hidden channels by the same formula."""
+PEER_PYTHON = Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"
+PEER = Path(__file__).parent / "peers" / "modelopt_ranking.py"
+BATCH_TOKENS = 4096
+SPACES = ("mlp", "hidden", "heads", "blocks")
+OURS, OTHER_HALF, SAME_FORMULA = "ours", "ours, other half", "modelopt l2_norm"
+
+Figures = dict[str, Any]
+Scores = Mapping[str, NDArray[np.float64]]
+"""By space: (L, C) for `mlp` and `heads` of L blocks, (1, C) for `hidden` and `blocks`, which have one order."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer random rankings, and fewer rows to judge by")
+    parser.add_argument("--keep", type=float, default=0.7, help="share of a space that stays")
+    parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="of an environment with ModelOpt")
+    arguments = parser.parse_args()
+    num_random, num_judged = (2, 140) if arguments.quick else (5, sets.NUM_HELDOUT)
+    half = sets.NUM_CALIBRATION // 2
+    measured = batches("calibration", 0, half)
+    rankings = {OURS: our_scores(measured), OTHER_HALF: our_scores(batches("calibration", half, 2 * half))}
+    versions = None
+    if arguments.peer_python.exists():
+        theirs, versions = peer_scores(arguments.peer_python, measured)
+        rankings |= theirs
+    else:
+        print(
+            f"{arguments.peer_python} is missing, so ModelOpt is left out: `make bench-env` makes it", file=sys.stderr
+        )
+    chance = [random_scores(rankings[OURS], seed) for seed in range(num_random)]
+    agreement = {
+        space: {
+            name: agree(rankings[OURS][space], [scores[space] for scores in drawn], arguments.keep)
+            for name, drawn in [*((name, [scores]) for name, scores in rankings.items()), ("random", chance)]
+            if name != OURS and space in drawn[0]
+        }
+        for space in SPACES
+    }
+    judges = batches("heldout", 0, num_judged)
+    losses = {"whole": [loss(TEACHER, judges)]}
+    losses |= {name: [loss_without(scores, judges, arguments.keep)] for name, scores in rankings.items()}
+    losses["random"] = [loss_without(scores, judges, arguments.keep) for scores in chance]
+    show(agreement, losses, arguments.keep, versions)
+
+
+def batches(name: str, start: int, stop: int) -> list[CalibrationBatch]:
+    """Rows [start, stop) of a set of the laboratory, as the stage `measure` sees them."""
+    names = {"id": "example_id", "reference": "reference_response"}
+    rows = [{names.get(key, key): value for key, value in row.items()} for row in sets.seed_rows(name)[start:stop]]
+    table = pa.Table.from_pylist([{"check": "", **row} for row in rows], schema=SEED_SCHEMA)
+    max_tokens = Recipe.load(QUICKSTART).calibration.max_tokens
+    return calibration_batches(table, load_tokenizer(TEACHER), max_tokens=max_tokens, batch_tokens=BATCH_TOKENS)
+
+
+def our_scores(rows: Sequence[CalibrationBatch]) -> Scores:
+    model = load_model(TEACHER, "float32")
+    with watched(model) as watch:
+        depth = measure(model, rows, watch=watch).scores()
+    width = watch.moments
+    return {
+        "mlp": width.scores("mlp"),
+        "hidden": width.scores("hidden")[None],
+        "heads": width.scores("heads"),
+        "blocks": np.array([depth.block_influence_L]),
+    }
+
+
+def peer_scores(python: Path, rows: Iterable[CalibrationBatch]) -> tuple[dict[str, Scores], str]:
+    """The peer's rankings on the same rows, and its version."""
+    documents = [ids[mask.bool()].tolist() for batch in rows for ids, mask in zip(*batch, strict=True)]
+    order = np.random.default_rng(0).permutation(len(documents))  # batches are sorted by length
+    job = {"model": str(TEACHER), "rows": [documents[index] for index in order]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        done = subprocess.run([python, PEER, path], stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    scores = {
+        f"modelopt {name}": {space: np.atleast_2d(values) for space, values in spaces.items()}
+        for name, spaces in found["scores"].items()
+    }
+    return scores, found["version"]
+
+
+def random_scores(like: Scores, seed: int) -> Scores:
+    rng = np.random.default_rng(seed)
+    return {space: rng.random(scores.shape) for space, scores in like.items()}
+
+
+def kept(scores_C: NDArray[np.float64], keep: float) -> Members:
+    """The highest, at least one; shares are rounded down."""
+    count = max(1, math.floor(keep * len(scores_C) + 1e-9))
+    return tuple(sorted(np.argsort(-scores_C, kind="stable")[:count].tolist()))
+
+
+def agree(ours_LC: NDArray[np.float64], drawn: Iterable[NDArray[np.float64]], keep: float) -> Figures:
+    """Mean and extremes over blocks (of all rankings that are drawn)."""
+    pairs = [pair for theirs_LC in drawn for pair in zip(ours_LC, theirs_LC, strict=True)]
+    common = [len({*kept(ours, keep)} & {*kept(theirs, keep)}) / len(kept(ours, keep)) for ours, theirs in pairs]
+    return {
+        **spread("spearman", [spearman(ours, theirs) for ours, theirs in pairs]),
+        **spread("kept_in_common", common),
+    }
+
+
+def spread(name: str, values: Sequence[float]) -> Figures:
+    return {name: sum(values) / len(values), f"{name}_spread": [min(values), max(values)]}
+
+
+def spearman(one_C: NDArray[np.float64], other_C: NDArray[np.float64]) -> float:
+    """Correlation of ranks. Scores are real numbers off a scale, so that two are equal does not happen."""
+    one, other = (values_C.argsort().argsort() for values_C in (one_C, other_C))
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def loss_without(scores: Scores, rows: Iterable[CalibrationBatch], keep: float) -> float:
+    """Of the teacher with as many MLP channels as `keep` says, the first of `scores`."""
+    members = tuple(kept(scores_C, keep) for scores_C in scores["mlp"])
+    with tempfile.TemporaryDirectory() as folder:
+        prune_checkpoint(TEACHER, Path(folder), range(len(members)), Channels(mlp=members))
+        return loss(Path(folder), rows)
+
+
+@torch.inference_mode()
+def loss(directory: Path, rows: Iterable[CalibrationBatch]) -> float:
+    """Mean over all predicted tokens, in nats."""
+    model = load_model(directory, "float32")
+    total, num_tokens = 0.0, 0
+    for ids_BT, mask_BT in rows:
+        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+        targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
+        total += float(F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="sum"))
+        num_tokens += int((targets_BT != -100).sum())
+    return total / num_tokens
+
+
+def show(
+    agreement: Mapping[str, Mapping[str, Figures]],
+    losses: Mapping[str, Sequence[float]],
+    keep: float,
+    version: str | None,
+) -> None:
+    console = Console()
+    table = Table("space", "ours against", "Spearman", "min", "max", "kept in common", "min", "max", box=None)
+    for space, rankings in agreement.items():
+        for name, found in rankings.items():
+            values = [found[key] for key in ("spearman", "kept_in_common")]
+            spreads = [found[f"{key}_spread"] for key in ("spearman", "kept_in_common")]
+            cells = [f"{value:.3f}" for mean, ends in zip(values, spreads, strict=True) for value in (mean, *ends)]
+            table.add_row(space, name, *cells)
+    console.print(table)
+    table = Table(f"{keep:.0%} of MLP channels, by", "loss", "min", "max", "more than whole", box=None)
+    [whole] = losses["whole"]
+    for name, values in losses.items():
+        mean = sum(values) / len(values)
+        table.add_row(name, *(f"{value:.4f}" for value in (mean, min(values), max(values), mean - whole)))
+    console.print(table)
+    same = [agreement[space][SAME_FORMULA]["spearman"] for space in ("mlp", "hidden")] if version else None
+    result: Figures = {
+        "benchmark": "ranking",
+        "ratio": same and same[0],
+        "ratio_hidden": same and same[1],
+        "bound_ratio": BOUND_RATIO,
+        "within_bounds": same and min(same) >= BOUND_RATIO,
+        "keep": keep,
+        "peer": version and f"nvidia-modelopt {version}",
+        "agreement": agreement,
+        "loss": {name: {**spread("nats", values)} for name, values in losses.items()},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

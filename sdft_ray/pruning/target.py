@@ -1,0 +1,183 @@
+"""From a target to amounts: the largest model that meets it, blocks and width kept in proportion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from sdft_ray.errors import PlanError
+from sdft_ray.models.channels import config_with_sizes
+from sdft_ray.models.families import Config, num_blocks_of
+from sdft_ray.models.size import ModelSize, size_with_blocks
+from sdft_ray.pruning.plan import resolve_num_removed
+from sdft_ray.pruning.width import resolve_sizes
+from sdft_ray.recipe_pruning import Depth, Pruning, Target, Width
+
+_NUM_SHARES = 1024
+"""Shares of the open spaces that are tried, evenly over (0, 1]."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that a recipe's open amounts allow. `shares` are what it keeps of blocks, and of a block's parameters."""
+
+    num_blocks: int
+    sizes: Mapping[str, int]
+    size: ModelSize
+    shares: tuple[float, float]
+
+    @property
+    def imbalance(self) -> float:
+        """0 where depth and width give up the same proportion."""
+        depth, width = self.shares
+        return abs(math.log(depth / width))
+
+    def amounts(self, depth: Depth, width: Width | None, config: Config) -> tuple[Depth, Width | None]:
+        """`depth` and `width` with this candidate's numbers in place of open ones."""
+        if depth.is_open:
+            removed = num_blocks_of(config) - self.num_blocks
+            nothing = Depth(metric="explicit", blocks=())
+            depth = depth.model_copy(update={"remove_blocks": removed}) if removed else nothing
+        if width is not None and width.open_spaces:
+            width = width.model_copy(update={space: self.sizes[space] for space in width.open_spaces})
+        return depth, width
+
+
+def resolve_target(asked: Pruning, config: Config, *, dtype: str) -> tuple[Depth, Width | None]:
+    """A recipe's `depth` and `width` for a model with this config, every open amount a number.
+
+    Of all models that meet the target the one is taken that is least out of proportion, and of those the largest.
+    `dtype` is that of the weights, for targets in bytes. Raises `PlanError` when nothing meets the target, with the
+    nearest models, when the model meets it as it is, and for a target that has to be measured first (`rate`).
+    """
+    target = asked.target
+    if target is None:
+        return asked.depth, asked.width
+    if target.is_measured:
+        raise PlanError("a target in speed is not known before it is measured", "run the recipe")
+    allowed = candidates(asked.depth, asked.width, config, dtype=dtype)
+    counted = _counted(target)
+    full = counted(size_with_blocks(config, num_blocks_of(config), dtype=dtype))
+    bound = _bound(target, full)
+    if bound >= full:
+        raise PlanError(f"the model has {_told(target, full)}, no more than the target", "name a smaller target")
+    return _largest(allowed, lambda candidate: counted(candidate.size) <= bound, target, bound, counted).amounts(
+        asked.depth, asked.width, config
+    )
+
+
+def candidates(depth: Depth, width: Width | None, config: Config, *, dtype: str) -> list[Candidate]:
+    """All models that open amounts allow, by blocks, then by size, ascending. Raises `PlanError` if there is none."""
+    num_blocks = num_blocks_of(config)
+    kept = range(1, num_blocks + 1) if depth.is_open else [num_blocks - resolve_num_removed(depth, config)]
+    widths = _widths(width, config)
+    whole = _block_parameters(config)
+    found = []
+    for sizes in widths:
+        narrow = config_with_sizes(config, sizes)
+        share = _block_parameters(narrow) / whole
+        found += [Candidate(n, sizes, size_with_blocks(narrow, n, dtype=dtype), (n / num_blocks, share)) for n in kept]
+    return sorted(found, key=lambda candidate: (candidate.num_blocks, candidate.size.num_parameters))
+
+
+def path(depth: Depth, width: Width | None, config: Config, *, dtype: str) -> list[Candidate]:
+    """Candidates of ever fewer parameters, each the best in proportion for its size: where a speed is looked for."""
+    allowed = candidates(depth, width, config, dtype=dtype)
+    full = size_with_blocks(config, num_blocks_of(config)).num_parameters
+    chosen: list[Candidate] = []
+    for percent in range(98, 0, -2):
+        bound = percent * full // 100
+        fitting = [candidate for candidate in allowed if candidate.size.num_parameters <= bound]
+        if fitting and (best := _best(fitting)) not in chosen:
+            chosen.append(best)
+    return chosen
+
+
+def first_that_meets(
+    descending: Sequence[Candidate], meets: Callable[[Candidate], bool], told: Callable[[], str]
+) -> Candidate:
+    """The first candidate that meets a target which every later one meets as well, asking about few of them.
+
+    Raises `PlanError` with what `told` gives when the last does not.
+    """
+    low, high = 0, len(descending)
+    while low < high:
+        middle = (low + high) // 2
+        if meets(descending[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    if low == len(descending):
+        raise PlanError("no model that the recipe allows is fast enough", f"nearest: {told()}")
+    return descending[low]
+
+
+def _widths(width: Width | None, config: Config) -> list[Mapping[str, int]]:
+    """Sizes of all spaces, one entry for every width that can be loaded."""
+    if width is None or not width.open_spaces:
+        return [resolve_sizes(width, config)]
+    found: list[Mapping[str, int]] = []
+    refusal: PlanError | None = None
+    for part in range(1, _NUM_SHARES + 1):
+        share = part / _NUM_SHARES if part < _NUM_SHARES else None
+        try:
+            sizes = resolve_sizes(width.model_copy(update=dict.fromkeys(width.open_spaces, share)), config)
+        except PlanError as error:
+            refusal = error
+            continue
+        if sizes not in found[-1:]:
+            found.append(sizes)
+    if refusal is not None and not found:
+        raise refusal
+    return found
+
+
+def _block_parameters(config: Config) -> int:
+    return size_with_blocks(config, 2).num_parameters - size_with_blocks(config, 1).num_parameters
+
+
+def _best(fitting: list[Candidate]) -> Candidate:
+    """The largest of each number of blocks compete by proportion."""
+    largest = {candidate.num_blocks: candidate for candidate in fitting}  # ascending: the last one stays
+    return min(largest.values(), key=lambda candidate: (round(candidate.imbalance, 9), -candidate.size.num_parameters))
+
+
+def _largest(
+    allowed: list[Candidate],
+    meets: Callable[[Candidate], bool],
+    target: Target,
+    bound: int,
+    counted: Callable[[ModelSize], int],
+) -> Candidate:
+    fitting = [candidate for candidate in allowed if meets(candidate)]
+    if fitting:
+        return _best(fitting)
+    nearest = sorted(allowed, key=lambda candidate: counted(candidate.size))[:3]
+    shown = "; ".join(f"{_told(target, counted(near.size))} with {describe(near)}" for near in nearest)
+    raise PlanError(f"nothing meets the target of {_told(target, bound)}", f"nearest: {shown}")
+
+
+def describe(candidate: Candidate) -> str:
+    """`6 blocks, hidden 96, mlp 240`."""
+    spaces = ", ".join(f"{space} {candidate.sizes[space]}" for space in ("hidden", "mlp", "heads", "kv_groups"))
+    return f"{candidate.num_blocks} blocks, {spaces}"
+
+
+def _counted(target: Target) -> Callable[[ModelSize], int]:
+    """What the target bounds, of a size."""
+    if target.parameters is not None:
+        return lambda size: size.num_parameters
+    cached_tokens = target.context_tokens * target.batch_rows
+    return lambda size: size.weight_bytes + size.kv_bytes_per_token * cached_tokens
+
+
+def _bound(target: Target, full: int) -> int:
+    asked = target.parameters if target.parameters is not None else target.memory_bytes
+    assert asked is not None, "a target that is not measured names parameters or bytes"
+    return math.floor(Fraction(str(asked)) * full) if isinstance(asked, float) else asked
+
+
+def _told(target: Target, amount: int) -> str:
+    return f"{amount:,} {'parameters' if target.parameters is not None else 'bytes'}"

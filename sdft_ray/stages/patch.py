@@ -1,0 +1,70 @@
+"""Stage `patch`: at every cut a linear map that imitates the removed blocks, fitted on the calibration set."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+from typing import Any
+
+import ray
+
+from sdft_ray.pruning.plan import PruningPlan
+from sdft_ray.stages import files
+from sdft_ray.stages.job import Job, Made, Meter, remote_options, together
+from sdft_ray.stages.measure import calibration
+from sdft_ray.store.manifest import Usage
+
+
+def run(job: Job) -> Made:
+    """Sums from batches spread over tasks, merged by `+`; one more task fits and writes."""
+    settings = job.resources.measure
+    options = remote_options(settings)
+    task = ray.remote(_shard).options(**options, max_retries=3)
+    parts = [task.remote(job, index, settings.num_tasks) for index in range(settings.num_tasks)]
+    return ray.get(ray.remote(_patched).options(**options, max_retries=3).remote(job, parts))
+
+
+def _shard(job: Job, index: int, num_shards: int) -> tuple[bytes, Usage]:
+    """What every `num_shards`-th batch shows at the cuts; all shards agree on the batches."""
+    from sdft_ray.importance.patch import PatchMoments, measure
+    from sdft_ray.models.loading import load_model
+
+    gpus, plan = job.resources.measure.gpus, _plan(job)
+    with Meter(gpus=gpus) as meter:
+        mine = calibration(job)[index::num_shards]
+        models: list[Any] = [load_model(job.model(role), job.recipe.teacher.dtype) for role in ("start", "pruned")]
+        source, pruned = (model.to("cuda" if gpus else "cpu") for model in models)
+        moments: PatchMoments | None = None
+        for done, batch in enumerate(mine, 1):
+            moments = measure(source, pruned, [batch], plan.keep_blocks, plan.channels.hidden, moments)
+            job.progress(done, len(mine), "batches")
+    content = b"" if moments is None else moments.to_bytes()
+    return content, meter.usage(0 if moments is None else moments.num_tokens)
+
+
+def _patched(job: Job, parts: list[Any]) -> Made:
+    """The pruned checkpoint with its patches merged into it."""
+    from sdft_ray.importance.patch import PatchMoments, patched_tensors
+    from sdft_ray.models.checkpoint import Checkpoint
+    from sdft_ray.models.loading import check_finite
+    from sdft_ray.models.replace import write_with
+
+    asked, made = job.recipe.patch, Made()
+    assert asked is not None, "a recipe without a patch has no such step"
+    shards: list[tuple[bytes, Usage]] = ray.get(parts)
+    with Meter(gpus=job.resources.measure.gpus) as meter, job.output(made) as directory:
+        moments = reduce(add, [PatchMoments.from_bytes(content) for content, _ in shards if content])
+        patches = moments.fit(asked.ridge)
+        pruned = job.input("pruned")
+        write_with(pruned, directory, patched_tensors(Checkpoint.open(pruned), patches))
+        check_finite(directory)
+        made.summary = {
+            "num_tokens": moments.num_tokens,
+            "residuals": [[patch.block, patch.residual_before, patch.residual_after] for patch in patches],
+        }
+    made.usage = together([meter.usage(), *(usage for _, usage in shards)])
+    return made
+
+
+def _plan(job: Job) -> PruningPlan:
+    return PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))

@@ -1,0 +1,75 @@
+"""Stage `rate`: which of the models that a recipe allows decodes fast enough, found by measuring some of them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import ray
+
+from sdft_ray.models.channels import config_with_sizes
+from sdft_ray.models.config import config_with_blocks
+from sdft_ray.pruning.target import Candidate, describe, first_that_meets, path
+from sdft_ray.stages import files
+from sdft_ray.stages.amounts import start_config
+from sdft_ray.stages.job import Job, Made, Meter, remote_options
+
+
+def run(job: Job) -> Made:
+    """One task that has the cluster's CPUs to itself: see `registry.demand`."""
+    return ray.get(ray.remote(_rate).options(**remote_options(job.resources.speed), max_retries=3).remote(job))
+
+
+def _rate(job: Job) -> Made:
+    """Halve the way from the whole model to the smallest until the largest that is fast enough is found."""
+    asked, target, config = job.recipe, job.recipe.target, start_config(job)
+    assert target is not None, "a recipe without a target has no such step"
+    tried: list[dict[str, object]] = []
+
+    def meets(candidate: Candidate) -> bool:
+        whole, rate = _decoding(
+            job, config_with_sizes(config_with_blocks(config, range(candidate.num_blocks)), candidate.sizes)
+        )
+        enough = rate / whole >= target.speedup if target.speedup is not None else rate >= (target.tokens_per_s or 0)
+        tried.append({"model": describe(candidate), "tokens_per_s": rate, "speedup": rate / whole, "enough": enough})
+        job.progress(len(tried), 0, "models measured")
+        return enough
+
+    made = Made()
+    with Meter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
+        allowed = path(asked.depth, asked.width, config, dtype=asked.teacher.dtype)
+        chosen = first_that_meets(
+            allowed,
+            meets,
+            lambda: "; ".join(
+                f"{one['tokens_per_s']:,.0f} tokens/s ({one['speedup']:.2f} times) with {one['model']}"
+                for one in tried[-3:]
+            ),
+        )
+        depth, width = chosen.amounts(asked.depth, asked.width, config)
+        content = {"depth": depth.model_dump(mode="json"), "width": width and width.model_dump(mode="json")}
+        (directory / files.AMOUNTS).write_text(json.dumps(content), encoding="utf-8")
+        made.summary = {"chosen": describe(chosen), "tried": tried}
+    made.usage = meter.usage()
+    return made
+
+
+def _decoding(job: Job, config: dict[str, object]) -> tuple[float, float]:
+    """Tokens per second of the model that pruning starts from and of one of this config, whatever its weights."""
+    from sdft_ray.evaluation.speed import measure_speed
+    from sdft_ray.models.loading import write_random
+
+    asked = job.recipe.speed
+    with tempfile.TemporaryDirectory(prefix="sdft-rate-") as folder:
+        write_random(config, Path(folder), job.recipe.teacher.dtype)
+        speeds = measure_speed(
+            {"start": job.model("start"), "candidate": Path(folder)},
+            batch_rows=asked.batch_rows,
+            prompt_tokens=asked.prompt_tokens,
+            new_tokens=asked.new_tokens,
+            rounds=asked.rounds,
+            dtype=job.recipe.teacher.dtype,
+            device="cuda" if job.resources.speed.gpus else "cpu",
+        )
+    return speeds["start"].decode.median, speeds["candidate"].decode.median
