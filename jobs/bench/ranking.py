@@ -12,11 +12,12 @@ in its own environment (`make bench-env`), row by row. Its rankings (see `peers/
 ModelOpt ranks blocks only in `modelopt.torch.prune.plugins.mcore_minitron`, whose import fails without Megatron
 (`No module named 'megatron'`), so blocks (by their influence) are compared with chance and ourselves alone.
 
-Beside each stands what the same figures are for our ranking on the other half of the rows (nothing can be expected to
-agree better that measures something else) and for a random one. Figures are means over blocks, with extremes: the
-rank correlation (Spearman), and the share in common of what the two keep. The laboratory has two heads to a block.
+Beside them stand our own ranking on the other half of the rows (another formula can hardly be expected to agree
+better) and random ones. Figures are means over blocks, with extremes: the rank correlation (Spearman), and the share in
+common of what the two keep. The laboratory has two heads to a block.
 
-The judge is the loss on rows that nobody measured, of the teacher with its MLPs cut to what each ranking keeps.
+The judge is the loss of the teacher with its MLPs cut to what each ranking keeps, on the responses of rows that nobody
+measured. Questions are left out: the teacher never learned to predict them, and has 9 nats there.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sdft_ray.data.calibration import CalibrationBatch, calibration_batches
-from sdft_ray.data.chat import load_tokenizer
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.data.example import SEED_SCHEMA
 from sdft_ray.importance.depth import measure
 from sdft_ray.importance.width import watched
@@ -56,6 +59,7 @@ BOUND_RATIO = 0.999
 PEER_PYTHON = Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"
 PEER = Path(__file__).parent / "peers" / "modelopt_ranking.py"
 BATCH_TOKENS = 4096
+JUDGED_TOGETHER = 32
 SPACES = ("mlp", "hidden", "heads", "blocks")
 OURS, OTHER_HALF, SAME_FORMULA = "ours", "ours, other half", "modelopt l2_norm"
 
@@ -70,13 +74,13 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.7, help="share of a space that stays")
     parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="of an environment with ModelOpt")
     arguments = parser.parse_args()
-    num_random, num_judged = (2, 140) if arguments.quick else (5, sets.NUM_HELDOUT)
+    num_random, num_judged = (2, 140) if arguments.quick else (5, 420)
     half = sets.NUM_CALIBRATION // 2
     measured = batches("calibration", 0, half)
     rankings = {OURS: our_scores(measured), OTHER_HALF: our_scores(batches("calibration", half, 2 * half))}
-    versions = None
+    version = None
     if arguments.peer_python.exists():
-        theirs, versions = peer_scores(arguments.peer_python, measured)
+        theirs, version = peer_scores(arguments.peer_python, measured)
         rankings |= theirs
     else:
         print(
@@ -91,11 +95,12 @@ def main() -> None:
         }
         for space in SPACES
     }
-    judges = batches("heldout", 0, num_judged)
+    judges = judging_batches(num_judged)
     losses = {"whole": [loss(TEACHER, judges)]}
     losses |= {name: [loss_without(scores, judges, arguments.keep)] for name, scores in rankings.items()}
     losses["random"] = [loss_without(scores, judges, arguments.keep) for scores in chance]
-    show(agreement, losses, arguments.keep, versions)
+    same = same_formula(rankings[OURS], rankings[SAME_FORMULA]) if version else None
+    show(agreement, losses, {"keep": arguments.keep, "peer": version, "same_formula": same})
 
 
 def batches(name: str, start: int, stop: int) -> list[CalibrationBatch]:
@@ -130,11 +135,11 @@ def peer_scores(python: Path, rows: Iterable[CalibrationBatch]) -> tuple[dict[st
         path.write_text(json.dumps(job), encoding="utf-8")
         done = subprocess.run([python, PEER, path], stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    scores = {
+    rankings: dict[str, Scores] = {
         f"modelopt {name}": {space: np.atleast_2d(values) for space, values in spaces.items()}
         for name, spaces in found["scores"].items()
     }
-    return scores, found["version"]
+    return rankings, f"nvidia-modelopt {found['version']}"
 
 
 def random_scores(like: Scores, seed: int) -> Scores:
@@ -163,13 +168,39 @@ def spread(name: str, values: Sequence[float]) -> Figures:
 
 
 def spearman(one_C: NDArray[np.float64], other_C: NDArray[np.float64]) -> float:
-    """Correlation of ranks. Scores are real numbers off a scale, so that two are equal does not happen."""
-    one, other = (values_C.argsort().argsort() for values_C in (one_C, other_C))
-    return float(np.corrcoef(one, other)[0, 1])
+    """Correlation of ranks, in [-1, 1]. Scores are sums of measured lengths, so ties do not happen."""
+    differences = one_C.argsort().argsort() - other_C.argsort().argsort()
+    return 1 - 6 * int((differences**2).sum()) / (len(one_C) ** 3 - len(one_C))
 
 
-def loss_without(scores: Scores, rows: Iterable[CalibrationBatch], keep: float) -> float:
-    """Of the teacher with as many MLP channels as `keep` says, the first of `scores`."""
+def same_formula(ours: Scores, theirs: Scores) -> dict[str, float]:
+    """The largest relative difference of scores that one formula gives twice."""
+    return {space: float(np.abs(ours[space] / theirs[space] - 1).max()) for space in ("mlp", "hidden")}
+
+
+def judging_batches(num_rows: int) -> list[tuple[Tensor, Tensor]]:
+    """Token ids and targets, right-padded: the ids of responses, -100 elsewhere."""
+    chat = ChatFormat(load_tokenizer(TEACHER))
+    rows = sets.seed_rows("heldout")[:num_rows]
+    documents = sorted(
+        (chat.encode(row["instruction"], row["reference"]) for row in rows), key=lambda text: len(text.ids)
+    )
+    pairs = [
+        (torch.tensor(text.ids), torch.tensor(text.ids).masked_fill(~torch.tensor(text.loss_mask), -100))
+        for text in documents
+    ]
+    parts = [pairs[start : start + JUDGED_TOGETHER] for start in range(0, len(pairs), JUDGED_TOGETHER)]
+    return [
+        (
+            pad_sequence([ids_T for ids_T, _ in part], batch_first=True),
+            pad_sequence([targets_T for _, targets_T in part], batch_first=True, padding_value=-100),
+        )
+        for part in parts
+    ]
+
+
+def loss_without(scores: Scores, rows: Iterable[tuple[Tensor, Tensor]], keep: float) -> float:
+    """Of the teacher with the share `keep` of each block's MLP channels, the first of `scores`."""
     members = tuple(kept(scores_C, keep) for scores_C in scores["mlp"])
     with tempfile.TemporaryDirectory() as folder:
         prune_checkpoint(TEACHER, Path(folder), range(len(members)), Channels(mlp=members))
@@ -177,50 +208,42 @@ def loss_without(scores: Scores, rows: Iterable[CalibrationBatch], keep: float) 
 
 
 @torch.inference_mode()
-def loss(directory: Path, rows: Iterable[CalibrationBatch]) -> float:
-    """Mean over all predicted tokens, in nats."""
+def loss(directory: Path, rows: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Mean over all tokens of responses, in nats."""
     model = load_model(directory, "float32")
     total, num_tokens = 0.0, 0
-    for ids_BT, mask_BT in rows:
+    for ids_BT, targets_BT in rows:
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
-        targets_BT = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
-        total += float(F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="sum"))
-        num_tokens += int((targets_BT != -100).sum())
+        wanted_BT = targets_BT[:, 1:]
+        total += float(F.cross_entropy(logits_BTV.flatten(0, 1), wanted_BT.flatten(), reduction="sum"))
+        num_tokens += int((wanted_BT != -100).sum())
     return total / num_tokens
 
 
-def show(
-    agreement: Mapping[str, Mapping[str, Figures]],
-    losses: Mapping[str, Sequence[float]],
-    keep: float,
-    version: str | None,
-) -> None:
+def show(agreement: Mapping[str, Mapping[str, Figures]], losses: Mapping[str, Sequence[float]], facts: Figures) -> None:
     console = Console()
-    table = Table("space", "ours against", "Spearman", "min", "max", "kept in common", "min", "max", box=None)
+    table = Table("space", "ours against", "Spearman", "kept in common", box=None)
     for space, rankings in agreement.items():
         for name, found in rankings.items():
-            values = [found[key] for key in ("spearman", "kept_in_common")]
-            spreads = [found[f"{key}_spread"] for key in ("spearman", "kept_in_common")]
-            cells = [f"{value:.3f}" for mean, ends in zip(values, spreads, strict=True) for value in (mean, *ends)]
-            table.add_row(space, name, *cells)
+            cells = [(found[key], *found[f"{key}_spread"]) for key in ("spearman", "kept_in_common")]
+            table.add_row(space, name, *("{:.3f} ({:.3f} to {:.3f})".format(*cell) for cell in cells))
     console.print(table)
-    table = Table(f"{keep:.0%} of MLP channels, by", "loss", "min", "max", "more than whole", box=None)
+    table = Table(f"MLP cut to {facts['keep']:.0%} by", "loss", "min", "max", "above whole", box=None)
     [whole] = losses["whole"]
     for name, values in losses.items():
         mean = sum(values) / len(values)
         table.add_row(name, *(f"{value:.4f}" for value in (mean, min(values), max(values), mean - whole)))
     console.print(table)
-    same = [agreement[space][SAME_FORMULA]["spearman"] for space in ("mlp", "hidden")] if version else None
+    same = [agreement[space][SAME_FORMULA]["spearman"] for space in ("mlp", "hidden")] if facts["peer"] else [None]
     result: Figures = {
         "benchmark": "ranking",
-        "ratio": same and same[0],
-        "ratio_hidden": same and same[1],
+        "ratio": same[0],
+        "ratio_hidden": same[-1],
         "bound_ratio": BOUND_RATIO,
-        "within_bounds": same and min(same) >= BOUND_RATIO,
-        "keep": keep,
-        "peer": version and f"nvidia-modelopt {version}",
+        "within_bounds": min(same) >= BOUND_RATIO if facts["peer"] else None,
+        **facts,
         "agreement": agreement,
-        "loss": {name: {**spread("nats", values)} for name, values in losses.items()},
+        "loss": {name: spread("nats", values) for name, values in losses.items()},
     }
     print(json.dumps(result))
 

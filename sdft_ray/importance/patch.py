@@ -11,9 +11,10 @@ block that stays (or the final norm) reads it. The map T = I + Delta minimises
     |M T - (S - Y)|^2 + lambda |T - I|^2  =  |M Delta - (S - X)|^2 + lambda |Delta|^2
 
 so Delta = (M'M + lambda I)^-1 M'(S - X), and T' W_down takes the place of W_down. That is ReplaceMe
-(arXiv:2505.02819), but for two things. Its ridge shrinks T to zero, which in the limit silences the MLP; here the limit
-is the plain cut. And it reads M and Y off the source; here they come from the pruned model, which may be narrower too
-and is where the map will work. Several gaps are fitted in one pass, each by itself: before it, cuts are not patched.
+(arXiv:2505.02819), whose ridge shrinks T to zero, which in the limit silences the MLP: here the limit is the plain cut.
+M and X come from the pruned model, which may be narrower too and is where the map will work.
+
+Several gaps are fitted in one pass, each by itself. What a later gap sees depends on `Prefix`.
 
 Suffixes: B sequences, T tokens of a sequence, N real tokens of a batch, D hidden channels that stay, G gaps.
 """
@@ -21,11 +22,11 @@ Suffixes: B sequences, T tokens of a sequence, N real tokens of a batch, D hidde
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,11 @@ from sdft_ray.importance.depth import STREAM_BYTES, _parts
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.config import check_keep_blocks
 from sdft_ray.models.families import Family, family_of, join_block
+
+Prefix = Literal["pruned", "mended"]
+"""What runs before a gap while it is measured. `pruned`: the pruned model as it is, without the maps of earlier gaps; a
+later map then mends their damage a second time. `mended`: behind every gap the stream is set to S, as if its map were
+perfect, so each map answers for the damage since the gap before; in depth alone that is what ReplaceMe does."""
 
 _CHUNK_BYTES = 32 * 2**20
 """Activations widened to float64 at once."""
@@ -175,6 +181,7 @@ def measure(
     hidden: Sequence[int] | None = None,
     moments: PatchMoments | None = None,
     *,
+    prefix: Prefix = "pruned",
     stream_bytes: int = STREAM_BYTES,
 ) -> PatchMoments:
     """Add what `batches` show at the gaps to `moments` (None: start from nothing), without the LM heads.
@@ -200,10 +207,7 @@ def measure(
     sums = _Sums.empty(gaps, config["hidden_size"] if hidden is None else len(hidden), weight.device)
     stays_D = slice(None) if hidden is None else torch.tensor(hidden, device=weight.device)
     max_tokens = stream_bytes // (3 * len(gaps) * config["hidden_size"] * weight.dtype.itemsize)
-    watched = {("S", gap): whole_blocks[gap.stop - 1] for gap in gaps}
-    watched |= {("X", gap): cut_blocks[gap.block] for gap in gaps}
-    watched |= {("M", gap): cut_blocks[gap.block].get_submodule("mlp.down_proj") for gap in gaps}
-    with _outputs(watched) as seen:
+    with _followed(whole_blocks, cut_blocks, gaps, stays_D, prefix) as seen:
         for batch in batches:
             for input_ids_BT, lengths_B in _parts(*batch, max_tokens=max_tokens):
                 ids_BT = input_ids_BT.to(weight.device)
@@ -214,7 +218,7 @@ def measure(
                 tokens_N = real_BT.flatten().nonzero().squeeze(1).to(weight.device)
                 flat = {key: output_BTD.flatten(0, 1)[tokens_N] for key, output_BTD in seen.items()}
                 for place, gap in enumerate(gaps):
-                    sums.add(place, flat["M", gap], flat["X", gap], flat["S", gap][:, stays_D])
+                    sums.add(place, flat["M", gap], flat["X", gap], flat["S", gap])
                 sums.num_tokens += len(tokens_N)
                 sums.check()
                 seen.clear()
@@ -296,17 +300,24 @@ class _Sums:
 
 
 @contextmanager
-def _outputs(modules: Mapping[tuple[str, Gap], nn.Module]) -> Iterator[dict[tuple[str, Gap], Tensor]]:
-    """Keep the last output of each module, (B, T, D), while the block runs."""
+def _followed(
+    whole_blocks: nn.ModuleList, cut_blocks: nn.ModuleList, gaps: Sequence[Gap], stays_D: Any, prefix: Prefix
+) -> Iterator[dict[tuple[str, Gap], Tensor]]:
+    """Keep M, X and S of every gap, (B, T, D), while the block runs; the source goes first."""
     seen: dict[tuple[str, Gap], Tensor] = {}
+    handles = []
 
-    def kept(key: tuple[str, Gap]) -> Any:
-        def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> None:
-            seen[key] = output
+    def after(module: nn.Module, name: str, gap: Gap) -> None:
+        def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor | None:
+            seen[name, gap] = output[..., stays_D] if name == "S" else output
+            return seen["S", gap] if name == "X" and prefix == "mended" else None
 
-        return hook
+        handles.append(module.register_forward_hook(hook))
 
-    handles = [module.register_forward_hook(kept(key)) for key, module in modules.items()]
+    for gap in gaps:
+        after(whole_blocks[gap.stop - 1], "S", gap)
+        after(cut_blocks[gap.block].get_submodule("mlp.down_proj"), "M", gap)
+        after(cut_blocks[gap.block], "X", gap)
     try:
         yield seen
     finally:

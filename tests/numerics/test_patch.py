@@ -97,10 +97,14 @@ def seen_in(model: Any, modules: list[tuple[Any, bool]]) -> list[np.ndarray]:
     return [torch.cat(parts).numpy() for parts in seen]
 
 
-def seen_at(cut: Cut, block: int, boundary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """M, Y and S of one gap: what the MLP gives, what that is added to, and the source's stream at `boundary`."""
-    layer = cut.pruned.model.layers[block]
-    mlp_ND, before_ND = seen_in(cut.pruned, [(layer.mlp, True), (layer.post_attention_layernorm, False)])
+def seen_at(cut: Cut, block: int, boundary: int, *, in_source: bool = False) -> tuple[np.ndarray, ...]:
+    """M, Y and S of one gap: what the MLP gives, what that is added to, and the source's stream at `boundary`.
+
+    M and Y are those of the pruned model, or of the same block in the source.
+    """
+    model, place = (cut.source, cut.keep_blocks[block]) if in_source else (cut.pruned, block)
+    layer = model.model.layers[place]
+    mlp_ND, before_ND = seen_in(model, [(layer.mlp, True), (layer.post_attention_layernorm, False)])
     reader = [*(layer.input_layernorm for layer in cut.source.model.layers), cut.source.model.norm][boundary]
     (target_ND,) = seen_in(cut.source, [(reader, False)])
     return mlp_ND, before_ND, target_ND if cut.hidden is None else target_ND[:, list(cut.hidden)]
@@ -143,6 +147,32 @@ def test_against_least_squares(
         assert patch.residual_before == pytest.approx(residual(np.eye(len(expected_DD))), rel=1e-5)
         assert patch.residual_after == pytest.approx(residual(np.asarray(patch.map_DD)), rel=1e-4)
         assert patch.residual_after < patch.residual_before
+
+
+def test_behind_mended_gaps_a_model_cut_in_depth_runs_as_the_source_does(tmp_path: Path) -> None:
+    """As in ReplaceMe, where every M and Y is read off the source."""
+    cut = make_cut(tmp_path, (0, 2, 5))
+    plain, mended = (cut.measure(BATCHES, prefix=prefix).fit(0.1) for prefix in ("pruned", "mended"))
+    assert torch.equal(plain[0].map_DD, mended[0].map_DD)
+    for patch, boundary in zip(mended, (2, 5), strict=True):
+        mlp_ND, before_ND, target_ND = seen_at(cut, patch.block, boundary, in_source=True)
+        expected_DD = least_squares(mlp_ND, target_ND - before_ND, 0.1)
+        np.testing.assert_allclose(patch.map_DD, expected_DD, atol=1e-4)
+    assert mended[1].residual_before < plain[1].residual_before
+
+
+def test_behind_mended_gaps_a_narrower_model_runs_on_the_channels_that_stay(tmp_path: Path) -> None:
+    """The gap after block 2 is what a model shows that starts there with the source's stream."""
+    cut = make_cut(tmp_path, (0, 2, 4), NARROW)
+    mended = cut.measure(BATCHES, prefix="mended").fit(0.1)[1]
+    stream = cut.source.model.layers[1].register_forward_hook(lambda _, __, out: streams.append(out[..., list(HIDDEN)]))
+    entry = cut.pruned.model.layers[1].register_forward_pre_hook(lambda _, args: (streams.pop(), *args[1:]))
+    streams: list[torch.Tensor] = []
+    alone = cut.measure(BATCHES).fit(0.1)[1]
+    stream.remove()
+    entry.remove()
+    torch.testing.assert_close(mended.map_DD, alone.map_DD, atol=1e-9, rtol=0)
+    assert mended.residual_before == pytest.approx(alone.residual_before, rel=1e-9)
 
 
 def test_the_channels_that_stay_hold_the_same_values_in_both_streams(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ token ids (`rows`). Rows pass through the model one at a time, in float32, so no
 JSON object with scores by criterion and space: a list for each block, or one list for the hidden channels.
 
 - `l2_norm`: Minitron's. ModelOpt's own form of it hooks Megatron modules; here its `L2NormHook` watches what the
-  projections of a transformers model read, and what ModelOpt does with the sums there is done here: the hidden
-  channels' are added up over places, a head has the length of those of its channels.
+  projections of a transformers model read, and what ModelOpt does with the sums there is done here: those of hidden
+  channels are added up over norms (all of them; ModelOpt leaves the last one out), a head has the length of its
+  channels' sums.
 - `contribution`: Puzzle's. MLP channels by activity times the length of their column in `down_proj`, key-value heads
   by the length of what they add to the residual stream, hidden channels by the output of norms.
 - `iterative`: Puzzle's other one for MLP channels. After every row those go without which the output changes least.
@@ -33,7 +34,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import modelopt  # pyright: ignore[reportMissingImports]
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
     model.eval()
     readers = [watch_l2_norm(model), watch_contribution(model), watch_iterative(model, len(job["rows"]))]
