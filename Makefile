@@ -92,7 +92,7 @@ pins: $(UV)
 	$(PIN) $(SOURCES) --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 	$(PIN) requirements/gpu.in -o requirements/gpu.txt
 	$(PIN) -c requirements/cpu.txt --no-emit-package setuptools requirements/dev.in -o requirements/dev.txt
-	$(PIN) $(BENCH_SOURCES) -c requirements/cpu.txt requirements/bench.in -o requirements/bench.txt
+	grep -v '^setuptools==' requirements/cpu.txt | $(PIN) $(BENCH_SOURCES) -c - requirements/bench.in -o requirements/bench.txt
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) $(LAB)

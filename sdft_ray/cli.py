@@ -148,6 +148,34 @@ def show(name: NameArg, store: StoreOpt = None, as_json: JsonOpt = False) -> Non
 
 
 @app.command()
+def why(
+    name: NameArg,
+    resources: ResourcesOpt = None,
+    store: StoreOpt = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Removals to show, the best by the recipe's metric.")] = 5,
+    limit: Annotated[int, typer.Option(min=0, help="Items of every task to ask of each removal; 0 asks nothing.")] = 50,
+    progress: ViewOpt = "auto",
+    as_json: JsonOpt = False,
+) -> None:
+    """Why these blocks and channels: heat map, what was nearly chosen, and what each removal costs on each task."""
+    from sdft_ray.run import Run
+    from sdft_ray.show import print_why
+    from sdft_ray.store.store import Store
+    from sdft_ray.why import why as find_why
+    from sdft_ray.why import why_json
+
+    profile = _resources(resources)
+    run = Run.open(Store(_store_url(store, profile)), name)
+    found = find_why(
+        run, profile, num_candidates=candidates, limit=limit or None, ask_tasks=limit > 0, view=_view(progress)
+    )
+    if as_json:
+        typer.echo(why_json(found))
+    else:
+        print_why(found)
+
+
+@app.command()
 def verify(name: NameArg, store: StoreOpt = None) -> None:
     """Recompute the digests of all artifacts of a run. Exit code 1 when a file is damaged or missing."""
     from sdft_ray.show import print_verification

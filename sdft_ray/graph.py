@@ -15,7 +15,7 @@ Nothing is run here. `resolve` computes every address and says what is committed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ VERSIONS = {
     "merge": 1,
     "evaluate": 2,
     "speed": 1,
+    "why": 1,
     "report": 1,
 }
 """Raise a number when the stage's output changes for the same recipe."""
@@ -240,6 +241,15 @@ def _training(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> It
             roles = {f"trial_{i}": f"train:{name}" for i, name in enumerate(trials, 1)}
             asked = [{"learning_rate": trial.learning_rate, "seed": trial.seed} for trial in trials.values()]
             yield Step(f"choose:{arm}", {"trials": asked}, roles)
+
+
+def removal_step(recipe: Recipe, blocks: Sequence[int]) -> Step:
+    """Beside the graph: what the model that the last pruning starts from scores without `blocks`."""
+    listed = "+".join(map(str, blocks)) or "nothing"
+    asked = recipe.evaluate.model_dump(mode="json", exclude_defaults=True, exclude={"tuned", "include"})
+    tasks = ("tasks",) if recipe.evaluate.include else ()
+    start = _start_of(recipe, len(recipe.steps))
+    return Step(f"why:{listed}", {"blocks": list(blocks), "evaluate": asked}, start, ("teacher", *tasks))
 
 
 IdentityOf = Callable[[str], Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdft_ray.errors import SdftError, StageError, StoreError, UserError
-from sdft_ray.graph import State, check_inputs, input_addresses, resolve_step, source_of, steps
-from sdft_ray.preflight import preflight
+from sdft_ray.graph import State, Step, check_inputs, input_addresses, removal_step, resolve_step, source_of, steps
+from sdft_ray.preflight import check_tasks, preflight
 from sdft_ray.progress import Event, open_view
 from sdft_ray.recipe import Recipe
 from sdft_ray.resources import Resources
@@ -44,9 +45,9 @@ def compress(
     store = store if isinstance(store, Store) else Store(store)
     resources = resources or Resources()
     store.check_writable()
-    walk = _Walk(recipe, store, resources, name or recipe.name)
+    walk = _Walk(recipe, store, resources, name or recipe.name, steps(recipe))
     walk.refresh()
-    with open_view(view, [step.name for step in steps(recipe)]) as shown:
+    with open_view(view, [step.name for step in walk.steps]) as shown:
         walk.show = shown.handle
         walk.show_reused()
         if walk.missing():
@@ -76,6 +77,38 @@ def retry(
     return compress(run.recipe.model_copy(update={"generate": again}), store, resources, name=name, view=view)
 
 
+def damage(
+    run: Run,
+    removals: Sequence[Sequence[int]],
+    resources: Resources | None = None,
+    *,
+    limit: int | None = None,
+    view: Literal["auto", "live", "plain", "json", "none"] = "auto",
+) -> list[dict[str, Any]]:
+    """Scores by task of the model that a run's (last) pruning starts from, without each of `removals`.
+
+    A removal is a list of blocks, empty for the whole model; `limit` items of a task are asked, None for what the
+    recipe asks. What was asked before is taken from the store. A score is a mapping of value, stderr and n. Raises as
+    `compress`.
+    """
+    resources, store = resources or Resources(), run.store
+    evaluate = run.recipe.evaluate if limit is None else run.recipe.evaluate.model_copy(update={"limit": limit})
+    recipe = run.recipe.model_copy(update={"evaluate": evaluate})
+    asked = [removal_step(recipe, blocks) for blocks in removals]
+    # Asked in another way, the seed set could count as another one; nothing above `why` does.
+    known = [*steps(run.recipe), *asked]
+    walk = _Walk(recipe, store, resources, run.name, known, frozenset(step.name for step in asked))
+    walk.refresh()
+    with open_view(view, sorted(walk.wanted or ())) as shown:
+        walk.show = shown.handle
+        if walk.missing():
+            store.check_writable()
+            check_tasks(recipe)
+            walk.run_missing()
+    found = [walk.states[step.name].manifest for step in asked]
+    return [manifest.summary["scores"] for manifest in found if manifest is not None]
+
+
 @dataclass
 class _Walk:
     """One walk over the graph. Only the driver's main thread touches `states`."""
@@ -84,6 +117,9 @@ class _Walk:
     store: Store
     resources: Resources
     name: str
+    steps: Sequence[Step]
+    wanted: frozenset[str] | None = None
+    """Names of the steps that are made if missing; None for all."""
     states: dict[str, State] = field(default_factory=dict)
     show: Any = None
     made_now: set[str] = field(default_factory=set)
@@ -95,13 +131,14 @@ class _Walk:
 
     def refresh(self) -> None:
         """Recompute the state of every step that is not done; a finished plan gives its successors an address."""
-        for step in steps(self.recipe):
+        for step in self.steps:
             known = self.states.get(step.name)
             if known is None or known.status != "done":
                 self.states[step.name] = resolve_step(step, self.states, self._sources, self.store)
 
     def missing(self) -> list[State]:
-        return [state for state in self.states.values() if state.status != "done"]
+        wanted = self.states if self.wanted is None else self.wanted
+        return [state for name, state in self.states.items() if state.status != "done" and name in wanted]
 
     def show_reused(self) -> None:
         for state in self.states.values():

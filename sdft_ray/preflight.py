@@ -12,7 +12,7 @@ from sdft_ray.errors import DataError, EvaluationError, RecipeError, ResourceErr
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.graph import State, check_inputs
 from sdft_ray.models.config import config_with_blocks
-from sdft_ray.models.families import num_blocks_of
+from sdft_ray.models.families import check_patchable, family_of, num_blocks_of
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
 from sdft_ray.recipe import Recipe
@@ -35,6 +35,8 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
     size = planned_size(recipe, config) if config is not None else None
     if size is not None:
         check_tail(recipe, size)
+    if config is not None and any(part.patch for part in recipe.prunings.values()):
+        check_patchable(family_of(config))
     num_rows = check_rows(recipe)
     if config is not None and size is not None:
         generated = pass_bytes(recipe.generate, config, num_rows)

@@ -14,6 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from sdft_ray.explain import Explanation
     from sdft_ray.generation.footprint import PassBytes
+    from sdft_ray.report.why import Why
     from sdft_ray.run import Run
     from sdft_ray.store.store import Store
 
@@ -144,6 +145,13 @@ def _stage_table(run: Run) -> Table:
             "reused" if stage["skipped"] else "made",
         )
     return table
+
+
+def print_why(why: Why) -> None:
+    """Heat map, candidates, channels."""
+    from sdft_ray.report.why import shown
+
+    _console().print(shown(why))
 
 
 def print_runs(store: Store, *, as_json: bool = False) -> None:

@@ -7,10 +7,11 @@ in its own environment (`make bench-env`), row by row. Its rankings (see `peers/
 
 - `l2_norm`: Minitron's, by the formula that is our default, so for MLP and hidden channels both must agree but for
   rounding. For heads ModelOpt takes means before it takes the length of a head's channels, we after, as the paper does.
-- `contribution`, `iterative`: Puzzle's, by other formulas. How far they part from ours is shown, not bounded.
+- `contribution`: Puzzle's, by other formulas. How far it parts from ours is shown, not bounded.
 
-ModelOpt ranks blocks only in `modelopt.torch.prune.plugins.mcore_minitron`, whose import fails without Megatron
-(`No module named 'megatron'`), so blocks (by their influence) are compared with chance and ourselves alone.
+ModelOpt ranks blocks only with Megatron (importing `modelopt.torch.prune.plugins.mcore_minitron` fails: `No module
+named 'megatron'`) or on a GPU (Puzzle's `validate_puzzle_solutions`), so here blocks, by their influence, are compared
+with chance and ourselves alone.
 
 Beside them stand our own ranking on the other half of the rows (another formula can hardly be expected to agree
 better) and random ones. Figures are means over blocks, with extremes: the rank correlation (Spearman), and the share in
@@ -74,7 +75,8 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.7, help="share of a space that stays")
     parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="of an environment with ModelOpt")
     arguments = parser.parse_args()
-    num_random, num_judged = (2, 140) if arguments.quick else (5, 420)
+    torch.set_num_threads(1)
+    num_random, num_judged = (2, 140) if arguments.quick else (5, 350)
     half = sets.NUM_CALIBRATION // 2
     measured = batches("calibration", 0, half)
     rankings = {OURS: our_scores(measured), OTHER_HALF: our_scores(batches("calibration", half, 2 * half))}
@@ -115,7 +117,7 @@ def batches(name: str, start: int, stop: int) -> list[CalibrationBatch]:
 def our_scores(rows: Sequence[CalibrationBatch]) -> Scores:
     model = load_model(TEACHER, "float32")
     with watched(model) as watch:
-        depth = measure(model, rows, watch=watch).scores()
+        depth = measure(model, [batch[:2] for batch in rows], watch=watch).scores()
     width = watch.moments
     return {
         "mlp": width.scores("mlp"),
@@ -127,9 +129,8 @@ def our_scores(rows: Sequence[CalibrationBatch]) -> Scores:
 
 def peer_scores(python: Path, rows: Iterable[CalibrationBatch]) -> tuple[dict[str, Scores], str]:
     """The peer's rankings on the same rows, and its version."""
-    documents = [ids[mask.bool()].tolist() for batch in rows for ids, mask in zip(*batch, strict=True)]
-    order = np.random.default_rng(0).permutation(len(documents))  # batches are sorted by length
-    job = {"model": str(TEACHER), "rows": [documents[index] for index in order]}
+    documents = [ids[mask.bool()].tolist() for batch in rows for ids, mask in zip(*batch[:2], strict=True)]
+    job = {"model": str(TEACHER), "rows": documents}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
@@ -226,7 +227,7 @@ def show(agreement: Mapping[str, Mapping[str, Figures]], losses: Mapping[str, Se
     for space, rankings in agreement.items():
         for name, found in rankings.items():
             cells = [(found[key], *found[f"{key}_spread"]) for key in ("spearman", "kept_in_common")]
-            table.add_row(space, name, *("{:.3f} ({:.3f} to {:.3f})".format(*cell) for cell in cells))
+            table.add_row(space, name, *("{:.3f} ({:.2f} to {:.2f})".format(*cell) for cell in cells))
     console.print(table)
     table = Table(f"MLP cut to {facts['keep']:.0%} by", "loss", "min", "max", "above whole", box=None)
     [whole] = losses["whole"]
@@ -234,13 +235,13 @@ def show(agreement: Mapping[str, Mapping[str, Figures]], losses: Mapping[str, Se
         mean = sum(values) / len(values)
         table.add_row(name, *(f"{value:.4f}" for value in (mean, min(values), max(values), mean - whole)))
     console.print(table)
-    same = [agreement[space][SAME_FORMULA]["spearman"] for space in ("mlp", "hidden")] if facts["peer"] else [None]
+    same = [agreement[space][SAME_FORMULA]["spearman"] for space in ("mlp", "hidden")] if facts["peer"] else []
     result: Figures = {
         "benchmark": "ranking",
-        "ratio": same[0],
-        "ratio_hidden": same[-1],
+        "ratio": same[0] if same else None,
+        "ratio_hidden": same[1] if same else None,
         "bound_ratio": BOUND_RATIO,
-        "within_bounds": min(same) >= BOUND_RATIO if facts["peer"] else None,
+        "within_bounds": min(same) >= BOUND_RATIO if same else None,
         **facts,
         "agreement": agreement,
         "loss": {name: spread("nats", values) for name, values in losses.items()},

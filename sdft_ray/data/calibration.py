@@ -10,14 +10,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdft_ray.data.chat import ChatFormat
+from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError
 
 
 class CalibrationBatch(NamedTuple):
-    """Both int64, shape (B, T); the mask is 1 on real tokens, 0 on the pads at the right (id 0)."""
+    """All int64, shape (B, T); the mask is 1 on real tokens, 0 on the pads at the right (id 0).
+
+    `response_mask_BT` is 1 on tokens that the model is to say: responses with their end of turn, or all of plain text.
+    """
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
+    response_mask_BT: Tensor
 
 
 def calibration_batches(
@@ -36,36 +41,42 @@ def calibration_batches(
     documents = _documents(rows, tokenizer, max_tokens)
     if not documents:
         raise DataError("the calibration set holds no rows", "give at least one row")
-    documents.sort(key=len)  # stable: rows of one length stay in the order of the table
+    documents.sort(key=_length)  # stable: rows of one length stay in the order of the table
     batches: list[CalibrationBatch] = []
     start = 0
     for end in range(1, len(documents) + 1):
-        if end == len(documents) or (end - start + 1) * len(documents[end]) > batch_tokens:
+        if end == len(documents) or (end - start + 1) * _length(documents[end]) > batch_tokens:
             batches.append(_padded(documents[start:end]))
             start = end
     return batches
 
 
-def _documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[list[int]]:
-    """Token ids of every row, in the order of the table."""
-    documents: list[list[int]] = []
+def _documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Document]:
+    """Every row, in the order of the table."""
+    documents: list[Document] = []
     chat = ChatFormat(tokenizer) if any(rows["instruction"].to_pylist()) else None
     for row in rows.select(["example_id", "instruction", "reference_response"]).to_pylist():
         if chat and row["instruction"]:
-            ids = chat.encode(row["instruction"], row["reference_response"]).ids
+            document = chat.encode(row["instruction"], row["reference_response"])
         else:
             ids = tokenizer.encode(row["reference_response"])
-        if not ids:
+            document = Document(ids, [True] * len(ids))
+        if not document.ids:
             raise DataError(f"calibration row {row['example_id']} has no tokens", "remove it or fill it")
-        documents.append(ids[:max_tokens])
+        documents.append(Document(document.ids[:max_tokens], document.loss_mask[:max_tokens]))
     return documents
 
 
-def _padded(documents: list[list[int]]) -> CalibrationBatch:
-    width = max(map(len, documents))
-    input_ids_BT = torch.zeros(len(documents), width, dtype=torch.int64)
-    attention_mask_BT = torch.zeros_like(input_ids_BT)
-    for row, ids in enumerate(documents):
-        input_ids_BT[row, : len(ids)] = torch.tensor(ids)
-        attention_mask_BT[row, : len(ids)] = 1
-    return CalibrationBatch(input_ids_BT, attention_mask_BT)
+def _length(document: Document) -> int:
+    return len(document.ids)
+
+
+def _padded(documents: list[Document]) -> CalibrationBatch:
+    width = max(map(_length, documents))
+    batch = CalibrationBatch(*(torch.zeros(len(documents), width, dtype=torch.int64) for _ in range(3)))
+    for row, document in enumerate(documents):
+        length = _length(document)
+        batch.input_ids_BT[row, :length] = torch.tensor(document.ids)
+        batch.attention_mask_BT[row, :length] = 1
+        batch.response_mask_BT[row, :length] = torch.tensor(document.loss_mask).long()
+    return batch

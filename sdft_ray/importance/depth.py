@@ -54,7 +54,7 @@ def measure(
     moments = DepthMoments.empty(len(blocks)) if moments is None else moments
     with residual_stream(blocks) as stream:
         for batch in batches:
-            for input_ids_BT, lengths_B in _parts(*batch, max_tokens=max_tokens):
+            for input_ids_BT, lengths_B in parts(*batch, max_tokens=max_tokens):
                 if watch is not None:
                     watch.start(lengths_B.to(weight.device))
                 # Pads stand on the right of a causal model: no real token sees them, so no mask is needed.
@@ -64,7 +64,7 @@ def measure(
     return moments
 
 
-def _parts(input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+def parts(input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Split a batch into runs of rows of at most `max_tokens` (at least one row), without common padding."""
     mask_BT = attention_mask_BT.bool()
     lengths_B = mask_BT.sum(1)

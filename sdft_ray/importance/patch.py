@@ -35,10 +35,10 @@ from torch import Tensor, nn
 
 from sdft_ray.errors import DataError, ModelError, PlanError
 from sdft_ray.importance.capture import backbone_and_blocks
-from sdft_ray.importance.depth import STREAM_BYTES, _parts
+from sdft_ray.importance.depth import STREAM_BYTES, parts
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.config import check_keep_blocks
-from sdft_ray.models.families import Family, family_of, join_block
+from sdft_ray.models.families import check_patchable, family_of, join_block
 
 Prefix = Literal["pruned", "mended"]
 """What runs before a gap while it is measured. `pruned`: the pruned model as it is, without the maps of earlier gaps; a
@@ -163,15 +163,6 @@ def patch_gaps(keep_blocks: Sequence[int], num_blocks: int) -> tuple[Gap, ...]:
     raise PlanError("no block is removed, so there is nothing to patch", "leave out the patch, or remove blocks")
 
 
-def check_patchable(family: Family) -> None:
-    """Raise `ModelError` unless a block of this family adds what its MLP writes to the residual stream as it is."""
-    if any(template.module == "post_feedforward_layernorm" for template in family.tensors):
-        raise ModelError(
-            f"a block of {family.model_type} has a norm behind its MLP, into which no linear map can be merged",
-            "leave out the patch for this model",
-        )
-
-
 @torch.inference_mode()
 def measure(
     source: nn.Module,
@@ -209,7 +200,7 @@ def measure(
     max_tokens = stream_bytes // (3 * len(gaps) * config["hidden_size"] * weight.dtype.itemsize)
     with _followed(whole_blocks, cut_blocks, gaps, stays_D, prefix) as seen:
         for batch in batches:
-            for input_ids_BT, lengths_B in _parts(*batch, max_tokens=max_tokens):
+            for input_ids_BT, lengths_B in parts(*batch, max_tokens=max_tokens):
                 ids_BT = input_ids_BT.to(weight.device)
                 # Pads stand on the right of causal models: no real token sees them, so no mask is needed.
                 whole(input_ids=ids_BT, use_cache=False)

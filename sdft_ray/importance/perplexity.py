@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from sdft_ray.errors import DataError, ModelError, PlanError
 from sdft_ray.importance.capture import backbone_and_blocks, residual_stream
-from sdft_ray.importance.depth import STREAM_BYTES
+from sdft_ray.importance.depth import STREAM_BYTES, parts
 from sdft_ray.models.families import family_of
 
 MAX_LOGITS = {"cpu": 2**23, "cuda": 2**26}
@@ -43,7 +43,7 @@ class DropMoments:
 
     `whole_sum`: nothing removed. `one_sum_L[l]`: without block l. `run_sum_S[l]`, shape (L - n + 1,): without the n =
     `num_removed` blocks [l, l + n); equal to `one_sum_L` for n = 1. Every sum is over the same `num_tokens` tokens: all
-    but the first of each row, and no pads.
+    but the first of each row and those that do not count, and no pads.
     """
 
     whole_sum: float
@@ -128,7 +128,7 @@ class DropMoments:
 @torch.inference_mode()
 def drop_losses(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Sequence[Tensor]],
     num_removed: int,
     losses: DropMoments | None = None,
     *,
@@ -138,8 +138,9 @@ def drop_losses(
     """Add to `losses` (None: start from nothing) what `model` loses on `batches` without each block, and without each
     run of `num_removed` blocks.
 
-    A batch is (input_ids_BT, attention_mask_BT), right-padded, mask 1 on real tokens; the loss is the next-token
-    cross-entropy. Pads and the first token of a row are never predicted; a row of one token adds nothing. `model` is a
+    A batch is (input_ids_BT, attention_mask_BT), right-padded, mask 1 on real tokens, or these and response_mask_BT,
+    1 on the tokens that count (without it: all); the loss is the next-token cross-entropy. Pads and the first token of
+    a row are never predicted; a row of one token adds nothing. `model` is a
     transformers causal LM of a supported family with its LM head, in eval mode; batches are moved to its device. A
     batch whose residual stream would exceed `stream_bytes` is run some rows at a time (at least one), and at most
     `max_logits` logits (None: `MAX_LOGITS` of the device; at least those of one token) are held at once.
@@ -160,28 +161,15 @@ def drop_losses(
     boundary_bytes = cast(Any, backbone.config).hidden_size * weight.dtype.itemsize
     max_tokens = stream_bytes // (boundary_bytes * (len(blocks) + 1))
     for batch in batches:
-        for input_ids_BT, lengths_B in _parts(*batch, max_tokens=max_tokens):
+        said_BT, row = batch[2] if len(batch) > 2 else batch[1], 0
+        for input_ids_BT, lengths_B in parts(batch[0], batch[1], max_tokens=max_tokens):
+            said = said_BT[row : row + len(input_ids_BT), : input_ids_BT.shape[1]].bool()
+            row += len(input_ids_BT)
             # Pads stand on the right of a causal model: no real token sees them, so no mask is needed.
-            whole = _WholePass.of(backbone, blocks, head, input_ids_BT.to(weight.device), lengths_B.to(weight.device))
+            moved = (tensor.to(weight.device) for tensor in (input_ids_BT, lengths_B, said))
+            whole = _WholePass.of(backbone, blocks, head, *moved)
             losses = losses + _summed(whole, num_removed)
     return losses
-
-
-def _parts(input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids and lengths of at most `max_tokens` tokens' worth of rows at a time (at least one row), without the
-    columns in which all of them are padded.
-    """
-    num_rows, num_columns = input_ids_BT.shape
-    lengths_B = attention_mask_BT.bool().sum(1)
-    right_padded_BT = torch.arange(num_columns, device=lengths_B.device) < lengths_B[:, None]
-    if not bool((right_padded_BT == attention_mask_BT.bool()).all()):
-        raise DataError("a calibration batch is not padded on the right", "pad on the right: mask 1 ... 1 0 ... 0")
-    if not bool((lengths_B > 0).all()):
-        raise DataError("a calibration row has no tokens", "remove empty rows from the calibration set")
-    step = max(1, max_tokens // max(1, num_columns))
-    for first in range(0, num_rows, step):
-        lengths = lengths_B[first : first + step]
-        yield input_ids_BT[first : first + step, : int(lengths.max())], lengths
 
 
 @dataclass(frozen=True)
@@ -231,14 +219,21 @@ class _WholePass:
 
     @classmethod
     def of(
-        cls, backbone: nn.Module, blocks: nn.ModuleList, head: _Head, input_ids_BT: Tensor, lengths_B: Tensor
+        cls,
+        backbone: nn.Module,
+        blocks: nn.ModuleList,
+        head: _Head,
+        input_ids_BT: Tensor,
+        lengths_B: Tensor,
+        said_BT: Tensor,
     ) -> _WholePass:
-        """`tokens_N` are places in the flattened rows of tokens that are followed by a real one, their target."""
+        """`tokens_N` are places in the flattened rows of tokens that are followed by one that counts, their target."""
         with _block_calls(blocks) as calls_L, residual_stream(blocks) as stream_LBTD:
             backbone(input_ids=input_ids_BT, use_cache=False)
             boundaries_LBTD = list(stream_LBTD)  # taken out, as blocks that run again must not be recorded
         columns_T = torch.arange(input_ids_BT.shape[1], device=lengths_B.device)
-        tokens_N = (columns_T < lengths_B[:, None] - 1).flatten().nonzero().squeeze(1)
+        counts_BT = (columns_T < lengths_B[:, None] - 1) & said_BT.roll(-1, 1)
+        tokens_N = counts_BT.flatten().nonzero().squeeze(1)
         return cls(boundaries_LBTD, calls_L, head, tokens_N, input_ids_BT.flatten()[tokens_N + 1])
 
     def loss_without(self, start: int, stop: int) -> Tensor:

@@ -325,3 +325,12 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 """Every supported family by Hugging Face `model_type`."""
+
+
+def check_patchable(family: Family) -> None:
+    """Raise `ModelError` unless a block of this family adds what its MLP writes to the residual stream as it is."""
+    if any(template.module == "post_feedforward_layernorm" for template in family.tensors):
+        raise ModelError(
+            f"a block of {family.model_type} has a norm behind its MLP, into which no linear map can be merged",
+            "leave out the patch for this model",
+        )

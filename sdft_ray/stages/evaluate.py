@@ -18,13 +18,21 @@ def run(job: Job) -> Made:
 
 
 def _evaluate(job: Job) -> Made:
+    made = Made()
+    with Meter(gpus=job.resources.evaluate.gpus) as meter:
+        evaluate_model(job, job.model("model"), made)
+    made.usage = meter.usage()
+    return made
+
+
+def evaluate_model(job: Job, model_dir: Path, made: Made) -> None:
+    """Ask the model in `model_dir` the recipe's tasks; scores and their summary go into `made`."""
     from sdft_ray.evaluation.harness import evaluate
 
     asked, settings = job.recipe.evaluate, job.resources.evaluate
-    made = Made()
-    with Meter(gpus=settings.gpus) as meter, job.output(made) as directory:
+    with job.output(made) as directory:
         scores = evaluate(
-            job.model("model"),
+            model_dir,
             [task.name for task in asked.tasks],
             include=Path(asked.include) if asked.include else None,
             limit=asked.limit,
@@ -46,5 +54,3 @@ def _evaluate(job: Job) -> Made:
             },
             "num_truncated": scores.num_truncated,
         }
-    made.usage = meter.usage()
-    return made

@@ -78,7 +78,7 @@ def _shard(job: Job, index: int, num_shards: int) -> tuple[Parts, Usage]:
         moments, total = DepthMoments.empty(num_blocks), len(mine) * (2 if num_removed else 1)
         with watched(model) if job.recipe.width is not None else nullcontext() as watch:
             for done, batch in enumerate(mine, 1):
-                moments = measure(model, [batch], moments, watch=watch)
+                moments = measure(model, [batch[:2]], moments, watch=watch)
                 job.progress(done, total, "batches")
         parts = {files.DEPTH_SCORES: moments.to_json().encode()}
         if watch is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from operator import add
 from typing import Any
@@ -26,7 +27,7 @@ def run(job: Job) -> Made:
 
 def _shard(job: Job, index: int, num_shards: int) -> tuple[bytes, Usage]:
     """What every `num_shards`-th batch shows at the cuts; all shards agree on the batches."""
-    from sdft_ray.importance.patch import PatchMoments, measure
+    from sdft_ray.importance.patch import measure
     from sdft_ray.models.loading import load_model
 
     gpus, plan = job.resources.measure.gpus, _plan(job)
@@ -34,12 +35,14 @@ def _shard(job: Job, index: int, num_shards: int) -> tuple[bytes, Usage]:
         mine = calibration(job)[index::num_shards]
         models: list[Any] = [load_model(job.model(role), job.recipe.teacher.dtype) for role in ("start", "pruned")]
         source, pruned = (model.to("cuda" if gpus else "cpu") for model in models)
-        moments: PatchMoments | None = None
-        for done, batch in enumerate(mine, 1):
-            moments = measure(source, pruned, [batch], plan.keep_blocks, plan.channels.hidden, moments)
-            job.progress(done, len(mine), "batches")
-    content = b"" if moments is None else moments.to_bytes()
-    return content, meter.usage(0 if moments is None else moments.num_tokens)
+
+        def told() -> Iterator[Any]:
+            for done, batch in enumerate(mine):
+                job.progress(done, len(mine), "batches")
+                yield batch[:2]
+
+        moments = measure(source, pruned, told(), plan.keep_blocks, plan.channels.hidden, prefix="mended")
+    return moments.to_bytes(), meter.usage(moments.num_tokens)
 
 
 def _patched(job: Job, parts: list[Any]) -> Made:
@@ -53,10 +56,11 @@ def _patched(job: Job, parts: list[Any]) -> Made:
     assert asked is not None, "a recipe without a patch has no such step"
     shards: list[tuple[bytes, Usage]] = ray.get(parts)
     with Meter(gpus=job.resources.measure.gpus) as meter, job.output(made) as directory:
-        moments = reduce(add, [PatchMoments.from_bytes(content) for content, _ in shards if content])
+        moments = reduce(add, [PatchMoments.from_bytes(content) for content, _ in shards])
         patches = moments.fit(asked.ridge)
         pruned = job.input("pruned")
-        write_with(pruned, directory, patched_tensors(Checkpoint.open(pruned), patches))
+        tensors = patched_tensors(Checkpoint.open(pruned), patches)
+        write_with(pruned, directory, tensors, max_shard_bytes=job.resources.max_shard_bytes)
         check_finite(directory)
         made.summary = {
             "num_tokens": moments.num_tokens,

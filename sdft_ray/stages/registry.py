@@ -28,6 +28,7 @@ _MODULES = {
     "merge": "merge",
     "evaluate": "evaluate",
     "speed": "speed",
+    "why": "why",
 }
 
 
@@ -64,7 +65,7 @@ def demand(stage: str, resources: Resources) -> Demand:
             return of(resources.gap)
         case "train" | "correct":
             return of(resources.train, resources.train.min_workers)
-        case "evaluate":
+        case "evaluate" | "why":
             return of(resources.evaluate)
         case "speed" | "rate":
             return Demand(resources.speed.cpus, resources.speed.gpus, alone=True)

@@ -216,7 +216,7 @@ def test_other_blocks_do_not_merge():
 def test_bad_batches_are_refused():
     ids = torch.ones(1, 4, dtype=torch.long)
     for mask in ([[0, 1, 1, 1]], [[1, 0, 1, 1]]):
-        with pytest.raises(DataError, match="not padded on the right"):
+        with pytest.raises(DataError, match="padded on the left"):
             drop_losses(build_model(), [(ids, torch.tensor(mask))], 1)
     with pytest.raises(DataError, match="no tokens"):
         drop_losses(build_model(), [(ids, torch.zeros_like(ids))], 1)
@@ -261,3 +261,17 @@ def test_overflow_without_a_block_is_named():
 def test_training_mode_is_our_mistake():
     with pytest.raises(AssertionError, match="dropout"):
         drop_losses(build_model().train(), [], 1)
+
+
+def test_only_tokens_of_the_response_count(tmp_path: Path) -> None:
+    """Against transformers' loss, whose label -100 leaves a token out."""
+    model = load_model(make_model(tmp_path / "m"), "float32")
+    generator = torch.Generator().manual_seed(3)
+    ids_BT = torch.randint(3, 128, (3, 15), generator=generator)
+    said_BT = torch.randint(0, 2, (3, 15), generator=generator)
+    mask_BT = torch.ones_like(ids_BT)
+    found = drop_losses(model, [(ids_BT, mask_BT, said_BT)], 1, stream_bytes=1)
+    with torch.no_grad():
+        expected = model(input_ids=ids_BT, labels=ids_BT.masked_fill(said_BT == 0, -100)).loss
+    assert found.num_tokens == int(said_BT[:, 1:].sum())
+    assert found.whole_loss == pytest.approx(float(expected), abs=1e-5)

@@ -165,9 +165,9 @@ def test_behind_mended_gaps_a_narrower_model_runs_on_the_channels_that_stay(tmp_
     """The gap after block 2 is what a model shows that starts there with the source's stream."""
     cut = make_cut(tmp_path, (0, 2, 4), NARROW)
     mended = cut.measure(BATCHES, prefix="mended").fit(0.1)[1]
+    streams: list[torch.Tensor] = []
     stream = cut.source.model.layers[1].register_forward_hook(lambda _, __, out: streams.append(out[..., list(HIDDEN)]))
     entry = cut.pruned.model.layers[1].register_forward_pre_hook(lambda _, args: (streams.pop(), *args[1:]))
-    streams: list[torch.Tensor] = []
     alone = cut.measure(BATCHES).fit(0.1)[1]
     stream.remove()
     entry.remove()

@@ -12,7 +12,6 @@ JSON object with scores by criterion and space: a list for each block, or one li
   channels' sums.
 - `contribution`: Puzzle's. MLP channels by activity times the length of their column in `down_proj`, key-value heads
   by the length of what they add to the residual stream, hidden channels by the output of norms.
-- `iterative`: Puzzle's other one for MLP channels. After every row those go without which the output changes least.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
+    torch.set_num_threads(1)
     disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
     model.eval()
-    readers = [watch_l2_norm(model), watch_contribution(model), watch_iterative(model, len(job["rows"]))]
+    readers = {"l2_norm": watch_l2_norm(model), "contribution": watch_contribution(model)}
     with torch.inference_mode():
         for ids in job["rows"]:
             model(input_ids=torch.tensor([ids]), use_cache=False)
-        names = ("l2_norm", "contribution", "iterative")
-        scores = {name: read() for name, read in zip(names, readers, strict=True)}
+        scores = {name: read() for name, read in readers.items()}
     return {"scores": scores, "version": modelopt.__version__}
 
 
@@ -102,17 +101,6 @@ def watch_contribution(model: Any) -> Callable[[], dict[str, Any]]:
         }
 
     return read
-
-
-def watch_iterative(model: Any, num_rows: int) -> Callable[[], dict[str, Any]]:
-    from modelopt.torch.prune.importance_hooks import (  # pyright: ignore[reportMissingImports]
-        IterativeChannelContributionHook,
-    )
-
-    given = {"validation_full_iters": num_rows}
-    projections = [block.mlp.down_proj for block in model.model.layers]
-    mlp = [registered(projection, IterativeChannelContributionHook, given) for projection in projections]
-    return lambda: {"mlp": lists([hook.accumulate() for hook in mlp])}
 
 
 def registered(module: Any, hook_class: Any, *arguments: Any) -> Any:

@@ -41,6 +41,10 @@ def test_conversations_and_plain_text(tokenizer: PreTrainedTokenizerBase):
     assert sorted(real_rows(batches)) == sorted([conversation, text])
     for ids in (conversation, text):
         assert ids.count(BOS_ID) == 1
+    counted = [said[:1].tolist() for batch in batches for said in batch.response_mask_BT]
+    num_said = sum(ChatFormat(tokenizer).encode("How many apples?", "7").loss_mask) + len(text)
+    assert sorted(counted) == [[0], [1]]
+    assert sum(int(batch.response_mask_BT.sum()) for batch in batches) == num_said
 
 
 def test_rows_are_cut_on_the_right(tokenizer: PreTrainedTokenizerBase):
@@ -56,7 +60,7 @@ def test_batches_hold_every_row_once_within_the_budget(tokenizer: PreTrainedToke
     assert real_rows(batches) == sorted(expected, key=len)
     assert len(batches) > 5
     for batch in batches:
-        ids, mask = batch
+        ids, mask, _ = batch
         assert ids.dtype == mask.dtype == torch.int64
         assert ids.shape == mask.shape
         assert ids.numel() <= 100

@@ -79,7 +79,9 @@ def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> Non
     config = read_config(job.teacher, None)
     assert config is not None
     sizes = made.summary["sizes"]
-    assert sizes["pruned"]["num_parameters"] == planned_size(job.recipe, config).num_parameters
+    planned = planned_size(job.recipe, config)
+    assert planned is not None
+    assert sizes["pruned"]["num_parameters"] == planned.num_parameters
     assert sizes["teacher"]["num_parameters"] == size_with_blocks(config, 4).num_parameters
     model = load_model(store / PRUNE, "float32")
     assert sum(weight.numel() for weight in model.parameters()) == sizes["pruned"]["num_parameters"]

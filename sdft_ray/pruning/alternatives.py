@@ -1,0 +1,53 @@
+"""Why these blocks? The removals that a metric would have taken next, beside the one that it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sdft_ray.pruning.plan import BlockScores, DropLosses
+from sdft_ray.recipe_pruning import Depth
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Blocks that could go, 0-based and increasing, and what the metric says of their absence: lower goes first."""
+
+    blocks: tuple[int, ...]
+    score: float
+
+
+def removals(
+    depth: Depth, scores: BlockScores, losses: DropLosses | None, num_blocks: int, num_removed: int
+) -> list[Removal]:
+    """All removals of `num_removed` blocks that the recipe's metric compares, the one that it takes first.
+
+    `perplexity`, from `losses`: nats per token without the blocks. Where single blocks are ranked (`block_influence`,
+    perplexity of `one`), the score is the sum over them, and the removals are the chosen set and those that differ from
+    it in one block. Metrics that measure nothing are answered by the mean angular distance.
+    """
+    if depth.metric == "block_influence":
+        return _swapped(scores.block_influence_L, num_removed)
+    if depth.metric == "perplexity":
+        assert losses is not None, "metric perplexity is measured"
+        return (
+            _swapped(losses.one_loss_L, num_removed) if depth.drop == "one" else _runs(losses.run_loss_S, num_removed)
+        )
+    is_last = depth.metric == "angular_distance" and depth.position == "last"
+    matrix = scores.angular_last_LN if is_last else scores.angular_mean_LN
+    distances = matrix[num_removed - 1][: num_blocks - num_removed + 1]
+    return _runs([math.inf if distance is None else distance for distance in distances], num_removed)
+
+
+def _runs(scores_S: Sequence[float], length: int) -> list[Removal]:
+    found = [Removal(tuple(range(start, start + length)), score) for start, score in enumerate(scores_S)]
+    return sorted(found, key=lambda removal: (removal.score, removal.blocks))
+
+
+def _swapped(scores_L: Sequence[float], count: int) -> list[Removal]:
+    order = sorted(range(len(scores_L)), key=lambda block: (scores_L[block], block))
+    chosen, others = order[:count], order[count:]
+    sets = [chosen, *([*(b for b in chosen if b != gone), new] for gone in chosen for new in others)]
+    found = [Removal(tuple(sorted(blocks)), math.fsum(scores_L[block] for block in blocks)) for blocks in sets]
+    return [found[0], *sorted(found[1:], key=lambda removal: (removal.score, removal.blocks))]
