@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.errors import DataError, EvaluationError, RecipeError, ResourceError, StoreError
+from sdft_ray.errors import DataError, EvaluationError, PlanError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.graph import State, check_inputs
 from sdft_ray.models.config import config_with_blocks
@@ -62,7 +62,10 @@ def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
             candidates(part.depth, part.width, config, dtype=recipe.teacher.dtype)
             return None
         depth, width = resolve_target(part, config, dtype=recipe.teacher.dtype)
-        num_blocks = num_blocks_of(config) - resolve_num_removed(depth, config)
+        num_removed = resolve_num_removed(depth, config)
+        if part.patch and not num_removed:
+            raise PlanError("patch stands in for removed blocks, and none is removed", "leave out the patch")
+        num_blocks = num_blocks_of(config) - num_removed
         narrow = narrowed_config(width, config)
         size = size_with_blocks(narrow, num_blocks)
         config = config_with_blocks(narrow, range(num_blocks))  # whichever blocks stay, they are of one size

@@ -321,6 +321,7 @@ class Recipe(Pruning):
     def to_yaml(self) -> str:
         """The recipe without fields that equal their default."""
         content = self.model_dump(mode="json", exclude_defaults=True)
-        if "depth" in self.model_fields_set:  # even one that keeps every block is said on purpose
-            content["depth"] = self.depth.model_dump(mode="json", exclude_defaults=True)
+        for part, written in ((self, content), *zip(self.steps, content.get("steps", ()), strict=True)):
+            if "depth" in part.model_fields_set:  # even one that keeps every block is said on purpose
+                written["depth"] = part.depth.model_dump(mode="json", exclude_defaults=True)
         return dump_yaml({name: content[name] for name in (*_FIRST, *content) if name in content})

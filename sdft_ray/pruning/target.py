@@ -9,14 +9,14 @@ from fractions import Fraction
 
 from sdft_ray.errors import PlanError
 from sdft_ray.models.channels import config_with_sizes
-from sdft_ray.models.families import Config, num_blocks_of
+from sdft_ray.models.families import Config, family_of, num_blocks_of
 from sdft_ray.models.size import ModelSize, size_with_blocks
 from sdft_ray.pruning.plan import resolve_num_removed
 from sdft_ray.pruning.width import resolve_sizes
 from sdft_ray.recipe_pruning import Depth, Pruning, Target, Width
 
 _NUM_SHARES = 1024
-"""Shares of the open spaces that are tried, evenly over (0, 1]."""
+"""Shares of the open spaces that are tried, evenly over (0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Candidate:
 def resolve_target(asked: Pruning, config: Config, *, dtype: str) -> tuple[Depth, Width | None]:
     """A recipe's `depth` and `width` for a model with this config, every open amount a number.
 
-    Of all models that meet the target the one is taken that is least out of proportion, and of those the largest.
+    Of every number of blocks the largest model that meets the target is looked at, and of those the one taken that is
+    least out of proportion.
     `dtype` is that of the weights, for targets in bytes. Raises `PlanError` when nothing meets the target, with the
     nearest models, when the model meets it as it is, and for a target that has to be measured first (`rate`).
     """
@@ -77,7 +78,8 @@ def candidates(depth: Depth, width: Width | None, config: Config, *, dtype: str)
     found = []
     for sizes in widths:
         narrow = config_with_sizes(config, sizes)
-        share = _block_parameters(narrow) / whole
+        # A width that the recipe fixes is no reason to give up blocks in proportion.
+        share = _block_parameters(narrow) / whole if width and width.open_spaces else 1.0
         found += [Candidate(n, sizes, size_with_blocks(narrow, n, dtype=dtype), (n / num_blocks, share)) for n in kept]
     return sorted(found, key=lambda candidate: (candidate.num_blocks, candidate.size.num_parameters))
 
@@ -90,7 +92,10 @@ def path(depth: Depth, width: Width | None, config: Config, *, dtype: str) -> li
     for percent in range(98, 0, -2):
         bound = percent * full // 100
         fitting = [candidate for candidate in allowed if candidate.size.num_parameters <= bound]
-        if fitting and (best := _best(fitting)) not in chosen:
+        if not fitting:
+            break
+        best = _best(fitting)
+        if not chosen or best.size.num_parameters < chosen[-1].size.num_parameters:
             chosen.append(best)
     return chosen
 
@@ -120,8 +125,7 @@ def _widths(width: Width | None, config: Config) -> list[Mapping[str, int]]:
         return [resolve_sizes(width, config)]
     found: list[Mapping[str, int]] = []
     refusal: PlanError | None = None
-    for part in range(1, _NUM_SHARES + 1):
-        share = part / _NUM_SHARES if part < _NUM_SHARES else None
+    for share in (*_shares(config), None):
         try:
             sizes = resolve_sizes(width.model_copy(update=dict.fromkeys(width.open_spaces, share)), config)
         except PlanError as error:
@@ -132,6 +136,14 @@ def _widths(width: Width | None, config: Config) -> list[Mapping[str, int]]:
     if refusal is not None and not found:
         raise refusal
     return found
+
+
+def _shares(config: Config) -> list[float]:
+    """Evenly over (0, 1), and those of whole heads and key-value groups, the least bit more: shares round down."""
+    sizes = family_of(config).space_sizes(config)
+    even = {part / _NUM_SHARES for part in range(1, _NUM_SHARES)}
+    heads = {math.nextafter(n / sizes[s], 1.0) for s in ("heads", "kv_groups") for n in range(1, sizes[s])}
+    return sorted(even | heads)
 
 
 def _block_parameters(config: Config) -> int:

@@ -44,7 +44,7 @@ def resolve_sizes(width: Width | None, config: Config) -> dict[str, int]:
         wanted = asked
         if isinstance(asked, float):  # exact: 0.7 means 7/10
             wanted = math.floor(Fraction(str(asked)) * sizes[space]) // step * step
-        if not 1 <= wanted <= narrow[space] or wanted % step:
+        if not 1 <= wanted <= narrow[space] or (wanted % step and wanted != sizes[space]):
             steps = "" if step == 1 else f", in steps of {step}"
             raise PlanError(
                 f"width.{space}: cannot keep {asked} of {sizes[space]} members",

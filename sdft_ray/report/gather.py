@@ -63,7 +63,6 @@ def gather(
 ) -> ReportData:
     """Everything known about a run. `manifests` maps steps to committed artifacts; absent steps leave gaps."""
     scores = read_scores(store, manifests)
-    measured = recipe.depth.metric == "angular_distance"
     distilled = _distilled(store, manifests)
     students = {arm: student_manifest(manifests, arm) for arm in recipe.train.arms}
     histories = {arm: _history(store, trained) for arm, trained in students.items() if trained}
@@ -78,15 +77,10 @@ def gather(
         arms=_arms(recipe, chosen),
         sizes=Sizes.model_validate(manifests["prune"].summary["sizes"]) if "prune" in manifests else None,
         distances=_distances(store, manifests),
-        plan=Plan(
-            num_blocks=manifests["plan"].summary["plan"]["num_blocks"],
-            keep_blocks=tuple(manifests["plan"].summary["plan"]["keep_blocks"]),
-            metric=recipe.depth.metric,
-            position=recipe.depth.position if measured else "",
-            widths=manifests["plan"].summary.get("widths", {}),
-        )
-        if "plan" in manifests
-        else None,
+        plan=_plan(recipe, manifests, ""),
+        earlier=tuple(
+            plan for name, part in recipe.prunings.items() if name and (plan := _plan(part, manifests, f":{name}"))
+        ),
         scores={model: _shown_scores(s) for model, s in scores.items()},
         recovery=recoveries(scores, recipe.evaluate.tuned),
         tuned_families=recipe.evaluate.tuned,
@@ -107,6 +101,22 @@ def gather(
     )
 
 
+def _plan(recipe: Recipe, manifests: Mapping[str, Manifest], about: str) -> Plan | None:
+    """Of the pruning whose steps end in `about`."""
+    summary = _summary(manifests, f"plan{about}")
+    if not summary:
+        return None
+    depth = recipe.depth
+    return Plan(
+        num_blocks=summary["plan"]["num_blocks"],
+        keep_blocks=tuple(summary["plan"]["keep_blocks"]),
+        metric=depth.metric,
+        position=depth.position if depth.metric == "angular_distance" else "",
+        widths=summary.get("widths", {}),
+        residuals=tuple(tuple(patch) for patch in _summary(manifests, f"patch{about}").get("residuals", ())),
+    )
+
+
 def _arms(recipe: Recipe, chosen: Mapping[str, Grid]) -> dict[str, Arm]:
     """What each student was made of; an arm whose trial is not chosen yet has no rate."""
     rates = {name: trial.learning_rate for name, trial in recipe.train.trials.items()}
@@ -119,7 +129,8 @@ def _arms(recipe: Recipe, chosen: Mapping[str, Grid]) -> dict[str, Arm]:
         name: Arm(data=f"{merge.kind} of {merge.arms[0]} and {merge.arms[1]} at {t:g}")
         for name, (merge, t) in recipe.merged.items()
     }
-    return trained | merged
+    patched = {"patched": Arm(data="a linear map at the cut, not tuned")} if recipe.patch else {}
+    return patched | trained | merged
 
 
 def _in_words(objective: Objective) -> str:

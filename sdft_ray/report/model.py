@@ -65,6 +65,9 @@ class Plan(_Part):
     """"last" or "mean" where the metric is the angular distance, else ""."""
     widths: dict[str, tuple[int, int]] = {}
     """Of every channel space that shrank, how many members stayed, and of how many."""
+    residuals: tuple[tuple[int, float, float], ...] = ()
+    """Of every patch: its block in the pruned model, and how far the stream behind the cut was and is from the
+    source's, as shares of its square."""
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:
@@ -266,6 +269,9 @@ class ReportData(_Part):
     sizes: Sizes | None = None
     distances: Distances | None = None
     plan: Plan | None = None
+    """The last pruning's; blocks are counted in the model that it starts from."""
+    earlier: tuple[Plan, ...] = ()
+    """Those of the steps before it."""
     scores: dict[str, dict[str, Score]] = {}
     """Model (teacher, pruned, then arms) -> task -> score."""
     recovery: dict[str, Recovery] = {}

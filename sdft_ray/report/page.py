@@ -80,7 +80,7 @@ def _context(data: ReportData) -> dict[str, object]:
 
 def _blocks(data: ReportData) -> dict[str, object]:
     """The heat map of the position that the plan used, the other one for comparison, and the influence bars."""
-    context: dict[str, object] = {"removed_words": rows.removed_words(data.plan) if data.plan else ""}
+    context: dict[str, object] = {"removed_words": rows.pruning_words(data)}
     if data.distances is None:
         return context
     maps = [

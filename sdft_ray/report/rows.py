@@ -261,11 +261,27 @@ _SPACE_WORDS = {
 }
 
 
+def pruning_words(data: ReportData) -> str:
+    """What was removed in all steps; "" without a plan."""
+    if data.plan is None:
+        return ""
+    if not data.earlier:
+        return removed_words(data.plan)
+    told = [f"Step {n}: {removed_words(plan)}" for n, plan in enumerate((*data.earlier, data.plan), 1)]
+    return f"{' '.join(told)} Each step counts the blocks of the model that the one before it left, recovered."
+
+
 def removed_words(plan: Plan) -> str:
     """What was removed and by which rule, in a sentence or two."""
     kept = [f"{part:,} of {whole:,} {_SPACE_WORDS.get(space, space)}" for space, (part, whole) in plan.widths.items()]
     narrower = f" The most active stayed: {_joined(kept)}." if kept else ""
-    return f"{_removed_blocks(plan)}{narrower}"
+    patches = [f"{100 * before:.3g} to {100 * after:.3g} % (block {block})" for block, before, after in plan.residuals]
+    mended = (
+        f" A linear map brings the stream behind the cut nearer, from {_joined(patches)} of its square."
+        if patches
+        else ""
+    )
+    return f"{_removed_blocks(plan)}{narrower}{mended}"
 
 
 def _removed_blocks(plan: Plan) -> str:
@@ -276,6 +292,7 @@ def _removed_blocks(plan: Plan) -> str:
     rule = {
         "angular_distance": f"the run of {len(removed)} with the smallest angular distance{tokens}",
         "block_influence": "those of the lowest block influence",
+        "perplexity": "without which the calibration set surprises the model least",
         "tail": "the last ones",
         "first": "the first ones",
         "random": "drawn at random",

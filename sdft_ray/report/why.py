@@ -62,10 +62,9 @@ def shown(why: Why) -> Group:
     """Everything, top to bottom."""
     parts = [Text(removed_words(why.plan)), Text("")]
     if why.plan.removed_blocks:
-        parts += [_map(why), Text("")]
-        parts += [_table(why)]
+        parts += [_map(why), Text(""), *_table(why)]
     if why.channels:
-        parts += [_channels(why.channels)]
+        parts += [Text(""), *_channels(why.channels)]
     return Group(*parts)
 
 
@@ -95,14 +94,14 @@ def _map(why: Why) -> Group:
     return Group(*lines)
 
 
-def _table(why: Why) -> Table:
-    """The chosen removal, then what would have been next; damage in points below the whole model."""
+def _table(why: Why) -> tuple[Text, Table]:
+    """The chosen removal among those that would have been next; damage in points below the whole model."""
     tasks = tuple(why.whole or ())
-    told = f", and points lost of the whole model's score on {_items(why.whole)} items a task" if why.whole else ""
-    title = f"The first {len(why.candidates)} of {why.num_candidates} removals: {why.unit}{told}"
-    table = Table(
-        title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+    told = f"; then points won or lost on each task, {_items(why.whole)} items" if why.whole else ""
+    title = (
+        f"The first {len(why.candidates)} of {why.num_candidates} removals that the metric compares: {why.unit}{told}"
     )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("removed")
     table.add_column("score", justify="right")
     for task in tasks:
@@ -119,22 +118,19 @@ def _table(why: Why) -> Table:
             lost = [_points(change) for change in (*points, sum(points) / len(points))]
         name = _listed(candidate.blocks) + (" ← chosen" if candidate.chosen else "")
         table.add_row(name, f"{candidate.score:.4f}", *lost, style="bold" if candidate.chosen else "")
-    return table
+    return Text(title), table
 
 
-def _channels(channels: Sequence[Channel]) -> Table:
-    table = Table(
-        title="Channels", title_justify="left", title_style="", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
-    )
+def _channels(channels: Sequence[Channel]) -> tuple[Text, Table]:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("space")
     for name in ("kept", "activity that goes", "closest call"):
         table.add_column(name, justify="right")
     for channel in channels:
         share, margin = f"{100 * channel.activity_removed:.1f} %", f"{100 * (channel.margin - 1):.2f} %"
         table.add_row(channel.space, f"{channel.kept:,} of {channel.size:,}", share, margin)
-    table.caption = "Closest call: how much more active the least active member that stays is than the next one."
-    table.caption_justify = "left"
-    return table
+    told = "Channels; closest call: how much more active the least active that stays is than the first that goes"
+    return Text(told), table
 
 
 def _points(change: float) -> str:

@@ -54,6 +54,12 @@ def test_readme_recipe_is_one(tmp_path: Path) -> None:
     assert recipe.train.arms["kd"].objective.terms == ("forward_kl",)
 
 
+def test_the_pruning_that_the_readme_shows_is_one(tmp_path: Path) -> None:
+    shown = parse_yaml(README.split("## What is removed")[1].split("```yaml")[1].split("```")[0])
+    recipe = Recipe.parse({**recipe_data(tmp_path, tmp_path), **shown})
+    assert [name for name, part in recipe.prunings.items() if part.target] == [""]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "cluster").glob("*.yaml")), ids=lambda path: path.name)
 def test_manifests_are_yaml_and_call_our_commands(path: Path) -> None:
     manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
