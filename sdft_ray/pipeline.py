@@ -99,6 +99,11 @@ def damage(
     known = [*steps(run.recipe), *asked]
     walk = _Walk(recipe, store, resources, run.name, known, frozenset(step.name for step in asked))
     walk.refresh()
+    if walk.states["plan"].address != run.manifests["plan"].address:
+        raise StoreError(
+            f"the teacher or the data of run {run.name} are no longer what they were when it was made",
+            "restore them, or run its recipe again",
+        )
     with open_view(view, sorted(walk.wanted or ())) as shown:
         walk.show = shown.handle
         if walk.missing():

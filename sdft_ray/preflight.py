@@ -139,7 +139,7 @@ def check_disk(
     teacher, pruned = sizes
     correction = recipe.correction or recipe.train
     needed = (
-        pruned.weight_bytes * (missing.count("prune") + missing.count("merge"))
+        pruned.weight_bytes * sum(missing.count(stage) for stage in ("prune", "patch", "merge"))
         + _training_bytes(recipe.train, pruned) * missing.count("train")
         + _training_bytes(correction, teacher) * missing.count("correct")
         + 64 * 2**20

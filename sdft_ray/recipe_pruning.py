@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic.functional_validators import WrapValidator
 
 from sdft_ray.yaml_model import StrictPart
+
+
+def _told(words: str) -> WrapValidator:
+    """One sentence about a value that fits none of several kinds, in place of a complaint from each."""
+
+    def check(value: Any, accept: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return accept(value)
+        except ValidationError:
+            raise ValueError(f"give {words}") from None
+
+    return WrapValidator(check)
+
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Open = Literal["target"]
 """An amount that the recipe's `target` sets."""
+Blocks = Annotated[Count | Open, _told("a number of blocks, at least 1, or target")]
+Amount = Annotated[Count | Share | Open, _told("a count of at least 1, a share between 0 and 1, or target")]
+Size = Annotated[Count | Share, _told("a count of at least 1, or a share between 0 and 1")]
 
 SPACES = ("hidden", "mlp", "heads", "kv_groups")
 """Channel spaces that can shrink."""
@@ -33,7 +50,7 @@ class Depth(StrictPart):
     drop: Literal["run", "one"] = "run"
     """Perplexity of the calibration set without a whole run of n blocks side by side, of which the least harmful goes;
     or without each block alone, of which the n least harmful go (arXiv:2407.14679, section 2.2)."""
-    remove_blocks: Count | Open | None = None
+    remove_blocks: Blocks | None = None
     keep_parameters: float | None = Field(default=None, gt=0, lt=1)
     max_parameters: int | None = Field(default=None, ge=1)
     blocks: tuple[int, ...] | None = None
@@ -65,10 +82,10 @@ class Width(StrictPart):
     query heads. The most active stay (arXiv:2407.14679): |activation| by `over_tokens`, then by `over_sequences`.
     """
 
-    hidden: Count | Share | Open | None = None
-    mlp: Count | Share | Open | None = None
-    heads: Count | Share | Open | None = None
-    kv_groups: Count | Share | Open | None = None
+    hidden: Amount | None = None
+    mlp: Amount | None = None
+    heads: Amount | None = None
+    kv_groups: Amount | None = None
     multiple_of: int = Field(default=1, ge=1)
     """Shares of `hidden` and `mlp` are rounded down to it; counts must be such. GPUs like 64 or 128."""
     tensor_parallel: int = Field(default=1, ge=1)
@@ -95,9 +112,9 @@ class Target(StrictPart):
     and width kept in about equal proportion where both are open, and all open spaces in the same proportion.
     """
 
-    parameters: Count | Share | None = None
+    parameters: Size | None = None
     """At most so many parameters."""
-    memory_bytes: Count | Share | None = None
+    memory_bytes: Size | None = None
     """At most so many bytes for weights and for keys and values of `batch_rows` sequences of `context_tokens`."""
     speedup: float | None = Field(default=None, gt=1)
     """At least so many times the decoding speed, measured on this cluster's speed workers as `speed` says."""

@@ -44,6 +44,9 @@ def print_explanation(explanation: Explanation) -> None:
     console.print(f"\n{done} of {len(explanation.lines)} steps are done.")
     if explanation.generated is not None:
         console.print(_pass_line(explanation.generated), soft_wrap=True)
+    if explanation.teacher is not None and explanation.pruned is None:
+        console.print("The pruned model's size is known once speeds are measured (step rate).")
+        return
     if explanation.teacher is None or explanation.pruned is None:
         console.print("Sizes are unknown: the teacher's config.json is out of reach (give teacher.config).")
         return

@@ -54,7 +54,7 @@ def why(
         first = sorted([*chosen, *others[: num_candidates - len(chosen)]], key=lambda removal: removal.score)
         candidates = [Candidate(r.blocks, r.score, chosen=r.blocks == plan.removed_blocks) for r in first]
         if not chosen:  # a metric that measures nothing may take what no run of blocks is
-            candidates.append(Candidate(plan.removed_blocks, float("nan"), chosen=True))
+            candidates.append(Candidate(plan.removed_blocks, None, chosen=True))
     if ask_tasks and candidates:
         asked = [(), *(candidate.blocks for candidate in candidates)]
         whole, *found = damage(run, asked, resources, limit=limit, view=view)

@@ -25,7 +25,8 @@ class Candidate:
     """Blocks that could go, what the metric says of it, and, if asked, what the model scores without them."""
 
     blocks: tuple[int, ...]
-    score: float
+    score: float | None
+    """None where the metric does not compare it."""
     scores: Scored | None = None
     chosen: bool = False
 
@@ -117,7 +118,8 @@ def _table(why: Why) -> tuple[Text, Table]:
             points = [candidate.scores[task]["value"] - why.whole[task]["value"] for task in tasks]
             lost = [_points(change) for change in (*points, sum(points) / len(points))]
         name = _listed(candidate.blocks) + (" ← chosen" if candidate.chosen else "")
-        table.add_row(name, f"{candidate.score:.4f}", *lost, style="bold" if candidate.chosen else "")
+        score = "–" if candidate.score is None else f"{candidate.score:.4f}"
+        table.add_row(name, score, *lost, style="bold" if candidate.chosen else "")
     return Text(title), table
 
 
