@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks
 from tests import tiny
+from tests.engines import decoded_by_vllm
 
 NUM_BLOCKS = 6
 WINDOWED: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
@@ -165,20 +163,6 @@ def test_configs_from_before_layer_types(tmp_path, family, overrides, absent):
     assert torch.equal(logits_of(load_model(tmp_path / "t", "auto"), tokens()), logits_of(teacher, tokens()))
 
 
-VLLM_TOKENS = """
-import json, sys
-from vllm import LLM, SamplingParams
-
-prompt, new_tokens, *directories = json.loads(sys.argv[1])
-params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-for directory in directories:
-    model = LLM(directory, dtype="float32", enforce_eager=True, kv_cache_memory_bytes=2**24, max_model_len=64)
-    done = model.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
-    print("TOKENS", json.dumps(list(done[0].outputs[0].token_ids)), flush=True)
-    del model
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_stock_vllm_decodes_the_same_tokens(tmp_path):
@@ -191,14 +175,5 @@ def test_stock_vllm_decodes_the_same_tokens(tmp_path):
         model: Any = pruned_pair(tmp_path / family, family, CONTIGUOUS, tied=family == "gemma2", **heads, **wide)[1]
         options: dict[str, Any] = {"do_sample": False, "max_new_tokens": new_tokens}
         out = model.generate(torch.tensor([prompt]), min_new_tokens=new_tokens, **options)
-        expected[str(tmp_path / family / "t")] = out[0, len(prompt) :].tolist()
-    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    done = subprocess.run(
-        [sys.executable, "-c", VLLM_TOKENS, json.dumps([prompt, new_tokens, *expected])],
-        env={**os.environ, **settings, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
-    assert [json.loads(line.removeprefix("TOKENS ")) for line in lines] == list(expected.values()), done.stderr[-2000:]
+        expected[tmp_path / family / "t"] = out[0, len(prompt) :].tolist()
+    assert decoded_by_vllm(list(expected), prompt, new_tokens) == list(expected.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 
 from sdft_ray.explain import explain
 from sdft_ray.graph import resolve
+from sdft_ray.preflight import planned_size
 from sdft_ray.recipe import Recipe
+from sdft_ray.recipe_pruning import Depth, Width
 from sdft_ray.resources import Resources
 from sdft_ray.show import explanation_json, print_explanation
 from sdft_ray.sources import Sources
@@ -46,6 +49,19 @@ def test_the_papers_sizes_come_out(tmp_path: Path) -> None:
     assert round(100 * (1 - pruned.num_parameters / teacher.num_parameters), 2) == 16.30
     assert round(100 * (1 - pruned.matmul_flops_per_token / teacher.matmul_flops_per_token), 2) == 17.44
     assert (teacher.kv_bytes_per_token, pruned.kv_bytes_per_token) == (131072, 106496)
+
+
+def test_minitrons_sizes_come_out() -> None:
+    """METHOD: hidden 3072 and MLP 9216 with all heads make 4.513B, 16 blocks 4.540B (arXiv:2408.11796)."""
+    recipe = Recipe.load(ROOT / "jobs/recipes/llama31_8b_instruct_depth6_sdft.yaml")
+    config = json.loads((ROOT / "jobs/recipes/configs/llama31_8b_instruct.json").read_text(encoding="utf-8"))
+    width = Width(hidden=3072, mlp=9216, multiple_of=128, tensor_parallel=8)
+    every = Depth(metric="explicit", blocks=())
+    narrow = planned_size(recipe.model_copy(update={"depth": every, "width": width}), config)
+    short = planned_size(recipe.model_copy(update={"depth": Depth(remove_blocks=16)}), config)
+    assert narrow is not None
+    assert short is not None
+    assert [round(size.num_parameters / 1e9, 3) for size in (narrow, short)] == [4.513, 4.540]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cluster/resources").glob("*.yaml")), ids=lambda path: path.stem)
