@@ -14,6 +14,7 @@ from sdft_ray.pruning.target import Candidate, describe, first_that_meets, path
 from sdft_ray.stages import files
 from sdft_ray.stages.amounts import start_config
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.speed import speeds
 
 
 def run(job: Job) -> Made:
@@ -57,19 +58,9 @@ def _rate(job: Job) -> Made:
 
 def _decoding(job: Job, config: dict[str, object]) -> tuple[float, float]:
     """Tokens per second of the model that pruning starts from and of one of this config, whatever its weights."""
-    from sdft_ray.evaluation.speed import measure_speed
     from sdft_ray.models.loading import write_random
 
-    asked = job.recipe.speed
     with tempfile.TemporaryDirectory(prefix="sdft-rate-") as folder:
         write_random(config, Path(folder), job.recipe.teacher.dtype)
-        speeds = measure_speed(
-            {"start": job.model("start"), "candidate": Path(folder)},
-            batch_rows=asked.batch_rows,
-            prompt_tokens=asked.prompt_tokens,
-            new_tokens=asked.new_tokens,
-            rounds=asked.rounds,
-            dtype=job.recipe.teacher.dtype,
-            device="cuda" if job.resources.speed.gpus else "cpu",
-        )
-    return speeds["start"].decode.median, speeds["candidate"].decode.median
+        found = speeds(job, {"start": job.model("start"), "candidate": Path(folder)})
+    return found["start"].decode.median, found["candidate"].decode.median

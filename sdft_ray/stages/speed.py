@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+
+if TYPE_CHECKING:
+    from sdft_ray.evaluation.speed import ModelSpeed
 
 
 def run(job: Job) -> Made:
@@ -17,23 +23,31 @@ def run(job: Job) -> Made:
 
 
 def _speed(job: Job) -> Made:
-    from sdft_ray.evaluation.speed import measure_speed
-
-    asked = job.recipe.speed
     made = Made()
     with Meter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
-        figures = measure_speed(
-            {"teacher": job.model("teacher"), "pruned": job.input("pruned")},
-            batch_rows=asked.batch_rows,
-            prompt_tokens=asked.prompt_tokens,
-            new_tokens=asked.new_tokens,
-            rounds=asked.rounds,
-            dtype=job.recipe.teacher.dtype,
-            device="cuda" if job.resources.speed.gpus else "cpu",
-            on_round=lambda done, total: job.progress(done, total, "rounds"),
-        )
+        models = {"teacher": job.model("teacher"), "pruned": job.input("pruned")}
+        figures = speeds(job, models, lambda done, total: job.progress(done, total, "rounds"))
         plain = {model: asdict(figure) for model, figure in figures.items()}
         (directory / files.SPEED).write_text(json.dumps(plain), encoding="utf-8")
         made.summary = {"speed": plain}
     made.usage = meter.usage()
     return made
+
+
+def speeds(
+    job: Job, models: Mapping[str, Path], on_round: Callable[[int, int], None] | None = None
+) -> dict[str, ModelSpeed]:
+    """Tokens per second of checkpoints, by name, measured as the recipe asks, in this process."""
+    from sdft_ray.evaluation.speed import measure_speed
+
+    asked = job.recipe.speed
+    return measure_speed(
+        models,
+        batch_rows=asked.batch_rows,
+        prompt_tokens=asked.prompt_tokens,
+        new_tokens=asked.new_tokens,
+        rounds=asked.rounds,
+        dtype=job.recipe.teacher.dtype,
+        device="cuda" if job.resources.speed.gpus else "cpu",
+        on_round=on_round,
+    )
