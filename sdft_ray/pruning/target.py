@@ -49,8 +49,10 @@ def resolve_target(asked: Pruning, config: Config, *, dtype: str) -> tuple[Depth
     """A recipe's `depth` and `width` for a model with this config, every open amount a number.
 
     Of every number of blocks the largest model that meets the target is looked at, and of those the one taken that is
-    least out of proportion. `dtype` is that of the weights, for targets in bytes. Raises `PlanError` when nothing meets the target, with the
-    nearest models, when the model meets it as it is, and for a target that has to be measured first (`rate`).
+    least out of proportion. `dtype` is that of the weights, for targets in bytes.
+
+    Raises `PlanError` when nothing meets the target, with the nearest models, when the model meets it as it is, and for
+    a target that has to be measured first (`rate`).
     """
     target = asked.target
     if target is None:
