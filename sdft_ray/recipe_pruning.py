@@ -165,6 +165,10 @@ class Pruning(StrictPart):
             raise ValueError("say what to prune: depth, width, or both")
         if self.patch and "depth" not in self.model_fields_set:
             raise ValueError("patch stands in for removed blocks; say which with depth")
+        listed = self.depth.blocks
+        at_the_start = self.depth.metric == "first" or (listed is not None and set(listed) == set(range(len(listed))))
+        if self.patch and at_the_start:
+            raise ValueError("patch works behind a block that stays, and depth removes none but the first ones")
         return self
 
     @model_validator(mode="after")

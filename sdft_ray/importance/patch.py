@@ -14,7 +14,9 @@ so Delta = (M'M + lambda I)^-1 M'(S - X), and T' W_down takes the place of W_dow
 (arXiv:2505.02819), whose ridge shrinks T to zero, which in the limit silences the MLP: here the limit is the plain cut.
 M and X come from the pruned model, which may be narrower too and is where the map will work.
 
-Several gaps are fitted in one pass, each by itself. What a later gap sees depends on `Prefix`.
+Several gaps are fitted in one pass. Behind every gap the stream is set to S, as if its map were perfect, so each map
+answers for the damage since the gap before, and none for what an earlier map mends; in depth alone that is what
+ReplaceMe does.
 
 Suffixes: B sequences, T tokens of a sequence, N real tokens of a batch, D hidden channels that stay, G gaps.
 """
@@ -26,7 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +41,6 @@ from sdft_ray.importance.depth import STREAM_BYTES, parts
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.config import check_keep_blocks
 from sdft_ray.models.families import check_patchable, family_of, join_block
-
-Prefix = Literal["pruned", "mended"]
-"""What runs before a gap while it is measured. `pruned`: the pruned model as it is, without the maps of earlier gaps; a
-later map then mends their damage a second time. `mended`: behind every gap the stream is set to S, as if its map were
-perfect, so each map answers for the damage since the gap before; in depth alone that is what ReplaceMe does."""
 
 _CHUNK_BYTES = 32 * 2**20
 """Activations widened to float64 at once."""
@@ -172,14 +169,14 @@ def measure(
     hidden: Sequence[int] | None = None,
     moments: PatchMoments | None = None,
     *,
-    prefix: Prefix = "pruned",
     stream_bytes: int = STREAM_BYTES,
 ) -> PatchMoments:
     """Add what `batches` show at the gaps to `moments` (None: start from nothing), without the LM heads.
 
-    `pruned` was cut out of `source` (`models.surgery`): of its blocks `keep_blocks` stay, of its hidden channels
-    `hidden` (None: all). What surgery scales leaves the residual stream as it was, so channels of both compare as they
-    are. Both are transformers causal LMs or their backbones, in eval mode, on one device, to which batches are moved.
+    `pruned` was cut out of `source` (`models.surgery`) and shares no module with it: of its blocks `keep_blocks` stay,
+    of its hidden channels `hidden` (None: all). What surgery scales leaves the residual stream as it was, so channels
+    of both compare as they are. Both are transformers causal LMs or their backbones, in eval mode, on one device, to
+    which batches are moved.
 
     A batch is (input_ids_BT, attention_mask_BT), right-padded, mask 1 on real tokens; pads are never counted. It is
     run some rows at a time where the activations to keep would exceed `stream_bytes`. Sums need 16 G D^2 bytes on the
@@ -198,7 +195,7 @@ def measure(
     sums = _Sums.empty(gaps, config["hidden_size"] if hidden is None else len(hidden), weight.device)
     stays_D = slice(None) if hidden is None else torch.tensor(hidden, device=weight.device)
     max_tokens = stream_bytes // (3 * len(gaps) * config["hidden_size"] * weight.dtype.itemsize)
-    with _followed(whole_blocks, cut_blocks, gaps, stays_D, prefix) as seen:
+    with _followed(whole_blocks, cut_blocks, gaps, stays_D) as seen:
         for batch in batches:
             for input_ids_BT, lengths_B in parts(*batch, max_tokens=max_tokens):
                 ids_BT = input_ids_BT.to(weight.device)
@@ -292,7 +289,7 @@ class _Sums:
 
 @contextmanager
 def _followed(
-    whole_blocks: nn.ModuleList, cut_blocks: nn.ModuleList, gaps: Sequence[Gap], stays_D: Any, prefix: Prefix
+    whole_blocks: nn.ModuleList, cut_blocks: nn.ModuleList, gaps: Sequence[Gap], stays_D: Any
 ) -> Iterator[dict[tuple[str, Gap], Tensor]]:
     """Keep M, X and S of every gap, (B, T, D), while the block runs; the source goes first."""
     seen: dict[tuple[str, Gap], Tensor] = {}
@@ -301,7 +298,7 @@ def _followed(
     def after(module: nn.Module, name: str, gap: Gap) -> None:
         def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor | None:
             seen[name, gap] = output[..., stays_D] if name == "S" else output
-            return seen["S", gap] if name == "X" and prefix == "mended" else None
+            return seen["S", gap] if name == "X" else None
 
         handles.append(module.register_forward_hook(hook))
 

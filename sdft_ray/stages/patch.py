@@ -41,7 +41,7 @@ def _shard(job: Job, index: int, num_shards: int) -> tuple[bytes, Usage]:
                 job.progress(done, len(mine), "batches")
                 yield batch[:2]
 
-        moments = measure(source, pruned, told(), plan.keep_blocks, plan.channels.hidden, prefix="mended")
+        moments = measure(source, pruned, told(), plan.keep_blocks, plan.channels.hidden)
     return moments.to_bytes(), meter.usage(moments.num_tokens)
 
 

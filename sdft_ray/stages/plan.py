@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sdft_ray.models.channels import Channels, narrowed_sizes
-from sdft_ray.models.families import Config, family_of
+from sdft_ray.models.families import Config, family_of, num_blocks_of
 from sdft_ray.pruning.plan import BlockScores, DropLosses, PruningPlan, choose_blocks
 from sdft_ray.pruning.width import choose_channels, resolve_sizes
 from sdft_ray.recipe_pruning import Depth, Width
@@ -23,6 +23,10 @@ def run(job: Job) -> Made:
         config = start_config(job)
         depth, width = amounts(job)
         plan = choose_blocks(depth, config, _scores(job, depth))
+        if job.recipe.patch is not None:
+            from sdft_ray.importance.patch import patch_gaps
+
+            patch_gaps(plan.keep_blocks, num_blocks_of(config))
         if width is not None:
             plan = replace(plan, channels=_channels(job, width, config, plan.keep_blocks))
         (directory / files.PLAN).write_text(plan.to_json(), encoding="utf-8")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,116 +13,27 @@ from hypothesis import strategies as st
 from sdft_ray.errors import PlanError
 from sdft_ray.models.channels import config_with_sizes
 from sdft_ray.models.families import family_of
-from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
+from sdft_ray.models.size import size_of, size_with_blocks
 from sdft_ray.pruning.plan import resolve_num_removed
-from sdft_ray.pruning.target import Candidate, candidates, describe, first_that_meets, path, resolve_target
+from sdft_ray.pruning.target import Candidate, candidates, describe, resolve_target
 from sdft_ray.pruning.width import resolve_sizes
 from sdft_ray.recipe_pruning import Depth, Patch, Pruning, Target, Width
-
-QWEN3: dict[str, Any] = {
-    "model_type": "qwen3",
-    "vocab_size": 100,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "head_dim": 8,
-}
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
-OPEN = Depth(metric="tail", remove_blocks="target")
-NONE_GOES = Depth(metric="explicit", blocks=())
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-
-Sizes = tuple[int, int, int, int]
-"""hidden, mlp, heads, kv_groups."""
-
-
-def parameters(config: dict[str, Any], num_blocks: int, sizes: Sizes) -> int:
-    """Every tensor of the model, one after the other."""
-    hidden, mlp, heads, groups = sizes
-    head_dim = 8
-    block = 2 * hidden * heads * head_dim + 2 * hidden * groups * head_dim + 3 * hidden * mlp + 2 * hidden
-    if config["model_type"] == "qwen3":
-        block += 2 * head_dim  # norms of queries and keys
-    embeddings = 1 if config.get("tie_word_embeddings") else 2
-    return embeddings * config["vocab_size"] * hidden + hidden + num_blocks * block
-
-
-def memory(config: dict[str, Any], num_blocks: int, sizes: Sizes, element_bytes: int, tokens: int) -> int:
-    """Weights, and a key and a value of 8 numbers for every token, group and block."""
-    return element_bytes * (parameters(config, num_blocks, sizes) + tokens * num_blocks * sizes[3] * 2 * 8)
-
-
-def whole(config: dict[str, Any]) -> Sizes:
-    fields = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    hidden, mlp, heads, groups = (config[field] for field in fields)
-    return hidden, mlp, heads, groups
-
-
-def sizes_of(candidate: Candidate) -> Sizes:
-    sizes = candidate.sizes
-    return sizes["hidden"], sizes["mlp"], sizes["heads"], sizes["kv_groups"]
-
-
-def widths(config: dict[str, Any], spaces: tuple[str, ...], multiple_of: int = 1) -> Iterator[Sizes]:
-    """The whole width, and every one that an even share of the named spaces leaves and that can be loaded."""
-    hidden, mlp, heads, groups = whole(config)
-    yield hidden, mlp, heads, groups
-    for part in range(1, 1024):
-        new_hidden = hidden * part // 1024 // multiple_of * multiple_of if "hidden" in spaces else hidden
-        new_mlp = mlp * part // 1024 // multiple_of * multiple_of if "mlp" in spaces else mlp
-        new_groups = groups * part // 1024 if "kv_groups" in spaces else groups
-        if not (new_hidden and new_mlp and new_groups):
-            continue
-        new_heads = heads // groups * new_groups
-        if "heads" in spaces:
-            wanted = heads * part // 1024 // new_groups * new_groups
-            if not 0 < wanted <= new_heads:
-                continue
-            new_heads = wanted
-        if config["model_type"] == "llama" and new_hidden % new_heads:
-            continue
-        yield new_hidden, new_mlp, new_heads, new_groups
-
-
-def amounts_of(asked: Pruning, config: dict[str, Any], dtype: str = "float32") -> tuple[int, Sizes]:
-    """Blocks that stay and sizes of the spaces, of the amounts that a target gives."""
-    depth, width = resolve_target(asked, config, dtype=dtype)
-    assert not depth.is_open
-    assert width is None or not width.open_spaces
-    sizes = resolve_sizes(width, config)
-    narrow = sizes["hidden"], sizes["mlp"], sizes["heads"], sizes["kv_groups"]
-    return config["num_hidden_layers"] - resolve_num_removed(depth, config), narrow
-
-
-def imbalance(config: dict[str, Any], num_blocks: int, sizes: Sizes) -> float:
-    def block(of: Sizes) -> int:
-        return parameters(config, 2, of) - parameters(config, 1, of)
-
-    return abs(math.log(num_blocks / config["num_hidden_layers"] * block(whole(config)) / block(sizes)))
-
-
-CASES = [
-    (QWEN3, ("mlp",), 1),
-    (QWEN3, ("hidden",), 1),
-    (QWEN3, ("hidden", "mlp"), 8),
-    (QWEN3, ("heads",), 1),
-    (QWEN3, ("kv_groups",), 1),
-    (QWEN3, ("hidden", "mlp", "heads"), 1),
-    (LLAMA, ("hidden",), 1),
-    (LLAMA, ("hidden", "mlp", "heads", "kv_groups"), 1),
-]
-"""Config, open spaces, multiple of which they are."""
+from tests.counted_models import (
+    CASES,
+    DTYPE_BYTES,
+    LLAMA,
+    NONE_GOES,
+    OPEN,
+    QWEN3,
+    Sizes,
+    amounts_of,
+    imbalance,
+    memory,
+    parameters,
+    sizes_of,
+    whole,
+    widths,
+)
 
 
 @settings(deadline=None, max_examples=25)
@@ -409,78 +318,6 @@ def test_an_open_width_takes_what_ranks_can_share() -> None:
     bound = parameters(QWEN3, 6, (24, 31, 12, 4))
     asked = Pruning(width=Width(mlp="target", tensor_parallel=4), target=Target(parameters=bound))
     assert amounts_of(asked, QWEN3) == (6, (24, 28, 12, 4))
-
-
-@pytest.mark.parametrize(("config", "spaces", "multiple_of"), CASES)
-@pytest.mark.parametrize("depth", [OPEN, NONE_GOES])
-def test_a_path_goes_down(depth: Depth, config: dict[str, Any], spaces: tuple[str, ...], multiple_of: int) -> None:
-    width = Width.model_validate({**dict.fromkeys(spaces, "target"), "multiple_of": multiple_of})
-    found = path(depth, width, config, dtype="float32")
-    counts = [candidate.size.num_parameters for candidate in found]
-    assert counts
-    assert counts[0] <= 0.98 * size_of(config).num_parameters
-    assert all(later < earlier for earlier, later in pairwise(counts))
-
-
-@pytest.mark.parametrize(("num_blocks", "multiple_of"), [(1, 1), (2, 1), (3, 8), (5, 4), (9, 1)])
-def test_a_path_goes_down_for_any_number_of_blocks(num_blocks: int, multiple_of: int) -> None:
-    """In coarse steps, the best in proportion for a lower bound can be larger than the best for a higher one."""
-    config = {**QWEN3, "num_hidden_layers": num_blocks}
-    for width in (
-        Width(hidden="target", multiple_of=multiple_of),
-        Width(hidden="target", mlp="target", multiple_of=multiple_of),
-    ):
-        counts = [candidate.size.num_parameters for candidate in path(OPEN, width, config, dtype="float32")]
-        assert counts == sorted(set(counts), reverse=True)
-
-
-def test_a_path_of_depth_alone_loses_block_after_block() -> None:
-    found = path(OPEN, None, QWEN3, dtype="float32")
-    assert [candidate.num_blocks for candidate in found] == [5, 4, 3, 2, 1]
-
-
-def test_a_path_beside_a_fixed_width_begins_with_all_blocks() -> None:
-    found = path(OPEN, Width(mlp=0.5), QWEN3, dtype="float32")
-    assert [candidate.num_blocks for candidate in found] == [6, 5, 4, 3, 2, 1]
-
-
-def test_a_path_names_no_model_twice() -> None:
-    found = path(OPEN, Width(hidden="target", mlp="target"), QWEN3, dtype="float32")
-    shown = [(candidate.num_blocks, sizes_of(candidate)) for candidate in found]
-    assert len(set(shown)) == len(shown) > 20
-
-
-def models(count: int) -> list[Candidate]:
-    return [Candidate(n, {}, ModelSize(n, n, n, n, n), (1.0, 1.0)) for n in range(count, 0, -1)]
-
-
-@settings(deadline=None)
-@given(st.integers(1, 300), st.data())
-def test_the_first_that_meets_is_found_by_few_questions(count: int, data: st.DataObject) -> None:
-    descending, first = models(count), data.draw(st.integers(0, count - 1))
-    asked: list[int] = []
-
-    def meets(candidate: Candidate) -> bool:
-        asked.append(candidate.num_blocks)
-        return candidate.num_blocks <= descending[first].num_blocks
-
-    assert first_that_meets(descending, meets, lambda: "") is descending[first]
-    assert len(asked) == len(set(asked)) <= math.ceil(math.log2(count)) + 1
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 100))
-def test_none_that_meets_is_answered_by_what_was_seen(count: int) -> None:
-    asked: list[int] = []
-
-    def never(candidate: Candidate) -> bool:
-        asked.append(candidate.num_blocks)
-        return False
-
-    with pytest.raises(PlanError, match="no model that the recipe allows is fast enough") as caught:
-        first_that_meets(models(count), never, lambda: f"after {len(asked)}")
-    assert caught.value.hint == f"nearest: after {len(asked)}"
-    assert asked[-1:] == ([1] if count else [])  # the smallest was asked before giving up
 
 
 def test_a_candidate_fills_in_what_is_open_alone() -> None:
