@@ -32,15 +32,15 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
         if state.status != "done":
             check_inputs(state.step, states)
     config = read_config(source, recipe.teacher.config)
-    size = planned_size(recipe, config) if config is not None else None
-    if size is not None:
-        check_tail(recipe, size)
+    sizes = planned_sizes(recipe, config) if config is not None else None
+    if sizes is not None:
+        check_tail(recipe, sizes[""])
     if config is not None and any(part.patch for part in recipe.prunings.values()):
         check_patchable(family_of(config))
     num_rows = check_rows(recipe)
-    if config is not None and size is not None:
+    if config is not None and sizes is not None:
         generated = pass_bytes(recipe.generate, config, num_rows)
-        check_disk(recipe, store, (size_of(config), size), generated, states)
+        check_disk(recipe, store, size_of(config), sizes, generated, states)
     check_tasks(recipe)
     teacher = source.fetch()
     check_teacher(teacher)
@@ -48,7 +48,13 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
 
 
 def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
-    """Size after all prunings, None where a measured speed decides.
+    """Size after all prunings; otherwise as `planned_sizes`."""
+    sizes = planned_sizes(recipe, config)
+    return None if sizes is None else sizes[""]
+
+
+def planned_sizes(recipe: Recipe, config: dict[str, Any]) -> dict[str, ModelSize] | None:
+    """Size after each pruning, by its name (`Recipe.prunings`), None where a measured speed decides.
 
     Raises `PlanError` when a target cannot be met, `ModelError` when unsupported.
     """
@@ -56,8 +62,8 @@ def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
     from sdft_ray.pruning.target import candidates, resolve_target
     from sdft_ray.pruning.width import narrowed_config
 
-    size = size_of(config)
-    for part in recipe.prunings.values():
+    sizes = {}
+    for name, part in recipe.prunings.items():
         if part.target is not None and part.target.is_measured:
             candidates(part.depth, part.width, config, dtype=recipe.teacher.dtype)
             return None
@@ -67,9 +73,9 @@ def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
             raise PlanError("patch stands in for removed blocks, and none is removed", "leave out the patch")
         num_blocks = num_blocks_of(config) - num_removed
         narrow = narrowed_config(width, config)
-        size = size_with_blocks(narrow, num_blocks)
+        sizes[name] = size_with_blocks(narrow, num_blocks)
         config = config_with_blocks(narrow, range(num_blocks))  # whichever blocks stay, they are of one size
-    return size
+    return sizes
 
 
 def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
@@ -122,29 +128,31 @@ def check_tracking(store: Store, resources: Resources, states: Mapping[str, Stat
 def check_disk(
     recipe: Recipe,
     store: Store,
-    sizes: tuple[ModelSize, ModelSize],
+    teacher: ModelSize,
+    sizes: Mapping[str, ModelSize],
     generated: PassBytes,
     states: Mapping[str, State],
 ) -> None:
     """Estimate what the missing steps write: one pruned model per checkpoint, with optimizer states in training.
 
-    `sizes` are those of teacher and pruned model; a corrected teacher is written like a student.
+    `sizes` are those after each pruning, by its name; a corrected teacher is written like a student.
     Of generation the upper bound counts once: its parts and its table lie side by side for a moment, but responses
     are seldom half as long as they may be.
     """
     free = store.free_bytes()
     if free is None:
         return
-    missing = [state.step.stage for state in states.values() if state.status != "done"]
-    teacher, pruned = sizes
-    correction = recipe.correction or recipe.train
-    needed = (
-        pruned.weight_bytes * sum(missing.count(stage) for stage in ("prune", "patch", "merge"))
-        + _training_bytes(recipe.train, pruned) * missing.count("train")
-        + _training_bytes(correction, teacher) * missing.count("correct")
-        + 64 * 2**20
-    )
-    needed += (generated.total or 0) * missing.count("generate")
+    needed = 64 * 2**20
+    for step in (state.step for state in states.values() if state.status != "done"):
+        size, train = sizes.get(step.arm, sizes[""]), recipe.made_by(step.arm).train
+        needed += {
+            "prune": size.weight_bytes,
+            "patch": size.weight_bytes,
+            "merge": size.weight_bytes,
+            "train": _training_bytes(train, size),
+            "correct": _training_bytes(recipe.correction or train, teacher),
+            "generate": generated.total or 0,
+        }.get(step.stage, 0)
     if needed > free:
         raise StoreError(
             f"store {store.url} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed",

@@ -12,7 +12,7 @@ from sdft_ray.models.channels import config_with_sizes
 from sdft_ray.models.families import Config, family_of, num_blocks_of
 from sdft_ray.models.size import ModelSize, size_with_blocks
 from sdft_ray.pruning.plan import resolve_num_removed
-from sdft_ray.pruning.width import resolve_sizes
+from sdft_ray.pruning.width import members, resolve_sizes
 from sdft_ray.recipe_pruning import Depth, Pruning, Target, Width
 
 _NUM_SHARES = 1024
@@ -126,9 +126,13 @@ def _widths(width: Width | None, config: Config) -> list[Mapping[str, int]]:
         return [resolve_sizes(width, config)]
     found: list[Mapping[str, int]] = []
     refusal: PlanError | None = None
+    most_heads = _share_of_groups(width, config)
     for share in (*_shares(config), None):
+        update = dict.fromkeys(width.open_spaces, share)
+        if "heads" in update and share is not None:
+            update["heads"] = min(share, most_heads)
         try:
-            sizes = resolve_sizes(width.model_copy(update=dict.fromkeys(width.open_spaces, share)), config)
+            sizes = resolve_sizes(width.model_copy(update=update), config)
         except PlanError as error:
             refusal = error
             continue
@@ -145,6 +149,14 @@ def _shares(config: Config) -> list[float]:
     even = {part / _NUM_SHARES for part in range(1, _NUM_SHARES)}
     heads = {math.nextafter(n / sizes[s], 1.0) for s in ("heads", "kv_groups") for n in range(1, sizes[s])}
     return sorted(even | heads)
+
+
+def _share_of_groups(width: Width, config: Config) -> float:
+    """The share of all heads that is left where the recipe fixes the key-value groups, the least bit more."""
+    if width.kv_groups is None or width.kv_groups == "target":
+        return 1.0
+    num_groups = family_of(config).space_sizes(config)["kv_groups"]
+    return math.nextafter(members(width.kv_groups, num_groups) / num_groups, 1.0)
 
 
 def _block_parameters(config: Config) -> int:

@@ -41,9 +41,7 @@ def resolve_sizes(width: Width | None, config: Config) -> dict[str, int]:
             continue
         assert asked != "target", "open amounts are resolved before: see `pruning.target`"
         step = {"heads": narrow["kv_groups"], "kv_groups": 1}.get(space, width.multiple_of)
-        wanted = asked
-        if isinstance(asked, float):  # exact: 0.7 means 7/10
-            wanted = math.floor(Fraction(str(asked)) * sizes[space]) // step * step
+        wanted = members(asked, sizes[space], step)
         if not 1 <= wanted <= narrow[space] or (wanted % step and wanted != sizes[space]):
             steps = "" if step == 1 else f", in steps of {step}"
             raise PlanError(
@@ -54,6 +52,11 @@ def resolve_sizes(width: Width | None, config: Config) -> dict[str, int]:
     check_sizes(narrow, config)
     _check_parallel(width.tensor_parallel, narrow)
     return narrow
+
+
+def members(asked: float, size: int, step: int = 1) -> int:
+    """How many of `size` a count (int) or a share (float) asks for. Shares are exact, 0.7 is 7/10, and rounded down."""
+    return math.floor(Fraction(str(asked)) * size) // step * step if isinstance(asked, float) else asked
 
 
 def _check_parallel(num_ranks: int, narrow: Mapping[str, int]) -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from sdft_ray.errors import StoreError
 from sdft_ray.explain import explain
+from sdft_ray.generation.footprint import pass_bytes
 from sdft_ray.graph import resolve
-from sdft_ray.preflight import planned_size
+from sdft_ray.models.size import size_of
+from sdft_ray.preflight import check_disk, planned_size, planned_sizes
 from sdft_ray.recipe import Recipe
 from sdft_ray.recipe_pruning import Depth, Width
 from sdft_ray.resources import Resources
@@ -21,7 +24,7 @@ from sdft_ray.sources import Sources
 from sdft_ray.store.fingerprint import canonical_json
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
-from tests.recipes import recipe_data
+from tests.recipes import make_recipe, recipe_data
 from tests.tiny import make_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,3 +130,24 @@ def test_light_commands_load_neither_torch_nor_ray(command: list[str], tmp_path:
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "sdft_ray.errors" in loaded
     assert not {"torch", "ray", "vllm", "transformers", "datasets"} & loaded
+
+
+def test_room_on_the_disk_for_every_step_at_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of 4 bytes a parameter: surgery writes one copy; training two, and 12 bytes a parameter of its state."""
+    step = {"depth": {"remove_blocks": 1}, "arm": {"data": "reference", "learning_rate": 1.0}, "num_steps": 1}
+    arms = {name: {"data": "reference", "learning_rate": 1.0} for name in ("a", "b")}
+    teacher = make_model(tmp_path / "teacher", num_blocks=4)
+    recipe = make_recipe(tmp_path, teacher, steps=(step,), train={"num_steps": 1, "arms": arms})
+    config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    sizes = planned_sizes(recipe, config)
+    assert sizes is not None
+    assert {name: size.num_blocks for name, size in sizes.items()} == {"step1": 3, "": 2}
+    store, generated = Store(str(tmp_path / "store")), pass_bytes(recipe.generate, config, 10)
+    states = resolve(recipe, store, Sources(recipe, store))
+    needed = 64 * 2**20 + 24 * sizes["step1"].num_parameters + (4 + 2 * 20) * sizes[""].num_parameters
+    needed += generated.total or 0
+    monkeypatch.setattr(Store, "free_bytes", lambda self: needed)
+    check_disk(recipe, store, size_of(config), sizes, generated, states)
+    monkeypatch.setattr(Store, "free_bytes", lambda self: needed - 1)
+    with pytest.raises(StoreError, match="free some space"):
+        check_disk(recipe, store, size_of(config), sizes, generated, states)

@@ -194,6 +194,14 @@ def test_fixed_amounts_stay_as_they_are() -> None:
     assert isinstance(width.mlp, int)
 
 
+@pytest.mark.parametrize(("groups", "heads"), [(2, 6), (0.75, 9)])
+def test_all_heads_of_the_groups_that_stay_may_stay(groups: float, heads: int) -> None:
+    bound = parameters(QWEN3, 6, (24, 39, heads, heads // 3))
+    width = Width(kv_groups=groups, heads="target", mlp="target")
+    asked = Pruning(width=width, target=Target(parameters=bound))
+    assert amounts_of(asked, QWEN3) == (6, (24, 39, heads, heads // 3))
+
+
 @pytest.mark.parametrize("blocks", [1, 3, 5, 6])
 def test_beside_a_fixed_width_as_many_blocks_stay_as_the_target_allows(blocks: int) -> None:
     """Proportion is for what is open: a width that is given is no reason to give up blocks."""
