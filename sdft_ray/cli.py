@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from sdft_ray.cli_serving import keys, serve
 from sdft_ray.errors import StageError, UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ app = typer.Typer(
 INTERRUPTED = 130
 lab = typer.Typer(no_args_is_help=True, help="The miniature laboratory: a tiny teacher and tasks that need no hub.")
 app.add_typer(lab, name="lab")
+app.add_typer(keys, name="keys")
+app.command()(serve)
 
 RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML file.")]
 NameArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run; see `sdft ls`.")]

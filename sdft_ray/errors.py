@@ -9,7 +9,8 @@
     │   ├── ModelError                      checkpoint or tokenizer: corrupt, unsupported, mismatched
     │   ├── PlanError                       a pruning target that nothing can meet
     │   ├── StoreError                      store: not writable, full, damaged, unknown address
-    │   └── EvaluationError                 tasks: unknown name, data that cannot be had
+    │   ├── EvaluationError                 tasks: unknown name, data that cannot be had
+    │   └── ServeError                      the service: keys, addresses, what it may not listen on
     └── StageError (also a RuntimeError)    a stage failed while it ran; its finished work is kept
 
 Errors cross process borders on a cluster, so every one survives pickling with all its fields.
@@ -64,6 +65,10 @@ class StoreError(UserError):
 
 class EvaluationError(UserError):
     """An evaluation task is unknown, or its data cannot be had."""
+
+
+class ServeError(UserError):
+    """A service cannot be set up as asked, or would be open to anyone."""
 
 
 class StageError(SdftError, RuntimeError):

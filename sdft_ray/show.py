@@ -12,10 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sdft_ray.explain import Explanation
     from sdft_ray.generation.footprint import PassBytes
     from sdft_ray.report.why import Why
     from sdft_ray.run import Run
+    from sdft_ray.serving.access import Key
+    from sdft_ray.serving.settings import ServeSettings
     from sdft_ray.store.store import Store
 
 _MARKS = {"done": "[green]done[/]", "missing": "[yellow]missing[/]", "waits": "[dim]waits[/]"}
@@ -227,3 +231,35 @@ def train_teacher(directory: Path, num_threads: int) -> bool:
         soft_wrap=True,
     )
     return print_gates(directory, as_json=False)
+
+
+def print_service(settings: ServeSettings, url: str) -> None:
+    """What is served where, and how to ask it."""
+    console = _console()
+    table = _plain_table("model", "source", "engine", "draft")
+    for model in settings.models:
+        table.add_row(model.name, model.source, model.engine.kind, model.draft.source if model.draft else "")
+    console.print(table)
+    key = (
+        "" if settings.access.allow_anonymous or not settings.access.keys_file else " -H 'Authorization: Bearer sk-...'"
+    )
+    body = json.dumps({"model": settings.models[0].name, "messages": [{"role": "user", "content": "Hello"}]})
+    console.print(f"\nReady at [bold]{url}[/] (a page to try it), OpenAI's API at {url}/v1", soft_wrap=True)
+    console.print(
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def print_keys(keys: Sequence[Key]) -> None:
+    """Names and limits."""
+    table = _plain_table(
+        "name", "expires", "models", "requests/min", "tokens/min", right=("requests/min", "tokens/min")
+    )
+    for key in keys:
+        limits = [f"{limit:,}" if limit else "" for limit in (key.requests_per_minute, key.tokens_per_minute)]
+        table.add_row(
+            key.id, f"{key.expires:%Y-%m-%d}" if key.expires else "never", ", ".join(key.models or ("all",)), *limits
+        )
+    _console().print(table)

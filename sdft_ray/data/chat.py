@@ -11,7 +11,7 @@ adding the tokenizer's own special tokens as well is how a second BOS gets in.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,15 @@ class ChatFormat:
         self._check_bos(ids)
         return ids
 
+    def conversation_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of turns of `role` and `content`, up to where the next answer begins.
+
+        Raises `ModelError` for roles or an order that the template refuses, `DataError` for control tokens written out
+        in a text that it does not keep apart.
+        """
+        turns = [dict(message) for message in messages]
+        return self._ids(self._render(turns, prompt=True), turns, prompt=True)
+
     def encode(self, instruction: str, response: str) -> Document:
         """One training document: the prompt without loss, then the response and its end of turn with loss.
 
@@ -153,10 +162,12 @@ class ChatFormat:
         contents = [message["content"] for message in messages]
         if self._control is None or not any(self._control.search(content) for content in contents):
             return self._plain_ids(text)
-        stand_ins = _STAND_INS[: len(contents)]
-        frame = self._render(_messages(*stand_ins), prompt=prompt)
+        stand_ins = [_stand_in(number) for number in range(len(contents))]
+        shown_in = [{**message, "content": word} for message, word in zip(messages, stand_ins, strict=True)]
+        frame = self._render(shown_in, prompt=prompt)
         pieces = re.split("|".join(stand_ins), frame)
-        if self._framed_ids(pieces, list(stand_ins)) == self._plain_ids(frame):
+        told_once = len(pieces) == len(contents) + 1
+        if told_once and self._framed_ids(pieces, stand_ins) == self._plain_ids(frame):
             for shown in (contents, [content.strip() for content in contents]):
                 if text == "".join(_interleave(pieces, shown)):
                     return self._framed_ids(pieces, shown)
@@ -210,6 +221,11 @@ def _messages(instruction: str, response: str | None = None) -> list[dict[str, s
     if response is not None:
         messages.append({"role": "assistant", "content": response})
     return messages
+
+
+def _stand_in(number: int) -> str:
+    """Letters only, and no two alike."""
+    return "Qx" + "".join(chr(ord("a") + int(digit)) for digit in str(number)) + "xq"
 
 
 def _cut(token: str) -> tuple[str, str]:

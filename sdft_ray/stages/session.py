@@ -47,7 +47,7 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
         options: dict[str, Any] = {} if joining else _local_options(resources)
         try:
             # Workers' prints stay in Ray's own log files; what a user should see comes through progress events.
-            with contextlib.nullcontext() if joining else _native_errors_muted():
+            with contextlib.nullcontext() if joining else native_errors_muted():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
@@ -68,7 +68,7 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
 
 
 @contextlib.contextmanager
-def _native_errors_muted() -> Iterator[None]:
+def native_errors_muted() -> Iterator[None]:
     """Send file descriptor 2 nowhere for a moment: Ray's C++ part announces its own log level there.
 
     What goes wrong at the start reaches us as an exception all the same.

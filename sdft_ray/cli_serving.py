@@ -1,0 +1,157 @@
+"""`sdft serve` and `sdft keys`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdft_ray.errors import ServeError
+
+keys = typer.Typer(no_args_is_help=True, help="API keys of a service: made once, kept as hashes.")
+
+KeysOpt = Annotated[Path, typer.Option("--keys", metavar="FILE", help="Key file.")]
+_KEYS = Path("keys.yaml")
+
+
+def serve(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME|ADDRESS|DIRECTORY]...",
+            help="A run's student (NAME), another of its models (NAME:teacher, NAME:pruned, NAME:ARM), all (NAME:all); "
+            "an artifact; or a Hugging Face directory.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings YAML, in place of names.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback want keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    engine: Annotated[str, typer.Option(help="vllm, or transformers where vLLM does not run.")] = "vllm",
+    draft: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Serve each model once more with this one as its draft.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--keys", metavar="FILE", help="Keys that are let in; see `sdft keys`.")
+    ] = None,
+    allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Let in everyone without a key.")] = False,
+    certificate: Annotated[
+        Path | None, typer.Option("--tls-certificate", metavar="PEM", help="Speak TLS with this certificate.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Its private key.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URL", help="Artifact store. [env SDFT_STORE; default .sdft]")
+    ] = None,
+) -> None:
+    """Serve models over HTTP with OpenAI's API, and a page to try them side by side. Ctrl-C ends it in good order."""
+    import tempfile
+
+    from sdft_ray.resources import Resources
+    from sdft_ray.serving.front import Door, joined_certificate
+    from sdft_ray.serving.local import service
+    from sdft_ray.show import print_service
+
+    if (certificate is None) != (tls_key is None):
+        raise ServeError("--tls-certificate and --tls-key go together", "give both")
+    with tempfile.TemporaryDirectory(prefix="sdft-tls-") as folder:
+        pem = joined_certificate(certificate, tls_key, Path(folder)) if certificate and tls_key else None
+        door = Door(host, port, pem)
+        settings = _settings(sources or [], config, store, engine, draft, key_file, allow_anonymous)
+        typer.echo(f"starting {', '.join(model.name for model in settings.models)} ...", err=True)
+        stopping = threading.Event()
+        with service(settings, door, Resources()):
+            print_service(settings, door.url)
+            for name in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(name, lambda *_: stopping.set())
+            stopping.wait()
+            typer.echo("finishing what is under way ...", err=True)
+
+
+def _settings(
+    sources: list[str], config: Path | None, store: str | None, engine: str, draft: str | None,
+    key_file: Path | None, allow_anonymous: bool,
+):  # fmt: skip
+    from sdft_ray.serving.settings import Draft, ServeSettings
+    from sdft_ray.serving.sources import named
+    from sdft_ray.store.store import Store
+
+    if bool(sources) == (config is not None):
+        raise ServeError("say what to serve: names, or --config FILE", "try `sdft ls` for names")
+    url = Store(store or os.environ.get("SDFT_STORE") or ".sdft").url
+    if config is not None:
+        settings = ServeSettings.load(config)
+    else:
+        models = [
+            {"name": model.name, "source": model.source, "engine": {"kind": engine}}
+            for model in named(tuple(sources), Store(url))
+        ]
+        settings = ServeSettings.parse({"models": models}, "the command line")
+    if draft is not None:
+        drafted = [
+            model.model_copy(update={"name": f"{model.name}+draft", "draft": Draft(source=draft)})
+            for model in settings.models
+            if model.source != draft
+        ]
+        settings = settings.model_copy(update={"models": (*settings.models, *drafted)})
+    access = settings.access.model_copy(
+        update={
+            "keys_file": str(key_file.resolve()) if key_file else settings.access.keys_file,
+            "allow_anonymous": allow_anonymous or settings.access.allow_anonymous,
+        }
+    )
+    return settings.model_copy(update={"access": access, "store": settings.store or url})
+
+
+@keys.command(name="new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="The client's name, for logs and metrics.")],
+    file: KeysOpt = _KEYS,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires. [default: never]")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model that it may ask; repeat. [default: all]")] = None,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Write no file; print ID:SHA256 for $SDFT_API_KEYS.")
+    ] = False,
+) -> None:
+    """Make a key and show it, this once. A running service takes it up within seconds."""
+    from datetime import UTC, datetime, timedelta
+
+    from sdft_ray.serving.access import Key, add_key, hash_of, new_secret
+
+    secret = new_secret()
+    if only_print:
+        typer.echo(f"{name}:{hash_of(secret)}")
+    else:
+        expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days else None
+        limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+        allowed = tuple(model) if model else None
+        add_key(file, lambda: Key(id=name, sha256=hash_of(secret), expires=expires, models=allowed, **limits))
+        typer.echo(f"wrote {name} to {file}; the key itself is shown this once:", err=True)
+    typer.echo(secret)
+
+
+@keys.command(name="revoke")
+def keys_revoke(
+    name: Annotated[str, typer.Argument(help="The client's name.")],
+    file: KeysOpt = _KEYS,
+) -> None:
+    """Take a key out of the file. A running service refuses it within seconds."""
+    from sdft_ray.serving.access import remove_key
+
+    remove_key(file, name)
+    typer.echo(f"revoked {name}")
+
+
+@keys.command(name="list")
+def keys_list(file: KeysOpt = _KEYS) -> None:
+    """The names in a key file, with their limits; never a key, which the file does not hold."""
+    from sdft_ray.serving.access import read_keys
+    from sdft_ray.show import print_keys
+
+    print_keys(read_keys(file))

@@ -1,0 +1,133 @@
+"""vLLM behind asyncio: its engine core in a process of its own, batches that askers join and leave."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.engines.ask import Ask, EngineDiedError, Piece, TokenScore
+from sdft_ray.engines.settings import EngineSettings
+
+MAX_TOP_LOGPROBS = 20
+"""As in OpenAI's API."""
+
+
+class VllmEngine:
+    """`AsyncLLM` over a local checkpoint, and over a draft model beside it where the settings name one."""
+
+    def __init__(self, llm: Any) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._llm = llm
+        self._dead: type[BaseException] = EngineDeadError
+        self._numbers = itertools.count()
+        config = llm.model_config
+        self.max_model_tokens: int = config.max_model_len
+        self.vocab_size: int = config.get_vocab_size()
+
+    @classmethod
+    def start(
+        cls, model_dir: str | Path, settings: EngineSettings, draft: tuple[str | Path, int] | None = None
+    ) -> VllmEngine:
+        """Start the engine; returns when it is ready. To be called where the event loop runs that will ask it.
+
+        `draft`: directory of a smaller model with the same vocabulary, and how many tokens it proposes at a time.
+        """
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        drafted = {}
+        if draft is not None:
+            drafted = {"speculative_config": {"model": str(draft[0]), "num_speculative_tokens": draft[1]}}
+        arguments = AsyncEngineArgs(
+            model=str(model_dir),
+            dtype=settings.dtype,
+            kv_cache_memory_bytes=settings.kv_cache_bytes,
+            max_model_len=settings.max_model_tokens,
+            max_num_seqs=settings.max_sequences,
+            enforce_eager=settings.enforce_eager,
+            tensor_parallel_size=settings.tensor_parallel,
+            max_logprobs=MAX_TOP_LOGPROBS,
+            logprobs_mode="raw_logprobs",  # of the model, whatever the sampling
+            generation_config="vllm",  # what a request does not say has OpenAI's defaults, not the model's
+            trust_remote_code=False,
+            enable_log_requests=False,
+            **drafted,
+        )
+        return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER))
+
+    async def answer(self, ask: Ask) -> AsyncIterator[Piece]:
+        """See `Engine.answer`."""
+        outputs = self._llm.generate(
+            {"prompt_token_ids": list(ask.prompt_ids)}, _sampling_params(ask), str(next(self._numbers))
+        )
+        first = True
+        try:
+            async for output in outputs:
+                yield _piece(output, ask, first=first)
+                first = False
+        except self._dead as reason:
+            raise EngineDiedError(f"vLLM's engine died: {reason}") from reason
+        finally:
+            await outputs.aclose()
+
+    def check(self) -> None:
+        """See `Engine.check`."""
+        if self._llm.errored:
+            raise EngineDiedError(f"vLLM's engine died: {self._llm.dead_error}")
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._llm.shutdown()
+
+
+def _sampling_params(ask: Ask) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=max(1, ask.max_tokens),
+        temperature=ask.temperature,
+        top_p=ask.top_p,
+        top_k=ask.top_k,
+        presence_penalty=ask.presence_penalty,
+        frequency_penalty=ask.frequency_penalty,
+        seed=ask.seed,
+        stop=list(ask.stop),
+        logprobs=ask.top_logprobs,
+        prompt_logprobs=ask.prompt_top_logprobs,
+        output_kind=RequestOutputKind.DELTA if ask.stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _piece(output: Any, ask: Ask, *, first: bool) -> Piece:
+    made = output.outputs[0]
+    prompt_scores: tuple[TokenScore, ...] = ()
+    if first and ask.prompt_top_logprobs is not None:
+        prompt_scores = _scores(ask.prompt_ids, output.prompt_logprobs, ask.prompt_top_logprobs)
+    if ask.max_tokens == 0:  # vLLM writes one token at least
+        return Piece("", 0, "length" if output.finished else None, (), prompt_scores)
+    scores: tuple[TokenScore, ...] = ()
+    if ask.top_logprobs is not None:
+        scores = _scores(made.token_ids, made.logprobs, ask.top_logprobs)
+    reason = made.finish_reason if output.finished else None
+    return Piece(made.text, len(made.token_ids), reason, scores, prompt_scores)
+
+
+def _scores(
+    token_ids: Sequence[int], positions: Sequence[Mapping[int, Any] | None], num_top: int
+) -> tuple[TokenScore, ...]:
+    """What vLLM tells about each token; it adds the token's own value to the likeliest."""
+    found = []
+    for token_id, position in zip(token_ids, positions, strict=True):
+        if position is None:
+            found.append(TokenScore("", None))
+            continue
+        own = position[token_id]
+        ranked = sorted(position.values(), key=lambda score: -score.logprob)
+        top = tuple((score.decoded_token or "", score.logprob) for score in ranked[: max(num_top, 0)])
+        found.append(TokenScore(own.decoded_token or "", own.logprob, top))
+    return tuple(found)

@@ -1,0 +1,152 @@
+"""How much at once: budgets per client, and a bounded queue in which clients take turns.
+
+Everything here runs on one event loop and needs no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from sdft_ray.serving.access import Key
+
+
+class RefusedError(Exception):
+    """Not now. `retry_after_s` is when it may go better."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class Bucket:
+    """A budget of `per_minute` that fills up evenly and holds at most one minute's worth.
+
+    What a request will cost is known when it is over, so the budget may fall below zero; then nothing is let in until
+    it has filled up again.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_minute / 60
+        self._most = float(per_minute)
+        self._left = self._most
+        self._clock = clock
+        self._at = clock()
+
+    def wait_s(self, needed: float = 0.0) -> float:
+        """Seconds until more than `needed` is left; 0 when it is."""
+        now = self._clock()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_s)
+        self._at = now
+        return max(0.0, (needed - self._left) / self._per_s) if self._left <= needed else 0.0
+
+    def take(self, amount: float) -> None:
+        self.wait_s()
+        self._left -= amount
+
+
+class Budgets:
+    """Requests and tokens of every key that has a limit."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[tuple[str, str, int], Bucket] = {}
+
+    def admit(self, key: Key) -> None:
+        """Count one request. Raises `RefusedError` when the key has used up its requests or tokens."""
+        requests, tokens = self._of(key, "requests"), self._of(key, "tokens")
+        waits = {"requests": requests.wait_s(1 - 1e-9) if requests else 0.0, "tokens": tokens.wait_s() if tokens else 0}
+        name = max(waits, key=lambda each: waits[each])
+        if waits[name] > 0:
+            raise RefusedError(f"this key has used up its {name} per minute", waits[name])
+        if requests:
+            requests.take(1)
+
+    def spend(self, key: Key, tokens: int) -> None:
+        """Count tokens of a prompt and its answer."""
+        bucket = self._of(key, "tokens")
+        if bucket:
+            bucket.take(tokens)
+
+    def _of(self, key: Key, what: str) -> Bucket | None:
+        per_minute = key.requests_per_minute if what == "requests" else key.tokens_per_minute
+        if per_minute is None:
+            return None
+        # A limit that was changed in the key file begins afresh.
+        return self._buckets.setdefault((key.id, what, per_minute), Bucket(per_minute, self._clock))
+
+
+@dataclass
+class Admission:
+    """At most `max_running` requests run and `max_queued` wait; clients who wait are let in by turns.
+
+    One client's thousand requests hold up another's first one by a single turn.
+    """
+
+    max_running: int
+    max_queued: int
+    running: int = 0
+    queued: int = 0
+    _waiting: OrderedDict[str, deque[asyncio.Future[None]]] = field(default_factory=OrderedDict)
+    _recent_s: float = 1.0
+
+    @asynccontextmanager
+    async def slot(self, client: str) -> AsyncIterator[float]:
+        """Hold one of the places, and give the seconds waited for it. Raises `RefusedError` when the queue is full."""
+        began = time.monotonic()
+        await self._enter(client)
+        admitted = time.monotonic()
+        try:
+            yield admitted - began
+        finally:
+            self._recent_s += 0.1 * (time.monotonic() - admitted - self._recent_s)
+            self._leave()
+
+    def check(self) -> None:
+        """Raise `RefusedError` when a request would find the queue full."""
+        if self.running >= self.max_running and self.queued >= self.max_queued:
+            rounds = (self.queued + 1) / self.max_running
+            raise RefusedError("too many requests are waiting", max(1.0, rounds * self._recent_s))
+
+    async def _enter(self, client: str) -> None:
+        if self.running < self.max_running:
+            self.running += 1
+            return
+        self.check()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
+        self.queued += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave()  # the place came at the moment the client left
+            else:
+                self._forget(client, turn)
+            raise
+
+    def _leave(self) -> None:
+        """Hand the place to whoever's turn it is, or give it up."""
+        while self._waiting:
+            client, turns = self._waiting.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[client] = turns  # behind all others
+            self.queued -= 1
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.running -= 1
+
+    def _forget(self, client: str, turn: asyncio.Future[None]) -> None:
+        turns = self._waiting.get(client)
+        if turns is not None and turn in turns:
+            turns.remove(turn)
+            self.queued -= 1
+            if not turns:
+                del self._waiting[client]

@@ -1,0 +1,138 @@
+"""The Ray Serve shell: one deployment whose replicas hold the engines and speak HTTP themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+
+from sdft_ray.engines.ask import Ask, Engine
+from sdft_ray.errors import ModelError
+from sdft_ray.serving.access import key_ring
+from sdft_ray.serving.admission import Admission
+from sdft_ray.serving.http import build_app
+from sdft_ray.serving.service import Served, Service
+from sdft_ray.serving.settings import ServedModel, ServeSettings
+from sdft_ray.serving.sources import locate
+from sdft_ray.store.store import Store
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "sdft"
+
+
+@serve.ingress()
+class ModelService:
+    """A replica: the engines of all models, and the HTTP application in front of them."""
+
+    async def __init__(self, plain: dict[str, Any]) -> None:
+        self._settings = ServeSettings.parse(plain, "the settings of the service")
+        self._keys = keys_of(self._settings)
+        store = Store(self._settings.store or ".sdft")
+        self._models: dict[str, Served] = {}
+        self.phases: dict[str, dict[str, float]] = {}
+        for model in self._settings.models:
+            self._models[model.name] = await self._load(model, store)
+        self._service = Service(self._models, self._settings.limits)
+
+    async def _load(self, model: ServedModel, store: Store) -> Served:
+        """Find, check and start one model, and have it answer once."""
+        from sdft_ray.data.chat import ChatFormat, load_tokenizer
+
+        began = time.monotonic()
+        located = locate(model.source, store)
+        checked = time.monotonic()
+        draft = None
+        if model.draft is not None:
+            draft = (locate(model.draft.source, store).directory, model.draft.num_tokens)
+        engine: Engine = start_engine(model, located.directory, draft)
+        started = time.monotonic()
+        tokenizer: Any = load_tokenizer(located.directory)
+        try:
+            chat = ChatFormat(tokenizer)
+        except ModelError:
+            chat = None
+        await _answer_once(engine)
+        answered = time.monotonic()
+        self.phases[model.name] = {
+            "check_s": checked - began, "engine_s": started - checked, "first_token_s": answered - started
+        }  # fmt: skip
+        log.info("model %s is ready: %s", model.name, self.phases[model.name])
+        limits = self._settings.limits
+        admission = Admission(limits.max_running, limits.max_queued)
+        name = (located.address or str(located.directory)).rpartition("/")[2]
+        facts = {**located.facts, "address": located.address, "draft": model.draft.source if model.draft else None}
+        return Served(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        return build_app(self._service, self._keys, self._settings, is_ready=lambda: True)
+
+    def check_health(self) -> None:
+        """Ray Serve starts a replica anew when this raises."""
+        for model in self._models.values():
+            model.engine.check()
+
+    def __del__(self) -> None:
+        for model in getattr(self, "_models", {}).values():
+            model.engine.close()
+
+
+def start_engine(model: ServedModel, directory: Any, draft: Any) -> Engine:
+    """The engine that a model's settings ask for."""
+    if model.engine.kind == "transformers":
+        from sdft_ray.engines.transformers import TransformersEngine
+
+        return TransformersEngine.start(directory, model.engine)
+    from sdft_ray.engines.vllm import VllmEngine
+
+    return VllmEngine.start(directory, model.engine, draft)
+
+
+async def _answer_once(engine: Engine) -> None:
+    """Ready means that a token has come out. Raises `ModelError` when none comes in two minutes."""
+    try:
+        async with asyncio.timeout(120):
+            async for _ in engine.answer(Ask(prompt_ids=(0,), max_tokens=1, temperature=0.0)):
+                pass
+    except TimeoutError:
+        raise ModelError("the engine gives no token", "look at the replica's log") from None
+
+
+def keys_of(settings: ServeSettings) -> Any:
+    """The key ring that settings ask for. Raises `ServeError`."""
+    from pathlib import Path
+
+    access = settings.access
+    path = Path(access.keys_file) if access.keys_file else None
+    return key_ring(path, access.keys_variable, allow_anonymous=access.allow_anonymous)
+
+
+def application(settings: ServeSettings) -> serve.Application:
+    """What `serve.run` and `serve deploy` take."""
+    replicas, limits = settings.replicas, settings.limits
+    scaling: dict[str, Any] = {"num_replicas": replicas.max}
+    if replicas.min != replicas.max:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=replicas.min, max_replicas=replicas.max, target_ongoing_requests=replicas.target_ongoing
+            )
+        }
+    actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
+    if replicas.accelerator_type:
+        actor["accelerator_type"] = replicas.accelerator_type
+    deployment = serve.deployment(
+        ModelService,  # type: ignore[arg-type]
+        name="models",
+        ray_actor_options=actor,
+        max_ongoing_requests=4 * (limits.max_running + limits.max_queued),
+        graceful_shutdown_timeout_s=replicas.drain_s,
+        health_check_period_s=5,
+        logging_config=LoggingConfig(enable_access_log=False),
+        **scaling,
+    )
+    return deployment.bind(settings.model_dump(mode="json"))

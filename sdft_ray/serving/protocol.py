@@ -1,0 +1,190 @@
+"""What clients send: OpenAI's request bodies, as far as this service means them, and its way to tell errors.
+
+Bodies are parsed from bytes by pydantic, which refuses invalid UTF-8 and lone surrogates. A field that is not known is
+refused, as OpenAI does: what is not heeded must not look as if it were.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
+MAX_SAMPLES = 128
+"""Most answers of one request: prompts times `n`."""
+
+Role = Literal["system", "developer", "user", "assistant"]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class ApiError(Exception):
+    """An answer that is an error: `status`, and OpenAI's `message`, `type`, `param` and `code`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(_Body):
+    include_usage: bool = False
+
+
+class TextPart(_Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Body):
+    """One turn. `developer` is OpenAI's newer word for `system`."""
+
+    role: Role
+    content: str | list[TextPart]
+    name: str | None = Field(default=None, max_length=512)
+    """Taken and not used."""
+    type: Literal["text"] | None = None
+    """Likewise; lm-eval says it."""
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class _Sampling(_Body):
+    """What both ways to ask have in common. Defaults are OpenAI's."""
+
+    model: str = Field(min_length=1, max_length=512)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    n: int | None = Field(default=None, ge=1, le=MAX_SAMPLES)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, max_length=512)
+    """Taken and not used."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def tells_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Any:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream: true only")
+        return self
+
+
+class ChatRequest(_Sampling):
+    messages: list[Message] = Field(min_length=1, max_length=2048)
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """OpenAI's newer word for `max_tokens`."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _no_two_meanings(self) -> Any:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: true only")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("give max_tokens or max_completion_tokens, not both")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def scores(self) -> int | None:
+        """Likeliest tokens asked for at each token; None: no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(_Sampling):
+    prompt: str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_SAMPLES)]
+    max_tokens: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    """16 when it is not given, as in OpenAI's API. 0 goes with `echo`."""
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _nothing_to_say(self) -> Any:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens 0 goes with echo: true only")
+        if self.num_prompts * (self.n or 1) > MAX_SAMPLES:
+            raise ValueError(f"prompts times n are more than {MAX_SAMPLES}")
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def limit(self) -> int:
+        return 16 if self.max_tokens is None else self.max_tokens
+
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+def parse(kind: type[Request], body: bytes) -> Request:
+    """A request body. Raises `ApiError` 400 that names the field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as reason:
+        errors = reason.errors(include_url=False, include_context=False)
+    # Of a value that fits none of several types, the complaint that got furthest tells most.
+    first = max(errors, key=lambda error: (error["type"] == "extra_forbidden", len(error["loc"])))
+    if first["type"] == "json_invalid":
+        raise ApiError(400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json")
+    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "constrained")))
+    if first["type"] == "extra_forbidden":
+        raise ApiError(400, f"the field {name} is not known here", code="unknown_parameter", param=name)
+    if first["type"] == "missing":
+        raise ApiError(400, f"the field {name} is missing", code="missing_required_parameter", param=name)
+    told = first["msg"].removeprefix("Value error, ")
+    raise ApiError(400, f"{name}: {told}" if name else told, code="invalid_value", param=name or None)

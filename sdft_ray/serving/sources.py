@@ -1,0 +1,126 @@
+"""From what a user names to a directory that an engine can load, checked before it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.errors import ModelError, ServeError, StoreError
+from sdft_ray.models.checkpoint import Checkpoint
+from sdft_ray.models.size import size_of
+from sdft_ray.models.source import resolve_source
+from sdft_ray.run import Run
+from sdft_ray.serving.settings import ServedModel
+from sdft_ray.store.store import Store
+
+ROLES = ("teacher", "pruned", "patched")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model's files, and what the page tells about it."""
+
+    directory: Path
+    address: str
+    """Its artifact in the store, "" for a plain directory."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def named(sources: tuple[str, ...], store: Store) -> tuple[ServedModel, ...]:
+    """Models under names of their own: `NAME` is a run's student, `NAME:teacher` one of its models, `NAME:all` all.
+
+    Raises `ServeError` for a name that is none of run, address and directory, `StoreError` for a run without students.
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        run, _, role = source.partition(":")
+        if run not in store.runs():
+            locate(source, store)
+            pairs = {Path(source).name: source}
+        elif role == "all":
+            opened = Run.open(store, run)
+            pairs = {name: f"{run}:{name}" for name in _roles(opened)}
+        else:
+            name = role or _best_student(Run.open(store, run))
+            pairs = {name: f"{run}:{name}"}
+        for name, place in pairs.items():
+            own = name if name not in found else place.replace(":", "-")
+            if own in found:
+                raise ServeError(f"{place} is named twice", "name each model once")
+            found[own] = place
+    return tuple(ServedModel(name=name, source=place) for name, place in found.items())
+
+
+def locate(source: str, store: Store) -> Located:
+    """The files behind a name. Digests of an artifact are verified against its manifest, headers of any checkpoint.
+
+    Raises `ServeError`, `StoreError` for damaged files, `ModelError` for what is no model.
+    """
+    if Path(source).is_dir():
+        directory, address, facts = Path(source).resolve(), "", {}
+    else:
+        directory, address, facts = _in_store(source, store)
+    if address:
+        damaged = store.damaged_files(address)
+        if damaged:
+            told = f"{address} is damaged: {', '.join(damaged[:3])} differs from its digest"
+            raise StoreError(told, "remove that folder and run the recipe again")
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"{directory} is no model: it has no config.json", "give a Hugging Face directory")
+    checkpoint = Checkpoint.open(directory)
+    checkpoint.check_expected()
+    size = size_of(checkpoint.config)
+    sized = {"num_parameters": size.num_parameters, "num_blocks": size.num_blocks, "weight_bytes": size.weight_bytes}
+    return Located(directory, address, {**sized, **facts})
+
+
+def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
+    run, _, role = source.partition(":")
+    if run in store.runs():
+        opened = Run.open(store, run)
+        return _of_run(opened, role or _best_student(opened))
+    try:
+        manifest = store.manifest(source) if source.count("/") == 1 else None
+    except StoreError:
+        raise
+    if manifest is None:
+        known = ", ".join(store.runs()) or "none"
+        raise ServeError(
+            f"{source!r} is no run, no artifact and no directory (runs in {store.url}: {known})",
+            "give NAME, NAME:teacher, STAGE/ADDRESS or a directory",
+        )
+    return store.path(manifest.address), manifest.address, {"role": manifest.stage}
+
+
+def _of_run(run: Run, role: str) -> tuple[Path, str, dict[str, Any]]:
+    if role not in _roles(run):
+        raise ServeError(f"run {run.name} has no model {role!r}", f"it has {', '.join(_roles(run))}")
+    facts = {"role": role if role in ROLES else "student", "recovery": _recovery(run, role)}
+    if role == "teacher":
+        teacher = run.recipe.teacher
+        return resolve_source(teacher.model, teacher.revision).fetch(), "", facts
+    if role in ROLES:
+        address = run.manifests["prune" if role == "pruned" else "patch"].address
+        return run.store.path(address), address, facts
+    directory = run.student_path(role)
+    return directory, f"{directory.parent.name}/{directory.name}", facts
+
+
+def _roles(run: Run) -> list[str]:
+    """Models of a run: teacher, pruned, patched where it is, and students."""
+    steps = {"pruned": "prune", "patched": "patch"}
+    return ["teacher", *(role for role, step in steps.items() if step in run.manifests), *run.report_data().arm_names]
+
+
+def _best_student(run: Run) -> str:
+    recovery = {name: _recovery(run, name) or 0.0 for name in _roles(run) if name not in ROLES}
+    if not recovery:
+        raise StoreError(f"run {run.name} has no student yet", "finish it with sdft compress")
+    return max(recovery, key=lambda name: recovery[name])
+
+
+def _recovery(run: Run, role: str) -> float | None:
+    """Mean recovery, a fraction of the teacher's score."""
+    found = run.report_data().recovery.get(role)
+    return found.mean.value if found else None
