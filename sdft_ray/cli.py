@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from sdft_ray.cli_serving import keys, serve
+from sdft_ray.cli_serving import evaluate, keys, serve
 from sdft_ray.errors import StageError, UserError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ lab = typer.Typer(no_args_is_help=True, help="The miniature laboratory: a tiny t
 app.add_typer(lab, name="lab")
 app.add_typer(keys, name="keys")
 app.command()(serve)
+app.command()(evaluate)
 
 RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML file.")]
 NameArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run; see `sdft ls`.")]

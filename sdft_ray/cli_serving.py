@@ -122,16 +122,21 @@ def keys_new(
     """Make a key and show it, this once. A running service takes it up within seconds."""
     from datetime import UTC, datetime, timedelta
 
-    from sdft_ray.serving.access import Key, add_key, hash_of, new_secret
+    from sdft_ray.serving.access import add_key, make_key, new_secret
 
+    expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days else None
+    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    told = {"expires": expires, "models": tuple(model) if model else None, **limits}
+    if only_print and any(value is not None for value in told.values()):
+        raise ServeError(
+            "$SDFT_API_KEYS holds names and hashes alone", "leave out --print, and name the file with --keys"
+        )
     secret = new_secret()
+    key = make_key(secret, id=name, **told)
     if only_print:
-        typer.echo(f"{name}:{hash_of(secret)}")
+        typer.echo(f"{key.id}:{key.sha256}")
     else:
-        expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days else None
-        limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-        allowed = tuple(model) if model else None
-        add_key(file, lambda: Key(id=name, sha256=hash_of(secret), expires=expires, models=allowed, **limits))
+        add_key(file, key)
         typer.echo(f"wrote {name} to {file}; the key itself is shown this once:", err=True)
     typer.echo(secret)
 
@@ -155,3 +160,27 @@ def keys_list(file: KeysOpt = _KEYS) -> None:
     from sdft_ray.show import print_keys
 
     print_keys(read_keys(file))
+
+
+def evaluate(
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="lm-eval tasks, tags or groups.")],
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="Server with OpenAI's API; the URL ends in /v1.")],
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="Directory with its tokenizer.")],
+    include: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of task files.")] = None,
+    limit: Annotated[int | None, typer.Option(help="First items of each task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples in each prompt. [default: the task's own]")] = None,
+    chat_template: Annotated[bool, typer.Option(help="Ask in the model's chat format.")] = True,
+    num_concurrent: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
+    key_variable: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "SDFT_API_KEY",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Score a served model with lm-eval, as a recipe's step `evaluate` scores one in process."""
+    from sdft_ray.evaluation.endpoint import Endpoint, evaluate_endpoint
+    from sdft_ray.evaluation.harness import Asked
+    from sdft_ray.show import print_scores
+
+    key = os.environ.get(key_variable)
+    place = Endpoint(endpoint.rstrip("/"), model, tokenizer, key=key, num_concurrent=num_concurrent)
+    asked = Asked(tasks, include, limit, num_fewshot, apply_chat_template=chat_template)
+    print_scores(evaluate_endpoint(place, asked), as_json=as_json)

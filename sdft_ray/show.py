@@ -14,6 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sdft_ray.evaluation.scores import Scores
     from sdft_ray.explain import Explanation
     from sdft_ray.generation.footprint import PassBytes
     from sdft_ray.report.why import Why
@@ -262,4 +263,16 @@ def print_keys(keys: Sequence[Key]) -> None:
         table.add_row(
             key.id, f"{key.expires:%Y-%m-%d}" if key.expires else "never", ", ".join(key.models or ("all",)), *limits
         )
+    _console().print(table)
+
+
+def print_scores(scores: Scores, *, as_json: bool) -> None:
+    """Task by task, with the standard error."""
+    if as_json:
+        print(json.dumps(scores.to_json()))
+        return
+    table = _plain_table("task", "metric", "score", "stderr", "items", right=("score", "stderr", "items"))
+    for name, score in scores.tasks.items():
+        stderr = "" if score.stderr is None else f"{score.stderr:.4f}"
+        table.add_row(name, score.metric, f"{score.value:.4f}", stderr, f"{score.n:,}")
     _console().print(table)

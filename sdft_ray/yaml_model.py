@@ -27,12 +27,26 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text such as `1e3`, which our loader would read as a number, and escapes Unicode's line breaks, which
+    PyYAML folds to spaces.
+    """
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if _LINE_BREAKS.search(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(  # YAML 1.1 as PyYAML reads it wants a dot and a signed exponent
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(  # YAML 1.1 as PyYAML reads it wants a dot and a signed exponent
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def read_yaml(path: Path, error: type[UserError]) -> Any:
@@ -50,6 +64,8 @@ def read_yaml(path: Path, error: type[UserError]) -> Any:
         mark = reason.problem_mark or reason.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise error(f"{path}{line}: {reason.problem or 'not YAML'}", "mend the YAML there") from None
+    except ValueError as reason:  # a date that no calendar has
+        raise error(f"{path}: {reason}", "put quotes around what is meant as text") from None
     if not isinstance(data, dict):
         raise error(f"{path} holds no mapping", "start from a file in jobs/recipes")
     return data
@@ -74,7 +90,7 @@ def as_frozen(data: Any) -> Any:
 
 
 def dump_yaml(data: Any) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -65,7 +65,7 @@ class Engine(Protocol):
     max_model_tokens: int
     vocab_size: int
 
-    def answer(self, ask: Ask) -> AsyncIterator[Piece]:
+    def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """At least one piece; the last has a `finish_reason`. Raises `EngineDiedError`."""
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,15 @@ class VllmEngine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        drafted = {}
+        drafted: dict[str, Any] = {}
         if draft is not None:
             drafted = {"speculative_config": {"model": str(draft[0]), "num_speculative_tokens": draft[1]}}
+        length: Any = settings.max_model_tokens  # None takes the model's own, whatever the annotation says
         arguments = AsyncEngineArgs(
             model=str(model_dir),
             dtype=settings.dtype,
             kv_cache_memory_bytes=settings.kv_cache_bytes,
-            max_model_len=settings.max_model_tokens,
+            max_model_len=length,
             max_num_seqs=settings.max_sequences,
             enforce_eager=settings.enforce_eager,
             tensor_parallel_size=settings.tensor_parallel,
@@ -59,7 +60,7 @@ class VllmEngine:
         )
         return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER))
 
-    async def answer(self, ask: Ask) -> AsyncIterator[Piece]:
+    async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """See `Engine.answer`."""
         outputs = self._llm.generate(
             {"prompt_token_ids": list(ask.prompt_ids)}, _sampling_params(ask), str(next(self._numbers))

@@ -9,6 +9,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,31 +69,56 @@ def evaluate(
     Raises `EvaluationError` for tasks, metrics or data that cannot be had, before the model is loaded where
     that can be known, and `ModelError` for a checkpoint that cannot be loaded.
     """
-    if limit is not None and limit < 1:
-        raise EvaluationError(f"limit is {limit}", "make it 1 or more, or leave it out")
-    with _quiet() as terminal:
-        by_name = load_tasks(tasks, include)
-        for name, parts in by_name.items():
-            shots = num_fewshot.get(name) if isinstance(num_fewshot, Mapping) else num_fewshot
-            _set_fewshot(leaf_tasks(parts), shots)
-            _check_metric(name, leaf_tasks(parts), (metrics or {}).get(name))
-        loaded = [part for parts in by_name.values() for part in parts]
-        leaves = leaf_tasks(loaded)
-        total = sum(min(len(task.eval_docs), limit or sys.maxsize) for task in leaves)
-        counter = _ItemCounter(total, on_item, terminal)
+
+    def checkpoint(counter: ItemCounter) -> CheckpointLM:
         lm = CheckpointLM(model_dir, dtype=dtype, device=device, batch_size=batch_size, counter=counter)
         if apply_chat_template:
             lm.check_chat_prompt()
-        results = _run(lm, loaded, limit=limit, apply_chat_template=apply_chat_template, seed=seed)
+        return lm
+
+    asked = Asked(tasks, include, limit, num_fewshot, metrics, apply_chat_template, seed, num_outputs)
+    return evaluate_with(checkpoint, asked, on_item)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a model, as `evaluate` says it."""
+
+    tasks: Sequence[str]
+    include: str | Path | None = None
+    limit: int | None = None
+    num_fewshot: int | Mapping[str, int | None] | None = None
+    metrics: Mapping[str, str | None] | None = None
+    apply_chat_template: bool = True
+    seed: int = 0
+    num_outputs: int = 4
+
+
+def evaluate_with(make: Callable[[ItemCounter], Any], asked: Asked, on_item: OnItem | None = None) -> Scores:
+    """Score any model of lm-eval's, made when the tasks are known to be there. Raises as `evaluate`."""
+    if asked.limit is not None and asked.limit < 1:
+        raise EvaluationError(f"limit is {asked.limit}", "make it 1 or more, or leave it out")
+    metrics = asked.metrics or {}
+    with _quiet() as terminal:
+        by_name = load_tasks(asked.tasks, asked.include)
+        for name, parts in by_name.items():
+            fewshot = asked.num_fewshot
+            _set_fewshot(leaf_tasks(parts), fewshot.get(name) if isinstance(fewshot, Mapping) else fewshot)
+            _check_metric(name, leaf_tasks(parts), metrics.get(name))
+        loaded = [part for parts in by_name.values() for part in parts]
+        total = sum(min(len(task.eval_docs), asked.limit or sys.maxsize) for task in leaf_tasks(loaded))
+        lm = make(ItemCounter(total, on_item, terminal))
+        chat = asked.apply_chat_template
+        results = _run(lm, loaded, limit=asked.limit, apply_chat_template=chat, seed=asked.seed)
     scores = [
-        _score(part, results, (metrics or {}).get(name), num_outputs)
+        _score(part, results, metrics.get(name), asked.num_outputs)
         for name, parts in by_name.items()
         for part in _scored(parts)
     ]
     return Scores({score.task: score for score in scores}, lm.num_truncated)
 
 
-def _run(lm: HFLM, loaded: list[Task | Group], *, limit: int | None, apply_chat_template: bool, seed: int) -> Any:
+def _run(lm: Any, loaded: list[Task | Group], *, limit: int | None, apply_chat_template: bool, seed: int) -> Any:
     """The inner half of `simple_evaluate`, which also asks git, pip and the hub what they know, loudly.
 
     What the outer half does before it, with seeds and few-shot examples, is done here in the same way.
@@ -133,7 +159,7 @@ class CheckpointLM(_HFLM):
         dtype: str,
         device: str,
         batch_size: int,
-        counter: _ItemCounter | None = None,
+        counter: ItemCounter | None = None,
     ) -> None:
         """Load model and tokenizer onto `device`. Raises `ModelError`."""
         model: Any = load_model(Path(model_dir), dtype)
@@ -192,7 +218,7 @@ class CheckpointLM(_HFLM):
             self._counter.begin(requests)
 
 
-class _ItemCounter(CacheHook):
+class ItemCounter(CacheHook):
     """Counts finished requests: lm-eval tells its response cache about every one.
 
     Options of one item are separate requests, in an order of their own, so items are counted in proportion.

@@ -7,8 +7,8 @@ noise, which is an exact draw from the softmax (Gumbel 1954; Maddison et al., ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Generator, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,18 @@ Decoded = tuple[list[int], Literal["stop", "length"], Signals | None]
 """New tokens, the end token included, why they end, and what was asked for besides, token by token."""
 
 
-def kept_logits(logits_BV: Tensor, params: SamplingParams) -> Tensor:
+class Truncation(Protocol):
+    """What `kept_logits` reads of sampling parameters."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+
+
+def kept_logits(logits_BV: Tensor, params: Truncation) -> Tensor:
     """Logits over the temperature (above 0), -inf outside top-k and then outside top-p."""
     logits_BV = logits_BV / params.temperature
     if 0 < params.top_k < logits_BV.shape[-1]:
@@ -38,7 +49,7 @@ def kept_logits(logits_BV: Tensor, params: SamplingParams) -> Tensor:
     return logits_BV
 
 
-def choose_tokens(logits_BV: Tensor, params: SamplingParams, noise: Sequence[torch.Generator]) -> Tensor:
+def choose_tokens(logits_BV: Tensor, params: Truncation, noise: Sequence[torch.Generator]) -> Tensor:
     """One token id per row, shape B. Each generator advances by V draws; it is on the CPU everywhere."""
     if params.temperature == 0:
         return logits_BV.argmax(dim=-1)
@@ -95,13 +106,35 @@ def _decode(
     rooms = [min(params.max_tokens, max_model_tokens - len(ids)) for ids in prompts_ids]
     noise = [torch.Generator().manual_seed(seed) for seed in seeds]
     written: list[list[int]] = [[] for _ in prompts_ids]
-    in_batch = list(range(len(prompts_ids)))  # the prompt behind every row of the tensors
-    running = set(in_batch)
+    running = set(range(len(prompts_ids)))
+    steps = batch_steps(model, prompts_ids)
+    logits_BV, in_batch = next(steps)
+    while True:
+        recorder.add(logits_BV, in_batch)
+        tokens_B = choose_tokens(logits_BV, params, [noise[i] for i in in_batch])
+        for i, token in zip(in_batch, tokens_B.tolist(), strict=True):
+            if i in running:
+                written[i].append(token)
+                if token in stop_token_ids or len(written[i]) == rooms[i]:
+                    running.discard(i)
+        if not running:
+            return written
+        logits_BV, in_batch = steps.send((tokens_B, running))
 
+
+def batch_steps(
+    model: Any, prompts_ids: Sequence[Sequence[int]]
+) -> Generator[tuple[Tensor, list[int]], tuple[Tensor, Collection[int]], None]:
+    """Forward passes over non-empty prompts as one batch, with a cache: logits of the next token, B x V in float32.
+
+    Beside them stand the prompts' numbers, row by row. Send a token for every row (B, int64), and the numbers of the
+    prompts that go on; some others may still be in the next batch. To be run without gradients.
+    """
+    in_batch = list(range(len(prompts_ids)))  # the prompt behind every row of the tensors
     ids_BT, mask_BT = left_padded(prompts_ids, model.device)
     positions_BT = (mask_BT.cumsum(dim=-1) - 1).clamp_min(0)
     cache = DynamicCache(config=model.config)
-    while running:
+    while True:
         logits_BV = model(
             input_ids=ids_BT,
             attention_mask=mask_BT,
@@ -110,14 +143,7 @@ def _decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        logits_BV = logits_BV.float()
-        recorder.add(logits_BV, in_batch)
-        tokens_B = choose_tokens(logits_BV, params, [noise[i] for i in in_batch])
-        for i, token in zip(in_batch, tokens_B.tolist(), strict=True):
-            if i in running:
-                written[i].append(token)
-                if token in stop_token_ids or len(written[i]) == rooms[i]:
-                    running.discard(i)
+        tokens_B, running = yield logits_BV.float(), in_batch
         positions_BT = positions_BT[:, -1:] + 1
         if len(running) <= len(in_batch) // 2:
             # Finished rows cost as much as running ones; dropping them in halves keeps the copying small.
@@ -128,4 +154,3 @@ def _decode(
             in_batch = [in_batch[row] for row in kept]
         ids_BT = tokens_B[:, None]
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(in_batch), 1)], dim=-1)
-    return written

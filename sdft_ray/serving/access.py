@@ -22,7 +22,7 @@ import yaml
 from pydantic import AwareDatetime, Field, ValidationError
 
 from sdft_ray.errors import ServeError
-from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, parse_yaml
+from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +70,11 @@ def new_secret() -> str:
 def parse_keys(text: str, told: str) -> tuple[Key, ...]:
     """Keys of a YAML text `keys: [{id, sha256, ...}]`. Raises `ServeError` that names `told`, never a hash."""
     try:
-        parsed: Any = parse_yaml(text)
-        keys = KeyFile.model_validate(as_frozen(parsed)).keys
-    except yaml.YAMLError:
+        parsed: Any = as_frozen(parse_yaml(text))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # PyYAML lets more than its own errors through
         raise ServeError(f"{told} is not YAML", "write it with `sdft keys new`") from None
+    try:
+        keys = KeyFile.model_validate(parsed).keys
     except ValidationError as error:
         raise ServeError(*describe_validation_error(error, KeyFile, told)) from None
     ids = [key.id for key in keys]
@@ -166,13 +167,17 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     return parse_keys(_text(path), str(path))
 
 
-def add_key(path: Path, make: Callable[[], Key]) -> None:
-    """Write a file with one key more. Raises `ServeError` for a name that is taken or cannot be one."""
-    present = read_keys(path) if path.exists() else ()
+def make_key(secret: str, **fields: Any) -> Key:
+    """A key of that secret. Raises `ServeError` for a name that cannot be one."""
     try:
-        key = make()
+        return Key(sha256=hash_of(secret), **fields)
     except ValidationError as error:
         raise ServeError(*describe_validation_error(error, Key, "the key")) from None
+
+
+def add_key(path: Path, key: Key) -> None:
+    """Write a file with one key more. Raises `ServeError` for a name that is taken."""
+    present = read_keys(path) if path.exists() else ()
     if key.id in {each.id for each in present}:
         raise ServeError(f"{path} has a key named {key.id} already", "revoke it first, or take another name")
     _write(path, (*present, key))
@@ -193,7 +198,7 @@ def _write(path: Path, keys: tuple[Key, ...]) -> None:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        yaml.safe_dump({"keys": plain}, file, sort_keys=False)
+        file.write(dump_yaml({"keys": plain}))
     beside.replace(path)
 
 

@@ -38,16 +38,20 @@ class Bucket:
         self._clock = clock
         self._at = clock()
 
-    def wait_s(self, needed: float = 0.0) -> float:
-        """Seconds until more than `needed` is left; 0 when it is."""
+    def wait_s(self, needed: float = 1.0) -> float:
+        """Seconds until `needed` is left; 0 when it is, or will be within a millisecond."""
+        self._fill()
+        wait_s = (needed - self._left) / self._per_s
+        return wait_s if wait_s > 1e-3 else 0.0
+
+    def take(self, amount: float) -> None:
+        self._fill()
+        self._left -= amount
+
+    def _fill(self) -> None:
         now = self._clock()
         self._left = min(self._most, self._left + (now - self._at) * self._per_s)
         self._at = now
-        return max(0.0, (needed - self._left) / self._per_s) if self._left <= needed else 0.0
-
-    def take(self, amount: float) -> None:
-        self.wait_s()
-        self._left -= amount
 
 
 class Budgets:
@@ -60,7 +64,7 @@ class Budgets:
     def admit(self, key: Key) -> None:
         """Count one request. Raises `RefusedError` when the key has used up its requests or tokens."""
         requests, tokens = self._of(key, "requests"), self._of(key, "tokens")
-        waits = {"requests": requests.wait_s(1 - 1e-9) if requests else 0.0, "tokens": tokens.wait_s() if tokens else 0}
+        waits = {"requests": requests.wait_s() if requests else 0.0, "tokens": tokens.wait_s() if tokens else 0.0}
         name = max(waits, key=lambda each: waits[each])
         if waits[name] > 0:
             raise RefusedError(f"this key has used up its {name} per minute", waits[name])
@@ -107,10 +111,15 @@ class Admission:
             self._recent_s += 0.1 * (time.monotonic() - admitted - self._recent_s)
             self._leave()
 
-    def check(self) -> None:
-        """Raise `RefusedError` when a request would find the queue full."""
-        if self.running >= self.max_running and self.queued >= self.max_queued:
-            rounds = (self.queued + 1) / self.max_running
+    @property
+    def capacity(self) -> int:
+        """Requests that run and wait when no more are let in."""
+        return self.max_running + self.max_queued
+
+    def check(self, num: int = 1) -> None:
+        """Raise `RefusedError` when one of `num` requests would find the queue full."""
+        if self.running + self.queued + num > self.capacity:
+            rounds = (self.queued + num) / self.max_running
             raise RefusedError("too many requests are waiting", max(1.0, rounds * self._recent_s))
 
     async def _enter(self, client: str) -> None:

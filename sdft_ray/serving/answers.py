@@ -24,12 +24,14 @@ class Sample:
     num_tokens: int = 0
     finish_reason: FinishReason | None = None
     scores: list[TokenScore] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.num_tokens += piece.num_tokens
         self.finish_reason = piece.finish_reason or self.finish_reason
-        self.scores += [*piece.prompt_scores, *piece.scores]
+        self.scores += piece.scores
+        self.prompt_scores += piece.prompt_scores
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def whole(head: Head, samples: Sequence[Sample], spent: dict[str, int], *, score
             choice["logprobs"] = chat_scores(sample.scores) if scored else None
         else:
             choice["text"] = sample.prompt_text + sample.text
-            choice["logprobs"] = completion_scores(sample.scores, 0) if scored else None
+            parts = (sample.prompt_scores, 0), (sample.scores, len(sample.prompt_text))
+            choice["logprobs"] = completion_scores(*parts) if scored else None
         choices.append(choice)
     return {**head.fields(is_chunk=False), "choices": choices, "usage": spent}
 
@@ -95,9 +98,8 @@ class Stream:
         """What came for one sample; `before` is the prompt's text with `echo`."""
         scores = "null"
         if self._scored:
-            found = [*piece.prompt_scores, *piece.scores]
-            told = chat_scores(found) if self._head.is_chat else completion_scores(found, self._offsets.get(index, 0))
-            scores = json.dumps(told)
+            parts = (piece.prompt_scores, 0), (piece.scores, self._offsets.get(index, 0) + len(before))
+            scores = json.dumps(chat_scores(piece.scores) if self._head.is_chat else completion_scores(*parts))
         reason = f'"{piece.finish_reason}"' if piece.finish_reason else "null"
         text = before + piece.text
         self._offsets[index] = self._offsets.get(index, 0) + len(text)
@@ -128,13 +130,19 @@ def chat_scores(scores: Sequence[TokenScore]) -> dict[str, Any]:
     }
 
 
-def completion_scores(scores: Sequence[TokenScore], offset: int) -> dict[str, Any]:
-    """Log-probabilities as completions tell them; of tokens that read alike, the likeliest."""
+def completion_scores(*parts: tuple[Sequence[TokenScore], int]) -> dict[str, Any]:
+    """Log-probabilities as completions tell them, of parts of the text with the place where each begins.
+
+    Of tokens that read alike, the likeliest is told.
+    """
     offsets, tops = [], []
-    for score in scores:
-        offsets.append(offset)
-        offset += len(score.text)
-        tops.append({text: _finite(logprob) for text, logprob in reversed(score.top)} or None)
+    for found, offset in parts:
+        for score in found:
+            offsets.append(offset)
+            offset += len(score.text)
+            top = {text: _finite(logprob) for text, logprob in reversed(score.top)}
+            tops.append(None if score.logprob is None else top)
+    scores = [score for found, _ in parts for score in found]
     return {
         "tokens": [score.text for score in scores],
         "token_logprobs": [_finite(score.logprob) for score in scores],

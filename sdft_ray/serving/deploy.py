@@ -7,15 +7,18 @@ import logging
 import time
 from typing import Any
 
+from prometheus_client import REGISTRY
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from sdft_ray.engines.ask import Ask, Engine
 from sdft_ray.errors import ModelError
 from sdft_ray.serving.access import key_ring
 from sdft_ray.serving.admission import Admission
 from sdft_ray.serving.http import build_app
+from sdft_ray.serving.metrics import ALL, SECONDS, Metric
 from sdft_ray.serving.service import Served, Service
 from sdft_ray.serving.settings import ServedModel, ServeSettings
 from sdft_ray.serving.sources import locate
@@ -70,7 +73,8 @@ class ModelService:
         return Served(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
 
     async def __serve_build_asgi_app__(self) -> Any:
-        return build_app(self._service, self._keys, self._settings, is_ready=lambda: True)
+        # The default registry holds vLLM's own figures too.
+        return build_app(self._service, self._keys, self._settings, lambda: True, REGISTRY, [RaySink()])
 
     def check_health(self) -> None:
         """Ray Serve starts a replica anew when this raises."""
@@ -80,6 +84,31 @@ class ModelService:
     def __del__(self) -> None:
         for model in getattr(self, "_models", {}).values():
             model.engine.close()
+
+
+class RaySink:
+    """Figures through Ray's agents, which Prometheus finds on every node of a cluster."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+        for metric in ALL:
+            if metric.kind == "histogram":
+                made: Any = Histogram(metric.name, metric.told, boundaries=list(SECONDS), tag_keys=metric.labels)
+            else:
+                made = (Counter if metric.kind == "counter" else Gauge)(
+                    metric.name, metric.told, tag_keys=metric.labels
+                )
+            self._found[metric.name] = made
+
+    def put(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
+        """See `Sink.put`."""
+        series = self._found[metric.name]
+        if metric.kind == "counter":
+            series.inc(value, tags=labels)
+        elif metric.kind == "gauge":
+            series.set(value, tags=labels)
+        else:
+            series.observe(value, tags=labels)
 
 
 def start_engine(model: ServedModel, directory: Any, draft: Any) -> Engine:
@@ -125,8 +154,8 @@ def application(settings: ServeSettings) -> serve.Application:
     actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
     if replicas.accelerator_type:
         actor["accelerator_type"] = replicas.accelerator_type
-    deployment = serve.deployment(
-        ModelService,  # type: ignore[arg-type]
+    deployment: Any = serve.deployment(
+        ModelService,
         name="models",
         ray_actor_options=actor,
         max_ongoing_requests=4 * (limits.max_running + limits.max_queued),

@@ -52,15 +52,15 @@ class Door:
         if not 1 <= self.port <= 65535:
             raise ServeError(f"there is no port {self.port}", "give --port 1 to 65535")
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((self.host, self.port))
-            except OSError as reason:
-                raise ServeError(
-                    f"cannot listen on {self.host}:{self.port}: {reason.strerror or reason}",
-                    "give another --port or --host",
-                ) from None
+        except OSError as reason:
+            raise ServeError(
+                f"cannot listen on {self.host}:{self.port}: {reason.strerror or reason}",
+                "give another --port or --host",
+            ) from None
         if self.certificate is not None and not has_haproxy():
             raise ServeError("TLS needs HAProxy, which Ray brings on Linux only", "put a TLS proxy in front")
 
@@ -107,6 +107,10 @@ def environment(door: Door, folder: Path, *, drain_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # A replica that is busy answers late; what refuses a connection is passed over at once all the same.
+        "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "8",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": "2s",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(drain_s))),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -138,7 +142,7 @@ def joined_certificate(certificate: Path, key: Path, folder: Path) -> Path:
     import ssl
 
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")  # never asks
         text = certificate.read_text(encoding="ascii").rstrip() + "\n" + key.read_text(encoding="ascii")
     except (OSError, ValueError) as reason:
         told = getattr(reason, "strerror", None) or getattr(reason, "reason", None) or reason

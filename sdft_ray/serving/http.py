@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
@@ -15,12 +17,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from sdft_ray import __version__
 from sdft_ray.engines.ask import EngineDiedError
 from sdft_ray.serving.access import ANONYMOUS, Key, KeyRing
+from sdft_ray.serving.metrics import Finished, Meters, PrometheusSink, Sink
 from sdft_ray.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
 from sdft_ray.serving.service import Call, Service
 from sdft_ray.serving.settings import ServeSettings
@@ -30,14 +33,29 @@ log = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/favicon.ico", "/openapi.json"})
 """What anyone may ask; none of it tells what is served."""
 
+_PATHS = frozenset({*OPEN_PATHS, "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions"})
+"""What figures name; all other paths are one."""
 
-def build_app(service: Service, keys: KeyRing, settings: ServeSettings, is_ready: Callable[[], bool]) -> FastAPI:
-    """The application. `is_ready` says whether every model has answered once."""
-    app = FastAPI(title="sdft_ray", version=__version__, docs_url=None, redoc_url=None)
+
+def build_app(
+    service: Service,
+    keys: KeyRing,
+    settings: ServeSettings,
+    is_ready: Callable[[], bool],
+    registry: CollectorRegistry | None = None,
+    sinks: Sequence[Sink] = (),
+) -> FastAPI:
+    """The application. `is_ready` says whether every model has answered once.
+
+    Figures go to `registry`, which `/metrics` shows, and to `sinks`.
+    """
+    registry = registry or CollectorRegistry()
+    meters = Meters(PrometheusSink(registry), *sinks)
+    app = FastAPI(title="sdft_ray", version=version("sdft_ray"), docs_url=None, redoc_url=None)
     app.state.service, app.state.keys, app.state.settings = service, keys, settings
-    _add_routes(app, service, is_ready)
+    _add_routes(app, service, is_ready, registry)
     _add_errors(app)
-    app.add_middleware(_Gate, keys=keys, settings=settings)
+    app.add_middleware(_Gate, service=service, keys=keys, settings=settings, meters=meters)
     if settings.access.cors_origins:
         origins = list(settings.access.cors_origins)
         app.add_middleware(
@@ -49,7 +67,7 @@ def build_app(service: Service, keys: KeyRing, settings: ServeSettings, is_ready
     return app
 
 
-def _add_routes(app: FastAPI, service: Service, is_ready: Callable[[], bool]) -> None:
+def _add_routes(app: FastAPI, service: Service, is_ready: Callable[[], bool], registry: CollectorRegistry) -> None:
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
         text = files("sdft_ray.serving").joinpath("playground.html").read_text(encoding="utf-8")
@@ -71,6 +89,12 @@ def _add_routes(app: FastAPI, service: Service, is_ready: Callable[[], bool]) ->
         if not is_ready():
             raise ApiError(503, "models are still being loaded", code="not_ready", retry_after_s=5)
         return "ready"
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics(request: Request) -> Response:
+        if _key(request).models is not None:  # figures tell of all models
+            raise ApiError(403, "this key may ask some models alone", code="not_for_this_key")
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     def models(request: Request) -> dict[str, Any]:
@@ -100,7 +124,15 @@ async def _answered(request: Request, kind: Any, answer: Callable[[Any, Call], A
         found = await answer(parsed, call)
     if isinstance(found, dict):
         return JSONResponse(found)
-    return StreamingResponse(_guarded(found), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return _EventStream(_guarded(found), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+class _EventStream(StreamingResponse):
+    """Ends what makes the events when it is over, however it ends, and does not wait for that to be collected."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().__call__(scope, receive, send)
 
 
 @asynccontextmanager
@@ -131,8 +163,9 @@ async def _while_listening(request: Request) -> AsyncIterator[None]:
 async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """A stream cannot take its status back: what fails under way is told as its last event."""
     try:
-        async for event in events:
-            yield event
+        async with aclosing(events):  # type: ignore[type-var]
+            async for event in events:
+                yield event
     except ApiError as reason:
         yield b"data: " + JSONResponse(reason.body).body + b"\n\n"
 
@@ -144,8 +177,10 @@ def _key(request: Request) -> Key:
 class _Gate:
     """Every request passes here: key, body, access log. Plain ASGI, so a stream's events pay nothing."""
 
-    def __init__(self, app: Any, keys: KeyRing, settings: ServeSettings) -> None:
+    def __init__(self, app: Any, service: Service, keys: KeyRing, settings: ServeSettings, meters: Meters) -> None:
         self._app = app
+        self._service = service
+        self._meters = meters
         self._keys = keys
         self._limits = settings.limits
         self._local_only = settings.access.local_hosts_only
@@ -154,8 +189,7 @@ class _Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
-        call = Call(ANONYMOUS)
+        status, call = 0, Call(ANONYMOUS)
         scope["sdft_call"] = call
 
         async def told(message: Any) -> None:
@@ -177,12 +211,23 @@ class _Gate:
         except ApiError as reason:
             await _error_response(reason)(scope, receive, told)
         finally:
-            if scope["path"] not in ("/healthz", "/readyz"):
+            status, took_s = status or 500, time.monotonic() - call.began
+            if scope["path"] not in ("/healthz", "/readyz", "/metrics"):
+                self._count(scope["path"], status, call, took_s)
                 log.info(
                     "%s %s %d key=%s model=%s prompt=%d answer=%d waited=%.3fs took=%.3fs",
-                    scope["method"], scope["path"], status, call.key.id, call.model,
-                    call.num_prompt, call.num_answer, call.waited_s, time.monotonic() - began,
+                    scope["method"], _plain(scope["path"]), status, call.key.id, _plain(call.model),
+                    call.num_prompt, call.num_answer, call.waited_s, took_s,
                 )  # fmt: skip
+
+    def _count(self, path: str, status: int, call: Call, took_s: float) -> None:
+        """Labels never hold what a client wrote."""
+        model = self._service.models.get(call.model)
+        path = path if path in _PATHS else ""
+        told = (call.num_prompt, call.num_answer, call.waited_s, call.first_token_s)
+        self._meters.finished(Finished(path, status, took_s, model.name if model else "", *told))
+        if model:
+            self._meters.load(model.name, model.admission.running, model.admission.queued)
 
     def _identify(self, scope: Any) -> Key:
         given = dict(scope["headers"]).get(b"authorization")
@@ -196,7 +241,7 @@ class _Gate:
         most, chunks, size = self._limits.max_body_bytes, [], 0
         too_large = ApiError(413, f"the body is larger than {most} bytes", code="body_too_large")
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > most:
+        if not length.isdigit() or len(length) > 18 or int(length) > most:
             raise too_large
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
@@ -215,6 +260,11 @@ class _Gate:
             raise ApiError(408, told, code="body_timeout") from None
 
 
+def _plain(text: str) -> str:
+    """What a client wrote, for a log: on one line, and not long."""
+    return text[:200].encode("unicode_escape").decode("ascii")
+
+
 def _is_local(scope: Any) -> bool:
     host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
@@ -222,7 +272,7 @@ def _is_local(scope: Any) -> bool:
 
 
 def _error_response(reason: ApiError) -> JSONResponse:
-    headers = {} if reason.retry_after_s is None else {"Retry-After": str(max(1, round(reason.retry_after_s)))}
+    headers = {} if reason.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(reason.retry_after_s)))}
     if reason.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(reason.body, reason.status, headers)

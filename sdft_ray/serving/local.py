@@ -14,7 +14,7 @@ from sdft_ray.errors import ServeError
 from sdft_ray.resources import Resources
 from sdft_ray.serving.access import key_ring
 from sdft_ray.serving.front import Door, environment
-from sdft_ray.serving.settings import ServeSettings
+from sdft_ray.serving.settings import Access, ServeSettings
 from sdft_ray.serving.sources import locate
 from sdft_ray.store.store import Store
 
@@ -27,14 +27,14 @@ _QUIET = {
 
 
 def closed(settings: ServeSettings, door: Door) -> ServeSettings:
-    """The settings with loopback open to anyone on it, unless there are keys.
+    """The settings with loopback open to anyone on it, unless there are keys, or a file that may get some.
 
     Raises `ServeError` for a service beyond loopback that has neither keys nor leave to do without.
     """
     access = settings.access
     path = Path(access.keys_file) if access.keys_file else None
     keys = key_ring(path, access.keys_variable, allow_anonymous=access.allow_anonymous).keys
-    if keys or access.allow_anonymous:
+    if keys or access.allow_anonymous or (path is not None and door.is_loopback):
         return settings
     if not door.is_loopback:
         raise ServeError(
@@ -43,6 +43,18 @@ def closed(settings: ServeSettings, door: Door) -> ServeSettings:
         )
     local = access.model_copy(update={"allow_anonymous": True, "local_hosts_only": True})
     return settings.model_copy(update={"access": local})
+
+
+def check_closed(access: Access) -> None:
+    """Raise `ServeError` for a service that others can reach and that names neither keys nor leave to do without.
+
+    Whether the keys are there is for replicas to see, which refuse everyone while they are not.
+    """
+    if access.keys_file is None and not os.environ.get(access.keys_variable) and not access.allow_anonymous:
+        raise ServeError(
+            "the service would be open, or closed to everyone: it names no keys",
+            f"set access.keys_file or ${access.keys_variable}, or access.allow_anonymous: true",
+        )
 
 
 def check(settings: ServeSettings, door: Door) -> ServeSettings:

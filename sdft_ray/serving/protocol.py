@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
@@ -18,7 +18,28 @@ MAX_SAMPLES = 128
 Role = Literal["system", "developer", "user", "assistant"]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+
+
+def _form_of_prompt(value: Any) -> str | None:
+    """Which of a prompt's forms is meant, so that only that one is tried."""
+    if not isinstance(value, list):
+        return "text" if isinstance(value, str) else None
+    first = value[0] if value else None
+    return "texts" if isinstance(first, str) else "all_ids" if isinstance(first, list) else "ids"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[str], Field(max_length=MAX_SAMPLES, fail_fast=True), Tag("texts")]
+    | Annotated[list[TokenIds], Field(max_length=MAX_SAMPLES, fail_fast=True), Tag("all_ids")],
+    Discriminator(
+        _form_of_prompt,
+        custom_error_type="prompt_type",
+        custom_error_message="Input should be a string, strings, token ids or lists of token ids",
+    ),
+]
 
 
 class ApiError(Exception):
@@ -67,7 +88,7 @@ class Message(_Body):
     """One turn. `developer` is OpenAI's newer word for `system`."""
 
     role: Role
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = Field(default=None, max_length=512)
     """Taken and not used."""
     type: Literal["text"] | None = None
@@ -137,7 +158,7 @@ class ChatRequest(_Sampling):
 
 
 class CompletionRequest(_Sampling):
-    prompt: str | TokenIds | Annotated[list[str] | list[TokenIds], Field(min_length=1, max_length=MAX_SAMPLES)]
+    prompt: Prompt
     max_tokens: int | None = Field(default=None, ge=0, le=2**31 - 1)
     """16 when it is not given, as in OpenAI's API. 0 goes with `echo`."""
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -176,15 +197,28 @@ def parse(kind: type[Request], body: bytes) -> Request:
     try:
         return kind.model_validate_json(body)
     except ValidationError as reason:
-        errors = reason.errors(include_url=False, include_context=False)
+        if reason.error_count() > 1000:  # telling them all apart takes longer than finding them
+            told = f"{reason.error_count()} things are wrong with the body"
+            raise ApiError(400, told, code="invalid_value") from None
+        errors = reason.errors(include_url=False, include_context=False, include_input=False)
     # Of a value that fits none of several types, the complaint that got furthest tells most.
-    first = max(errors, key=lambda error: (error["type"] == "extra_forbidden", len(error["loc"])))
+    first = max(errors, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"]), not e["type"].endswith("_type")))
     if first["type"] == "json_invalid":
         raise ApiError(400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json")
-    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "constrained")))
+    name = _name_of(first["loc"])
     if first["type"] == "extra_forbidden":
         raise ApiError(400, f"the field {name} is not known here", code="unknown_parameter", param=name)
     if first["type"] == "missing":
         raise ApiError(400, f"the field {name} is missing", code="missing_required_parameter", param=name)
     told = first["msg"].removeprefix("Value error, ")
     raise ApiError(400, f"{name}: {told}" if name else told, code="invalid_value", param=name or None)
+
+
+_OF_SEVERAL_TYPES = ("content", "prompt", "stop")
+
+
+def _name_of(place: tuple[int | str, ...]) -> str:
+    """A field, without the types that pydantic tells after those of several types; not longer than names are."""
+    pairs = zip(("", *place), place, strict=False)
+    told = [str(part) for before, part in pairs if isinstance(part, int) or before not in _OF_SEVERAL_TYPES]
+    return ".".join(told)[:200]

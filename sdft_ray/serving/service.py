@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +35,8 @@ class Served:
     fingerprint: str = "fp_unknown"
     created: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    tokenizing: threading.Lock = field(default_factory=threading.Lock)
+    """Held by whoever tokenizes: see `Service._tokenize`."""
 
     @property
     def card(self) -> dict[str, Any]:
@@ -50,6 +54,9 @@ class Call:
     num_prompt: int = 0
     num_answer: int = 0
     waited_s: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
+    """Seconds after `began`."""
 
 
 class Service:
@@ -88,7 +95,8 @@ class Service:
         size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         all_ids = await self._tokenize(model, lambda: [_prompt_ids(model, prompt) for prompt in prompts], size)
         echoed = request.logprobs if request.echo else None
-        asks = self._asks(request, model, all_ids, request.limit, request.logprobs, echoed)
+        limit = min(request.limit, self._most(model)) if request.max_tokens is None else request.limit
+        asks = self._asks(request, model, all_ids, limit, request.logprobs, echoed)
         before = [""] * len(asks)
         if request.echo:
             told = [prompt if isinstance(prompt, str) else _text(model, prompt) for prompt in prompts]
@@ -96,9 +104,28 @@ class Service:
         head = Head.new(model.name, model.fingerprint, is_chat=False)
         return await self._answer(request, model, head, asks, before, call)
 
+    def _most(self, model: Served) -> int:
+        """Tokens that an answer may have at most."""
+        return min(model.engine.max_model_tokens, self.limits.max_output_tokens)
+
     async def _tokenize(self, model: Served, work: Any, size: int) -> Any:
+        """Texts to token ids, one request after the other.
+
+        Whether control tokens that a text spells stay text is a state of the tokenizer, not of its call: another text
+        in between would change it.
+        """
+
+        def alone() -> Any:
+            with model.tokenizing:
+                return work()
+
         try:
-            return await asyncio.to_thread(work) if size > _LONG_TEXT else work()
+            if size > _LONG_TEXT or not model.tokenizing.acquire(blocking=False):
+                return await asyncio.to_thread(alone)
+            try:
+                return work()
+            finally:
+                model.tokenizing.release()
         except (DataError, ModelError) as reason:
             raise ApiError(400, str(reason), code="invalid_prompt") from None
 
@@ -112,14 +139,13 @@ class Service:
         prompt_scores: int | None,
     ) -> list[Ask]:
         """What the engine is asked, sample by sample. Raises `ApiError` for what does not fit the context."""
-        context = model.engine.max_model_tokens
-        most = min(context, self.limits.max_output_tokens)
+        context, most = model.engine.max_model_tokens, self._most(model)
         if limit is not None and limit > most:
             told = f"max_tokens is {limit}, and this model writes at most {most} tokens"
             raise ApiError(400, told, code="invalid_value", param="max_tokens")
-        asks = []
+        asks, param = [], "messages" if isinstance(request, ChatRequest) else "prompt"
         for ids in all_ids:
-            _check_prompt(ids, model, self.limits, least=0 if limit == 0 else 1)
+            _check_prompt(ids, model, self.limits, param, least=0 if limit == 0 else 1)
             for number in range(request.n or 1):
                 asks.append(
                     Ask(
@@ -148,13 +174,14 @@ class Service:
         before: list[str],
         call: Call,
     ) -> dict[str, Any] | AsyncIterator[bytes]:
+        if len(asks) > model.admission.capacity:
+            told = f"{len(asks)} answers are asked for, more than the {model.admission.capacity} taken at a time"
+            raise ApiError(400, told, code="invalid_value", param="n")
         try:
+            model.admission.check(len(asks))
             self.budgets.admit(call.key)
-            model.admission.check()
         except RefusedError as reason:
-            raise ApiError(
-                429, reason.message, code="rate_limit_exceeded", retry_after_s=reason.retry_after_s
-            ) from None
+            raise _too_much(reason) from None
         call.model, call.num_prompt = model.name, sum(len(ask.prompt_ids) for ask in asks[:: request.n or 1])
         pieces = self._pieces(model, asks, call)
         scored = asks[0].top_logprobs is not None
@@ -189,7 +216,7 @@ class Service:
             yield stream.usage(usage(call.num_prompt, call.num_answer))
         yield DONE
 
-    async def _pieces(self, model: Served, asks: list[Ask], call: Call) -> AsyncIterator[tuple[int, Piece]]:
+    async def _pieces(self, model: Served, asks: list[Ask], call: Call) -> AsyncGenerator[tuple[int, Piece], None]:
         """Pieces of all samples as they come; tokens are counted against the key however this ends.
 
         A task of its own makes them, so that whoever reads may do so from several tasks, and that closing this ends
@@ -200,18 +227,22 @@ class Service:
         try:
             while (found := await ready.get()) is not None:
                 call.num_answer += found[1].num_tokens
+                if call.first_token_s is None:
+                    call.first_token_s = time.monotonic() - call.began
                 yield found
             await task
         except TimeoutError:
             told = f"the answer was not done after {self.limits.request_timeout_s:g} s"
             raise ApiError(504, told, code="timeout") from None
+        except RefusedError as reason:
+            raise _too_much(reason) from None
         except EngineDiedError:
             told = "the engine is being started anew"
             raise ApiError(503, told, code="engine_restarting", retry_after_s=10) from None
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             self.budgets.spend(call.key, call.num_prompt + call.num_answer)
+            task.cancel()  # the account comes first: when the client has left, waiting is cancelled as well
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _make(self, model: Served, asks: list[Ask], call: Call, ready: asyncio.Queue[Any]) -> None:
         """Have all samples answered, each when it is its turn; None comes last."""
@@ -219,7 +250,7 @@ class Service:
         async def sample(index: int, ask: Ask) -> None:
             async with model.admission.slot(call.key.id) as waited_s:
                 call.waited_s = max(call.waited_s, waited_s)
-                async with aclosing(model.engine.answer(ask)) as pieces:  # type: ignore[type-var]
+                async with aclosing(model.engine.answer(ask)) as pieces:
                     async for piece in pieces:
                         ready.put_nowait((index, _first_named(model, ask, piece)))
 
@@ -240,6 +271,10 @@ class Service:
 _ROLES = {"developer": "system"}
 
 
+def _too_much(reason: RefusedError) -> ApiError:
+    return ApiError(429, reason.message, code="rate_limit_exceeded", retry_after_s=reason.retry_after_s)
+
+
 def _chat_ids(model: Served, messages: list[dict[str, str]]) -> list[int]:
     if model.chat is None:
         raise DataError(f"{model.name} has no chat template", "ask /v1/completions")
@@ -257,19 +292,20 @@ def _text(model: Served, ids: list[int]) -> str:
     return model.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _check_prompt(ids: list[int], model: Served, limits: Limits, *, least: int) -> None:
+def _check_prompt(ids: list[int], model: Served, limits: Limits, param: str, *, least: int) -> None:
     context = model.engine.max_model_tokens
     if not ids:
-        raise ApiError(400, "the prompt is empty", code="invalid_prompt")
+        raise ApiError(400, "the prompt is empty", code="invalid_prompt", param=param)
     if len(ids) + least > context:
         told = f"the prompt has {len(ids)} tokens and the context of {model.name} {context}"
-        raise ApiError(400, told, code="context_length_exceeded", param="messages")
+        raise ApiError(400, told, code="context_length_exceeded", param=param)
     if limits.max_prompt_tokens is not None and len(ids) > limits.max_prompt_tokens:
         told = f"the prompt has {len(ids)} tokens, more than the {limits.max_prompt_tokens} allowed here"
-        raise ApiError(400, told, code="context_length_exceeded")
+        raise ApiError(400, told, code="context_length_exceeded", param=param)
     stray = next((token for token in ids if token >= model.engine.vocab_size), None)
     if stray is not None:
-        raise ApiError(400, f"token {stray} is outside the vocabulary of {model.name}", code="invalid_prompt")
+        told = f"token {stray} is outside the vocabulary of {model.name}"
+        raise ApiError(400, told, code="invalid_prompt", param=param)
 
 
 def _first_named(model: Served, ask: Ask, piece: Piece) -> Piece:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,19 +38,24 @@ def named(sources: tuple[str, ...], store: Store) -> tuple[ServedModel, ...]:
         run, _, role = source.partition(":")
         if run not in store.runs():
             locate(source, store)
-            pairs = {Path(source).name: source}
+            pairs = {_as_name(Path(source).resolve().name): source}
         elif role == "all":
-            opened = Run.open(store, run)
+            opened = _open(store, run)
             pairs = {name: f"{run}:{name}" for name in _roles(opened)}
         else:
-            name = role or _best_student(Run.open(store, run))
+            name = role or _best_student(_open(store, run))
             pairs = {name: f"{run}:{name}"}
         for name, place in pairs.items():
-            own = name if name not in found else place.replace(":", "-")
+            own = name if name not in found else _as_name(place)
             if own in found:
                 raise ServeError(f"{place} is named twice", "name each model once")
             found[own] = place
     return tuple(ServedModel(name=name, source=place) for name, place in found.items())
+
+
+def _as_name(text: str) -> str:
+    """What a model may be called."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("._+-")[:128] or "model"
 
 
 def locate(source: str, store: Store) -> Located:
@@ -78,12 +84,9 @@ def locate(source: str, store: Store) -> Located:
 def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
     run, _, role = source.partition(":")
     if run in store.runs():
-        opened = Run.open(store, run)
+        opened = _open(store, run)
         return _of_run(opened, role or _best_student(opened))
-    try:
-        manifest = store.manifest(source) if source.count("/") == 1 else None
-    except StoreError:
-        raise
+    manifest = store.manifest(source) if source.count("/") == 1 else None
     if manifest is None:
         known = ", ".join(store.runs()) or "none"
         raise ServeError(
@@ -91,6 +94,13 @@ def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
             "give NAME, NAME:teacher, STAGE/ADDRESS or a directory",
         )
     return store.path(manifest.address), manifest.address, {"role": manifest.stage}
+
+
+def _open(store: Store, name: str) -> Run:
+    run = Run.open(store, name)
+    if "report" not in run.manifests:
+        raise StoreError(f"run {name} is not whole: its report is not in {store.url}", "run the recipe again")
+    return run
 
 
 def _of_run(run: Run, role: str) -> tuple[Path, str, dict[str, Any]]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.main import get_command
 
 from sdft_ray.cli import app
+from sdft_ray.errors import ServeError
 from sdft_ray.graph import VERSIONS
 from sdft_ray.recipe import Recipe
+from sdft_ray.serving.local import check_closed
+from sdft_ray.serving.settings import ServeSettings
 from sdft_ray.stages.registry import _MODULES
 from sdft_ray.yaml_model import parse_yaml
 from tests.recipes import recipe_data
@@ -60,15 +64,37 @@ def test_the_pruning_that_the_readme_shows_is_one(tmp_path: Path) -> None:
     assert [name for name, part in recipe.prunings.items() if part.target] == [""]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cluster").glob("*.yaml")), ids=lambda path: path.name)
-def test_manifests_are_yaml_and_call_our_commands(path: Path) -> None:
-    manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert manifest["kind"] == "RayJob"
+def test_the_job_on_a_cluster_calls_our_command() -> None:
+    manifest = yaml.safe_load((ROOT / "cluster/rayjob.yaml").read_text(encoding="utf-8"))
     words = manifest["spec"]["entrypoint"].split()
     assert words[:4] == ["python", "-m", "sdft_ray.cli", "compress"]
     assert manifest["spec"]["rayClusterSpec"]["authOptions"]["mode"] == "token"
     known = {option for parameter in get_command(app).commands["compress"].params for option in parameter.opts}  # type: ignore[attr-defined]
     assert {word for word in words if word.startswith("--")} <= known
+
+
+def serve_configs() -> dict[str, dict[str, Any]]:
+    service, policy = yaml.safe_load_all((ROOT / "cluster/rayservice.yaml").read_text(encoding="utf-8"))
+    assert policy["kind"] == "NetworkPolicy"
+    assert service["spec"]["rayClusterConfig"]["authOptions"]["mode"] == "token"
+    local = yaml.safe_load((ROOT / "serve/config.yaml").read_text(encoding="utf-8"))
+    return {"local": local, "cluster": yaml.safe_load(service["spec"]["serveConfigV2"])}
+
+
+@pytest.mark.parametrize("name", ["local", "cluster"])
+def test_serve_configs_are_ones(name: str) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    config = serve_configs()[name]
+    ServeDeploySchema.model_validate(config)
+    (application,) = config["applications"]
+    assert application["import_path"] == "serve.app:build"
+    assert "def build(args" in (ROOT / "serve/app.py").read_text(encoding="utf-8")
+    settings = ServeSettings.parse(application["args"], name)
+    check_closed(settings.access)
+    assert settings.limits.request_timeout_s < config["http_options"]["request_timeout_s"]
+    with pytest.raises(ServeError, match="it names no keys"):
+        check_closed(settings.access.model_copy(update={"keys_file": None}))
 
 
 def test_every_stage_has_a_version_and_a_runner() -> None:

@@ -9,6 +9,7 @@ from sdft_ray.errors import RecipeError, ResourceError, StageError, UserError
 from sdft_ray.recipe import Recipe
 from sdft_ray.recipe_arms import Objective
 from sdft_ray.resources import Resources
+from sdft_ray.yaml_model import dump_yaml, parse_yaml
 from tests.recipes import make_recipe, recipe_data
 
 
@@ -199,3 +200,15 @@ def test_where_each_term_has_the_teacher_from() -> None:
     online = Objective(forward_kl=1.0, hidden_mse=1.0)
     assert online.needs_teacher
     assert online.cached == {}
+
+
+@pytest.mark.parametrize("text", ["1e3", "-2E+5", "1_0e5", "null", "2026-01-01", "0.5", "a\x85b", " \u2028"])
+def test_a_text_that_reads_like_something_else_stays_text(text: str) -> None:
+    assert parse_yaml(dump_yaml({"name": text})) == {"name": text}
+
+
+def test_a_date_that_no_calendar_has(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: 2026-13-45\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="put quotes around"):
+        Recipe.load(path)

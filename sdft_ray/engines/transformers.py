@@ -1,0 +1,246 @@
+"""A transformers model behind asyncio, for machines without vLLM: correct and plain, batch after batch.
+
+A thread takes up what waits, decodes it together, and tells each asker token by token; who comes meanwhile waits for
+the batch to end. vLLM, whose batches one joins and leaves at any token, is the engine for many askers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import random
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdft_ray.data.chat import load_tokenizer
+from sdft_ray.engines.ask import Ask, EngineDiedError, FinishReason, Piece, TokenScore
+from sdft_ray.engines.settings import EngineSettings
+from sdft_ray.generation.decoding import batch_steps, choose_tokens
+from sdft_ray.models.loading import load_model
+
+
+class TransformersEngine:
+    """See `Engine`. Log-probabilities are the model's, before temperature and penalties."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: EngineSettings) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        config = model.config.get_text_config()
+        self.max_model_tokens: int = settings.max_model_tokens or config.max_position_embeddings
+        self.vocab_size: int = config.vocab_size
+        self._max_sequences = settings.max_sequences
+        ends = model.generation_config.eos_token_id
+        own = [ends] if isinstance(ends, int) else list(ends or [])
+        self._end_ids = {*own, tokenizer.eos_token_id} - {None}
+        self._waiting: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
+        self._dead: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name="transformers-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def start(cls, model_dir: str | Path, settings: EngineSettings) -> TransformersEngine:
+        """Load model and tokenizer. Raises `ModelError` as `load_model` does."""
+        model: Any = load_model(Path(model_dir), settings.dtype)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device).eval(), load_tokenizer(model_dir), settings)
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        """See `Engine.answer`."""
+        self.check()
+        row = _Row(ask, asyncio.get_running_loop(), _Text(self._tokenizer, ask.stop))
+        self._waiting.put(row)
+        whole: list[Piece] = []
+        try:
+            while True:
+                piece = await row.pieces.get()
+                if isinstance(piece, BaseException):
+                    raise EngineDiedError(f"the engine died: {piece}") from piece
+                if ask.stream:
+                    yield piece
+                else:
+                    whole.append(piece)
+                if piece.finish_reason:
+                    break
+            if whole:
+                yield _joined(whole)
+        finally:
+            row.is_left = True
+
+    def check(self) -> None:
+        """See `Engine.check`."""
+        if self._dead is not None:
+            raise EngineDiedError(f"the engine died: {self._dead}")
+
+    def close(self) -> None:
+        """Finish what is asked and stop."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            rows = [self._waiting.get()]
+            time.sleep(0.005)  # askers come in crowds: let this one gather
+            while len(rows) < self._max_sequences and not self._waiting.empty():
+                rows.append(self._waiting.get())
+            asked = [row for row in rows if row is not None and not row.is_left]
+            try:
+                if asked:
+                    self._answer(asked)
+            except Exception as reason:  # noqa: BLE001  (those who wait must hear of it)
+                self._dead = reason
+                for row in asked:
+                    row.tell(reason)
+                return
+            if None in rows:
+                return
+
+    @torch.inference_mode()
+    def _answer(self, rows: list[_Row]) -> None:
+        prompt_scores = [self._prompt_scores(row.ask) for row in rows]
+        for row, scores in zip(rows, prompt_scores, strict=True):
+            if row.ask.max_tokens == 0:
+                row.tell(Piece("", 0, "length", (), scores))
+        asked = [row for row in rows if row.ask.max_tokens]
+        first = {id(row): scores for row, scores in zip(rows, prompt_scores, strict=True)}
+        if not asked:
+            return
+        running = set(range(len(asked)))
+        steps = batch_steps(self._model, [row.ask.prompt_ids for row in asked])
+        logits_BV, in_batch = next(steps)
+        while True:
+            tokens = [self._next(asked[i], logits_BV[place], i in running) for place, i in enumerate(in_batch)]
+            for place, i in enumerate(in_batch):
+                if i in running:
+                    row = asked[i]
+                    done = self._take(row, tokens[place], logits_BV[place], first.pop(id(row), ()))
+                    if done or row.is_left:
+                        running.discard(i)
+            if not running:
+                return
+            logits_BV, in_batch = steps.send((torch.tensor(tokens, device=logits_BV.device), running))
+
+    def _next(self, row: _Row, logits_V: Tensor, is_running: bool) -> int:
+        """The next token; penalties look at the answer so far, as in OpenAI's API."""
+        if not is_running:
+            return 0
+        ask = row.ask
+        if row.token_ids and (ask.presence_penalty or ask.frequency_penalty):
+            logits_V = logits_V.clone()
+            seen, counts = torch.tensor(row.token_ids, device=logits_V.device).unique(return_counts=True)
+            logits_V[seen] -= ask.presence_penalty + ask.frequency_penalty * counts
+        return int(choose_tokens(logits_V[None], ask, [row.noise])[0])
+
+    def _take(self, row: _Row, token: int, logits_V: Tensor, prompt_scores: tuple[TokenScore, ...]) -> bool:
+        """Tell the asker of a token. Whether it was the last one."""
+        row.token_ids.append(token)
+        scores: tuple[TokenScore, ...] = ()
+        if row.ask.top_logprobs is not None:
+            scores = (self._score(token, logits_V, row.ask.top_logprobs),)
+        reason: FinishReason | None = None
+        text = ""
+        if token in self._end_ids:
+            reason = "stop"
+        else:
+            text, met_stop = row.text.add(token)
+            if met_stop:
+                reason = "stop"
+            elif len(row.token_ids) == row.ask.max_tokens:
+                reason = "length"
+        if reason is not None:
+            text += row.text.rest()
+        row.tell(Piece(text, 1, reason, scores, prompt_scores))
+        return reason is not None
+
+    def _prompt_scores(self, ask: Ask) -> tuple[TokenScore, ...]:
+        if ask.prompt_top_logprobs is None:
+            return ()
+        ids_T = torch.tensor(ask.prompt_ids, device=self._model.device)
+        logits_TV = self._model(input_ids=ids_T[None], use_cache=False).logits[0].float()
+        told = [
+            self._score(token, logits_V, ask.prompt_top_logprobs)
+            for token, logits_V in zip(ask.prompt_ids[1:], logits_TV, strict=False)
+        ]
+        return (TokenScore("", None), *told)
+
+    def _score(self, token: int, logits_V: Tensor, num_top: int) -> TokenScore:
+        logprobs_V = logits_V.log_softmax(dim=-1)
+        found = logprobs_V.topk(min(num_top, len(logprobs_V)))
+        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return TokenScore(
+            self._tokenizer.decode([token]),
+            float(logprobs_V[token]),
+            tuple((self._tokenizer.decode([index]), value) for index, value in pairs),
+        )
+
+
+class _Text:
+    """Text of tokens as they come, held back where it may turn out to begin a stop."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._backend = tokenizer.backend_tokenizer
+        self._stops = stops
+        self._held = ""
+
+    def add(self, token: int) -> tuple[str, bool]:
+        """What may be told now, and whether a stop has come; it is not told itself."""
+        self._held += self._stream.step(self._backend, token) or ""
+        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if places:
+            told, self._held = self._held[: min(places)], ""
+            return told, True
+        # The longest end of the text that some stop begins with.
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        keep = next(
+            (n for n in range(min(longest, len(self._held)), 0, -1)
+             if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0
+        )  # fmt: skip
+        cut = len(self._held) - keep
+        told, self._held = self._held[:cut], self._held[cut:]
+        return told, False
+
+    def rest(self) -> str:
+        """What was held back for a stop that did not come."""
+        told, self._held = self._held, ""
+        return told
+
+
+@dataclass(eq=False)
+class _Row:
+    """An asker who waits in another thread's event loop."""
+
+    ask: Ask
+    loop: asyncio.AbstractEventLoop
+    text: _Text
+    pieces: asyncio.Queue[Piece | BaseException] = field(default_factory=asyncio.Queue)
+    token_ids: list[int] = field(default_factory=list)
+    is_left: bool = False
+    noise: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        seed = random.getrandbits(63) if self.ask.seed is None else self.ask.seed % 2**63
+        self.noise = torch.Generator().manual_seed(seed)
+
+    def tell(self, piece: Piece | BaseException) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+        except RuntimeError:  # the asker's loop is closed
+            self.is_left = True
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        sum(piece.num_tokens for piece in pieces),
+        pieces[-1].finish_reason,
+        tuple(score for piece in pieces for score in piece.scores),
+        pieces[0].prompt_scores,
+    )

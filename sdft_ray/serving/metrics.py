@@ -1,0 +1,110 @@
+"""What the service counts, for Prometheus: at `/metrics` of a replica, and through Ray's agents on a cluster.
+
+Names and labels are told once, here; a dashboard for them is `cluster/dashboards/serving.json`. Labels never hold what
+a client wrote: a model that is not served, or a path that is not ours, is counted under "".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One series of figures."""
+
+    name: str
+    told: str
+    labels: tuple[str, ...]
+    kind: Literal["counter", "gauge", "histogram"] = "counter"
+
+
+REQUESTS = Metric("sdft_serve_requests", "requests answered, by status", ("model", "path", "status"))
+TOKENS = Metric("sdft_serve_tokens", "tokens of prompts and of answers", ("model", "kind"))
+SECONDS_TAKEN = Metric("sdft_serve_request_seconds", "from arrival to the last byte", ("model",), "histogram")
+FIRST_TOKEN = Metric("sdft_serve_first_token_seconds", "from arrival to the first token", ("model",), "histogram")
+WAITED = Metric("sdft_serve_wait_seconds", "in the queue", ("model",), "histogram")
+RUNNING = Metric("sdft_serve_running", "answers being made", ("model",), "gauge")
+QUEUED = Metric("sdft_serve_queued", "answers that wait for their turn", ("model",), "gauge")
+ALL = (REQUESTS, TOKENS, SECONDS_TAKEN, FIRST_TOKEN, WAITED, RUNNING, QUEUED)
+
+
+class Sink(Protocol):
+    """Somewhere that figures go."""
+
+    def put(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
+        """Add to a counter, set a gauge, or observe a histogram."""
+        ...
+
+
+class PrometheusSink:
+    """The figures of this process, as Prometheus reads them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._found: dict[str, Any] = {}
+        for metric in ALL:
+            if metric.kind == "histogram":
+                made: Any = Histogram(metric.name, metric.told, metric.labels, buckets=SECONDS, registry=registry)
+            else:
+                kind = Counter if metric.kind == "counter" else Gauge
+                made = kind(metric.name, metric.told, metric.labels, registry=registry)
+            self._found[metric.name] = made
+
+    def put(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
+        """See `Sink.put`."""
+        series = self._found[metric.name].labels(**labels)
+        act: Callable[[float], None] = getattr(series, _ACTS[metric.kind])
+        act(value)
+
+
+_ACTS = {"counter": "inc", "gauge": "set", "histogram": "observe"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is known of a request when it is over."""
+
+    path: str
+    status: int
+    took_s: float
+    model: str = ""
+    num_prompt: int = 0
+    num_answer: int = 0
+    waited_s: float = 0.0
+    first_token_s: float | None = None
+
+
+class Meters:
+    """All sinks together."""
+
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = sinks
+
+    def finished(self, request: Finished) -> None:
+        """Count a request that is over."""
+        labels = {"model": request.model}
+        self._put(REQUESTS, 1, {**labels, "path": request.path, "status": str(request.status)})
+        if not request.model:
+            return
+        self._put(SECONDS_TAKEN, request.took_s, labels)
+        if request.num_answer:
+            self._put(TOKENS, request.num_prompt, {**labels, "kind": "prompt"})
+            self._put(TOKENS, request.num_answer, {**labels, "kind": "answer"})
+            self._put(WAITED, request.waited_s, labels)
+        if request.first_token_s is not None:
+            self._put(FIRST_TOKEN, request.first_token_s, labels)
+
+    def load(self, model: str, running: int, queued: int) -> None:
+        """How busy a model is."""
+        self._put(RUNNING, running, {"model": model})
+        self._put(QUEUED, queued, {"model": model})
+
+    def _put(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
+        for sink in self._sinks:
+            sink.put(metric, value, labels)

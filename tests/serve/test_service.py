@@ -1,0 +1,239 @@
+"""`sdft serve` with vLLM on Ray Serve, asked by those who will ask it: OpenAI's client, lm-eval, curl."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import torch
+
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.evaluation.harness import evaluate
+from sdft_ray.evaluation.scores import Scores
+from sdft_ray.lab.export import TEACHER, export
+from sdft_ray.models.loading import load_model
+from sdft_ray.models.surgery import prune_checkpoint
+from tests.serve.service import Running, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+QUESTION = "A farmer has 12 hens and sells 5. How many are left?"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("serve")
+
+
+@pytest.fixture(scope="module")
+def secret(home: Path) -> str:
+    command = [sys.executable, "-m", "sdft_ray.cli", "keys", "new", "tests", "--keys", str(home / "keys.yaml")]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def running(home: Path, secret: str) -> Iterator[Running]:
+    prune_checkpoint(TEACHER, home / "smaller", (0, 1, 2, 3, 4, 5, 6, 7, 8, 11))
+    with serving(home, TEACHER, home / "smaller", "--keys", home / "keys.yaml") as found:
+        yield found
+    assert found.process.returncode == 0
+    assert "finishing what is under way" in found.log.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def client(running: Running, secret: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{running.url}/v1", api_key=secret, max_retries=0)
+
+
+def test_both_models_are_listed_with_their_sizes(client: openai.OpenAI) -> None:
+    cards = {model.id: model.model_dump() for model in client.models.list()}
+    assert set(cards) == {"teacher", "smaller"}
+    assert (cards["teacher"]["num_blocks"], cards["smaller"]["num_blocks"]) == (12, 10)
+    assert cards["smaller"]["num_parameters"] < cards["teacher"]["num_parameters"]
+    assert client.models.retrieve("smaller").id == "smaller"
+
+
+@pytest.mark.parametrize("model", ["teacher", "smaller"])
+def test_a_greedy_answer_is_the_models_own_whole_and_streamed(client: openai.OpenAI, home: Path, model: str) -> None:
+    directory = TEACHER if model == "teacher" else home / "smaller"
+    tokenizer = load_tokenizer(directory)
+    ids = ChatFormat(tokenizer).prompt_ids(QUESTION)
+    found: Any = load_model(directory, "bfloat16")
+    with torch.inference_mode():
+        written = found.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False)[0, len(ids) :]
+    expected = tokenizer.decode(written, skip_special_tokens=True)
+    asked: Any = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 30}
+    whole = client.chat.completions.create(**asked, temperature=0)
+    assert whole.choices[0].message.content == expected
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(ids), len(written))
+    chunks = list(
+        client.chat.completions.create(**asked, temperature=0, stream=True, stream_options={"include_usage": True})
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected
+    assert chunks[-1].usage == whole.usage
+    assert len(chunks) > 10
+
+
+def test_samples_follow_their_seed(client: openai.OpenAI) -> None:
+    def sampled(seed: int) -> list[str | None]:
+        answer = client.chat.completions.create(
+            model="teacher",
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=12,
+            temperature=2.0,
+            n=3,
+            seed=seed,
+        )
+        assert [choice.index for choice in answer.choices] == [0, 1, 2]
+        return [choice.message.content for choice in answer.choices]
+
+    assert sampled(1) == sampled(1) != sampled(2)
+    assert len(set(sampled(1))) == 3
+
+
+def test_an_echo_has_the_log_probabilities_of_the_model(client: openai.OpenAI) -> None:
+    tokenizer: Any = load_tokenizer(TEACHER)
+    ids = ChatFormat(tokenizer).prompt_ids(QUESTION)
+    model: Any = load_model(TEACHER, "bfloat16")
+    with torch.inference_mode():
+        logprobs_TV = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    expected = logprobs_TV[:-1].gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    answer = client.completions.create(model="teacher", prompt=ids, max_tokens=1, echo=True, logprobs=2, temperature=0)
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.token_logprobs is not None
+    assert told.top_logprobs is not None
+    assert told.token_logprobs[0] is None
+    torch.testing.assert_close(torch.tensor(told.token_logprobs[1:-1]), expected, atol=0.05, rtol=0.02)
+    assert all(len(top) >= 2 for top in told.top_logprobs[1:])
+    assert told.token_logprobs[-1] == max(told.top_logprobs[-1].values())
+    alone = client.completions.create(model="teacher", prompt=ids, max_tokens=0, echo=True, logprobs=0)
+    assert alone.choices[0].text == tokenizer.decode(ids)
+    assert alone.usage is not None
+    assert alone.usage.completion_tokens == 0
+
+
+def test_stops_end_an_answer(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "teacher", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    whole = client.chat.completions.create(**asked).choices[0]
+    text = whole.message.content or ""
+    cut = client.chat.completions.create(**asked, stop=[text[4:7]]).choices[0]
+    assert cut.message.content == text[: text.index(text[4:7])]
+    assert cut.finish_reason == "stop"
+    short = client.chat.completions.create(**asked, max_tokens=3).choices[0]
+    assert short.finish_reason == "length"
+
+
+def test_errors_are_openais(client: openai.OpenAI, running: Running) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other'; models: teacher, smaller"):
+        client.completions.create(model="other", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="the prompt has 600 tokens and the context of teacher 512"):
+        client.completions.create(model="teacher", prompt=[5] * 600)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="sk-wrong").models.list()
+    assert httpx.get(f"{running.url}/v1/models").status_code == 401
+
+
+def test_lm_eval_scores_the_served_model_as_the_one_in_process(running: Running, secret: str, home: Path) -> None:
+    lab = export(home / "lab")
+    tasks = ["lab_word_problems", "lab_ordering"]
+    key = {**os.environ, "SDFT_API_KEY": secret}
+    command = [
+        sys.executable,
+        "-m",
+        "sdft_ray.cli",
+        "evaluate",
+        *tasks,
+        "--include",
+        str(lab / "tasks"),
+        "--limit",
+        "60",
+    ]
+    place = ["--endpoint", f"{running.url}/v1", "--model", "smaller", "--tokenizer", str(home / "smaller"), "--json"]
+    done = subprocess.run([*command, *place], capture_output=True, text=True, check=True, env=key)
+    served = Scores.from_json(json.loads(done.stdout))
+    alone = evaluate(home / "smaller", tasks, include=lab / "tasks", limit=60)
+    for name, score in alone.tasks.items():
+        assert served.tasks[name].n == score.n == 60
+        differ = sum(served.tasks[name].items[item] != value for item, value in score.items.items())
+        # Choices by log-probability are the same; a greedy answer may turn at a near tie in bfloat16.
+        assert differ == 0 if name == "lab_ordering" else differ <= 3, (name, differ)
+
+
+def test_figures_are_counted(client: openai.OpenAI, running: Running, secret: str) -> None:
+    client.completions.create(model="smaller", prompt=QUESTION, max_tokens=5)
+    text = httpx.get(f"{running.url}/metrics", headers={"Authorization": f"Bearer {secret}"}).text
+    assert 'sdft_serve_requests_total{model="smaller",path="/v1/completions",status="200"}' in text
+    assert 'sdft_serve_tokens_total{kind="answer",model="smaller"}' in text
+    assert "vllm:" in text
+    assert httpx.get(f"{running.url}/metrics").status_code == 401
+
+
+def test_a_client_that_leaves_frees_the_engine(running: Running, secret: str) -> None:
+    headers = {"Authorization": f"Bearer {secret}"}
+    body = {"model": "teacher", "prompt": QUESTION, "max_tokens": 400, "temperature": 2.0, "stream": True}
+    with httpx.stream("POST", f"{running.url}/v1/completions", json=body, headers=headers) as answer:
+        next(answer.iter_lines())
+    deadline = time.monotonic() + 10
+    while 'sdft_serve_running{model="teacher"} 0.0' not in httpx.get(f"{running.url}/metrics", headers=headers).text:
+        assert time.monotonic() < deadline, "the request is still counted"
+        time.sleep(0.1)
+
+
+def test_nobody_listens_beyond_loopback_but_ray_itself(running: Running) -> None:
+    """HAProxy and what speaks HTTP."""
+    family = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children(recursive=True)]
+    front = [process for process in family if "haproxy" in process.name()]
+    assert front, "HAProxy runs"
+    found = [
+        connection.laddr
+        for process in front
+        for connection in process.net_connections()
+        if connection.status == "LISTEN"
+    ]
+    assert found
+    assert all(address.ip in ("127.0.0.1", "::1") for address in found)
+
+
+def test_a_killed_engine_comes_back(running: Running, secret: str) -> None:
+    """Requests in flight fail with an error that says so; a little later all is well again."""
+    headers = {"Authorization": f"Bearer {secret}"}
+    body = {"model": "teacher", "prompt": QUESTION, "max_tokens": 400, "temperature": 2.0}
+    statuses: list[int] = []
+
+    def ask(**other: Any) -> int:
+        url = f"{running.url}/v1/completions"
+        return httpx.post(url, json={**body, **other}, headers=headers, timeout=120).status_code
+
+    askers = [threading.Thread(target=lambda: statuses.append(ask())) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    time.sleep(0.3)
+    family = psutil.Process(running.process.pid).children(recursive=True)
+    engine = next(process for process in family if "EngineCore" in " ".join(process.cmdline()))
+    os.kill(engine.pid, signal.SIGKILL)
+    for asker in askers:
+        asker.join()
+    assert set(statuses) <= {200, 503}
+    assert 503 in statuses
+    deadline = time.monotonic() + 240
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            if ask(max_tokens=3) == 200:
+                return
+        assert time.monotonic() < deadline, running.log.read_text(encoding="utf-8")
+        time.sleep(1)
