@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from sdft_ray.cli_serving import evaluate, keys, serve
+from sdft_ray.cli_serving import bench_serve, evaluate, keys, serve
 from sdft_ray.errors import StageError, UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app.add_typer(lab, name="lab")
 app.add_typer(keys, name="keys")
 app.command()(serve)
 app.command()(evaluate)
+app.command()(bench_serve)
 
 RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML file.")]
 NameArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run; see `sdft ls`.")]

@@ -184,3 +184,24 @@ def evaluate(
     place = Endpoint(endpoint.rstrip("/"), model, tokenizer, key=key, num_concurrent=num_concurrent)
     asked = Asked(tasks, include, limit, num_fewshot, apply_chat_template=chat_template)
     print_scores(evaluate_endpoint(place, asked), as_json=as_json)
+
+
+def bench_serve(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Server with OpenAI's API; the URL ends in /v1.")],
+    model: Annotated[list[str], typer.Option(help="A model there; repeat. Answers are compared with the first one's.")],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One prompt a line, text or JSON. [default: eight of ours]")
+    ] = None,
+    clients: Annotated[list[int] | None, typer.Option(min=1, help="Requests at a time; repeat. [default: 1]")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
+    key_variable: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "SDFT_API_KEY",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Compare served models on the same prompts: teacher, student, teacher with the student as its draft."""
+    from sdft_ray.serving.compare import PROMPTS, compare, read_prompts
+    from sdft_ray.show import print_comparison
+
+    asked = read_prompts(prompts) if prompts else PROMPTS
+    key = os.environ.get(key_variable)
+    rows = compare(url.rstrip("/"), model, asked, clients=clients or [1], max_tokens=max_tokens, key=key)
+    print_comparison(rows, as_json=as_json)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sdft_ray.report.why import Why
     from sdft_ray.run import Run
     from sdft_ray.serving.access import Key
+    from sdft_ray.serving.compare import Row
     from sdft_ray.serving.settings import ServeSettings
     from sdft_ray.store.store import Store
 
@@ -275,4 +276,27 @@ def print_scores(scores: Scores, *, as_json: bool) -> None:
     for name, score in scores.tasks.items():
         stderr = "" if score.stderr is None else f"{score.stderr:.4f}"
         table.add_row(name, score.metric, f"{score.value:.4f}", stderr, f"{score.n:,}")
+    _console().print(table)
+
+
+def print_comparison(rows: Sequence[Row], *, as_json: bool) -> None:
+    """Model by model; speeds also as ratios to the first one's with as many clients."""
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    columns = ("clients", "tokens/s", "ratio", "first token", "median", "tokens/step", "same answers")
+    table = _plain_table("model", *columns, right=columns)
+    first: dict[int, float] = {}
+    for row in rows:
+        ratio = row.tokens_per_s / first.setdefault(row.clients, row.tokens_per_s)
+        table.add_row(
+            row.model,
+            str(row.clients),
+            f"{row.tokens_per_s:,.1f}",
+            f"{ratio:.2f}",
+            f"{1000 * row.median_first_s:.0f} ms",
+            f"{row.median_s:.2f} s",
+            "" if row.acceptance_length is None else f"{row.acceptance_length:.2f}",
+            f"{100 * row.same_share:.0f} %",
+        )
     _console().print(table)

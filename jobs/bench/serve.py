@@ -37,12 +37,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.support.load import MODEL, press
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.serving.front import free_ports
+from sdft_ray.serving.load import Load, chat_body, press
 
 BOUND, BOUND_STREAMING, BOUND_LATENCY_S = 0.9, 0.75, 0.010
-CLIENTS, MAX_TOKENS = 32, 100
+MODEL, CLIENTS, MAX_TOKENS = "teacher", 32, 100
 MAX_SEQUENCES, KV_CACHE_BYTES = 64, 256 * 2**20
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -104,19 +104,33 @@ def is_ready(url: str) -> bool:
         return False
 
 
+def question(number: int) -> str:
+    """Different ones of about equal length."""
+    return f"A farmer has {number % 90 + 10} hens and sells {number % 10} of them. How many hens does the farmer keep?"
+
+
+def loaded(url: str, clients: int, seconds: float, **other: Any) -> Load:
+    """A time of sampled answers, each of its own seed."""
+    return asyncio.run(
+        press(
+            f"{url}/v1",
+            lambda number: chat_body(MODEL, question(number), seed=number, **other),
+            clients=clients,
+            seconds=seconds,
+        )
+    )
+
+
 def measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """One server, once."""
     with server(kind) as (url, process, ready_s):
         figures: dict[str, Any] = {"kind": kind, "ready_s": ready_s}
-        sampled = {"max_tokens": MAX_TOKENS, "temperature": 1.0}
         for name, stream in (("whole", False), ("streamed", True)):
-            load = asyncio.run(press(url, clients=CLIENTS, seconds=options.seconds, stream=stream, **sampled))
+            loaded(url, CLIENTS, 2.0, max_tokens=MAX_TOKENS, stream=stream)  # warms it up
+            load = loaded(url, CLIENTS, options.seconds, max_tokens=MAX_TOKENS, stream=stream)
             assert set(load.statuses) == {200}, load.statuses
-            figures[name] = load.tokens_per_s
-            figures[f"{name}_events"] = load.events_per_s
-        short = {"max_tokens": 16, "temperature": 0.0}
-        alone = asyncio.run(press(url, clients=1, seconds=options.seconds, stream=False, **short))
-        figures["alone_s"] = alone.median_s
+            figures[name], figures[f"{name}_events"] = load.tokens_per_s, load.events_per_s
+        figures["alone_s"] = loaded(url, 1, options.seconds, max_tokens=16, temperature=0.0).median_s
         if kind == "ours" and options.crowd:
             figures["crowd"] = crowd(url, process, options)
             options.crowd = 0  # once is enough
@@ -125,18 +139,13 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def crowd(url: str, process: psutil.Process, options: argparse.Namespace) -> dict[str, Any]:
     """Everyone at once; memory is looked at half-way and at the end."""
-    half, loads, memory = options.crowd_seconds / 2, [], []
-    for _ in range(2):
-        loads.append(
-            asyncio.run(
-                press(url, clients=options.crowd, seconds=half, stream=False, warm_up=False, max_tokens=MAX_TOKENS)
-            )
-        )
-        memory.append(sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]))
     statuses: dict[int, int] = {}
-    for load in loads:
+    memory = []
+    for _ in range(2):
+        load = loaded(url, options.crowd, options.crowd_seconds / 2, max_tokens=MAX_TOKENS)
         for status, count in load.statuses.items():
             statuses[status] = statuses.get(status, 0) + count
+        memory.append(sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]))
     return {"connections": options.crowd, "statuses": statuses, "memory_bytes": memory}
 
 

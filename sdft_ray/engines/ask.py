@@ -50,13 +50,18 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Piece:
-    """What came since the last piece. `scores` are those of its tokens, `prompt_scores` come with the first piece."""
+    """What came since the last piece. `scores` are those of its tokens, `prompt_scores` come with the first piece.
+
+    With a draft model, the last piece tells how many tokens it proposed and how many of them the model accepted.
+    """
 
     text: str
     num_tokens: int
     finish_reason: FinishReason | None = None
     scores: tuple[TokenScore, ...] = ()
     prompt_scores: tuple[TokenScore, ...] = ()
+    num_proposed: int = 0
+    num_accepted: int = 0
 
 
 class Engine(Protocol):

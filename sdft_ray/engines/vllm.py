@@ -41,7 +41,10 @@ class VllmEngine:
 
         drafted: dict[str, Any] = {}
         if draft is not None:
-            drafted = {"speculative_config": {"model": str(draft[0]), "num_speculative_tokens": draft[1]}}
+            drafted = {
+                "speculative_config": {"model": str(draft[0]), "num_speculative_tokens": draft[1]},
+                "per_request_spec_decode_metrics": "summary",
+            }
         length: Any = settings.max_model_tokens  # None takes the model's own, whatever the annotation says
         arguments = AsyncEngineArgs(
             model=str(model_dir),
@@ -115,7 +118,15 @@ def _piece(output: Any, ask: Ask, *, first: bool) -> Piece:
     if ask.top_logprobs is not None:
         scores = _scores(made.token_ids, made.logprobs, ask.top_logprobs)
     reason = made.finish_reason if output.finished else None
-    return Piece(made.text, len(made.token_ids), reason, scores, prompt_scores)
+    return Piece(made.text, len(made.token_ids), reason, scores, prompt_scores, *_drafted(made))
+
+
+def _drafted(made: Any) -> tuple[int, int]:
+    """How many tokens a draft model proposed, and how many were accepted; told with the end of an answer."""
+    told = made.spec_decode_metrics
+    if told is None or made.finish_reason is None:
+        return 0, 0
+    return told.num_draft_tokens, sum(accepted * steps for accepted, steps in enumerate(told.histogram))
 
 
 def _scores(

@@ -56,12 +56,23 @@ class Head:
         return {**named, "system_fingerprint": self.fingerprint}
 
 
-def usage(num_prompt: int, num_answer: int) -> dict[str, int]:
-    """Tokens, counted."""
-    return {"prompt_tokens": num_prompt, "completion_tokens": num_answer, "total_tokens": num_prompt + num_answer}
+def usage(num_prompt: int, num_answer: int, num_proposed: int = 0, num_accepted: int = 0) -> dict[str, Any]:
+    """Tokens, counted; with a draft model, also what it proposed, under the names that OpenAI has for predictions."""
+    told: dict[str, Any] = {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_answer,
+        "total_tokens": num_prompt + num_answer,
+    }
+    if num_proposed:
+        rejected = num_proposed - num_accepted
+        told["completion_tokens_details"] = {
+            "accepted_prediction_tokens": num_accepted,
+            "rejected_prediction_tokens": rejected,
+        }
+    return told
 
 
-def whole(head: Head, samples: Sequence[Sample], spent: dict[str, int], *, scored: bool) -> dict[str, Any]:
+def whole(head: Head, samples: Sequence[Sample], spent: dict[str, Any], *, scored: bool) -> dict[str, Any]:
     """The answer to a request that does not stream."""
     choices = []
     for index, sample in enumerate(samples):
@@ -110,7 +121,7 @@ class Stream:
             said = f'"text":{said}'
         return f'{self._start}{index},{said},"logprobs":{scores},"finish_reason":{reason}}}]{self._end}'.encode()
 
-    def usage(self, spent: dict[str, int]) -> bytes:
+    def usage(self, spent: dict[str, Any]) -> bytes:
         """The last event but one, where it was asked for."""
         fields = {**self._head.fields(is_chunk=True), "choices": [], "usage": spent}
         return f"data: {json.dumps(fields)}\n\n".encode()

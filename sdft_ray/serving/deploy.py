@@ -104,7 +104,8 @@ class RaySink:
         """See `Sink.put`."""
         series = self._found[metric.name]
         if metric.kind == "counter":
-            series.inc(value, tags=labels)
+            if value:  # Ray refuses to add nothing
+                series.inc(value, tags=labels)
         elif metric.kind == "gauge":
             series.set(value, tags=labels)
         else:

@@ -224,7 +224,14 @@ class _Gate:
         """Labels never hold what a client wrote."""
         model = self._service.models.get(call.model)
         path = path if path in _PATHS else ""
-        told = (call.num_prompt, call.num_answer, call.waited_s, call.first_token_s)
+        told = (
+            call.num_prompt,
+            call.num_answer,
+            call.waited_s,
+            call.first_token_s,
+            call.num_proposed,
+            call.num_accepted,
+        )
         self._meters.finished(Finished(path, status, took_s, model.name if model else "", *told))
         if model:
             self._meters.load(model.name, model.admission.running, model.admission.queued)

@@ -27,12 +27,13 @@ class Metric:
 
 REQUESTS = Metric("sdft_serve_requests", "requests answered, by status", ("model", "path", "status"))
 TOKENS = Metric("sdft_serve_tokens", "tokens of prompts and of answers", ("model", "kind"))
+DRAFTED = Metric("sdft_serve_draft_tokens", "what became of a draft model's tokens", ("model", "kind"))
 SECONDS_TAKEN = Metric("sdft_serve_request_seconds", "from arrival to the last byte", ("model",), "histogram")
 FIRST_TOKEN = Metric("sdft_serve_first_token_seconds", "from arrival to the first token", ("model",), "histogram")
 WAITED = Metric("sdft_serve_wait_seconds", "in the queue", ("model",), "histogram")
 RUNNING = Metric("sdft_serve_running", "answers being made", ("model",), "gauge")
 QUEUED = Metric("sdft_serve_queued", "answers that wait for their turn", ("model",), "gauge")
-ALL = (REQUESTS, TOKENS, SECONDS_TAKEN, FIRST_TOKEN, WAITED, RUNNING, QUEUED)
+ALL = (REQUESTS, TOKENS, DRAFTED, SECONDS_TAKEN, FIRST_TOKEN, WAITED, RUNNING, QUEUED)
 
 
 class Sink(Protocol):
@@ -78,6 +79,8 @@ class Finished:
     num_answer: int = 0
     waited_s: float = 0.0
     first_token_s: float | None = None
+    num_proposed: int = 0
+    num_accepted: int = 0
 
 
 class Meters:
@@ -97,6 +100,9 @@ class Meters:
             self._put(TOKENS, request.num_prompt, {**labels, "kind": "prompt"})
             self._put(TOKENS, request.num_answer, {**labels, "kind": "answer"})
             self._put(WAITED, request.waited_s, labels)
+        if request.num_proposed:
+            self._put(DRAFTED, request.num_accepted, {**labels, "kind": "accepted"})
+            self._put(DRAFTED, request.num_proposed - request.num_accepted, {**labels, "kind": "rejected"})
         if request.first_token_s is not None:
             self._put(FIRST_TOKEN, request.first_token_s, labels)
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdft_ray.data.chat import ChatFormat
@@ -53,10 +53,17 @@ class Call:
     model: str = ""
     num_prompt: int = 0
     num_answer: int = 0
+    num_proposed: int = 0
+    num_accepted: int = 0
     waited_s: float = 0.0
     began: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
     """Seconds after `began`."""
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """As OpenAI's API tells it."""
+        return usage(self.num_prompt, self.num_answer, self.num_proposed, self.num_accepted)
 
 
 class Service:
@@ -190,7 +197,7 @@ class Service:
             async with aclosing(pieces):
                 async for index, piece in pieces:
                     samples[index].add(piece)
-            return whole(head, samples, usage(call.num_prompt, call.num_answer), scored=scored)
+            return whole(head, samples, call.usage, scored=scored)
         stream = Stream(head, tells_usage=request.tells_usage, scored=scored)
         first = await anext(pieces)
         return self._events(stream, first, pieces, before, call, tells_usage=request.tells_usage, head=head)
@@ -213,7 +220,7 @@ class Service:
             async for index, piece in pieces:
                 yield written(index, piece)
         if told["tells_usage"]:
-            yield stream.usage(usage(call.num_prompt, call.num_answer))
+            yield stream.usage(call.usage)
         yield DONE
 
     async def _pieces(self, model: Served, asks: list[Ask], call: Call) -> AsyncGenerator[tuple[int, Piece], None]:
@@ -226,7 +233,10 @@ class Service:
         task = asyncio.create_task(self._make(model, asks, call, ready))
         try:
             while (found := await ready.get()) is not None:
-                call.num_answer += found[1].num_tokens
+                piece = found[1]
+                call.num_answer += piece.num_tokens
+                call.num_proposed += piece.num_proposed
+                call.num_accepted += piece.num_accepted
                 if call.first_token_s is None:
                     call.first_token_s = time.monotonic() - call.began
                 yield found
@@ -313,4 +323,4 @@ def _first_named(model: Served, ask: Ask, piece: Piece) -> Piece:
     if not piece.prompt_scores:
         return piece
     first = TokenScore(_text(model, [ask.prompt_ids[0]]), None)
-    return Piece(piece.text, piece.num_tokens, piece.finish_reason, piece.scores, (first, *piece.prompt_scores[1:]))
+    return replace(piece, prompt_scores=(first, *piece.prompt_scores[1:]))

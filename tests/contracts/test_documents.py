@@ -16,6 +16,7 @@ from sdft_ray.errors import ServeError
 from sdft_ray.graph import VERSIONS
 from sdft_ray.recipe import Recipe
 from sdft_ray.serving.local import check_closed
+from sdft_ray.serving.metrics import ALL
 from sdft_ray.serving.settings import ServeSettings
 from sdft_ray.stages.registry import _MODULES
 from sdft_ray.yaml_model import parse_yaml
@@ -95,6 +96,14 @@ def test_serve_configs_are_ones(name: str) -> None:
     assert settings.limits.request_timeout_s < config["http_options"]["request_timeout_s"]
     with pytest.raises(ServeError, match="it names no keys"):
         check_closed(settings.access.model_copy(update={"keys_file": None}))
+
+
+def test_the_dashboard_asks_for_figures_that_there_are() -> None:
+    text = (ROOT / "cluster/dashboards/serving.json").read_text(encoding="utf-8")
+    asked = set(re.findall(r"\$\{prefix\}(\w+?)(?:_total|_bucket)?\b", text))
+    assert asked == {metric.name for metric in ALL}
+    panels = json.loads(text)["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) == 8
 
 
 def test_every_stage_has_a_version_and_a_runner() -> None:

@@ -1,0 +1,97 @@
+"""Served models against each other on the same prompts: speed, first token, and whether they say the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdft_ray.errors import ServeError
+from sdft_ray.serving.load import Load, chat_body, press
+
+PROMPTS = (
+    "A farmer has 12 hens and sells 5. How many are left?",
+    "Name three rivers and say where each one ends.",
+    "Explain to a child why the sky is blue.",
+    "Write a short letter that thanks a neighbour for watering the plants.",
+    "What is the difference between a virus and a bacterium?",
+    "A train leaves at 9:40 and arrives at 12:05. How long does it travel?",
+    "Give me a recipe for pancakes in five steps.",
+    "Summarise in one sentence what a compiler does.",
+)
+"""Asked where no file of prompts is given."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model with so many clients; greedy answers, read token by token."""
+
+    model: str
+    clients: int
+    tokens_per_s: float
+    median_first_s: float
+    median_s: float
+    acceptance_length: float | None
+    """Tokens per step of a model with a draft model, at most the draft's tokens and one; None without."""
+    same_share: float
+    """Share of the answers that are word for word those of the first model."""
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One a line: plain text, or JSON with `prompt` or `instruction`. Raises `ServeError`."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as reason:
+        raise ServeError(f"cannot read {path}: {reason}", "give a text file with a prompt on each line") from None
+    prompts = [_prompt(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    if not prompts:
+        raise ServeError(f"{path} has no prompt", "write one on each line")
+    return prompts
+
+
+def _prompt(line: str, told: str) -> str:
+    if not line.lstrip().startswith("{"):
+        return line
+    try:
+        row = json.loads(line)
+        return str(row["prompt"] if "prompt" in row else row["instruction"])
+    except (ValueError, KeyError):
+        raise ServeError(f"{told} has neither prompt nor instruction", "name the prompt so") from None
+
+
+def compare(
+    url: str,
+    models: Sequence[str],
+    prompts: Sequence[str],
+    *,
+    clients: Sequence[int],
+    max_tokens: int,
+    key: str | None = None,
+) -> list[Row]:
+    """Each model in turn answers all prompts, with each number of clients. `url` ends in `/v1`.
+
+    Raises `ServeError` for an answer that is none.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def asked(model: str, at_once: int, num: int) -> Load:
+        def body(number: int) -> dict[str, object]:
+            return chat_body(model, prompts[number], temperature=0, max_tokens=max_tokens, stream=True)
+
+        load = asyncio.run(press(url, body, clients=at_once, num_requests=num, headers=headers))
+        if set(load.statuses) != {200}:
+            raise ServeError(f"{model} at {url} answers {load.statuses}", "is it served? is the key right?")
+        return load
+
+    rows, first = [], {}
+    for model in models:
+        asked(model, 1, 1)  # warms it up
+        for at_once in clients:
+            load = asked(model, at_once, len(prompts))
+            texts = [each.text for each in load.seen]
+            same = sum(own == other for own, other in zip(texts, first.setdefault(at_once, texts), strict=True))
+            told = (load.tokens_per_s, load.median_first_s, load.median_s, load.acceptance_length)
+            rows.append(Row(model, at_once, *told, same / len(texts)))
+    return rows

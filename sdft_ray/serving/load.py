@@ -1,0 +1,142 @@
+"""Many clients of an OpenAI-compatible server at once, and what they see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One chat, as its client saw it: status (0: the connection broke), seconds, and what came."""
+
+    status: int
+    took_s: float
+    first_s: float = 0.0
+    """Until the first token; 0 without a stream."""
+    text: str = ""
+    num_events: int = 0
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.usage.get("completion_tokens", 0)
+
+    @property
+    def num_accepted(self) -> int:
+        """Tokens that a draft model proposed and the model accepted."""
+        return (self.usage.get("completion_tokens_details") or {}).get("accepted_prediction_tokens", 0)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A time under load."""
+
+    took_s: float
+    seen: Sequence[Seen]
+
+    @property
+    def good(self) -> list[Seen]:
+        return [each for each in self.seen if each.status == 200]
+
+    @property
+    def tokens_per_s(self) -> float:
+        return sum(each.num_tokens for each in self.good) / self.took_s
+
+    @property
+    def events_per_s(self) -> float:
+        return sum(each.num_events for each in self.good) / self.took_s
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(each.took_s for each in self.good)
+
+    @property
+    def median_first_s(self) -> float:
+        return statistics.median(each.first_s for each in self.good)
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Tokens per step of the model, its own among them; None without a draft model."""
+        written = sum(each.num_tokens for each in self.good)
+        accepted = sum(each.num_accepted for each in self.good)
+        return written / (written - accepted) if accepted else None
+
+    @property
+    def statuses(self) -> dict[int, int]:
+        return dict(Counter(each.status for each in self.seen))
+
+
+def chat_body(model: str, prompt: str, **other: Any) -> Body:
+    """A chat of one question; with `stream`, its usage is asked for as well."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], **other}
+    return {**body, "stream_options": {"include_usage": True}} if other.get("stream") else body
+
+
+async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> Seen:
+    """One chat, read to its end. `url` ends in `/v1`."""
+    began = time.perf_counter()
+    try:
+        async with session.post(f"{url}/chat/completions", json=body) as answer:
+            if answer.status != 200:
+                await answer.read()
+                return Seen(answer.status, time.perf_counter() - began)
+            if not body.get("stream"):
+                told = await answer.json()
+                text = told["choices"][0]["message"]["content"]
+                return Seen(200, time.perf_counter() - began, 0.0, text, 1, told["usage"])
+            return await _streamed(answer, began)
+    except (aiohttp.ClientError, ConnectionError, TimeoutError, json.JSONDecodeError, KeyError, TypeError):
+        return Seen(0, time.perf_counter() - began)
+
+
+async def _streamed(answer: aiohttp.ClientResponse, began: float) -> Seen:
+    first_s, events = 0.0, []
+    async for line in answer.content:
+        if line.startswith(b"data: {"):
+            events.append(line)
+            if not first_s and b'"content": ""' not in line and b'"content":""' not in line:
+                first_s = time.perf_counter() - began
+    took_s = time.perf_counter() - began  # what follows is our own work
+    told = [json.loads(line[6:]) for line in events]
+    text = "".join(choice["delta"].get("content") or "" for event in told for choice in event["choices"])
+    return Seen(200, took_s, first_s, text, len(events), told[-1]["usage"])
+
+
+async def press(
+    url: str,
+    body_of: Callable[[int], Body],
+    *,
+    clients: int,
+    seconds: float = float("inf"),
+    num_requests: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Load:
+    """Keep `clients` requests under way for about `seconds`, or until `num_requests` are answered.
+
+    `body_of` makes the body of request n, 0-based. Each client asks again when it has its answer.
+    """
+    limits = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(connector=limits, timeout=timeout, headers=headers) as session:
+        seen: dict[int, Seen] = {}
+        numbers = iter(range(num_requests if num_requests is not None else 10**9))
+        began = time.perf_counter()
+
+        async def client() -> None:
+            while time.perf_counter() - began < seconds and (number := next(numbers, None)) is not None:
+                seen[number] = await ask(session, url, body_of(number))
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        took_s = time.perf_counter() - began
+    return Load(took_s, [seen[number] for number in sorted(seen)])
