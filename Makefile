@@ -56,13 +56,15 @@ quickstart: install
 	@$(BIN)/sdft lab export $(LAB) --quiet
 	@$(BIN)/sdft compress $(LAB)/quickstart.yaml --store $(STORE) --name quickstart
 
-# Two processes share the tests. Those that start engines or Ray come last: they wait a lot and may do it together.
+# Two processes share the tests. Those that start engines or Ray come last: they wait a lot and may do it together,
+# but for services, whose engines need the whole machine.
 test: dev
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
 	$(MAKE) --no-print-directory fast
-	$(BIN)/pytest -n 2 --dist loadfile -m "slow or ray"
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow or ray" --ignore=tests/serve
+	$(BIN)/pytest -m "slow or ray" tests/serve
 endif
 
 fast: dev

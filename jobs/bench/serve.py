@@ -54,9 +54,8 @@ ENVIRONMENT = {
 }
 
 
-def peer_command(port: int, folder: Path) -> list[str]:
+def peer_command(port: int) -> list[str]:
     """vLLM's OpenAI server with our engine arguments."""
-    del folder
     named = {
         "model": TEACHER, "served-model-name": MODEL, "host": "127.0.0.1", "port": port, "dtype": "auto",
         "kv-cache-memory-bytes": KV_CACHE_BYTES, "max-num-seqs": MAX_SEQUENCES, "max-logprobs": 20,
@@ -67,21 +66,21 @@ def peer_command(port: int, folder: Path) -> list[str]:
     return [sys.executable, "-m", module, *options, "--enforce-eager", "--disable-uvicorn-access-log"]
 
 
-def our_command(port: int, folder: Path) -> list[str]:
+def our_command(port: int, folder: Path, **limits: Any) -> list[str]:
     """`sdft serve`."""
     engine = {"max_sequences": MAX_SEQUENCES, "kv_cache_bytes": KV_CACHE_BYTES}
-    settings = {"models": [{"name": MODEL, "source": str(TEACHER), "engine": engine}]}
+    settings = {"models": [{"name": MODEL, "source": str(TEACHER), "engine": engine}], "limits": limits}
     (folder / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")
     command = [sys.executable, "-m", "sdft_ray.cli", "serve", "--config", str(folder / "settings.yaml")]
     return [*command, "--port", str(port), "--store", str(folder / "store")]
 
 
 @contextmanager
-def server(kind: str) -> Iterator[tuple[str, psutil.Process, float]]:
+def server(kind: str, **limits: Any) -> Iterator[tuple[str, psutil.Process, float]]:
     """A running server: address, process, seconds until it was ready."""
     with tempfile.TemporaryDirectory() as place:
         (port,), folder = free_ports(1), Path(place)
-        command = (our_command if kind == "ours" else peer_command)(port, folder)
+        command = our_command(port, folder, **limits) if kind == "ours" else peer_command(port)
         url, began = f"http://127.0.0.1:{port}", time.monotonic()
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log, cwd=folder)

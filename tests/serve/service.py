@@ -16,7 +16,7 @@ import httpx
 
 from sdft_ray.serving.front import free_ports
 
-START_S = 240
+START_S = 480
 
 
 @dataclass(frozen=True)

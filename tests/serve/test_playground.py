@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import threading
@@ -79,16 +80,13 @@ def scripted(answer: str | Callable[[Ask], str], delay_s: float) -> ScriptedEngi
 
 
 @contextmanager
-def playground(
-    engines: dict[str, ScriptedEngine],
-    keys: tuple[Key, ...] = (),
-    admission: Callable[[], Admission] = lambda: Admission(8, 8),
-) -> Iterator[Playground]:
+def playground(engines: dict[str, ScriptedEngine], keys: tuple[Key, ...] = ()) -> Iterator[Playground]:
     """The application on a port of its own. Without keys anyone may ask."""
     tokenizer = load_tokenizer(TEACHER)
     chat = ChatFormat(tokenizer)
     models = {
-        name: Served(name, engine, tokenizer, chat, admission(), facts=FACTS[name]) for name, engine in engines.items()
+        name: Served(name, engine, tokenizer, chat, Admission(8, 8), facts=FACTS.get(name, {}))
+        for name, engine in engines.items()
     }
     settings = ServeSettings(models=tuple(ServedModel(name=name, source=name) for name in models))
     service = Service(models, settings.limits)
@@ -193,11 +191,11 @@ def test_two_answers_stream_at_once(page: Any, both: Playground) -> None:
     expect(page.locator("#status")).to_contain_text("times as many tokens per second as teacher")
     expect(page.get_by_role("status")).to_have_text(page.locator("#status").inner_text())
     fast, slow = (float(figure(page, model, "rate")) for model in ("student", "teacher"))
-    assert 1 / 0.04 >= fast > 1.5 * slow
-    assert 1 / 0.12 >= slow > 2
+    assert 1.5 / 0.04 > fast > 1.3 * slow
+    assert slow < 1.5 / 0.12
     first_ms, told = figure(page, "teacher", "first").split("\u202f")
     assert told == "ms"
-    assert 120 <= int(first_ms) < 2000
+    assert int(first_ms) >= 120
 
 
 def test_an_answer_may_be_stopped_and_stays(page: Any, both: Playground) -> None:
@@ -305,7 +303,7 @@ def test_what_fails_in_one_column_leaves_the_other_alone(page: Any, both: Playgr
     expect(column(page, "teacher").locator(".trouble")).to_be_hidden()
     trouble = column(page, "student").locator(".trouble")
     expect(trouble).to_contain_text("The engine is being started anew. Try again in 10\u202fs.")
-    expect(page.locator("#status")).to_have_text("student failed: see there. teacher is done.")
+    expect(page.locator("#status")).to_have_text("student failed: the column says why. teacher is done.")
     both.engines["student"].died = None
     trouble.get_by_role("button", name="Try again").click()
     expect(column(page, "student").locator(".text")).to_have_text(HENS)
@@ -355,9 +353,11 @@ def test_a_service_that_is_gone_is_told_with_a_way_on(page: Any, both: Playgroun
     page.route("**/v1/**", lambda route: route.fulfill(status=502, body="<html>bad gateway</html>"))
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#notice")).to_contain_text("The service answers with status 502.")
+    expect(page.get_by_role("button", name="Try again")).to_be_focused()
     page.unroute_all()
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#notice")).to_be_hidden()
+    expect(page.get_by_label("Prompt")).to_be_focused()
     page.get_by_label("Prompt").fill("How many?")
     page.route("**/v1/chat/**", lambda route: route.fulfill(body='data: {"choices":[{"delta":{"content":"Se"}}]}\n\n'))
     page.get_by_role("button", name="Send").click()
@@ -395,18 +395,35 @@ def test_the_keyboard_is_enough(page: Any, both: Playground) -> None:
     assert len(both.engines["teacher"].asked) == 1
 
 
-@pytest.mark.parametrize("width", [360, 700, 1600])
+def test_what_a_draft_model_was_worth_is_told(page: Any, both: Playground) -> None:
+    counted = {"accepted_prediction_tokens": 6, "rejected_prediction_tokens": 2}
+    usage = {"prompt_tokens": 1200, "completion_tokens": 9, "completion_tokens_details": counted}
+    told = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n"
+    page.goto(both.url)
+    page.get_by_label("Prompt").fill("How many?")
+    page.route("**/v1/chat/**", lambda route: route.fulfill(body=told))
+    page.get_by_role("button", name="Send").click()
+    expect(column(page, "student").locator('[data-part="beside"]')).to_have_text(
+        "prompt 1,200, 75\u202f% of drafts right"
+    )
+    assert figure(page, "student", "tokens") == "9"
+    assert figure(page, "student", "rate") == "–"
+
+
+@pytest.mark.parametrize("width", [360, 700, 800, 1600])
 def test_nothing_is_wider_than_the_window(page: Any, width: int) -> None:
     long_name = "organisation/" + "Long-Model-Name-" * 6
-    FACTS[long_name] = {**FACTS["student"], "draft": "artifact/" + "0123456789abcdef" * 5}
     engines = {"teacher": scripted("x" * 400, 0), long_name: scripted(HOSTILE * 5, 0)}
     page.set_viewport_size({"width": width, "height": 740})
     with playground(engines) as found:
+        found.service.models[long_name].facts = {**FACTS["student"], "draft": "artifact/" + "0123456789abcdef" * 5}
         page.goto(found.url)
         page.get_by_role("button", name="Sort a list").click()
         page.get_by_role("button", name="Send").click()
         expect(page.locator("#status")).to_contain_text("Both are done")
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        room = "[...document.querySelectorAll('.figure')].map((each) => each.clientWidth - each.scrollWidth)"
+        assert min(page.evaluate(room)) >= 0, "figures run into each other"
         boxes = [column(page, name).bounding_box() for name in ("teacher", long_name)]
         assert (boxes[0]["x"] == boxes[1]["x"]) == (width < 720)
 
