@@ -68,7 +68,7 @@ def build_app(
 
 
 def _add_routes(app: FastAPI, service: Service, is_ready: Callable[[], bool], registry: CollectorRegistry) -> None:
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def page() -> HTMLResponse:
         text = files("sdft_ray.serving").joinpath("playground.html").read_text(encoding="utf-8")
         return HTMLResponse(text, headers=_PAGE_HEADERS)
@@ -98,11 +98,11 @@ def _add_routes(app: FastAPI, service: Service, is_ready: Callable[[], bool], re
 
     @app.get("/v1/models")
     def models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": [model.card for model in service.visible(_key(request))]}
+        return {"object": "list", "data": [service.card(model) for model in service.visible(_key(request))]}
 
     @app.get("/v1/models/{name:path}")
     def model(name: str, request: Request) -> dict[str, Any]:
-        return service.find(name, _key(request)).card
+        return service.card(service.find(name, _key(request)))
 
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
     async def chat(request: Request) -> Response:
@@ -315,6 +315,7 @@ _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
 }
 
 _ERRORS = {

@@ -38,12 +38,6 @@ class Served:
     tokenizing: threading.Lock = field(default_factory=threading.Lock)
     """Held by whoever tokenizes: see `Service._tokenize`."""
 
-    @property
-    def card(self) -> dict[str, Any]:
-        """The model as `/v1/models` lists it."""
-        told = {"id": self.name, "object": "model", "created": self.created, "owned_by": "sdft_ray"}
-        return {**told, "max_model_len": self.engine.max_model_tokens, **self.facts}
-
 
 @dataclass
 class Call:
@@ -77,6 +71,12 @@ class Service:
     def visible(self, key: Key) -> list[Served]:
         """The models that a key may ask."""
         return [model for model in self.models.values() if key.may_ask(model.name)]
+
+    def card(self, model: Served) -> dict[str, Any]:
+        """The model as `/v1/models` lists it."""
+        told = {"id": model.name, "object": "model", "created": model.created, "owned_by": "sdft_ray"}
+        limits = {"max_model_len": model.engine.max_model_tokens, "max_output_tokens": self._most(model)}
+        return {**told, **limits, "has_chat": model.chat is not None, **model.facts}
 
     def find(self, name: str, key: Key) -> Served:
         """Raises `ApiError` 404 for a model that is not there, or not for this key."""

@@ -16,6 +16,8 @@ from sdft_ray.serving.settings import ServedModel
 from sdft_ray.store.store import Store
 
 ROLES = ("teacher", "pruned", "patched")
+_STAGE_ROLES = {"prune": "pruned", "patch": "patched", "correct": "teacher"}
+"""What the models of a stage are; of all others, students."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
             f"{source!r} is no run, no artifact and no directory (runs in {store.url}: {known})",
             "give NAME, NAME:teacher, STAGE/ADDRESS or a directory",
         )
-    return store.path(manifest.address), manifest.address, {"role": manifest.stage}
+    return store.path(manifest.address), manifest.address, {"role": _STAGE_ROLES.get(manifest.stage, "student")}
 
 
 def _open(store: Store, name: str) -> Run:

@@ -112,7 +112,7 @@ def test_an_artifact_is_served_by_its_address(model: Path, store: Store) -> None
     made = commit(store, "prune", model)
     located = locate(made.address, store)
     assert located.directory == store.path(made.address)
-    assert (located.address, located.facts["role"]) == (made.address, "prune")
+    assert (located.address, located.facts["role"]) == (made.address, "pruned")
     (asked,) = named((made.address,), store)
     assert asked.source == made.address
 
