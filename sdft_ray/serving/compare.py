@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from sdft_ray.errors import ServeError
 from sdft_ray.serving.load import Load, chat_body, press
 
@@ -34,7 +36,7 @@ class Row:
     median_first_s: float
     median_s: float
     acceptance_length: float | None
-    """Tokens per step of a model with a draft model, at most the draft's tokens and one; None without."""
+    """Tokens per step of a model with a draft model: its own, and what it accepted of the draft's. None without."""
     same_share: float
     """Share of the answers that are word for word those of the first model."""
 
@@ -75,6 +77,7 @@ def compare(
     Raises `ServeError` for an answer that is none.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    num_drafted = _num_drafted(url, headers)
 
     def asked(model: str, at_once: int, num: int) -> Load:
         def body(number: int) -> dict[str, object]:
@@ -92,6 +95,20 @@ def compare(
             load = asked(model, at_once, len(prompts))
             texts = [each.text for each in load.seen]
             same = sum(own == other for own, other in zip(texts, first.setdefault(at_once, texts), strict=True))
-            told = (load.tokens_per_s, load.median_first_s, load.median_s, load.acceptance_length)
+            drafted, share = num_drafted.get(model), load.accepted_share
+            length = None if drafted is None or share is None else 1 + drafted * share
+            told = (load.tokens_per_s, load.median_first_s, load.median_s, length)
             rows.append(Row(model, at_once, *told, same / len(texts)))
     return rows
+
+
+def _num_drafted(url: str, headers: dict[str, str]) -> dict[str, int]:
+    """Tokens that a model's draft proposes at a time, where the server tells it."""
+    try:
+        answer = httpx.get(f"{url}/models", headers=headers, timeout=30)
+        answer.raise_for_status()
+        return {card["id"]: card["num_draft_tokens"] for card in answer.json()["data"] if card.get("num_draft_tokens")}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as reason:
+        raise ServeError(
+            f"cannot ask {url}/models: {reason}", "check the URL, which ends in /v1, and the key"
+        ) from None

@@ -69,7 +69,8 @@ class ModelService:
         limits = self._settings.limits
         admission = Admission(limits.max_running, limits.max_queued)
         name = (located.address or str(located.directory)).rpartition("/")[2]
-        facts = {**located.facts, "address": located.address, "draft": model.draft.source if model.draft else None}
+        drafted = {"draft": model.draft.source, "num_draft_tokens": model.draft.num_tokens} if model.draft else {}
+        facts = {**located.facts, "address": located.address, **drafted}
         return Served(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
 
     async def __serve_build_asgi_app__(self) -> Any:

@@ -32,10 +32,9 @@ class Seen:
     def num_tokens(self) -> int:
         return self.usage.get("completion_tokens", 0)
 
-    @property
-    def num_accepted(self) -> int:
-        """Tokens that a draft model proposed and the model accepted."""
-        return (self.usage.get("completion_tokens_details") or {}).get("accepted_prediction_tokens", 0)
+    def predicted(self, kind: str) -> int:
+        """Tokens of a draft model that were `accepted` or `rejected`."""
+        return (self.usage.get("completion_tokens_details") or {}).get(f"{kind}_prediction_tokens", 0)
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,10 @@ class Load:
         return statistics.median(each.first_s for each in self.good)
 
     @property
-    def acceptance_length(self) -> float | None:
-        """Tokens per step of the model, its own among them; None without a draft model."""
-        written = sum(each.num_tokens for each in self.good)
-        accepted = sum(each.num_accepted for each in self.good)
-        return written / (written - accepted) if accepted else None
+    def accepted_share(self) -> float | None:
+        """Share of a draft model's tokens that the model accepted; None without one."""
+        accepted, rejected = (sum(each.predicted(kind) for each in self.good) for kind in ("accepted", "rejected"))
+        return accepted / (accepted + rejected) if accepted + rejected else None
 
     @property
     def statuses(self) -> dict[int, int]:

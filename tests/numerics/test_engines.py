@@ -65,7 +65,7 @@ def check_greedy_answers(engine: Engine, model: Any) -> None:
         assert sum(piece.num_tokens for piece in pieces) == len(expected)
         assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
         assert pieces[-1].finish_reason == ("length" if len(expected) == 40 else "stop")
-        assert (len(pieces) > 5) == ask.stream
+        assert ask.stream or len(pieces) == 1  # a reader who lags behind gets several tokens at once
 
 
 def check_log_probabilities(engine: Engine, model: Any) -> None:
