@@ -18,7 +18,8 @@ from sdft_ray.serving.settings import Access, ServeSettings
 from sdft_ray.serving.sources import locate
 from sdft_ray.store.store import Store
 
-_QUIET = {
+_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # by default 15: whatever else runs here would come before who waits for an answer
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -79,7 +80,7 @@ def service(settings: ServeSettings, door: Door, resources: Resources) -> Iterat
     folder = Path(tempfile.mkdtemp(prefix="sdft-"))
     try:
         os.environ.update(environment(door, folder, drain_s=settings.replicas.drain_s))
-        for name, value in _QUIET.items():
+        for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         with _running(settings, door, resources):
             yield
