@@ -1,4 +1,4 @@
-"""`sdft serve` and `sdft keys`."""
+"""Commands of the service: `sdft serve`, `keys`, `evaluate`, `bench-serve`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sdft_ray.errors import ServeError
 
+if TYPE_CHECKING:
+    from sdft_ray.serving.settings import ServeSettings
+
 keys = typer.Typer(no_args_is_help=True, help="API keys of a service: made once, kept as hashes.")
 
+EndpointKeyOpt = Annotated[
+    str, typer.Option("--key-variable", metavar="NAME", help="Environment variable with the API key.")
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
 KeysOpt = Annotated[Path, typer.Option("--keys", metavar="FILE", help="Key file.")]
 _KEYS = Path("keys.yaml")
 
@@ -32,7 +39,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback want keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.")] = 8000,
-    engine: Annotated[str, typer.Option(help="vllm, or transformers where vLLM does not run.")] = "vllm",
+    engine: Annotated[
+        Literal["vllm", "transformers"], typer.Option(help="transformers is for where vLLM does not run.")
+    ] = "vllm",
     draft: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Serve each model once more with this one as its draft.")
     ] = None,
@@ -50,6 +59,7 @@ def serve(
 ) -> None:
     """Serve models over HTTP with OpenAI's API, and a page to try them side by side. Ctrl-C ends it in good order."""
     import tempfile
+    import time
 
     from sdft_ray.resources import Resources
     from sdft_ray.serving.front import Door, joined_certificate
@@ -63,19 +73,20 @@ def serve(
         door = Door(host, port, pem)
         settings = _settings(sources or [], config, store, engine, draft, key_file, allow_anonymous)
         typer.echo(f"starting {', '.join(model.name for model in settings.models)} ...", err=True)
-        stopping = threading.Event()
+        stopping, began = threading.Event(), time.monotonic()
         with service(settings, door, Resources()):
-            print_service(settings, door.url)
+            print_service(settings, door.url, time.monotonic() - began)
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: stopping.set())
             stopping.wait()
-            typer.echo("finishing what is under way ...", err=True)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            typer.echo("finishing what is under way (Ctrl-C again: at once) ...", err=True)
 
 
 def _settings(
     sources: list[str], config: Path | None, store: str | None, engine: str, draft: str | None,
     key_file: Path | None, allow_anonymous: bool,
-):  # fmt: skip
+) -> ServeSettings:  # fmt: skip
     from sdft_ray.serving.settings import Draft, ServeSettings
     from sdft_ray.serving.sources import named
     from sdft_ray.store.store import Store
@@ -172,8 +183,8 @@ def evaluate(
     num_fewshot: Annotated[int | None, typer.Option(help="Examples in each prompt. [default: the task's own]")] = None,
     chat_template: Annotated[bool, typer.Option(help="Ask in the model's chat format.")] = True,
     num_concurrent: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
-    key_variable: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "SDFT_API_KEY",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    key_variable: EndpointKeyOpt = "SDFT_API_KEY",
+    as_json: JsonOpt = False,
 ) -> None:
     """Score a served model with lm-eval, as a recipe's step `evaluate` scores one in process."""
     from sdft_ray.evaluation.endpoint import Endpoint, evaluate_endpoint
@@ -194,8 +205,8 @@ def bench_serve(
     ] = None,
     clients: Annotated[list[int] | None, typer.Option(min=1, help="Requests at a time; repeat. [default: 1]")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
-    key_variable: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "SDFT_API_KEY",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    key_variable: EndpointKeyOpt = "SDFT_API_KEY",
+    as_json: JsonOpt = False,
 ) -> None:
     """Compare served models on the same prompts: teacher, student, teacher with the student as its draft."""
     from sdft_ray.serving.compare import PROMPTS, compare, read_prompts

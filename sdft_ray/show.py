@@ -235,7 +235,7 @@ def train_teacher(directory: Path, num_threads: int) -> bool:
     return print_gates(directory, as_json=False)
 
 
-def print_service(settings: ServeSettings, url: str) -> None:
+def print_service(settings: ServeSettings, url: str, took_s: float) -> None:
     """What is served where, and how to ask it."""
     console = _console()
     table = _plain_table("model", "source", "engine", "draft")
@@ -246,7 +246,8 @@ def print_service(settings: ServeSettings, url: str) -> None:
         "" if settings.access.allow_anonymous or not settings.access.keys_file else " -H 'Authorization: Bearer sk-...'"
     )
     body = json.dumps({"model": settings.models[0].name, "messages": [{"role": "user", "content": "Hello"}]})
-    console.print(f"\nReady at [bold]{url}[/] (a page to try it), OpenAI's API at {url}/v1", soft_wrap=True)
+    told = f"(a page to try it) after {took_s:.0f} s, OpenAI's API at {url}/v1"
+    console.print(f"\nReady at [bold]{url}[/] {told}", soft_wrap=True)
     console.print(
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         soft_wrap=True,

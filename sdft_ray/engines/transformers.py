@@ -22,7 +22,7 @@ from torch import Tensor
 from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.engines.ask import Ask, EngineDiedError, FinishReason, Piece, TokenScore
 from sdft_ray.engines.settings import EngineSettings
-from sdft_ray.generation.decoding import batch_steps, choose_tokens
+from sdft_ray.generation.decoding import batch_steps, choose_tokens, end_token_ids
 from sdft_ray.models.loading import load_model
 
 
@@ -35,9 +35,7 @@ class TransformersEngine:
         self.max_model_tokens: int = settings.max_model_tokens or config.max_position_embeddings
         self.vocab_size: int = config.vocab_size
         self._max_sequences = settings.max_sequences
-        ends = model.generation_config.eos_token_id
-        own = [ends] if isinstance(ends, int) else list(ends or [])
-        self._end_ids = {*own, tokenizer.eos_token_id} - {None}
+        self._end_ids = end_token_ids(model, tokenizer)
         self._waiting: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
         self._dead: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="transformers-engine", daemon=True)

@@ -61,6 +61,13 @@ def choose_tokens(logits_BV: Tensor, params: Truncation, noise: Sequence[torch.G
     return (kept_logits(logits_BV, params) + gumbel_BV).argmax(dim=-1)
 
 
+def end_token_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer, by the model's generation settings and its tokenizer."""
+    ends = model.generation_config.eos_token_id
+    own = [ends] if isinstance(ends, int) else list(ends or [])
+    return {*own, tokenizer.eos_token_id} - {None}
+
+
 def left_padded(prompts_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, both B x T int64, every prompt ending in the last column."""
     longest = max(len(ids) for ids in prompts_ids)

@@ -36,6 +36,7 @@ class TransformersSampler(LocalSampler):
         `max_sequences` are as for `VllmSampler`.
         """
         from sdft_ray.data.chat import load_tokenizer
+        from sdft_ray.generation.decoding import end_token_ids
         from sdft_ray.models.loading import load_model
 
         super().__init__(load_tokenizer(Path(model_dir)))
@@ -45,9 +46,7 @@ class TransformersSampler(LocalSampler):
         self.max_model_tokens = max_model_tokens or config.max_position_embeddings
         self.vocab_size = config.vocab_size
         self._max_sequences = max_sequences
-        ends = self._model.generation_config.eos_token_id
-        own = [ends] if isinstance(ends, int) else list(ends or [])
-        self._end_ids = {*own, self._tokenizer.eos_token_id} - {None}
+        self._end_ids = end_token_ids(self._model, self._tokenizer)
         self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="transformers", daemon=True)
         self._thread.start()

@@ -22,6 +22,7 @@ import yaml
 from pydantic import AwareDatetime, Field, ValidationError
 
 from sdft_ray.errors import ServeError
+from sdft_ray.serving.settings import Access
 from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, parse_yaml
 
 log = logging.getLogger(__name__)
@@ -120,9 +121,7 @@ class KeyRing:
         self._filed: tuple[Key, ...] = ()
         if path is not None:
             self._stamp = _stamp_of(path)
-            if self._stamp is None:
-                raise ServeError(f"there is no key file {path}", "make one with `sdft keys new`")
-            self._filed = parse_keys(_text(path), str(path))
+            self._filed = read_keys(path)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -206,10 +205,23 @@ def _write(path: Path, keys: tuple[Key, ...]) -> None:
     beside.replace(path)
 
 
-def key_ring(path: Path | None, variable: str, *, allow_anonymous: bool) -> KeyRing:
+def key_ring(access: Access) -> KeyRing:
     """The keys that settings name. Raises `ServeError`."""
-    value = os.environ.get(variable, "")
-    return KeyRing(path, keys_in_environment(value, f"${variable}"), allow_anonymous=allow_anonymous)
+    path, variable = Path(access.keys_file) if access.keys_file else None, access.keys_variable
+    fixed = keys_in_environment(os.environ.get(variable, ""), f"${variable}")
+    return KeyRing(path, fixed, allow_anonymous=access.allow_anonymous)
+
+
+def check_closed(access: Access) -> None:
+    """Raise `ServeError` for a service that others can reach and that names neither keys nor leave to do without.
+
+    Whether the keys are there is for replicas to see, which refuse everyone while they are not.
+    """
+    if access.keys_file is None and not os.environ.get(access.keys_variable) and not access.allow_anonymous:
+        raise ServeError(
+            "the service would be open, or closed to everyone: it names no keys",
+            f"set access.keys_file or ${access.keys_variable}, or access.allow_anonymous: true",
+        )
 
 
 def _stamp_of(path: Path) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from sdft_ray.engines.ask import Ask, Engine
 from sdft_ray.errors import ModelError
-from sdft_ray.serving.access import key_ring
+from sdft_ray.serving.access import check_closed, key_ring
 from sdft_ray.serving.admission import Admission
 from sdft_ray.serving.http import build_app
 from sdft_ray.serving.metrics import ALL, SECONDS, Metric
@@ -35,10 +35,9 @@ class ModelService:
 
     async def __init__(self, plain: dict[str, Any]) -> None:
         self._settings = ServeSettings.parse(plain, "the settings of the service")
-        self._keys = keys_of(self._settings)
+        self._keys = key_ring(self._settings.access)
         store = Store(self._settings.store or ".sdft")
         self._models: dict[str, Served] = {}
-        self.phases: dict[str, dict[str, float]] = {}
         for model in self._settings.models:
             self._models[model.name] = await self._load(model, store)
         self._service = Service(self._models, self._settings.limits)
@@ -62,20 +61,18 @@ class ModelService:
             chat = None
         await _answer_once(engine)
         answered = time.monotonic()
-        self.phases[model.name] = {
-            "check_s": checked - began, "engine_s": started - checked, "first_token_s": answered - started
-        }  # fmt: skip
-        log.info("model %s is ready: %s", model.name, self.phases[model.name])
+        phases = {"check_s": checked - began, "engine_s": started - checked, "first_token_s": answered - started}
+        log.info("model %s is ready: %s", model.name, phases)
         limits = self._settings.limits
         admission = Admission(limits.max_running, limits.max_queued)
         name = (located.address or str(located.directory)).rpartition("/")[2]
         drafted = {"draft": model.draft.source, "num_draft_tokens": model.draft.num_tokens} if model.draft else {}
-        facts = {**located.facts, "address": located.address, **drafted}
+        facts = {**located.facts, "address": located.address, **drafted, "cold_start": phases}
         return Served(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
 
     async def __serve_build_asgi_app__(self) -> Any:
         # The default registry holds vLLM's own figures too.
-        return build_app(self._service, self._keys, self._settings, lambda: True, REGISTRY, [RaySink()])
+        return build_app(self._service, self._keys, self._settings, REGISTRY, [RaySink()])
 
     def check_health(self) -> None:
         """Ray Serve starts a replica anew when this raises."""
@@ -134,15 +131,6 @@ async def _answer_once(engine: Engine) -> None:
         raise ModelError("the engine gives no token", "look at the replica's log") from None
 
 
-def keys_of(settings: ServeSettings) -> Any:
-    """The key ring that settings ask for. Raises `ServeError`."""
-    from pathlib import Path
-
-    access = settings.access
-    path = Path(access.keys_file) if access.keys_file else None
-    return key_ring(path, access.keys_variable, allow_anonymous=access.allow_anonymous)
-
-
 def application(settings: ServeSettings) -> serve.Application:
     """What `serve.run` and `serve deploy` take."""
     replicas, limits = settings.replicas, settings.limits
@@ -150,7 +138,11 @@ def application(settings: ServeSettings) -> serve.Application:
     if replicas.min != replicas.max:
         scaling = {
             "autoscaling_config": AutoscalingConfig(
-                min_replicas=replicas.min, max_replicas=replicas.max, target_ongoing_requests=replicas.target_ongoing
+                min_replicas=replicas.min,
+                max_replicas=replicas.max,
+                target_ongoing_requests=replicas.target_ongoing,
+                upscale_delay_s=replicas.scale_up_after_s,
+                downscale_delay_s=replicas.scale_down_after_s,
             )
         }
     actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus}
@@ -162,8 +154,19 @@ def application(settings: ServeSettings) -> serve.Application:
         ray_actor_options=actor,
         max_ongoing_requests=4 * (limits.max_running + limits.max_queued),
         graceful_shutdown_timeout_s=replicas.drain_s,
+        max_surge_percent=100 if replicas.surge else 0,
         health_check_period_s=5,
         logging_config=LoggingConfig(enable_access_log=False),
         **scaling,
     )
     return deployment.bind(settings.model_dump(mode="json"))
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """What `serve deploy serve/config.yaml` runs: the service of `sdft serve`, from the `args` in that file.
+
+    Raises `ServeError` for settings that cannot be meant, or that let in everyone without saying so.
+    """
+    settings = ServeSettings.parse(args, "args in the Serve config")
+    check_closed(settings.access)
+    return application(settings)

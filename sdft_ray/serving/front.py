@@ -13,9 +13,11 @@ import importlib.util
 import ipaddress
 import os
 import shlex
+import signal
 import socket
 import stat
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +137,42 @@ def front_script(binary: str, door: Door) -> str:
         f'for file in "$@"; do case "$file" in *.cfg) sed -i {sed} "$file" || exit 1;; esac; done\n'
         f'exec {shlex.quote(binary)} "$@"\n'
     )
+
+
+def drain(folder: Path, timeout_s: float) -> bool:
+    """Have HAProxy take no new connection, and wait until every request under way is answered. Whether all were.
+
+    Ray Serve's own shutdown ends HAProxy first and cuts them off. `folder` is that of `environment`.
+    """
+    found = [_pid_behind(admin) for admin in folder.glob("*/admin.sock")]  # in a folder named by the Ray node
+    running = [pid for pid in found if pid is not None]
+    for pid in running:
+        os.kill(pid, signal.SIGUSR1)
+    deadline = time.monotonic() + timeout_s
+    while running and time.monotonic() < deadline:
+        time.sleep(0.05)
+        running = [pid for pid in running if _is_running(pid)]
+    return not running
+
+
+def _pid_behind(admin_socket: Path) -> int | None:
+    """The HAProxy that listens there, if one does."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as admin:
+            admin.connect(str(admin_socket))
+            admin.sendall(b"show info\n")
+            told = b"".join(iter(lambda: admin.recv(2**16), b"")).decode()
+    except OSError:
+        return None
+    return next((int(line.removeprefix("Pid:")) for line in told.splitlines() if line.startswith("Pid:")), None)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def joined_certificate(certificate: Path, key: Path, folder: Path) -> Path:

@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from sdft_ray.engines.ask import EngineDiedError
 from sdft_ray.serving.access import ANONYMOUS, Key, KeyRing
-from sdft_ray.serving.metrics import Finished, Meters, PrometheusSink, Sink
+from sdft_ray.serving.metrics import Meters, PrometheusSink, Sink
 from sdft_ray.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
 from sdft_ray.serving.service import Call, Service
 from sdft_ray.serving.settings import ServeSettings
@@ -41,19 +41,17 @@ def build_app(
     service: Service,
     keys: KeyRing,
     settings: ServeSettings,
-    is_ready: Callable[[], bool],
     registry: CollectorRegistry | None = None,
     sinks: Sequence[Sink] = (),
 ) -> FastAPI:
-    """The application. `is_ready` says whether every model has answered once.
+    """The application; every model has answered once by now.
 
     Figures go to `registry`, which `/metrics` shows, and to `sinks`.
     """
     registry = registry or CollectorRegistry()
     meters = Meters(PrometheusSink(registry), *sinks)
     app = FastAPI(title="sdft_ray", version=version("sdft_ray"), docs_url=None, redoc_url=None)
-    app.state.service, app.state.keys, app.state.settings = service, keys, settings
-    _add_routes(app, service, is_ready, registry)
+    _add_routes(app, service, registry)
     _add_errors(app)
     app.add_middleware(_Gate, service=service, keys=keys, settings=settings, meters=meters)
     if settings.access.cors_origins:
@@ -67,27 +65,23 @@ def build_app(
     return app
 
 
-def _add_routes(app: FastAPI, service: Service, is_ready: Callable[[], bool], registry: CollectorRegistry) -> None:
+def _add_routes(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
+    text = files("sdft_ray.serving").joinpath("playground.html").read_text(encoding="utf-8")
+
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def page() -> HTMLResponse:
-        text = files("sdft_ray.serving").joinpath("playground.html").read_text(encoding="utf-8")
         return HTMLResponse(text, headers=_PAGE_HEADERS)
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> str:
         """The process answers, and no engine is known to be dead."""
-        try:
-            for model in service.models.values():
-                model.engine.check()
-        except EngineDiedError as reason:
-            raise ApiError(503, str(reason), code="engine_died") from None
+        _check_engines(service)
         return "ok"
 
     @app.get("/readyz", response_class=PlainTextResponse)
     def readyz() -> str:
-        """Every model has answered once."""
-        if not is_ready():
-            raise ApiError(503, "models are still being loaded", code="not_ready", retry_after_s=5)
+        """Every model has answered once: before that nobody listens here."""
+        _check_engines(service)
         return "ready"
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -113,6 +107,14 @@ def _add_routes(app: FastAPI, service: Service, is_ready: Callable[[], bool], re
         return await _answered(request, CompletionRequest, service.complete)
 
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+
+
+def _check_engines(service: Service) -> None:
+    try:
+        for model in service.models.values():
+            model.engine.check()
+    except EngineDiedError as reason:
+        raise ApiError(503, str(reason), code="engine_died", retry_after_s=10) from None
 
 
 async def _answered(request: Request, kind: Any, answer: Callable[[Any, Call], Awaitable[Any]]) -> Response:
@@ -213,28 +215,16 @@ class _Gate:
         finally:
             status, took_s = status or 500, time.monotonic() - call.began
             if scope["path"] not in ("/healthz", "/readyz", "/metrics"):
-                self._count(scope["path"], status, call, took_s)
+                path = scope["path"] if scope["path"] in _PATHS else ""
+                model = self._service.models.get(call.model)
+                self._meters.finished(path, model.name if model else "", status, took_s, call)
+                if model:
+                    self._meters.load(model.name, model.admission.running, model.admission.queued)
                 log.info(
                     "%s %s %d key=%s model=%s prompt=%d answer=%d waited=%.3fs took=%.3fs",
                     scope["method"], _plain(scope["path"]), status, call.key.id, _plain(call.model),
                     call.num_prompt, call.num_answer, call.waited_s, took_s,
                 )  # fmt: skip
-
-    def _count(self, path: str, status: int, call: Call, took_s: float) -> None:
-        """Labels never hold what a client wrote."""
-        model = self._service.models.get(call.model)
-        path = path if path in _PATHS else ""
-        told = (
-            call.num_prompt,
-            call.num_answer,
-            call.waited_s,
-            call.first_token_s,
-            call.num_proposed,
-            call.num_accepted,
-        )
-        self._meters.finished(Finished(path, status, took_s, model.name if model else "", *told))
-        if model:
-            self._meters.load(model.name, model.admission.running, model.admission.queued)
 
     def _identify(self, scope: Any) -> Key:
         given = dict(scope["headers"]).get(b"authorization")

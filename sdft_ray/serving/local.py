@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 from sdft_ray.errors import ServeError
 from sdft_ray.resources import Resources
 from sdft_ray.serving.access import key_ring
-from sdft_ray.serving.front import Door, environment
-from sdft_ray.serving.settings import Access, ServeSettings
+from sdft_ray.serving.front import Door, drain, environment
+from sdft_ray.serving.settings import ServeSettings
 from sdft_ray.serving.sources import locate
 from sdft_ray.store.store import Store
+
+log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # by default 15: whatever else runs here would come before who waits for an answer
@@ -33,9 +36,7 @@ def closed(settings: ServeSettings, door: Door) -> ServeSettings:
     Raises `ServeError` for a service beyond loopback that has neither keys nor leave to do without.
     """
     access = settings.access
-    path = Path(access.keys_file) if access.keys_file else None
-    keys = key_ring(path, access.keys_variable, allow_anonymous=access.allow_anonymous).keys
-    if keys or access.allow_anonymous or (path is not None and door.is_loopback):
+    if key_ring(access).keys or access.allow_anonymous or (access.keys_file and door.is_loopback):
         return settings
     if not door.is_loopback:
         raise ServeError(
@@ -44,18 +45,6 @@ def closed(settings: ServeSettings, door: Door) -> ServeSettings:
         )
     local = access.model_copy(update={"allow_anonymous": True, "local_hosts_only": True})
     return settings.model_copy(update={"access": local})
-
-
-def check_closed(access: Access) -> None:
-    """Raise `ServeError` for a service that others can reach and that names neither keys nor leave to do without.
-
-    Whether the keys are there is for replicas to see, which refuse everyone while they are not.
-    """
-    if access.keys_file is None and not os.environ.get(access.keys_variable) and not access.allow_anonymous:
-        raise ServeError(
-            "the service would be open, or closed to everyone: it names no keys",
-            f"set access.keys_file or ${access.keys_variable}, or access.allow_anonymous: true",
-        )
 
 
 def check(settings: ServeSettings, door: Door) -> ServeSettings:
@@ -84,6 +73,8 @@ def service(settings: ServeSettings, door: Door, resources: Resources) -> Iterat
             os.environ.setdefault(name, value)
         with _running(settings, door, resources):
             yield
+            if not drain(folder, settings.replicas.drain_s):
+                log.warning("some requests were not done after %g s", settings.replicas.drain_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -97,7 +88,8 @@ def _running(settings: ServeSettings, door: Door, resources: Resources) -> Itera
     from sdft_ray.stages.session import native_errors_muted, ray_session
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    with ray_session(resources):
+    with ExitStack() as ending:
+        ending.enter_context(ray_session(resources))
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
         serve.start(http_options={"host": "127.0.0.1", "port": door.port}, logging_config=quiet)
         try:
@@ -107,8 +99,10 @@ def _running(settings: ServeSettings, door: Door, resources: Resources) -> Itera
         try:
             yield
         finally:
-            with native_errors_muted():  # of actors that are killed because they have nothing left to do
+            # Ray's last words are about actors that were killed as they should be.
+            with native_errors_muted(), redirect_stdout(io.StringIO()):
                 serve.shutdown()
+                ending.close()
 
 
 def _cause(reason: RuntimeError) -> str:

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from sdft_ray.serving.service import Call
+
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -67,44 +69,28 @@ class PrometheusSink:
 _ACTS = {"counter": "inc", "gauge": "set", "histogram": "observe"}
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What is known of a request when it is over."""
-
-    path: str
-    status: int
-    took_s: float
-    model: str = ""
-    num_prompt: int = 0
-    num_answer: int = 0
-    waited_s: float = 0.0
-    first_token_s: float | None = None
-    num_proposed: int = 0
-    num_accepted: int = 0
-
-
 class Meters:
     """All sinks together."""
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
 
-    def finished(self, request: Finished) -> None:
-        """Count a request that is over."""
-        labels = {"model": request.model}
-        self._put(REQUESTS, 1, {**labels, "path": request.path, "status": str(request.status)})
-        if not request.model:
+    def finished(self, path: str, model: str, status: int, took_s: float, call: Call) -> None:
+        """Count a request that is over. `path` and `model` are names of ours, or "" for what a client made up."""
+        labels = {"model": model}
+        self._put(REQUESTS, 1, {**labels, "path": path, "status": str(status)})
+        if not model:
             return
-        self._put(SECONDS_TAKEN, request.took_s, labels)
-        if request.num_answer:
-            self._put(TOKENS, request.num_prompt, {**labels, "kind": "prompt"})
-            self._put(TOKENS, request.num_answer, {**labels, "kind": "answer"})
-            self._put(WAITED, request.waited_s, labels)
-        if request.num_proposed:
-            self._put(DRAFTED, request.num_accepted, {**labels, "kind": "accepted"})
-            self._put(DRAFTED, request.num_proposed - request.num_accepted, {**labels, "kind": "rejected"})
-        if request.first_token_s is not None:
-            self._put(FIRST_TOKEN, request.first_token_s, labels)
+        self._put(SECONDS_TAKEN, took_s, labels)
+        if call.num_answer:
+            self._put(TOKENS, call.num_prompt, {**labels, "kind": "prompt"})
+            self._put(TOKENS, call.num_answer, {**labels, "kind": "answer"})
+            self._put(WAITED, call.waited_s, labels)
+        if call.num_proposed:
+            self._put(DRAFTED, call.num_accepted, {**labels, "kind": "accepted"})
+            self._put(DRAFTED, call.num_proposed - call.num_accepted, {**labels, "kind": "rejected"})
+        if call.first_token_s is not None:
+            self._put(FIRST_TOKEN, call.first_token_s, labels)
 
     def load(self, model: str, running: int, queued: int) -> None:
         """How busy a model is."""

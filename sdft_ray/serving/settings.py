@@ -67,6 +67,13 @@ class Replicas(StrictPart):
     max: int = Field(default=1, ge=1)
     target_ongoing: float = Field(default=16.0, gt=0)
     """Requests under way per replica that autoscaling aims at."""
+    scale_up_after_s: float = Field(default=10.0, ge=0)
+    """How long there must be more before a replica is added; the first one of none is added at once."""
+    scale_down_after_s: float = Field(default=300.0, ge=0)
+    """How long there must be less before a replica goes."""
+    surge: bool = False
+    """An update starts new replicas before it ends old ones. Without, replicas are replaced one by one in their place,
+    and requests to a service of one wait meanwhile; with it, nobody waits, and twice the machines are needed."""
     cpus: float = Field(default=1.0, gt=0)
     gpus: float = Field(default=0.0, ge=0)
     accelerator_type: str | None = None

@@ -42,10 +42,9 @@ def named(sources: tuple[str, ...], store: Store) -> tuple[ServedModel, ...]:
             locate(source, store)
             pairs = {_as_name(Path(source).resolve().name): source}
         elif role == "all":
-            opened = _open(store, run)
-            pairs = {name: f"{run}:{name}" for name in _roles(opened)}
+            pairs = {name: f"{run}:{name}" for name in _open(store, run).roles}
         else:
-            name = role or _best_student(_open(store, run))
+            name = role or _open(store, run).best_student
             pairs = {name: f"{run}:{name}"}
         for name, place in pairs.items():
             own = name if name not in found else _as_name(place)
@@ -86,8 +85,8 @@ def locate(source: str, store: Store) -> Located:
 def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
     run, _, role = source.partition(":")
     if run in store.runs():
-        opened = _open(store, run)
-        return _of_run(opened, role or _best_student(opened))
+        models = _open(store, run)
+        return models.find(role or models.best_student)
     manifest = store.manifest(source) if source.count("/") == 1 else None
     if manifest is None:
         known = ", ".join(store.runs()) or "none"
@@ -98,41 +97,43 @@ def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
     return store.path(manifest.address), manifest.address, {"role": _STAGE_ROLES.get(manifest.stage, "student")}
 
 
-def _open(store: Store, name: str) -> Run:
+def _open(store: Store, name: str) -> _Models:
     run = Run.open(store, name)
     if "report" not in run.manifests:
         raise StoreError(f"run {name} is not whole: its report is not in {store.url}", "run the recipe again")
-    return run
+    return _Models(run)
 
 
-def _of_run(run: Run, role: str) -> tuple[Path, str, dict[str, Any]]:
-    if role not in _roles(run):
-        raise ServeError(f"run {run.name} has no model {role!r}", f"it has {', '.join(_roles(run))}")
-    facts = {"role": role if role in ROLES else "student", "recovery": _recovery(run, role)}
-    if role == "teacher":
-        teacher = run.recipe.teacher
-        return resolve_source(teacher.model, teacher.revision).fetch(), "", facts
-    if role in ROLES:
-        address = run.manifests["prune" if role == "pruned" else "patch"].address
-        return run.store.path(address), address, facts
-    directory = run.student_path(role)
-    return directory, f"{directory.parent.name}/{directory.name}", facts
+class _Models:
+    """The models of a finished run. Its report is read once."""
 
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        data = run.report_data()
+        steps = {"pruned": "prune", "patched": "patch"}
+        made = [role for role, step in steps.items() if step in run.manifests]
+        self.roles = ["teacher", *made, *data.arm_names]
+        self._recovery = {role: found.mean.value for role, found in data.recovery.items()}
 
-def _roles(run: Run) -> list[str]:
-    """Models of a run: teacher, pruned, patched where it is, and students."""
-    steps = {"pruned": "prune", "patched": "patch"}
-    return ["teacher", *(role for role, step in steps.items() if step in run.manifests), *run.report_data().arm_names]
+    @property
+    def best_student(self) -> str:
+        """By mean recovery. Raises `StoreError` when there is none."""
+        students = [role for role in self.roles if role not in ROLES]
+        if not students:
+            raise StoreError(f"run {self._run.name} has no student yet", "finish it with sdft compress")
+        return max(students, key=lambda role: self._recovery.get(role) or 0.0)
 
-
-def _best_student(run: Run) -> str:
-    recovery = {name: _recovery(run, name) or 0.0 for name in _roles(run) if name not in ROLES}
-    if not recovery:
-        raise StoreError(f"run {run.name} has no student yet", "finish it with sdft compress")
-    return max(recovery, key=lambda name: recovery[name])
-
-
-def _recovery(run: Run, role: str) -> float | None:
-    """Mean recovery, a fraction of the teacher's score."""
-    found = run.report_data().recovery.get(role)
-    return found.mean.value if found else None
+    def find(self, role: str) -> tuple[Path, str, dict[str, Any]]:
+        """Directory, address, and what is known. Raises `ServeError` for a model that the run does not have."""
+        run = self._run
+        if role not in self.roles:
+            raise ServeError(f"run {run.name} has no model {role!r}", f"it has {', '.join(self.roles)}")
+        facts = {"role": role if role in ROLES else "student", "recovery": self._recovery.get(role)}
+        if role == "teacher":
+            teacher = run.recipe.teacher
+            return resolve_source(teacher.model, teacher.revision).fetch(), "", facts
+        if role in ROLES:
+            address = run.manifests["prune" if role == "pruned" else "patch"].address
+            return run.store.path(address), address, facts
+        directory = run.student_path(role)
+        return directory, f"{directory.parent.name}/{directory.name}", facts

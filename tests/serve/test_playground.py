@@ -90,7 +90,7 @@ def playground(engines: dict[str, ScriptedEngine], keys: tuple[Key, ...] = ()) -
     }
     settings = ServeSettings(models=tuple(ServedModel(name=name, source=name) for name in models))
     service = Service(models, settings.limits)
-    app = build_app(service, KeyRing(None, keys, allow_anonymous=not keys), settings, lambda: True)
+    app = build_app(service, KeyRing(None, keys, allow_anonymous=not keys), settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=2))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

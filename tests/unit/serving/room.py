@@ -99,7 +99,6 @@ def make_room(
     keys: Sequence[Key] = (KEY,),
     names: Iterable[str] = ("student",),
     has_chat: bool = True,
-    is_ready: Callable[[], bool] = lambda: True,
     limits: dict[str, Any] | None = None,
     **access: Any,
 ) -> Room:
@@ -115,7 +114,7 @@ def make_room(
         models[name] = Served(name, own, tokenizer, chat if has_chat else None, admission, "fp_test", 5, {"role": "x"})
     service = Service(models, settings.limits)
     ring = KeyRing(None, keys, allow_anonymous=settings.access.allow_anonymous)
-    return Room(build_app(service, ring, settings, is_ready), service, engine)
+    return Room(build_app(service, ring, settings), service, engine)
 
 
 def events_of(answer: bytes) -> list[Any]:

@@ -33,6 +33,7 @@ from sdft_ray.serving.access import (
     read_keys,
     remove_key,
 )
+from sdft_ray.serving.settings import Access
 
 PATIENT = settings(deadline=None, max_examples=60)
 
@@ -211,10 +212,10 @@ def test_keys_come_from_the_environment_too(filed: tuple[Path, str], monkeypatch
     path, first = filed
     one, two = new_secret(), new_secret()
     monkeypatch.setenv("SOME_KEYS", f"one:{hash_of(one)}, two:{hash_of(two)},")
-    keys = key_ring(path, "SOME_KEYS", allow_anonymous=False)
+    keys = key_ring(Access(keys_file=str(path), keys_variable="SOME_KEYS"))
     assert [found.id for secret in (one, two, first) if (found := keys.identify(secret))] == ["one", "two", "first"]
     monkeypatch.delenv("SOME_KEYS")
-    assert key_ring(None, "SOME_KEYS", allow_anonymous=False).keys == ()
+    assert key_ring(Access(keys_variable="SOME_KEYS")).keys == ()
 
 
 @pytest.mark.parametrize("value", [SECRET_TEXT, f"one:{SECRET_TEXT}", f"{'a' * 64}", f"one {'a' * 64}", f":{'a' * 64}"])

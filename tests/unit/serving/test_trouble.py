@@ -183,9 +183,10 @@ async def test_a_dead_engine_is_told_and_the_service_is_no_longer_healthy() -> N
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "10"
             assert answer.json()["error"]["code"] == "engine_restarting"
-        health = await client.get("/healthz")
-    assert health.status_code == 503
-    assert health.json()["error"]["code"] == "engine_died"
+        for path in ("/healthz", "/readyz"):
+            health = await client.get(path)
+            assert health.status_code == 503
+            assert health.json()["error"]["code"] == "engine_died"
     assert is_idle(room)
 
 
