@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     wanted = 300 if options.quick else options.cases
     num_cases = num_failures = seed = 0
-    with tempfile.TemporaryDirectory() as place, server("ours", max_output_tokens=8) as (url, _, _):
+    with tempfile.TemporaryDirectory() as place, server("ours", limits={"max_output_tokens": 8}) as (url, _, _):
         while num_cases < wanted:
             sent, failed = fuzz(url, Path(place), min(300, wanted), seed)
             num_cases, num_failures, seed = num_cases + sent, num_failures + failed, seed + 1

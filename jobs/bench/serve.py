@@ -1,15 +1,19 @@
-"""The service against vLLM's own OpenAI server: tokens per second, latency, a crowd of clients, and a cold start.
+"""The service against vLLM's own OpenAI server; then a crowd of clients, and a killed replica.
 
     python jobs/bench/serve.py [--quick] [--rounds 3] [--seconds 10] [--crowd 1000] [--crowd-seconds 60]
 
 Both serve the laboratory's teacher with the same engine arguments on the same cores, by turns, each in processes of its
-own; the clients run beside them here. Sampled answers of at most 100 tokens.
+own; the clients run beside them here, warmed up for two seconds. Sampled answers of at most 100 tokens.
 
 - `ratio`: tokens per second at 32 clients, ours over the peer's; `ratio_streaming`: the same, token by token.
 - `added_latency_s`: median seconds of a 16-token answer to a single client, ours less the peer's.
-- `crowd`: that many connections at once for a minute, every one asking again when it is answered: statuses, and how
-  much the memory of the service has grown from its first half to its end.
-- `cold_start`: seconds from the command to Ray, to the service, and to the first token.
+- `cold_start`: seconds of our start, part by part: Python and Ray, the check of the files, the engine, its first token,
+  then Ray Serve's own time until the service is ready, and the first token that a client gets. `ready_s` is all but the
+  last, beside the peer's.
+- `crowd`: so many connections at once for so many seconds, each asking again when it is answered: statuses, and the
+  memory of all processes after each half.
+- `killed`: two replicas, of which one is killed under load: requests under way when it was gone and how many of them
+  failed, those begun later that failed, and seconds until there were two again.
 
 The last line is JSON.
 """
@@ -37,11 +41,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from jobs.bench.support.processes import ray_processes
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.serving.front import free_ports
 from sdft_ray.serving.load import Load, chat_body, press
 
 BOUND, BOUND_STREAMING, BOUND_LATENCY_S = 0.9, 0.75, 0.010
+REPLICA = "ServeReplica:"
 MODEL, CLIENTS, MAX_TOKENS = "teacher", 32, 100
 MAX_SEQUENCES, KV_CACHE_BYTES = 64, 256 * 2**20
 ENVIRONMENT = {
@@ -66,21 +72,21 @@ def peer_command(port: int) -> list[str]:
     return [sys.executable, "-m", module, *options, "--enforce-eager", "--disable-uvicorn-access-log"]
 
 
-def our_command(port: int, folder: Path, **limits: Any) -> list[str]:
+def our_command(port: int, folder: Path, **more: Any) -> list[str]:
     """`sdft serve`."""
     engine = {"max_sequences": MAX_SEQUENCES, "kv_cache_bytes": KV_CACHE_BYTES}
-    settings = {"models": [{"name": MODEL, "source": str(TEACHER), "engine": engine}], "limits": limits}
+    settings = {"models": [{"name": MODEL, "source": str(TEACHER), "engine": engine}], **more}
     (folder / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")
     command = [sys.executable, "-m", "sdft_ray.cli", "serve", "--config", str(folder / "settings.yaml")]
     return [*command, "--port", str(port), "--store", str(folder / "store")]
 
 
 @contextmanager
-def server(kind: str, **limits: Any) -> Iterator[tuple[str, psutil.Process, float]]:
-    """A running server: address, process, seconds until it was ready."""
+def server(kind: str, **more: Any) -> Iterator[tuple[str, psutil.Process, float]]:
+    """A running server: address, process, seconds until it was ready. `more` goes to our settings."""
     with tempfile.TemporaryDirectory() as place:
         (port,), folder = free_ports(1), Path(place)
-        command = our_command(port, folder, **limits) if kind == "ours" else peer_command(port)
+        command = our_command(port, folder, **more) if kind == "ours" else peer_command(port)
         url, began = f"http://127.0.0.1:{port}", time.monotonic()
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log, cwd=folder)
@@ -122,30 +128,83 @@ def loaded(url: str, clients: int, seconds: float, **other: Any) -> Load:
 
 def measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """One server, once."""
-    with server(kind) as (url, process, ready_s):
+    with server(kind) as (url, _, ready_s):
         figures: dict[str, Any] = {"kind": kind, "ready_s": ready_s}
+        first = loaded(url, 1, 0.001, max_tokens=2, stream=True).median_first_s
+        if kind == "ours":
+            figures["cold_start"] = cold_start(url, ready_s, first)
         for name, stream in (("whole", False), ("streamed", True)):
             loaded(url, CLIENTS, 2.0, max_tokens=MAX_TOKENS, stream=stream)  # warms it up
             load = loaded(url, CLIENTS, options.seconds, max_tokens=MAX_TOKENS, stream=stream)
             assert set(load.statuses) == {200}, load.statuses
             figures[name], figures[f"{name}_events"] = load.tokens_per_s, load.events_per_s
         figures["alone_s"] = loaded(url, 1, options.seconds, max_tokens=16, temperature=0.0).median_s
-        if kind == "ours" and options.crowd:
-            figures["crowd"] = crowd(url, process, options)
-            options.crowd = 0  # once is enough
     return figures
 
 
-def crowd(url: str, process: psutil.Process, options: argparse.Namespace) -> dict[str, Any]:
+def cold_start(url: str, ready_s: float, first_s: float) -> dict[str, float]:
+    """Where the time until the first answer went."""
+    with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
+        phases = json.load(answer)["data"][0]["cold_start"]
+    return {"ray_and_serve_s": ready_s - sum(phases.values()), **phases, "ready_s": ready_s, "client_s": first_s}
+
+
+def crowd(options: argparse.Namespace) -> dict[str, Any]:
     """Everyone at once; memory is looked at half-way and at the end."""
     statuses: dict[int, int] = {}
     memory = []
-    for _ in range(2):
-        load = loaded(url, options.crowd, options.crowd_seconds / 2, max_tokens=MAX_TOKENS)
-        for status, count in load.statuses.items():
-            statuses[status] = statuses.get(status, 0) + count
-        memory.append(sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]))
+    with server("ours") as (url, process, _):
+        for _ in range(2):
+            load = loaded(url, options.crowd, options.crowd_seconds / 2, max_tokens=MAX_TOKENS)
+            for status, count in load.statuses.items():
+                statuses[status] = statuses.get(status, 0) + count
+            memory.append(sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]))
     return {"connections": options.crowd, "statuses": statuses, "memory_bytes": memory}
+
+
+def num_ports(replica: psutil.Process) -> int:
+    """How many it listens on; one more when its models have answered."""
+    return sum(each.status == psutil.CONN_LISTEN for each in replica.net_connections())
+
+
+async def kill_under_load(url: str, process: psutil.Process, seconds: float) -> tuple[float, float, Load]:
+    """When a replica was gone, how long until there were two again, and what 16 clients saw."""
+    load = asyncio.create_task(
+        press(
+            f"{url}/v1",
+            lambda number: chat_body(MODEL, question(number), seed=number, max_tokens=MAX_TOKENS),
+            clients=16,
+            seconds=seconds,
+        )
+    )
+    await asyncio.sleep(5)
+    first = ray_processes(REPLICA, process.pid)[0]
+    engines, ready = first.children(recursive=True), num_ports(first)
+    first.kill()
+    while first.is_running() and first.status() != psutil.STATUS_ZOMBIE:  # its kernel takes connections until then
+        await asyncio.sleep(0.001)
+    at = time.perf_counter()
+    while sum(num_ports(each) >= ready for each in ray_processes(REPLICA, process.pid)) < 2:
+        await asyncio.sleep(0.2)
+    back_s = time.perf_counter() - at
+    left = [each for each in engines if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"engines of the killed replica still run: {left}"
+    return at, back_s, await load
+
+
+def killed(options: argparse.Namespace) -> dict[str, Any]:
+    """A replica is killed under load."""
+    with server("ours", replicas={"min": 2, "max": 2, "cpus": 0.5}) as (url, process, _):
+        at, back_s, load = asyncio.run(kill_under_load(url, process, options.kill_seconds))
+    under_way = [each for each in load.seen if at - 1 < each.began < at < each.began + each.took_s + 1]
+    later = [each for each in load.seen if each.began >= at]
+    return {
+        "under_way": len(under_way),
+        "under_way_failed": sum(each.status != 200 for each in under_way),
+        "later": len(later),
+        "later_failed": sum(each.status != 200 for each in later),
+        "two_again_s": back_s,
+    }
 
 
 def show(console: Console, rounds: list[dict[str, dict[str, Any]]]) -> None:
@@ -169,6 +228,28 @@ def show(console: Console, rounds: list[dict[str, dict[str, Any]]]) -> None:
     console.print(table)
 
 
+def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """What the issue bounds, with its spread."""
+    found = {
+        "ratio": [each["ours"]["whole"] / each["peer"]["whole"] for each in rounds],
+        "ratio_streaming": [each["ours"]["streamed"] / each["peer"]["streamed"] for each in rounds],
+        "added_latency_s": [each["ours"]["alone_s"] - each["peer"]["alone_s"] for each in rounds],
+    }
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    within = (
+        middle["ratio"] >= BOUND
+        and middle["ratio_streaming"] >= BOUND_STREAMING
+        and middle["added_latency_s"] <= BOUND_LATENCY_S
+    )
+    return {
+        **middle,
+        **{f"{name}_spread": [min(values), max(values)] for name, values in found.items()},
+        "cold_start": [each["ours"]["cold_start"] for each in rounds],
+        "ready_s": {kind: [each[kind]["ready_s"] for each in rounds] for kind in ("peer", "ours")},
+        "within_bounds": within,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round, a small crowd")
@@ -176,33 +257,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--crowd", type=int, default=1000)
     parser.add_argument("--crowd-seconds", type=float, default=60.0)
+    parser.add_argument("--kill-seconds", type=float, default=100.0, help="of load around a killed replica; 0: none")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.crowd, options.crowd_seconds = 1, 4.0, 100, 6.0
+        options.kill_seconds = 0
     console, rounds = Console(), []
     for number in range(options.rounds):
         order = ("peer", "ours") if number % 2 == 0 else ("ours", "peer")
         rounds.append({kind: measure(kind, options) for kind in order})
         console.print(f"round {number + 1}: {rounds[-1]}", highlight=False, soft_wrap=True)
-    show(console, rounds)
-    ratios = [found["ours"]["whole"] / found["peer"]["whole"] for found in rounds]
-    streaming = [found["ours"]["streamed"] / found["peer"]["streamed"] for found in rounds]
-    added = [found["ours"]["alone_s"] - found["peer"]["alone_s"] for found in rounds]
-    figures = {
-        "benchmark": "serve",
-        "ratio": statistics.median(ratios),
-        "ratio_spread": [min(ratios), max(ratios)],
-        "ratio_streaming": statistics.median(streaming),
-        "ratio_streaming_spread": [min(streaming), max(streaming)],
-        "added_latency_s": statistics.median(added),
-        "added_latency_s_spread": [min(added), max(added)],
-        "crowd": next((found["ours"]["crowd"] for found in rounds if "crowd" in found["ours"]), None),
-    }
-    figures["within_bounds"] = (
-        figures["ratio"] >= BOUND
-        and figures["ratio_streaming"] >= BOUND_STREAMING
-        and figures["added_latency_s"] <= BOUND_LATENCY_S
-    )
+    figures: dict[str, Any] = {"benchmark": "serve"}
+    if rounds:
+        show(console, rounds)
+        figures |= compared(rounds)
+    if options.crowd:
+        figures["crowd"] = crowd(options)
+    if options.kill_seconds:
+        figures["killed"] = killed(options)
     print(json.dumps(figures))
 
 

@@ -18,9 +18,11 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Seen:
-    """One chat, as its client saw it: status (0: the connection broke), seconds, and what came."""
+    """One chat, as its client saw it: status (0: the connection broke), when it was sent, seconds, and what came."""
 
     status: int
+    began: float
+    """On the clock of `time.perf_counter`."""
     took_s: float
     first_s: float = 0.0
     """Until the first token; 0 without a stream."""
@@ -88,14 +90,14 @@ async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> Seen:
         async with session.post(f"{url}/chat/completions", json=body) as answer:
             if answer.status != 200:
                 await answer.read()
-                return Seen(answer.status, time.perf_counter() - began)
+                return Seen(answer.status, began, time.perf_counter() - began)
             if not body.get("stream"):
                 told = await answer.json()
                 text = told["choices"][0]["message"]["content"]
-                return Seen(200, time.perf_counter() - began, 0.0, text, 1, told["usage"])
+                return Seen(200, began, time.perf_counter() - began, 0.0, text, 1, told["usage"])
             return await _streamed(answer, began)
     except (aiohttp.ClientError, ConnectionError, TimeoutError, json.JSONDecodeError, KeyError, TypeError):
-        return Seen(0, time.perf_counter() - began)
+        return Seen(0, began, time.perf_counter() - began)
 
 
 async def _streamed(answer: aiohttp.ClientResponse, began: float) -> Seen:
@@ -108,7 +110,7 @@ async def _streamed(answer: aiohttp.ClientResponse, began: float) -> Seen:
     took_s = time.perf_counter() - began  # what follows is our own work
     told = [json.loads(line[6:]) for line in events]
     text = "".join(choice["delta"].get("content") or "" for event in told for choice in event["choices"])
-    return Seen(200, took_s, first_s, text, len(events), told[-1]["usage"])
+    return Seen(200, began, took_s, first_s, text, len(events), told[-1]["usage"])
 
 
 async def press(

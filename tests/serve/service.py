@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
+from jobs.bench.support.processes import ray_processes
 from sdft_ray.serving.front import free_ports
 
 START_S = 480
@@ -33,8 +34,7 @@ class Running:
 
     def family(self, named: str) -> list[psutil.Process]:
         """Its processes whose command has that in it."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if named in " ".join(child.cmdline())]
+        return ray_processes(named, self.process.pid)
 
 
 @contextmanager
