@@ -1,6 +1,5 @@
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdft_ray.data.example import SEED_SCHEMA, example_id
-from sdft_ray.data.hub import NAMED_SETS, named_records
 from sdft_ray.data.sources import read_rows, read_tables
 from sdft_ray.errors import DataError
+from tests.unit.data.turns import turns
 
 GOOD = {"instruction": "What is 2 + 2?", "reference": "It is 4. #### 4"}
 
@@ -77,8 +76,8 @@ def test_checks_come_from_the_row_or_the_argument_and_are_tried(file: Path):
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_conversations_give_their_first_turn(tmp_path: Path, suffix: str):
     rows = [
-        {"messages": _messages("user", "Q1", "assistant", "A1", "user", "Q2", "assistant", "A2"), "family": "chat"},
-        {"messages": _messages("system", "Be brief.", "user", "Q3", "assistant", "A3"), "family": "chat"},
+        {"messages": turns("user", "Q1", "assistant", "A1", "user", "Q2", "assistant", "A2"), "family": "chat"},
+        {"messages": turns("system", "Be brief.", "user", "Q3", "assistant", "A3"), "family": "chat"},
     ]
     path = tmp_path / f"rows.{suffix}"
     if suffix == "jsonl":
@@ -93,7 +92,7 @@ def test_conversations_give_their_first_turn(tmp_path: Path, suffix: str):
 
 @pytest.mark.parametrize("messages", [[], "hello", None, [{"role": "user", "content": "Q"}], [1, 2]])
 def test_conversations_without_a_turn(file: Path, messages: Any):
-    good = {"messages": _messages("user", "Q", "assistant", "A")}
+    good = {"messages": turns("user", "Q", "assistant", "A")}
     with pytest.raises(DataError, match="line 2: `messages` does not begin with"):
         read_rows(write(file, good, {"messages": messages}))
 
@@ -292,106 +291,6 @@ def test_fifty_thousand_rows_in_about_a_second(file: Path):
     start = time.process_time()
     assert read_rows(str(file)).num_rows == 50_000
     assert time.process_time() - start < 2.0
-
-
-def _openmath1(question: str, solution: str, expected: str, **changes: Any) -> dict[str, Any]:
-    row = {
-        "question": question,
-        "generated_solution": solution,
-        "expected_answer": expected,
-        "predicted_answer": expected,
-        "error_message": "<not_executed>",
-        "is_correct": True,
-        "generation_type": "without_reference_solution",
-        "dataset": "gsm8k",
-    }
-    return row | changes
-
-
-def _messages(*turns: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": content} for role, content in zip(turns[::2], turns[1::2], strict=True)]
-
-
-TRUE_ROWS: dict[str, list[dict[str, Any]]] = {
-    "gsm8k": [{"question": "Ann has 2 + 1 figs?", "answer": "2+1=<<2+1=3>>3 figs\n#### 3"}],
-    "dolly": [
-        {"instruction": "Why?", "context": "", "response": "So.", "category": "open_qa"},
-        {"instruction": "Where?", "context": "Oslo.", "response": "There.", "category": "closed_qa"},
-    ],
-    "alpaca_cleaned": [
-        {"instruction": "Sort.", "input": "b a", "output": "a b"},
-        {"instruction": "Say nothing.", "input": "", "output": " "},
-        {"instruction": "Sort.", "input": "b a", "output": "a b"},
-    ],
-    "openmath_instruct_1": [
-        _openmath1("What is 2 + 2?", "It is \\boxed{4}.", "4", dataset="gsm8k"),
-        _openmath1("What is 2 + 2?", "It is \\boxed{5}.", "4", is_correct=False, predicted_answer="5"),
-        _openmath1("Simplify.", "We get \\boxed{x^2}.", "x^2", dataset="math"),
-    ],
-    "openmath_instruct_2": [
-        {
-            "problem": "Half of 1?",
-            "generated_solution": "So \\boxed{\\frac{1}{2}}",
-            "expected_answer": "\\frac{1}{2}",
-            "problem_source": "augmented_math",
-        }
-    ],
-    "tulu3": [
-        {"id": "a", "source": "ai2/x", "messages": _messages("user", "Hi", "assistant", "Hello", "user", "Bye")},
-        {
-            "id": "b",
-            "source": "ai2/y",
-            "messages": _messages("system", "Be brief.", "user", "Why?", "assistant", "So."),
-        },
-        {"id": "c", "source": "ai2/y", "messages": _messages("assistant", "I begin.", "user", "Why?")},
-        {"id": "d", "source": "ai2/y", "messages": []},
-    ],
-    "ultrachat": [
-        {"prompt": "Q", "prompt_id": "f0", "messages": _messages("user", "Q", "assistant", "A")},
-        {"prompt": "Q", "prompt_id": "f1", "messages": _messages("user", "Q", "assistant", " ")},
-    ],
-}
-"""Rows with the columns that the hub's data sets have."""
-
-OURS = {
-    "gsm8k": [("gsm8k-0", "Ann has 2 + 1 figs?", "2+1=<<2+1=3>>3 figs\n#### 3", "number", None)],
-    "dolly": [
-        ("dolly-0", "Why?", "So.", None, "open_qa"),
-        ("dolly-1", "Where?\n\nOslo.", "There.", None, "closed_qa"),
-    ],
-    "alpaca_cleaned": [
-        ("alpaca_cleaned-0", "Sort.\n\nb a", "a b", None, None),
-        ("alpaca_cleaned-2", "Sort.\n\nb a", "a b", None, None),
-    ],
-    "openmath_instruct_1": [
-        ("openmath_instruct_1-0", "What is 2 + 2?", "It is \\boxed{4}.", "number", "gsm8k"),
-        ("openmath_instruct_1-2", "Simplify.", "We get \\boxed{x^2}.", "text", "math"),
-    ],
-    "openmath_instruct_2": [
-        ("openmath_instruct_2-0", "Half of 1?", "So \\boxed{\\frac{1}{2}}", "number", "augmented_math")
-    ],
-    "tulu3": [
-        ("tulu3-0", "Hi", "Hello", None, "ai2/x"),
-        ("tulu3-1", "Be brief.\n\nWhy?", "So.", None, "ai2/y"),
-    ],
-    "ultrachat": [("ultrachat-0", "Q", "A", None, None)],
-}
-
-
-@pytest.mark.parametrize("name", NAMED_SETS)
-def test_named_sets_read_their_true_columns(name: str):
-    columns = ("id", "instruction", "reference", "answer_kind", "family")
-    records = [record for _, record in named_records(name, iter(TRUE_ROWS[name]))]
-    assert [tuple(record.get(column) for column in columns) for record in records] == OURS[name]
-
-
-def test_hub_out_of_reach_says_what_to_do(tmp_path: Path):
-    code = "from sdft_ray.data.sources import read_rows; read_rows('gsm8k')"
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    last = done.stderr.strip().splitlines()[-1]
-    assert "DataError: cannot fetch gsm8k (openai/gsm8k)" in last
-    assert "download it first" in last
 
 
 def test_reading_files_needs_no_torch():
