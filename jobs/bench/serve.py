@@ -1,9 +1,10 @@
 """The service against vLLM's own OpenAI server; then a crowd of clients, and a killed replica.
 
-    python jobs/bench/serve.py [--quick] [--rounds 3] [--seconds 10] [--crowd 1000] [--crowd-seconds 60]
+    python jobs/bench/serve.py [--quick] [--rounds 5] [--seconds 8] [--crowd 1000] [--crowd-seconds 60]
 
-Both serve the laboratory's teacher with the same engine arguments on the same cores, by turns, each in processes of its
-own; the clients run beside them here, warmed up for two seconds. Sampled answers of at most 100 tokens.
+Both serve the laboratory's teacher with the same engine arguments on the same cores, each in processes of its own.
+They take turns: while one is asked, all processes of the other are stopped, so that each has the cores to itself and
+slow changes of the machine's speed meet both. The clients run beside them here. Sampled answers of at most 100 tokens.
 
 - `ratio`: tokens per second at 32 clients, ours over the peer's; `ratio_streaming`: the same, token by token.
 - `added_latency_s`: median seconds of a 16-token answer to a single client, ours less the peer's.
@@ -33,7 +34,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +127,55 @@ def loaded(url: str, clients: int, seconds: float, **other: Any) -> Load:
     )
 
 
-def measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One server, once."""
-    with server(kind) as (url, _, ready_s):
-        figures: dict[str, Any] = {"kind": kind, "ready_s": ready_s}
-        first = loaded(url, 1, 0.001, max_tokens=2, stream=True).median_first_s
-        if kind == "ours":
-            figures["cold_start"] = cold_start(url, ready_s, first)
-        for name, stream in (("whole", False), ("streamed", True)):
-            loaded(url, CLIENTS, 2.0, max_tokens=MAX_TOKENS, stream=stream)  # warms it up
-            load = loaded(url, CLIENTS, options.seconds, max_tokens=MAX_TOKENS, stream=stream)
-            assert set(load.statuses) == {200}, load.statuses
-            figures[name], figures[f"{name}_events"] = load.tokens_per_s, load.events_per_s
-        figures["alone_s"] = loaded(url, 1, options.seconds, max_tokens=16, temperature=0.0).median_s
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {
+    "whole": (CLIENTS, {"max_tokens": MAX_TOKENS}),
+    "streamed": (CLIENTS, {"max_tokens": MAX_TOKENS, "stream": True}),
+    "alone": (1, {"max_tokens": 16, "temperature": 0.0}),
+}
+"""Number of clients, and what they ask."""
+
+
+@contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """Process and children do not run meanwhile."""
+    family = [process, *process.children(recursive=True)]
+    for each in family:
+        each.suspend()
+    try:
+        yield
+    finally:
+        for each in reversed(family):
+            each.resume()
+
+
+def race(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Both servers, round after round; what was measured, by kind and way, with cold starts."""
+    figures: dict[str, Any] = {kind: {way: [] for way in WAYS} for kind in ("peer", "ours")}
+    with ExitStack() as running:
+        peer, peer_process, figures["peer"]["ready_s"] = running.enter_context(server("peer"))
+        with stopped(peer_process):
+            ours, our_process, figures["ours"]["ready_s"] = running.enter_context(server("ours"))
+            first_s = loaded(ours, 1, 0.001, max_tokens=2, stream=True).median_first_s
+        figures["ours"]["cold_start"] = cold_start(ours, figures["ours"]["ready_s"], first_s)
+        runners = {"peer": (peer, our_process), "ours": (ours, peer_process)}
+        for number in range(options.rounds):
+            order = list(runners) if number % 2 == 0 else list(reversed(runners))
+            for way, kind in [(way, kind) for way in WAYS for kind in order]:
+                url, other = runners[kind]
+                figures[kind][way].append(turn(url, other, way, options.seconds))
+            told = {kind: {way: round(figures[kind][way][-1], 3) for way in WAYS} for kind in runners}
+            console.print(f"round {number + 1}: {told}", highlight=False, soft_wrap=True)
     return figures
+
+
+def turn(url: str, other: psutil.Process, way: str, seconds: float) -> float:
+    """One server asked in one way while the other stands still: tokens per second, or median seconds alone."""
+    clients, asked = WAYS[way]
+    with stopped(other):
+        loaded(url, clients, 1.0, **asked)  # it was stopped itself
+        load = loaded(url, clients, seconds, **asked)
+    assert set(load.statuses) == {200}, load.statuses
+    return load.median_s if way == "alone" else load.tokens_per_s
 
 
 def cold_start(url: str, ready_s: float, first_s: float) -> dict[str, float]:
@@ -208,33 +244,24 @@ def a_kill(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show(console: Console, rounds: list[dict[str, dict[str, Any]]]) -> None:
+def show(console: Console, figures: dict[str, Any]) -> None:
     table = Table("server", title=f"{CLIENTS} clients, {MODEL} of the laboratory", title_justify="left")
-    for column in ("tokens/s", "streamed", "events/s", "16 tokens alone", "ready after"):
+    for column in ("tokens/s", "streamed", "16 tokens alone", "ready after"):
         table.add_column(column, justify="right")
     for kind in ("peer", "ours"):
-        told = [found[kind] for found in rounds]
-
-        def middle(name: str, told: list[dict[str, Any]] = told) -> float:
-            return statistics.median(each[name] for each in told)
-
-        table.add_row(
-            kind,
-            f"{middle('whole'):,.0f}",
-            f"{middle('streamed'):,.0f}",
-            f"{middle('streamed_events'):,.0f}",
-            f"{1000 * middle('alone_s'):.1f} ms",
-            f"{middle('ready_s'):.0f} s",
-        )
+        middle = {way: statistics.median(figures[kind][way]) for way in WAYS}
+        speeds = [f"{middle[way]:,.0f}" for way in ("whole", "streamed")]
+        table.add_row(kind, *speeds, f"{1000 * middle['alone']:.1f} ms", f"{figures[kind]['ready_s']:.0f} s")
     console.print(table)
 
 
-def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """What the issue bounds, with its spread."""
+def compared(figures: dict[str, Any]) -> dict[str, Any]:
+    """What is bounded, with its spread over the rounds."""
+    peer, ours = figures["peer"], figures["ours"]
     found = {
-        "ratio": [each["ours"]["whole"] / each["peer"]["whole"] for each in rounds],
-        "ratio_streaming": [each["ours"]["streamed"] / each["peer"]["streamed"] for each in rounds],
-        "added_latency_s": [each["ours"]["alone_s"] - each["peer"]["alone_s"] for each in rounds],
+        "ratio": [own / other for own, other in zip(ours["whole"], peer["whole"], strict=True)],
+        "ratio_streaming": [own / other for own, other in zip(ours["streamed"], peer["streamed"], strict=True)],
+        "added_latency_s": [own - other for own, other in zip(ours["alone"], peer["alone"], strict=True)],
     }
     middle = {name: statistics.median(values) for name, values in found.items()}
     within = (
@@ -245,8 +272,8 @@ def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     return {
         **middle,
         **{f"{name}_spread": [min(values), max(values)] for name, values in found.items()},
-        "cold_start": [each["ours"]["cold_start"] for each in rounds],
-        "ready_s": {kind: [each[kind]["ready_s"] for each in rounds] for kind in ("peer", "ours")},
+        "cold_start": ours["cold_start"],
+        "peer_ready_s": peer["ready_s"],
         "within_bounds": within,
     }
 
@@ -254,8 +281,8 @@ def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round, a small crowd")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=5, help="0: none")
+    parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--crowd", type=int, default=1000)
     parser.add_argument("--crowd-seconds", type=float, default=60.0)
     parser.add_argument("--kill-seconds", type=float, default=100.0, help="of load around a killed replica; 0: none")
@@ -263,15 +290,12 @@ def main() -> None:
     if options.quick:
         options.rounds, options.seconds, options.crowd, options.crowd_seconds = 1, 4.0, 100, 6.0
         options.kill_seconds = 0
-    console, rounds = Console(), []
-    for number in range(options.rounds):
-        order = ("peer", "ours") if number % 2 == 0 else ("ours", "peer")
-        rounds.append({kind: measure(kind, options) for kind in order})
-        console.print(f"round {number + 1}: {rounds[-1]}", highlight=False, soft_wrap=True)
+    console = Console()
     figures: dict[str, Any] = {"benchmark": "serve"}
-    if rounds:
-        show(console, rounds)
-        figures |= compared(rounds)
+    if options.rounds:
+        found = race(options, console)
+        show(console, found)
+        figures |= compared(found)
     if options.crowd:
         figures["crowd"] = crowd(options)
     if options.kill_seconds:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,16 @@ class VllmEngine:
 
     @classmethod
     def start(
-        cls, model_dir: str | Path, settings: EngineSettings, draft: tuple[str | Path, int] | None = None
+        cls,
+        model_dir: str | Path,
+        settings: EngineSettings,
+        draft: tuple[str | Path, int] | None = None,
+        cpus: float = 2.0,
     ) -> VllmEngine:
         """Start the engine; returns when it is ready. To be called where the event loop runs that will ask it.
 
         `draft`: directory of a smaller model with the same vocabulary, and how many tokens it proposes at a time.
+        `cpus`: what it has of a machine without a GPU.
         """
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
@@ -61,7 +68,8 @@ class VllmEngine:
             enable_log_requests=False,
             **drafted,
         )
-        return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER))
+        with _in_one_process(settings.tensor_parallel == 1 and cpus < 2):
+            return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER))
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         """See `Engine.answer`."""
@@ -86,6 +94,25 @@ class VllmEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self._llm.shutdown()
+
+
+@contextmanager
+def _in_one_process(is_wanted: bool) -> Iterator[None]:
+    """On a CPU vLLM parts scheduler and worker, which then keep two cores busy, half of it with waiting for each other.
+
+    Where there is one core for both, one process does more (`jobs/bench/serve.py`).
+    """
+    name = "VLLM_ENABLE_V1_MULTIPROCESSING"  # vLLM reads it when it makes the engine's configuration
+    before = os.environ.get(name)
+    if is_wanted:
+        os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if is_wanted:
+            os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _sampling_params(ask: Ask) -> Any:

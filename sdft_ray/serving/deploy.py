@@ -52,7 +52,8 @@ class ModelService:
         draft = None
         if model.draft is not None:
             draft = (locate(model.draft.source, store).directory, model.draft.num_tokens)
-        engine: Engine = start_engine(model, located.directory, draft)
+        cpus = self._settings.replicas.cpus / len(self._settings.models)
+        engine: Engine = start_engine(model, located.directory, draft, cpus)
         started = time.monotonic()
         tokenizer: Any = load_tokenizer(located.directory)
         try:
@@ -110,7 +111,7 @@ class RaySink:
             series.observe(value, tags=labels)
 
 
-def start_engine(model: ServedModel, directory: Any, draft: Any) -> Engine:
+def start_engine(model: ServedModel, directory: Any, draft: Any, cpus: float) -> Engine:
     """The engine that a model's settings ask for."""
     if model.engine.kind == "transformers":
         from sdft_ray.engines.transformers import TransformersEngine
@@ -118,7 +119,7 @@ def start_engine(model: ServedModel, directory: Any, draft: Any) -> Engine:
         return TransformersEngine.start(directory, model.engine)
     from sdft_ray.engines.vllm import VllmEngine
 
-    return VllmEngine.start(directory, model.engine, draft)
+    return VllmEngine.start(directory, model.engine, draft, cpus)
 
 
 async def _answer_once(engine: Engine) -> None:

@@ -109,9 +109,11 @@ def environment(door: Door, folder: Path, *, drain_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # A replica that is busy answers late; what refuses a connection is passed over at once all the same.
+        # A replica that is busy answers late. One that is gone refuses connections and is passed over at once, and Ray
+        # Serve takes it out.
         "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "8",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "20s",  # also how long an answer may take
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "20",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": "2s",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(drain_s))),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # by default 15: whatever else runs here would come before who waits for an answer
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # by default 0.1, for which it uses 3 % of a core
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
