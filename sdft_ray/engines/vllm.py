@@ -11,6 +11,7 @@ from typing import Any
 
 from sdft_ray.engines.ask import Ask, EngineDiedError, Piece, TokenScore
 from sdft_ray.engines.settings import EngineSettings
+from sdft_ray.generation.vllm_arguments import keep_prompts_whole
 
 MAX_TOP_LOGPROBS = 20
 """As in OpenAI's API."""
@@ -68,6 +69,7 @@ class VllmEngine:
             enable_log_requests=False,
             **drafted,
         )
+        keep_prompts_whole(arguments)
         with _in_one_process(settings.tensor_parallel == 1 and cpus < 2):
             return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER))
 

@@ -15,6 +15,7 @@ import numpy as np
 from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.data.signals import Signals, top_logprobs
 from sdft_ray.generation.sampler import EngineError, LocalSampler, Sampled, SamplingParams, check_signals
+from sdft_ray.generation.vllm_arguments import keep_prompts_whole
 from sdft_ray.recipe import MAX_TOP_LOGPROBS
 
 _Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
@@ -49,13 +50,14 @@ class VllmSampler(LocalSampler):
         `max_model_tokens` (prompt and response together) defaults to the model's own context; `max_sequences`
         rows are decoded together at most.
         """
-        from vllm import LLM
+        from vllm import LLM, EngineArgs
 
-        llm = LLM(
+        length: Any = max_model_tokens  # None takes the model's own, whatever the annotation says
+        arguments = EngineArgs(
             model=str(model_dir),
             dtype=dtype,  # type: ignore[arg-type]
             kv_cache_memory_bytes=kv_cache_bytes,
-            max_model_len=max_model_tokens,
+            max_model_len=length,
             max_num_seqs=max_sequences,
             enforce_eager=enforce_eager,
             tensor_parallel_size=tensor_parallel,
@@ -63,7 +65,8 @@ class VllmSampler(LocalSampler):
             max_logprobs=MAX_TOP_LOGPROBS,
             logprobs_mode="raw_logprobs",  # of the model, whatever the sampling
         )
-        self._engine = llm.llm_engine
+        keep_prompts_whole(arguments)
+        self._engine = LLM.from_engine_args(arguments).llm_engine
         super().__init__(load_tokenizer(model_dir))
         config = self._engine.model_config
         self.max_model_tokens = config.max_model_len

@@ -112,6 +112,12 @@ def check_seeds(engine: Engine) -> None:
     assert sampled(1) == sampled(1) != sampled(2)
 
 
+def check_a_crowd_with_seeds(engine: Engine) -> None:
+    """Long prompts that do not all fit into one step of vLLM's."""
+    asks = [Ask((20 + n,) * (490 - n), 2, temperature=1.0, seed=n) for n in range(20)]  # unlike, so none is cached
+    assert [sum(piece.num_tokens for piece in pieces) for pieces in answers(engine, *asks)] == [2] * 20
+
+
 def check_penalties(engine: Engine, model: Any) -> None:
     """Logits less the penalties of what the answer has said so far, step by step."""
     prompt = tuple(TOKENIZER("hens hens hens hens hens hens", add_special_tokens=False)["input_ids"])
@@ -130,7 +136,7 @@ def check_penalties(engine: Engine, model: Any) -> None:
 
 
 CHECKS = (check_log_probabilities, check_greedy_answers, check_penalties)
-OTHER_CHECKS = (check_stops, check_only_the_prompt, check_seeds)
+OTHER_CHECKS = (check_stops, check_only_the_prompt, check_seeds, check_a_crowd_with_seeds)
 
 
 @pytest.mark.parametrize("check", CHECKS)
