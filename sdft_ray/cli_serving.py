@@ -43,7 +43,7 @@ def serve(
         Literal["vllm", "transformers"], typer.Option(help="transformers is for where vLLM does not run.")
     ] = "vllm",
     draft: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Serve each model once more with this one as its draft.")
+        str | None, typer.Option(metavar="SOURCE", help="Serve each other model once more with this one as its draft.")
     ] = None,
     key_file: Annotated[
         Path | None, typer.Option("--keys", metavar="FILE", help="Keys that are let in; see `sdft keys`.")
@@ -103,10 +103,13 @@ def _settings(
         ]
         settings = ServeSettings.parse({"models": models}, "the command line")
     if draft is not None:
+        proposer, *others = named((draft,), Store(settings.store or url))
+        if others:
+            raise ServeError(f"--draft {draft} names several models", "name one, as in NAME:ARM")
         drafted = [
-            model.model_copy(update={"name": f"{model.name}+draft", "draft": Draft(source=draft)})
+            model.model_copy(update={"name": f"{model.name}+draft", "draft": Draft(source=proposer.source)})
             for model in settings.models
-            if model.source != draft
+            if model.source != proposer.source
         ]
         settings = settings.model_copy(update={"models": (*settings.models, *drafted)})
     access = settings.access.model_copy(

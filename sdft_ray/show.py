@@ -285,7 +285,7 @@ def print_comparison(rows: Sequence[Row], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    columns = ("clients", "tokens/s", "ratio", "first token", "median", "tokens/step", "same answers")
+    columns = ("clients", "tokens/s", "ratio", "first", "median", "per step", "same")
     table = _plain_table("model", *columns, right=columns)
     first: dict[int, float] = {}
     for row in rows:
@@ -300,4 +300,9 @@ def print_comparison(rows: Sequence[Row], *, as_json: bool) -> None:
             "" if row.acceptance_length is None else f"{row.acceptance_length:.2f}",
             f"{100 * row.same_share:.0f} %",
         )
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    told = ["first: until the first token; same: answers that are word for word those of the first model"]
+    if any(row.acceptance_length is not None for row in rows):
+        told.append("per step: tokens that a step of the model gives, its own and what it accepts of the draft's")
+    console.print("\n".join(told), style="dim")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sdft_ray.cli_serving import _settings
 from sdft_ray.errors import ModelError, ServeError, StoreError
 from sdft_ray.serving.sources import Located, locate, named
 from sdft_ray.stages import files
@@ -244,3 +245,16 @@ def test_a_directory_that_no_engine_could_load_is_refused(
             ask()
         assert says in str(caught.value)
         assert caught.value.hint
+
+
+@pytest.mark.usefixtures("run")
+def test_a_draft_proposes_to_every_other_model(store: Store) -> None:
+    def names(draft: str) -> dict[str, str | None]:
+        settings = _settings(["quick:all"], None, store.url, "vllm", draft, None, allow_anonymous=False)
+        return {model.name: model.draft.source if model.draft else None for model in settings.models}
+
+    alone = dict.fromkeys(("teacher", "pruned", "sft", "sdft"))
+    expected = {**alone, **{f"{name}+draft": "quick:sdft" for name in ("teacher", "pruned", "sft")}}
+    assert names("quick") == names("quick:sdft") == expected
+    with pytest.raises(ServeError, match="names several models"):
+        names("quick:all")
