@@ -55,7 +55,7 @@ def test_no_file_holds_both_ray_and_torch(path: Path) -> None:
 
 def test_single_homes() -> None:
     homes = {
-        "vllm": {"generation/vllm_sampler.py", "engines/vllm.py"},
+        "vllm": {"generation/vllm_sampler.py", "generation/vllm_arguments.py", "engines/vllm.py"},
         "lm_eval": {"evaluation/harness.py", "evaluation/endpoint.py", "evaluation/tasks.py"},
     }
     for package, allowed in homes.items():
