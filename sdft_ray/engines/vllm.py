@@ -44,6 +44,7 @@ class VllmEngine:
         `cpus`: what it has of a machine without a GPU.
         """
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -70,7 +71,7 @@ class VllmEngine:
             **drafted,
         )
         keep_prompts_whole(arguments)
-        with _in_one_process(settings.tensor_parallel == 1 and cpus < 2):
+        with _in_one_process(current_platform.is_cpu() and settings.tensor_parallel == 1 and cpus < 2):
             return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER))
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:

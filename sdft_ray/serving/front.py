@@ -18,6 +18,7 @@ import socket
 import stat
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,37 +145,59 @@ def front_script(binary: str, door: Door) -> str:
 def drain(folder: Path, timeout_s: float) -> bool:
     """Have HAProxy take no new connection, and wait until every request under way is answered. Whether all were.
 
-    Ray Serve's own shutdown ends HAProxy first and cuts them off. `folder` is that of `environment`.
+    Ray Serve's own shutdown ends HAProxy first and cuts them off. Connections on which nothing is asked do not count:
+    a browser keeps one open for a minute. `folder` is that of `environment`.
     """
-    found = [_pid_behind(admin) for admin in folder.glob("*/admin.sock")]  # in a folder named by the Ray node
-    running = [pid for pid in found if pid is not None]
-    for pid in running:
-        os.kill(pid, signal.SIGUSR1)
     deadline = time.monotonic() + timeout_s
-    while running and time.monotonic() < deadline:
-        time.sleep(0.05)
-        running = [pid for pid in running if _is_running(pid)]
-    return not running
-
-
-def _pid_behind(admin_socket: Path) -> int | None:
-    """The HAProxy that listens there, if one does."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as admin:
-            admin.connect(str(admin_socket))
-            admin.sendall(b"show info\n")
-            told = b"".join(iter(lambda: admin.recv(2**16), b"")).decode()
-    except OSError:
-        return None
-    return next((int(line.removeprefix("Pid:")) for line in told.splitlines() if line.startswith("Pid:")), None)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
+        with ExitStack() as talking:
+            # In a folder named by the Ray node. A talk that has begun goes on while HAProxy ends.
+            places = folder.glob("*/admin.sock")
+            admins = [talking.enter_context(_Admin(place)) for place in places]
+            for admin in admins:
+                os.kill(admin.pid, signal.SIGUSR1)
+            while any(admin.num_requests for admin in admins):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
+    except (OSError, ValueError):  # it is gone, and has nothing more to say
+        pass
     return True
+
+
+class _Admin:
+    """A talk with HAProxy over its admin socket."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def __enter__(self) -> _Admin:
+        self._socket.connect(str(self._place))
+        self._socket.settimeout(5)
+        self._ask("prompt")
+        told = dict(line.split(": ", 1) for line in self._ask("show info").splitlines() if ": " in line)
+        self.pid = int(told.get("Pid", ""))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    @property
+    def num_requests(self) -> int:
+        """Under way at backends, which have no idle connections."""
+        lines = self._ask("show stat -1 2 -1").splitlines()
+        return sum(int(line.split(",")[4]) for line in lines if line.startswith("http-"))
+
+    def _ask(self, command: str) -> str:
+        """Until the prompt comes back."""
+        self._socket.sendall(command.encode() + b"\n")
+        told = b""
+        while not told.endswith(b"> "):
+            if not (part := self._socket.recv(2**16)):
+                raise ConnectionError("HAProxy ended the talk")
+            told += part
+        return told.decode()
 
 
 def joined_certificate(certificate: Path, key: Path, folder: Path) -> Path:

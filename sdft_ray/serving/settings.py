@@ -75,6 +75,7 @@ class Replicas(StrictPart):
     """An update starts new replicas before it ends old ones. Without, replicas are replaced one by one in their place,
     and requests to a service of one wait meanwhile; with it, nobody waits, and twice the machines are needed."""
     cpus: float = Field(default=1.0, gt=0)
+    """Without a GPU, an engine with two of its own parts its work between two processes, with less it is one."""
     gpus: float = Field(default=0.0, ge=0)
     accelerator_type: str | None = None
     drain_s: float = Field(default=60.0, ge=0)
