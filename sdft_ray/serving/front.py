@@ -160,7 +160,7 @@ def drain(folder: Path, timeout_s: float) -> bool:
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.05)
-    except (OSError, ValueError):  # it is gone, and has nothing more to say
+    except OSError:  # it is gone, and has nothing more to say
         pass
     return True
 
@@ -177,7 +177,7 @@ class _Admin:
         self._socket.settimeout(5)
         self._ask("prompt")
         told = dict(line.split(": ", 1) for line in self._ask("show info").splitlines() if ": " in line)
-        self.pid = int(told.get("Pid", ""))
+        self.pid = int(told["Pid"])
         return self
 
     def __exit__(self, *_: object) -> None:
