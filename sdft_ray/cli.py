@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from sdft_ray.cli_compare import compare
+from sdft_ray.cli_push import push
 from sdft_ray.cli_serving import bench_serve, evaluate, keys, serve
+from sdft_ray.cli_study import study
 from sdft_ray.errors import StageError, UserError
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ app.add_typer(keys, name="keys")
 app.command()(serve)
 app.command()(evaluate)
 app.command()(bench_serve)
+app.command()(study)
+app.command()(compare)
+app.command()(push)
 
 RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML file.")]
 NameArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run; see `sdft ls`.")]
@@ -220,12 +226,13 @@ def submit(
 @lab.command(name="export")
 def lab_export(
     directory: Annotated[Path, typer.Argument(help="Folder to write; made when missing.")],
+    study: Annotated[bool, typer.Option("--study", help="Also study.yaml and its larger seed sets.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = False,
 ) -> None:
     """Write teacher, seed sets, tasks and quickstart recipe as ordinary files."""
     from sdft_ray.lab.export import export
 
-    export(directory)
+    export(directory, study=study)
     if not quiet:
         typer.echo(f"wrote {directory}; next: sdft compress {directory / 'quickstart.yaml'}")
 
@@ -245,12 +252,18 @@ def lab_train_teacher(
 @lab.command(name="gates")
 def lab_gates(
     teacher: Annotated[Path | None, typer.Argument(help="Teacher directory. [default: the shipped one]")] = None,
+    seed_set: Annotated[
+        str, typer.Option(metavar="NAME", help="mixed, word_problems, mixed_large or word_problems_large.")
+    ] = "mixed",
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Of plain fine-tuning. [default: the quickstart's]")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Check the four gates that make a comparison of recovery methods fair."""
     from sdft_ray.show import print_gates
 
-    if not print_gates(teacher, as_json=as_json):
+    if not print_gates(teacher, seed_set, learning_rate, as_json=as_json):
         raise typer.Exit(1)
 
 

@@ -7,7 +7,9 @@
 A recipe that prunes several times has `measure:step1` to `train:step1` before these, and so on; one whose target is a
 speed has `rate`, and one that patches the cut has `patch` between prune and train. An arm with several rates or seeds
 has a step `train:ARM@RATE#SEED` for each, and `choose:ARM`, whose output is that of the trial it chose. A teacher
-that is corrected first takes `correct:teacher` and is measured by `gap:corrected`.
+that is corrected first takes `correct:teacher` and is measured by `gap:corrected`. A recipe with `forgetting` has
+`texts`, `forget:MODEL` for every model that is evaluated, and, with an embedding model, `likeness:MODEL` for all but
+the teacher.
 
 Nothing is run here. `resolve` computes every address and says what is committed; it needs no GPU and no cluster.
 """
@@ -22,7 +24,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from sdft_ray.errors import DivergenceError
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe import Recipe, Speed
 from sdft_ray.store.fingerprint import canonical_json, fingerprint
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store, address_of
@@ -42,10 +44,13 @@ VERSIONS = {
     "train": 2,
     "choose": 1,
     "merge": 1,
-    "evaluate": 2,
-    "speed": 1,
-    "why": 1,
-    "report": 1,
+    "evaluate": 3,
+    "texts": 1,
+    "forget": 1,
+    "likeness": 1,
+    "speed": 2,
+    "why": 2,
+    "report": 2,
 }
 """Raise a number when the stage's output changes for the same recipe."""
 
@@ -119,21 +124,20 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         first, second = merge.arms
         arms = {"first": student[first], "second": student[second]}
         yield Step(f"merge:{name}", {"kind": merge.kind, "t": t, **replicate}, arms)
+    patched = {"patched": "patch"} if recipe.patch else {}
+    models = {"pruned": "prune", **patched, **student, **{name: f"merge:{name}" for name in recipe.merged}}
     asked = cut(recipe.evaluate, exclude={"tuned", "include"})
     yield Step("evaluate:teacher", asked, {}, ("teacher", *tasks))
-    yield Step("evaluate:pruned", asked, {"model": "prune"}, ("teacher", *tasks))
-    if recipe.patch:
-        yield Step("evaluate:patched", asked, {"model": "patch"}, ("teacher", *tasks))
-    for name in recipe.train.arms:
-        yield Step(f"evaluate:{name}", asked, {"model": student[name]}, ("teacher", *tasks))
-    for name in recipe.merged:
-        yield Step(f"evaluate:{name}", asked, {"model": f"merge:{name}"}, ("teacher", *tasks))
+    for name, made in models.items():
+        yield Step(f"evaluate:{name}", asked, {"model": made}, ("teacher", *tasks))
+    yield from _forgetting(recipe, cut, models)
     yield Step("speed", cut(recipe.speed), {"pruned": "prune"}, ("teacher",))
     shown = {
         "name": recipe.name,
         "description": recipe.description,
         "tuned": list(recipe.evaluate.tuned),
         **_sizes_asked(recipe, cut),
+        **({"release": cut(recipe.release)} if recipe.release else {}),
         "depth": cut(recipe.depth),  # a plan counts as its content, yet the page says how it was found
     }
     yield Step("report", shown, {}, ("gates",) if recipe.gates else ())
@@ -177,7 +181,7 @@ def _surgery(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> Ite
     watched = {} if recipe.width is None else {"channels": True}
     rated = {}
     if recipe.target and recipe.target.is_measured:
-        asked = {**sizes, "depth": cut(recipe.depth), "speed": cut(recipe.speed)}
+        asked = {**sizes, "depth": cut(recipe.depth), "speed": _rated(recipe, cut)}
         yield Step(f"rate{about}", asked, dict(start), teacher)
         rated = {"rate": f"rate{about}"}
     dropped = {} if recipe.depth.metric != "perplexity" else {"drops": {**sizes, "depth": cut(recipe.depth)}}
@@ -201,6 +205,13 @@ def _sizes_asked(recipe: Recipe, cut: Cut) -> dict[str, Any]:
     """What a recipe says of sizes beside `depth`."""
     parts = {"width": recipe.width, "target": recipe.target}
     return {name: cut(part) for name, part in parts.items() if part is not None}
+
+
+def _rated(recipe: Recipe, cut: Cut) -> dict[str, Any]:
+    """What a target in speed is measured by: of all batch sizes the largest, left out where it is the default's."""
+    largest = recipe.speed.largest_batch
+    usual = {} if largest == Speed().largest_batch else {"batch_rows": largest}
+    return {**cut(recipe.speed, exclude={"batch_rows"}), **usual}
 
 
 _DATA = {"reference": "seed", "distilled": "select"}
@@ -241,6 +252,23 @@ def _training(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> It
             roles = {f"trial_{i}": f"train:{name}" for i, name in enumerate(trials, 1)}
             asked = [{"learning_rate": trial.learning_rate, "seed": trial.seed} for trial in trials.values()]
             yield Step(f"choose:{arm}", {"trials": asked}, roles)
+
+
+def _forgetting(recipe: Recipe, cut: Cut, models: dict[str, str]) -> Iterator[Step]:
+    """What each model has lost; `models` maps all but the teacher to the step that makes it."""
+    part = recipe.forgetting
+    if part is None:
+        return
+    elsewhere = {"source", "revision", "max_tokens", "embedding", "embedding_revision"}
+    yield Step("texts", cut(part, exclude=elsewhere), sources=("forgetting",))
+    held_out = {"held_out": recipe.train.held_out} if recipe.train.held_out else {}
+    asked = {**cut(part, include={"max_tokens"}), "gap": cut(recipe.gap), **held_out}
+    for name, made in ({"teacher": ""} | models).items():
+        model = {"model": made} if made else {}
+        yield Step(f"forget:{name}", asked, {**model, "texts": "texts", "data": "select"}, ("teacher",))
+    for name in models if part.embedding else ():
+        answers = {"teacher_answers": "evaluate:teacher", "answers": f"evaluate:{name}"}
+        yield Step(f"likeness:{name}", _replicate(recipe), answers, ("embedding",))
 
 
 def removal_step(recipe: Recipe, blocks: Sequence[int]) -> Step:

@@ -18,6 +18,7 @@ from sdft_ray.models.source import ModelSource, read_config, resolve_source
 from sdft_ray.recipe import Recipe
 from sdft_ray.recipe_arms import Train
 from sdft_ray.resources import Resources
+from sdft_ray.sources import embedding_source
 from sdft_ray.store.store import Store
 
 
@@ -45,6 +46,7 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
     teacher = source.fetch()
     check_teacher(teacher)
     check_prompts(recipe, resources, teacher)
+    check_forgetting(recipe, teacher)
 
 
 def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
@@ -96,7 +98,7 @@ def check_local_cpus(resources: Resources, stages: set[str]) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return  # the cluster's own figures are checked once it is joined
     cpus = resources.cpus or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    check_capacity(stages, resources, Capacity(float(cpus or 1), float("inf"), 1))
+    check_capacity(stages, resources, Capacity(float(cpus or 1), float("inf")))
 
 
 def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, State]) -> None:
@@ -186,6 +188,12 @@ def check_rows(recipe: Recipe) -> int:
             f"train.held_out {fraction:g} holds out {num_held_out} of {num_rows} rows",
             "change it until there are rows on both sides, or take a larger seed set",
         )
+    for name, arm in recipe.train.arms.items():
+        if arm.num_rows is not None and arm.num_rows > num_rows - num_held_out:
+            raise DataError(
+                f"train.arms.{name}.num_rows is {arm.num_rows:,} and {num_rows - num_held_out:,} rows are trained on",
+                "lower it, take a larger seed set, or leave it out to take all",
+            )
     return num_rows
 
 
@@ -234,6 +242,39 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
                     f"{recipe.train.row_tokens}",
                     "raise train.row_tokens, or set train.long_rows to drop or cut_prompt",
                 )
+
+
+def check_forgetting(recipe: Recipe, teacher: Path) -> None:
+    """Held-out texts of which the teacher can score something, and an embedding model that is one."""
+    asked = recipe.forgetting
+    if asked is None:
+        return
+    if asked.source == recipe.seed_set.source:
+        raise DataError("forgetting names the seed set, which is trained on", "give text that nothing is tuned on")
+    from sdft_ray.data.calibration import row_documents
+    from sdft_ray.data.chat import load_tokenizer
+    from sdft_ray.stages.rows import read_spread
+
+    tokenizer = load_tokenizer(teacher)
+    config = read_config(ModelSource(directory=str(teacher)), None) or {}
+    context = config.get("max_position_embeddings", 1 << 30)
+    for table in read_spread(asked):
+        documents = row_documents(table, tokenizer, asked.max_tokens)
+        for name, document in zip(table["example_id"].to_pylist(), documents, strict=True):
+            if not any(document.loss_mask[1:]):
+                raise DataError(
+                    f"row {name} of forgetting has no token to score among its first {asked.max_tokens}",
+                    "remove the row, or raise forgetting.max_tokens",
+                )
+            if len(document.ids) > context:
+                raise DataError(
+                    f"row {name} of forgetting has {len(document.ids)} tokens, and the teacher reads {context}",
+                    f"set forgetting.max_tokens to {context} or fewer",
+                )
+    if asked.embedding is not None:
+        from sdft_ray.evaluation.similarity import check_embedder
+
+        check_embedder(embedding_source(asked).fetch())
 
 
 def check_tasks(recipe: Recipe) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
-from pydantic.functional_validators import AfterValidator
+from pydantic.functional_validators import AfterValidator, WrapValidator
 
 from sdft_ray.errors import RecipeError
 from sdft_ray.recipe_arms import Arm, Merge, TeacherCorrection, Train
 from sdft_ray.recipe_pruning import Pruning
-from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, read_yaml
+from sdft_ray.recipe_suites import with_suite
+from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, one_or_several, read_yaml
 
 AnswerKind = Literal["number", "choice", "text", "list", "json", "function_call", "code", "callable", "none"]
 """How a response is checked (see `sdft_ray.generation.checks`); `none` means that it is not."""
@@ -88,6 +89,19 @@ class Calibration(RowSource):
     max_tokens: int = Field(default=2048, ge=2)
 
 
+class Forgetting(RowSource):
+    """Text that nothing is tuned on, to tell what each model has lost; rows as a calibration set may have them."""
+
+    num_rows: int = Field(default=256, ge=1)
+    """Scored at most, spread evenly over the source."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Each row is cut to so many."""
+    embedding: Place | None = None
+    """Folder or hub name of a model of sentence embeddings, to compare answers with those of the teacher."""
+    embedding_revision: str | None = None
+    """Commit of a hub name; None takes the newest."""
+
+
 class Generate(StrictPart):
     """How the teacher rewrites the seed set in its own words (arXiv:2410.09982, section 3)."""
 
@@ -131,8 +145,16 @@ class Task(StrictPart):
     metric: str | None = None
 
 
+class Samples(StrictPart):
+    """Several answers to each question of the generation tasks, for pass@k beside the greedy score."""
+
+    num: int = Field(default=8, ge=2)
+    temperature: float = Field(default=0.8, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+
+
 class Evaluate(StrictPart):
-    """What teacher, pruned model and students are asked."""
+    """What teacher, pruned model and students are asked. `suite: NAME` stands for the fields of `recipe_suites`."""
 
     tasks: tuple[Task, ...] = Field(min_length=1)
     include: Place | None = None
@@ -142,6 +164,12 @@ class Evaluate(StrictPart):
     tuned: tuple[str, ...] = ()
     """Tasks of the same kind as the fine-tuning set; all others count as off-domain."""
     seed: int = 0
+    samples: Samples | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suite(cls, data: Any) -> Any:
+        return with_suite(data)
 
     @model_validator(mode="after")
     def _tuned_are_tasks(self) -> Self:
@@ -154,13 +182,51 @@ class Evaluate(StrictPart):
         return self
 
 
-class Speed(StrictPart):
-    """Measured tokens/s: `batch_rows` prompts of `prompt_tokens`, then `new_tokens` greedy tokens each."""
+def _ascending(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    return tuple(sorted(value)) if isinstance(value, tuple) else value
 
-    batch_rows: int = Field(default=16, ge=1)
+
+_Rows = Annotated[int, Field(ge=1)]
+BatchRows = Annotated[_Rows | tuple[_Rows, ...], WrapValidator(one_or_several), AfterValidator(_ascending)]
+"""In YAML a number, or a list to measure one after another, in whatever order."""
+
+
+class Release(StrictPart):
+    """What a student must keep to be marked as releasable. Recovery is student over teacher, of mean scores or of a
+    task's."""
+
+    min_recovery: float | None = Field(default=None, gt=0)
+    min_task_recovery: float | None = Field(default=None, gt=0)
+    no_task_below_pruned: bool = False
+    """No task may be worse, beyond chance, than after pruning alone."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.min_recovery is None and self.min_task_recovery is None and not self.no_task_below_pruned:
+            raise ValueError("give min_recovery, min_task_recovery or no_task_below_pruned, or leave release out")
+        return self
+
+
+class Speed(StrictPart):
+    """Measured speed: `batch_rows` prompts of `prompt_tokens` at once, then `new_tokens` greedy tokens each.
+
+    A target in speed is measured with the largest batch alone.
+    """
+
+    batch_rows: BatchRows = (1, 16)
+    """By default one client, and a batch."""
     prompt_tokens: int = Field(default=64, ge=1)
     new_tokens: int = Field(default=64, ge=2)
     rounds: int = Field(default=5, ge=1)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """All sizes, ascending."""
+        return self.batch_rows if isinstance(self.batch_rows, tuple) else (self.batch_rows,)
+
+    @property
+    def largest_batch(self) -> int:
+        return self.batches[-1]
 
 
 _FIRST = ("name", "description", "replicate", "teacher", "seed_set", "calibration", "steps")
@@ -197,6 +263,8 @@ class Recipe(Pruning):
     """Prunings before this one, each with its recovery, in turn; the first starts from the teacher."""
     generate: Generate = Generate()
     gap: Gap = Gap()
+    forgetting: Forgetting | None = None
+    """Without it nobody asks what was forgotten."""
     train: Train
     teacher_correction: TeacherCorrection | None = None
     merges: dict[str, Merge] = Field(default={})
@@ -205,6 +273,8 @@ class Recipe(Pruning):
     speed: Speed = Speed()
     gates: Place | None = None
     """A JSON file of conditions for a fair comparison and whether they hold, to be printed in the report."""
+    release: Release | None = None
+    """Without it students are not judged."""
 
     @property
     def merged(self) -> dict[str, tuple[Merge, float]]:

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic import Field, model_validator
 from pydantic.functional_validators import WrapValidator
 
-from sdft_ray.yaml_model import StrictPart
-
-
-def _one_or_several(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """One number, or several different ones; a list of one is that one. Faults are told in one sentence."""
-    try:
-        found = check(value)
-    except ValidationError as error:  # one entry per kind of value that it could have been
-        raise ValueError(error.errors()[-1 if isinstance(value, tuple) else 0]["msg"]) from None
-    if not isinstance(found, tuple):
-        return found
-    if len(set(found)) < max(1, len(found)):
-        raise ValueError("give one number, or a list of different ones")
-    return found[0] if len(found) == 1 else found
-
+from sdft_ray.yaml_model import StrictPart, one_or_several
 
 LongRows = Literal["refuse", "drop", "cut_prompt"]
 Rate = Annotated[float, Field(gt=0)]
 """A learning rate."""
-Rates = Annotated[Rate | tuple[Rate, ...], WrapValidator(_one_or_several)]
-Seeds = Annotated[int | tuple[int, ...], WrapValidator(_one_or_several)]
+Rates = Annotated[Rate | tuple[Rate, ...], WrapValidator(one_or_several)]
+Seeds = Annotated[int | tuple[int, ...], WrapValidator(one_or_several)]
 """In YAML a number, or a list to try side by side."""
+NumRows = Annotated[int | None, Field(ge=1)]
+"""Train on so many rows of the set alone, drawn by their ids, the same for every arm: a larger number takes in the
+smaller ones. None takes all."""
 
 
 class Lora(StrictPart):
@@ -130,6 +119,7 @@ class Arm(StrictPart):
     """A list makes a grid with `seed`: all are trained, and `train.held_out` decides which one is the student."""
     seed: Seeds = 0
     objective: Objective = Objective()
+    num_rows: NumRows = None
 
     @property
     def trials(self) -> dict[str, Trial]:
@@ -138,7 +128,7 @@ class Arm(StrictPart):
         seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
         return {
             f"{rate!r}#{seed}" if len(seeds) > 1 else f"{rate!r}": Trial(
-                data=self.data, learning_rate=rate, seed=seed, objective=self.objective
+                data=self.data, learning_rate=rate, seed=seed, objective=self.objective, num_rows=self.num_rows
             )
             for rate in sorted(rates)
             for seed in sorted(seeds)
@@ -158,6 +148,7 @@ class Trial(StrictPart):
     learning_rate: Rate
     seed: int = 0
     objective: Objective = Objective()
+    num_rows: NumRows = None
 
 
 class Train(StrictPart):

@@ -117,7 +117,7 @@ class Target(StrictPart):
     memory_bytes: Size | None = None
     """At most so many bytes for weights and for keys and values of `batch_rows` sequences of `context_tokens`."""
     speedup: float | None = Field(default=None, gt=1)
-    """At least so many times the decoding speed, measured on this cluster's speed workers as `speed` says."""
+    """At least so many times the decoding speed, measured on the speed workers with `speed`'s largest batch."""
     tokens_per_s: float | None = Field(default=None, gt=0)
     """Likewise, in tokens per second."""
     context_tokens: int = Field(default=4096, ge=1)

@@ -44,13 +44,9 @@ class Server(StrictPart):
     timeout_s: float = Field(default=600.0, gt=0)
 
 
-class Generate(Device):
-    cpus: float = Field(default=0.8, gt=0)
-    min_actors: int = Field(default=1, ge=1)
-    max_actors: int = Field(default=1, ge=1)
-    sampler: Literal["vllm", "transformers", "server", "scripted"] = "vllm"
-    """`server` asks an OpenAI-compatible one that runs the teacher; `scripted` asks no model: a dry run."""
-    server: Server | None = None
+class Engine(Device):
+    """An actor that answers prompts."""
+
     tensor_parallel: int = Field(default=1, ge=1)
     kv_cache_bytes: int = Field(default=256 * 2**20, ge=2**20)
     """Key-value cache per engine, in bytes."""
@@ -59,6 +55,15 @@ class Generate(Device):
     max_sequences: int = Field(default=128, ge=1)
     """Sequences that one engine decodes together."""
     enforce_eager: bool = True
+
+
+class Generate(Engine):
+    cpus: float = Field(default=0.8, gt=0)
+    min_actors: int = Field(default=1, ge=1)
+    max_actors: int = Field(default=1, ge=1)
+    sampler: Literal["vllm", "transformers", "server", "scripted"] = "vllm"
+    """`server` asks an OpenAI-compatible one that runs the teacher; `scripted` asks no model: a dry run."""
+    server: Server | None = None
     chunks_in_flight: int | None = Field(default=None, ge=1)
     """Chunks of 64 rows that one actor works on at a time; None: twice what `max_sequences` holds, and one."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -115,8 +120,23 @@ class Train(Device):
         return self
 
 
-class Evaluate(Device):
-    batch_size: int = Field(default=64, ge=1)
+class Evaluate(Engine):
+    cpus: float = Field(default=0.9, gt=0)
+    num_actors: int = Field(default=1, ge=1)
+    """Engines that share the questions to one model; several models are evaluated side by side as there is room."""
+    sampler: Literal["vllm", "transformers"] = "vllm"
+
+
+_PART_OF = {
+    "patch": "measure",
+    "merge": "prune",
+    "correct": "train",
+    "rate": "speed",
+    "why": "evaluate",
+    "forget": "gap",
+    "likeness": "gap",
+}
+"""Stages that work with the workers of another part."""
 
 
 class Resources(StrictPart):
@@ -137,6 +157,12 @@ class Resources(StrictPart):
     evaluate: Evaluate = Evaluate()
     prune: Device = Device(cpus=0.5)
     speed: Device = Device()
+
+    def part(self, stage: str) -> tuple[str, Device] | None:
+        """Name and content of the part that a stage works with; None for stages that need next to nothing."""
+        name = _PART_OF.get(stage, stage)
+        found = getattr(self, name, None)
+        return (name, found) if isinstance(found, Device) else None
 
     @classmethod
     def load(cls, path: str | Path) -> Resources:

@@ -10,6 +10,7 @@ from typing import Any
 from sdft_ray.errors import StoreError
 from sdft_ray.recipe import Recipe
 from sdft_ray.report.gather import gather
+from sdft_ray.report.kept_model import Kept
 from sdft_ray.report.model import ReportData
 from sdft_ray.report.training import student_manifest
 from sdft_ray.stages import files
@@ -70,11 +71,13 @@ class Run:
         return gather(self.recipe, self.store, self.name, self.manifests, skipped=skipped, gates=gates)
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: `stages`, `scores`, `recovery` of all students, `gap`, `grids`, `correction`, `sizes`.
+        """For machines: `stages`, `scores`, `recovery` of all students, `release`, `reversals`, `gap`, `grids`,
+        `correction`, `forgetting`, `sizes`.
 
-        Fractions are in [0, 1].
+        Fractions are in [0, 1], intervals (`low` to `high`) at 95 %, None where they cannot be told.
         """
         data = self.report_data()
+        kept = data.retention.students
         return {
             "name": self.name,
             "wall_s": self.record["wall_s"],
@@ -85,13 +88,36 @@ class Run:
                 for model, scores in data.scores.items()
             },
             "recovery": {
-                arm: {"mean": data.recovery[arm].mean.value, "min": data.recovery[arm].min}
+                arm: {
+                    "mean": data.recovery[arm].mean.value,
+                    "low": kept[arm].recovery.low if arm in kept else None,
+                    "high": kept[arm].recovery.high if arm in kept else None,
+                    "min": data.recovery[arm].min,
+                }
                 for arm in data.arm_names
                 if arm in data.recovery
             },
+            "release": {arm: judged.model_dump(mode="json") for arm, judged in data.retention.judgements.items()},
+            "reversals": {arm: _reversals(own) for arm, own in kept.items()},
             "gap": data.gap.model_dump() if data.gap else {},
             "grids": {arm: grid.model_dump(mode="json") for arm, grid in data.grids.items()},
             "correction": data.correction.model_dump() if data.correction else {},
+            "forgetting": data.forgetting.model_dump() if data.forgetting else {},
             "sizes": data.sizes.model_dump() if data.sizes else {},
             "report": str(self.report_path),
         }
+
+
+def _reversals(kept: Kept) -> list[dict[str, Any]]:
+    """Tasks on which a student is worse than the pruned model; `difference` is in units of the metric."""
+    beside = {task.task: task.from_pruned for task in kept.tasks}
+    return [
+        {
+            "task": task,
+            "difference": beside[task].value,
+            "low": beside[task].low,
+            "high": beside[task].high,
+            "beyond_chance": beyond_chance,
+        }
+        for task, beyond_chance in kept.reversals.items()
+    ]

@@ -110,13 +110,15 @@ def readable(count: float) -> str:
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
     from sdft_ray.report.summary import overlap
-    from sdft_ray.report.table import gap_line, grid_line, result_table, size_line
+    from sdft_ray.report.table import gap_line, grid_line, kept_lines, result_table, size_line
 
     console = _console()
     data = run.report_data()
     console.print()
     console.print(result_table(data))
     console.print(size_line(data))
+    for line in kept_lines(data):
+        console.print(line, soft_wrap=True)
     if said := overlap(data):
         console.print(said)
     if data.gap is not None:
@@ -125,6 +127,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
         console.print(grid_line(arm, grid), soft_wrap=True)
     if data.correction is not None:
         console.print(data.correction.verdict, soft_wrap=True)
+    if data.forgetting is not None:
+        console.print(data.forgetting.verdicts["text"], soft_wrap=True)
     if stages:
         console.print(_stage_table(run))
     made = sum(not stage["skipped"] for stage in run.stages())
@@ -194,13 +198,18 @@ def print_verification(store: Store, name: str) -> bool:
     return sound
 
 
-def print_gates(teacher: Path | None, *, as_json: bool) -> bool:
-    """The four gates with their figures; True when all hold. A teacher of one's own keeps them in its record."""
+def print_gates(
+    teacher: Path | None, seed_set: str = "mixed", learning_rate: float | None = None, *, as_json: bool
+) -> bool:
+    """The four gates with their figures; True when all hold.
+
+    A teacher of one's own keeps those for the quickstart's set and rate in its record.
+    """
     from sdft_ray.lab.export import TEACHER
     from sdft_ray.lab.gates import check, plain_values, record_gates
 
-    gates = check(teacher or TEACHER)
-    if teacher is not None:
+    gates = check(teacher or TEACHER, seed_set, learning_rate=learning_rate)
+    if teacher is not None and (seed_set, learning_rate) == ("mixed", None):
         record_gates(teacher, gates)
     if as_json:
         print(json.dumps(plain_values(gates), indent=2))

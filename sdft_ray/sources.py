@@ -7,13 +7,19 @@ from typing import Any
 
 from sdft_ray.data.hub import NAMED_SETS, hub_commit
 from sdft_ray.errors import RecipeError
-from sdft_ray.models.source import resolve_source
-from sdft_ray.recipe import Recipe
+from sdft_ray.models.source import ModelSource, resolve_source
+from sdft_ray.recipe import Forgetting, Recipe
 from sdft_ray.store.store import Store
 
 
+def embedding_source(asked: Forgetting) -> ModelSource:
+    """Where the embedding model comes from, which is asked for. Raises `ModelError`."""
+    assert asked.embedding is not None
+    return resolve_source(asked.embedding, asked.embedding_revision, "forgetting.embedding_revision")
+
+
 class Sources:
-    """Identities of what lies outside the store: teacher, seed set, calibration set, task files."""
+    """Identities of what lies outside the store: teacher, embedding model, sets of rows, task files."""
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
         self._recipe = recipe
@@ -33,15 +39,22 @@ class Sources:
             flags = recipe.teacher.model_dump(include={"dtype", "trust_remote_code"}, exclude_defaults=True)
             if recipe.teacher.config is not None:
                 flags["expected_config"] = self.place("teacher.config", recipe.teacher.config)
-            if source.directory is not None:
-                return {"content": self._store.outside_digest(Path(source.directory)), **flags}
-            return {"hub": source.hub, "commit": source.commit, **flags}
+            return {**self._model(source), **flags}
+        if name == "embedding":
+            assert recipe.forgetting is not None
+            return self._model(embedding_source(recipe.forgetting))
         if name == "tasks":
             return self.place(name, str(recipe.evaluate.include))
         if name == "gates":
             return self.place(name, str(recipe.gates))
-        part = recipe.seed_set if name == "seed_set" else recipe.calibration
+        part = {"seed_set": recipe.seed_set, "calibration": recipe.calibration, "forgetting": recipe.forgetting}[name]
+        assert part is not None
         return self.place(name, part.source, part.revision)
+
+    def _model(self, source: ModelSource) -> dict[str, Any]:
+        if source.directory is not None:
+            return {"content": self._store.outside_digest(Path(source.directory))}
+        return {"hub": source.hub, "commit": source.commit}
 
     def place(self, name: str, value: str, revision: str | None = None) -> dict[str, Any]:
         """The digest of a file or folder; a URL stands for itself, a named data set for its commit."""

@@ -21,11 +21,18 @@ from sdft_ray.store.store import Store
 CARRIED_BYTES = 64 * 2**20
 """Files and folders of a recipe up to this size travel with the job; larger ones must be where the cluster is."""
 
+NO_AGENT = (
+    "wait until it is up; if that does not help, its head node's job agent found its port taken: another Ray there has "
+    "52365, and `ray start --dashboard-agent-listen-port=0` takes a free one"
+)
+
 _PLACES = (
     ("teacher", "model"),
     ("teacher", "config"),
     ("seed_set", "source"),
     ("calibration", "source"),
+    ("forgetting", "source"),
+    ("forgetting", "embedding"),
     ("evaluate", "include"),
     ("gates",),
 )
@@ -86,9 +93,11 @@ def _send(client: Any, *, patience_s: float = 60.0, **job: Any) -> str:
         try:
             return client.submit_job(**job)
         except RuntimeError as reason:
-            if "No available agent" not in str(reason) or time.monotonic() > deadline:
-                why = str(reason).strip().splitlines()[0]
-                raise ResourceError(f"the cluster takes no job: {why}", "see its dashboard, and try again") from None
+            without_agent = "No available agent" in str(reason)
+            if not without_agent or time.monotonic() > deadline:
+                why = str(reason).strip().splitlines()[0].rstrip(".")
+                then = NO_AGENT if without_agent else "see its dashboard, and try again"
+                raise ResourceError(f"the cluster takes no job: {why}", then) from None
         time.sleep(1.0)
 
 
@@ -101,6 +110,8 @@ def carry(recipe: Recipe, folder: Path, store: Store) -> None:
     data = recipe.model_dump(mode="python")
     for *parts, field in _PLACES:
         holder = data[parts[0]] if parts else data
+        if holder is None:
+            continue  # a part that this recipe leaves out
         value = holder[field]
         if value is None or not Path(value).exists() or _size(Path(value)) > CARRIED_BYTES:
             continue

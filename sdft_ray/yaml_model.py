@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler
 
 from sdft_ray.errors import UserError
 
@@ -89,6 +89,19 @@ def as_frozen(data: Any) -> Any:
     return tuple(as_frozen(value) for value in data) if isinstance(data, list | tuple) else data
 
 
+def one_or_several(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One number, or several different ones; a list of one is that one. Faults are told in one sentence."""
+    try:
+        found = check(value)
+    except ValidationError as error:  # one entry per kind of value that it could have been
+        raise ValueError(error.errors()[-1 if isinstance(value, tuple) else 0]["msg"]) from None
+    if not isinstance(found, tuple):
+        return found
+    if len(set(found)) < max(1, len(found)):
+        raise ValueError("give one number, or a list of different ones")
+    return found[0] if len(found) == 1 else found
+
+
 def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
@@ -118,7 +131,7 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], or
     # A misspelt field is often reported as missing too: say the misspelling first.
     first, *rest = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     location = first["loc"]
-    where = ".".join(str(step) for step in location) or "it"
+    where = ".".join(str(step) for step in location)
     more = f" (and {len(rest)} more)" if rest else ""
     if first["type"] == "extra_forbidden":
         holder = _model_at(model, location)
@@ -129,4 +142,6 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], or
     if first["type"] == "missing":
         return f"{origin}: {where!r} is missing{more}", "add it; jobs/recipes has complete examples"
     message = first["msg"].removeprefix("Value error, ")
+    if not where:  # of several fields together
+        return f"{origin}: {message}{more}", "correct that"
     return f"{origin}: {where}: {message}{more}", "correct that field"

@@ -27,7 +27,7 @@ LIGHT = {
     "generate": {"sampler": "transformers", "cpus": 0.5},
     "gap": {"cpus": 0.5, "batch_tokens": 64},
     "train": {"cpus": 0.5, "num_workers": 2, "precision": "fp32", "checkpoint_every": 1},
-    "evaluate": {"cpus": 0.5},
+    "evaluate": {"cpus": 0.5, "sampler": "transformers"},
 }
 RESOURCES = Resources.model_validate(LIGHT)
 

@@ -38,7 +38,7 @@ def calibration_batches(
     Raises `DataError` for no rows or a row without tokens, `ModelError` where a conversation needs a chat
     template and the tokenizer has none.
     """
-    documents = _documents(rows, tokenizer, max_tokens)
+    documents = row_documents(rows, tokenizer, max_tokens)
     if not documents:
         raise DataError("the calibration set holds no rows", "give at least one row")
     documents.sort(key=_length)  # stable: rows of one length stay in the order of the table
@@ -51,8 +51,12 @@ def calibration_batches(
     return batches
 
 
-def _documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Document]:
-    """Every row, in the order of the table."""
+def row_documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Document]:
+    """Every row, in the order of the table, cut on the right to `max_tokens`.
+
+    What is marked is the response of a conversation, with its end of turn, or all of plain text. Raises as
+    `calibration_batches` does.
+    """
     documents: list[Document] = []
     chat = ChatFormat(tokenizer) if any(rows["instruction"].to_pylist()) else None
     for row in rows.select(["example_id", "instruction", "reference_response"]).to_pylist():
@@ -62,7 +66,7 @@ def _documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: i
             ids = tokenizer.encode(row["reference_response"])
             document = Document(ids, [True] * len(ids))
         if not document.ids:
-            raise DataError(f"calibration row {row['example_id']} has no tokens", "remove it or fill it")
+            raise DataError(f"row {row['example_id']} has no tokens", "remove it or fill it")
         documents.append(Document(document.ids[:max_tokens], document.loss_mask[:max_tokens]))
     return documents
 

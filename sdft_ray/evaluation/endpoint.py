@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.evaluation.harness import Asked, ItemCounter, OnItem, evaluate_with
+from sdft_ray.evaluation.harness import Asked, evaluate_with
+from sdft_ray.evaluation.progress import ItemCounter, OnItem
+from sdft_ray.evaluation.questions import Text
 from sdft_ray.evaluation.scores import Scores
 
 
@@ -50,8 +53,10 @@ _API: Any = LocalCompletionsAPI  # lm-eval's registration hides the class from t
 class EndpointLM(_API):
     """`local-completions`, quiet, with our count of finished items. Prompts are sent as token ids."""
 
-    num_truncated = 0
+    num_truncated: ClassVar[Counter[str]] = Counter()
     """lm-eval cuts nothing here: a prompt that does not fit is refused by the server."""
+    texts: ClassVar[dict[tuple[str, int], list[Text]]] = {}
+    """A server does not tell lm-eval how an answer ended."""
 
     def __init__(self, endpoint: Endpoint, max_length: int, seed: int, counter: ItemCounter) -> None:
         super().__init__(
@@ -85,4 +90,5 @@ def evaluate_endpoint(endpoint: Endpoint, asked: Asked, on_item: OnItem | None =
     if endpoint.model not in cards:
         raise EvaluationError(f"{endpoint.url} has no model {endpoint.model!r}", f"it has {', '.join(cards)}")
     length = cards[endpoint.model].get("max_model_len") or 2048
-    return evaluate_with(lambda counter: EndpointLM(endpoint, length, asked.seed, counter), asked, on_item)
+    made = evaluate_with(lambda counter: EndpointLM(endpoint, length, asked.seed, counter), asked, on_item)
+    return made.scores

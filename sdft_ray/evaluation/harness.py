@@ -1,35 +1,32 @@
-"""lm-eval's own scores of a local checkpoint: its `evaluate` with its `hf` model, quiet and strict."""
+"""lm-eval's own scores of a model, quiet and strict: its `evaluate` over its own tasks, filters and metrics."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+import lm_eval.utils
 import numpy as np
 import torch
 from lm_eval.api.group import Group
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
 from lm_eval.api.task import Task
-from lm_eval.models.huggingface import HFLM
 
-from sdft_ray.data.chat import load_tokenizer
-from sdft_ray.errors import EvaluationError, ModelError
-from sdft_ray.evaluation.scores import Output, Scores, TaskScore
+from sdft_ray.errors import EvaluationError
+from sdft_ray.evaluation.items import item_rows, outputs_of, written_of
+from sdft_ray.evaluation.lm import AskingLM
+from sdft_ray.evaluation.passes import Samples, pass_at_k
+from sdft_ray.evaluation.progress import ItemCounter, OnItem, quiet
+from sdft_ray.evaluation.questions import Ask
+from sdft_ray.evaluation.scores import Scores, TaskScore
 from sdft_ray.evaluation.tasks import leaf_tasks, load_tasks
-from sdft_ray.models.loading import load_model
-
-OnItem = Callable[[int, int], None]
-"""Called with (items done, items in all) while a model is evaluated."""
 
 PREFERRED_METRICS = ("acc_norm", "acc", "exact_match")
 """The primary metric of a task is the first of these that it reports, else the first that it reports at all.
@@ -41,48 +38,17 @@ HellaSwag, `acc` for MMLU, TruthfulQA (mc2) and WinoGrande, strict `exact_match`
 _BOOTSTRAP_DRAWS = 1000
 
 
-def evaluate(
-    model_dir: str | Path,
-    tasks: Sequence[str],
-    *,
-    include: str | Path | None = None,
-    limit: int | None = None,
-    num_fewshot: int | Mapping[str, int | None] | None = None,
-    metrics: Mapping[str, str | None] | None = None,
-    batch_size: int = 64,
-    apply_chat_template: bool = True,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: str = "auto",
-    num_outputs: int = 4,
-    on_item: OnItem | None = None,
-) -> Scores:
-    """Score the checkpoint in `model_dir` on lm-eval tasks, tags or groups.
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a model: lm-eval tasks, tags or groups.
 
     `include` is a folder of task files whose `data_files` are relative to the file that names them. `limit`
     takes the first items of each task. `num_fewshot` is one number, or one per task; None is the task's own,
     and a task that fixes 0 keeps it, as in lm-eval. `metrics` names the primary metric of a task ("acc", or
     "exact_match,strict-match" with its filter); for the rule without it see `PREFERRED_METRICS`. `seed` draws
-    few-shot examples. `num_outputs` responses per generation task are kept to look at. Reaching the hub is
-    the caller's affair: HF_HUB_OFFLINE and HF_DATASETS_OFFLINE in the environment are obeyed.
-
-    Raises `EvaluationError` for tasks, metrics or data that cannot be had, before the model is loaded where
-    that can be known, and `ModelError` for a checkpoint that cannot be loaded.
+    few-shot examples and samples. `num_outputs` responses per generation task are kept to look at. With `samples`
+    generation tasks are also asked for several answers each.
     """
-
-    def checkpoint(counter: ItemCounter) -> CheckpointLM:
-        lm = CheckpointLM(model_dir, dtype=dtype, device=device, batch_size=batch_size, counter=counter)
-        if apply_chat_template:
-            lm.check_chat_prompt()
-        return lm
-
-    asked = Asked(tasks, include, limit, num_fewshot, metrics, apply_chat_template, seed, num_outputs)
-    return evaluate_with(checkpoint, asked, on_item)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of a model, as `evaluate` says it."""
 
     tasks: Sequence[str]
     include: str | Path | None = None
@@ -92,14 +58,51 @@ class Asked:
     apply_chat_template: bool = True
     seed: int = 0
     num_outputs: int = 4
+    samples: Samples | None = None
 
 
-def evaluate_with(make: Callable[[ItemCounter], Any], asked: Asked, on_item: OnItem | None = None) -> Scores:
-    """Score any model of lm-eval's, made when the tasks are known to be there. Raises as `evaluate`."""
+@dataclass(frozen=True)
+class Result:
+    """Scores, and the rows of `items.ITEMS` behind them."""
+
+    scores: Scores
+    items: list[dict[str, Any]]
+
+
+def evaluate(
+    model_dir: str | Path,
+    asked: Asked,
+    ask: Ask,
+    on_item: OnItem | None = None,
+    *,
+    max_length: int | None = None,
+) -> Result:
+    """Score the model that answers `ask`; the checkpoint in `model_dir` gives tokenizer and context length, unless
+    `max_length` shortens that.
+
+    Reaching the hub is the caller's affair: HF_HUB_OFFLINE and HF_DATASETS_OFFLINE in the environment are obeyed.
+    Raises `EvaluationError` for tasks, metrics or data that cannot be had, before anything is asked where that can be
+    known, and `ModelError` for a tokenizer that cannot be used.
+    """
+
+    def asking(counter: ItemCounter) -> AskingLM:
+        lm = AskingLM(model_dir, ask, counter, max_length=max_length)
+        if asked.apply_chat_template:
+            lm.check_chat_prompt()
+        return lm
+
+    return evaluate_with(asking, asked, on_item)
+
+
+def evaluate_with(make: Callable[[ItemCounter], Any], asked: Asked, on_item: OnItem | None = None) -> Result:
+    """Score any model of lm-eval's, made when the tasks are known to be there. Raises as `evaluate`.
+
+    Models that do not tell how they wrote have an empty `texts`.
+    """
     if asked.limit is not None and asked.limit < 1:
         raise EvaluationError(f"limit is {asked.limit}", "make it 1 or more, or leave it out")
     metrics = asked.metrics or {}
-    with _quiet() as terminal:
+    with quiet() as terminal, _compiled_templates():
         by_name = load_tasks(asked.tasks, asked.include)
         for name, parts in by_name.items():
             fewshot = asked.num_fewshot
@@ -110,12 +113,26 @@ def evaluate_with(make: Callable[[ItemCounter], Any], asked: Asked, on_item: OnI
         lm = make(ItemCounter(total, on_item, terminal))
         chat = asked.apply_chat_template
         results = _run(lm, loaded, limit=asked.limit, apply_chat_template=chat, seed=asked.seed)
-    scores = [
-        _score(part, results, metrics.get(name), asked.num_outputs)
-        for name, parts in by_name.items()
-        for part in _scored(parts)
-    ]
-    return Scores({score.task: score for score in scores}, lm.num_truncated)
+        scored = [
+            _score(part, results, metrics.get(name), asked, lm)
+            for name, parts in by_name.items()
+            for part in _scored(parts)
+        ]
+    tasks = {score.task: score for score, _ in scored}
+    truncated = sum(score.num_truncated for score in tasks.values())
+    return Result(Scores(tasks, truncated, version("lm_eval")), [row for _, rows in scored for row in rows])
+
+
+@contextlib.contextmanager
+def _compiled_templates() -> Iterator[None]:
+    """Keep compiled templates for a block: lm-eval compiles a task's anew for every item, which takes a third of all
+    that it does before it asks."""
+    environment: Any = lm_eval.utils.env
+    environment.from_string = lru_cache(maxsize=1024)(environment.from_string)
+    try:
+        yield
+    finally:
+        del environment.from_string  # the method of the class stands again
 
 
 def _run(lm: Any, loaded: list[Task | Group], *, limit: int | None, apply_chat_template: bool, seed: int) -> Any:
@@ -144,126 +161,6 @@ def _run(lm: Any, loaded: list[Task | Group], *, limit: int | None, apply_chat_t
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=True,
     )
-
-
-_HFLM: Any = HFLM  # lm-eval's registration hides the class from type checkers
-
-
-class CheckpointLM(_HFLM):
-    """lm-eval's `hf` model over a checkpoint loaded here: safetensors only, local files only, no bars."""
-
-    def __init__(
-        self,
-        model_dir: str | Path,
-        *,
-        dtype: str,
-        device: str,
-        batch_size: int,
-        counter: ItemCounter | None = None,
-    ) -> None:
-        """Load model and tokenizer onto `device`. Raises `ModelError`."""
-        model: Any = load_model(Path(model_dir), dtype)
-        super().__init__(pretrained=model.to(device), tokenizer=load_tokenizer(Path(model_dir)), batch_size=batch_size)
-        self.num_truncated = 0
-        self._counter = counter
-        if counter is not None:
-            self.set_cache_hook(counter)
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As in lm-eval."""
-        self._begin(requests)
-        return super().loglikelihood(requests, disable_tqdm=True)
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """As in lm-eval."""
-        self._begin(requests)
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """As in lm-eval."""
-        self._begin(requests)
-        return super().generate_until(requests, disable_tqdm=True)
-
-    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        room = self.max_length + 1  # the last token is only predicted
-        self.num_truncated += sum(len(context) + len(option) > room for _, context, option in requests)
-        return super()._loglikelihood_tokens(requests, *args, **kwargs)
-
-    def tok_batch_encode(
-        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As in lm-eval; counts what it cuts."""
-        if left_truncate_len is not None:
-            self.num_truncated += sum(len(self.tok_encode(text)) > left_truncate_len for text in strings)
-        return super().tok_batch_encode(strings, padding_side, left_truncate_len, **kwargs)
-
-    def check_chat_prompt(self) -> None:
-        """Raises `ModelError` without a chat template, and when a prompt would start with two BOS tokens."""
-        if not self.tokenizer.chat_template:
-            raise ModelError(
-                "the tokenizer has no chat template", "add one, or evaluate with apply_chat_template: false"
-            )
-        prompt = self.apply_chat_template([{"role": "user", "content": "Hello"}])
-        begin = self.tokenizer.bos_token_id
-        batched, _ = self.tok_batch_encode([prompt])
-        for ids in (self.tok_encode(prompt), batched[0].tolist()):
-            if begin is not None and ids[:2] == [begin, begin]:
-                raise ModelError(
-                    "chat prompts start with two BOS tokens in lm-eval",
-                    "let either the chat template or the tokenizer add it",
-                )
-
-    def _begin(self, requests: list[Instance]) -> None:
-        if self._counter is not None:
-            self._counter.begin(requests)
-
-
-class ItemCounter(CacheHook):
-    """Counts finished requests: lm-eval tells its response cache about every one.
-
-    Options of one item are separate requests, in an order of their own, so items are counted in proportion.
-    """
-
-    def __init__(self, total: int, on_item: OnItem | None, terminal: Any) -> None:
-        super().__init__(None)
-        self._total, self._on_item, self._terminal = total, on_item, terminal
-        self._before = self._requests = self._items = self._done = self._told = 0
-
-    def begin(self, requests: list[Instance]) -> None:
-        """The requests of one kind are about to run."""
-        self._before += self._items
-        self._requests, self._done = len(requests), 0
-        self._items = len({(request.task_name, request.doc_id) for request in requests})
-
-    def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """One request is finished."""
-        self._done += 1
-        done = min(self._total, self._before + self._items * self._done // max(1, self._requests))
-        if self._on_item is not None and done > self._told:
-            self._told = done
-            with contextlib.redirect_stderr(self._terminal):
-                self._on_item(done, self._total)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """Silence lm-eval, datasets and transformers for a block; yields the stderr that was there before.
-
-    Their progress bars write to `sys.stderr` and some cannot be turned off, so it is exchanged; log levels
-    are put back.
-    """
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    terminal = sys.stderr
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield terminal
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 # --- from lm-eval's results to scores -----------------------------------------------------------------------
@@ -296,7 +193,10 @@ def _check_metric(name: str, leaves: Sequence[Task], wanted: str | None) -> None
         raise EvaluationError(f"task {name!r} has no metric {wanted!r}", f"it has {', '.join(known)}")
 
 
-def _score(part: Task | Group, results: Any, wanted: str | None, num_outputs: int) -> TaskScore:
+def _score(
+    part: Task | Group, results: Any, wanted: str | None, asked: Asked, lm: Any
+) -> tuple[TaskScore, list[dict[str, Any]]]:
+    """The score of a task or group, and a row for each of its items."""
     name = _name(part)
     found: dict[str, Any] = results["results"][name]
     key = _primary(name, [key for key in found if "," in key and "_stderr," not in key], wanted)
@@ -304,27 +204,32 @@ def _score(part: Task | Group, results: Any, wanted: str | None, num_outputs: in
     stderr = found.get(f"{metric}_stderr,{filtered_by}")
     leaves = leaf_tasks([part])
     samples = {task.task_name: _of_filter(results["samples"][task.task_name], filtered_by) for task in leaves}
-    prefixed = isinstance(part, Group)
-    items = {
-        f"{task}/{sample['doc_id']}" if prefixed else str(sample["doc_id"]): float(sample[metric])
-        for task, rows in samples.items()
-        for sample in rows
-        if isinstance(sample.get(metric), (bool, int, float))
-    }
+    rows = [
+        {**row, "task": name, "item": f"{task.task_name}/{row['item']}" if isinstance(part, Group) else row["item"]}
+        for task in leaves
+        for row in item_rows(task, samples[task.task_name], metric, lm.texts)
+    ]
     higher = results["higher_is_better"].get(name, {}).get(metric)
-    return TaskScore(
+    written = written_of(rows)
+    if written is not None and asked.samples is not None:
+        chances = pass_at_k(lm, leaves, metric, filtered_by, asked.samples, asked.seed)
+        written = replace(written, pass_at_k=chances)
+    score = TaskScore(
         task=name,
         metric=metric,
         filter=filtered_by,
         value=float(found[key]),
         stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
-        n=sum(len(rows) for rows in samples.values()),
+        n=sum(len(part) for part in samples.values()),
         num_fewshot=results["n-shot"].get(name),
         higher_is_better=higher is not False,
         chance=_chance(leaves, samples),
-        items=items,
-        outputs=_outputs(leaves, samples, metric, num_outputs),
+        items={row["item"]: row["value"] for row in rows},
+        outputs=outputs_of(leaves, samples, metric, asked.num_outputs),
+        num_truncated=sum(lm.num_truncated[task.task_name] for task in leaves),
+        written=written,
     )
+    return score, rows
 
 
 def _primary(task: str, keys: list[str], wanted: str | None) -> str:
@@ -358,26 +263,3 @@ def _chance(leaves: list[Task], samples: Mapping[str, list[dict[str, Any]]]) -> 
         else:
             return None
     return sum(levels) / len(levels)
-
-
-def _outputs(
-    leaves: list[Task], samples: Mapping[str, list[dict[str, Any]]], metric: str, num_outputs: int
-) -> tuple[Output, ...]:
-    rows = [
-        (task, row)
-        for task in leaves
-        if task.OUTPUT_TYPE == "generate_until"
-        for row in samples[task.task_name]
-        if isinstance(row.get(metric), (bool, int, float))
-    ]
-    return tuple(
-        Output(
-            item=str(row["doc_id"]),
-            prompt=str(row["arguments"][0][0]),
-            response=str(row["resps"][0][0]),
-            filtered=str(row["filtered_resps"][0]),
-            target=str(row["target"]),
-            value=float(row[metric]),
-        )
-        for _, row in rows[:num_outputs]
-    )

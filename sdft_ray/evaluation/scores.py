@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -19,6 +19,24 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Written:
+    """How a model's generated answers look, right or wrong. Shares are of `num_answers`, in [0, 1].
+
+    `truncated` ended at the limit of new tokens, `no_answer` are those out of which the task's own filter took
+    nothing: a failure of format, apart from wrong answers. `repetition` is the mean share of 4-token sequences that
+    stood in the same answer before (seq-rep-4, arXiv:1908.04319). `pass_at_k` maps k, as text, to the chance that one
+    of k sampled answers is right (arXiv:2107.03374, equation 1), where the evaluation sampled.
+    """
+
+    num_answers: int
+    mean_tokens: float
+    truncated: float
+    no_answer: float
+    repetition: float
+    pass_at_k: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class TaskScore:
     """The primary metric of one task.
 
@@ -26,6 +44,8 @@ class TaskScore:
     has none. `items` maps an item (its index in the test split; `subtask/index` in a group) to its own value,
     0 or 1 for accuracies, and is empty for metrics that exist only over the whole set. `chance` is what
     guessing scores: the mean of 1 / number of options, 0 for generated answers, None where it cannot be told.
+    `num_truncated` counts requests (an option of an item is one) whose prompt lost its beginning because the context
+    was too short for it. `written` is there for generation tasks alone.
     """
 
     task: str
@@ -39,18 +59,20 @@ class TaskScore:
     chance: float | None
     items: dict[str, float]
     outputs: tuple[Output, ...] = ()
+    num_truncated: int = 0
+    written: Written | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one model by task, in the order asked for.
+    """Scores of one model by task, in the order asked for, and the version of lm-eval that gave them ("" unknown).
 
-    `num_truncated` counts requests (an option of an item is one) whose prompt lost its beginning because the context
-    was too short for it, which lm-eval does without failing.
+    `num_truncated` is the sum over tasks: lm-eval cuts prompts without failing.
     """
 
     tasks: dict[str, TaskScore]
     num_truncated: int = 0
+    harness: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -61,6 +83,10 @@ class Scores:
         """The inverse of `to_json`."""
         tasks = {}
         for name, fields in data["tasks"].items():
-            outputs = tuple(Output(**output) for output in fields["outputs"])
-            tasks[name] = TaskScore(**{**fields, "outputs": outputs})
-        return cls(tasks, data["num_truncated"])
+            written = fields.get("written")
+            parts = {
+                "outputs": tuple(Output(**output) for output in fields["outputs"]),
+                "written": Written(**written) if written else None,
+            }
+            tasks[name] = TaskScore(**{**fields, **parts})
+        return cls(tasks, data["num_truncated"], data.get("harness", ""))

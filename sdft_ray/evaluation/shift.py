@@ -16,14 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-
-from sdft_ray.data.packing import Document
 from sdft_ray.errors import ModelError
 from sdft_ray.evaluation.recovery import Estimate
+
+if TYPE_CHECKING:  # a report takes figures from here, and needs no torch for that
+    from sdft_ray.data.packing import Document
 
 
 class ResponseNll(NamedTuple):
@@ -53,7 +52,6 @@ def spread(num_rows: int, num_wanted: int) -> list[int]:
     return [(2 * i + 1) * num_rows // (2 * count) for i in range(count)]
 
 
-@torch.inference_mode()
 def response_nll(
     model: Any,
     documents: Sequence[Document],
@@ -68,9 +66,12 @@ def response_nll(
     `on_batch` is called with (documents done, documents in all). Raises `ModelError` where a likelihood is not
     finite.
     """
+    import torch
+
     found: dict[int, ResponseNll] = {}
     for batch in _batches([len(document.ids) for document in documents], batch_tokens):
-        scored = _score(model, [documents[index] for index in batch])
+        with torch.inference_mode():
+            scored = _score(model, [documents[index] for index in batch])
         found.update(zip(batch, scored, strict=True))
         if on_batch is not None:
             on_batch(len(found), len(documents))
@@ -95,6 +96,9 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
     """One forward pass. Logits are taken from the token before the earliest response on: K of T positions."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
     scored = [[t for t in range(1, len(document.ids)) if document.loss_mask[t]] for document in documents]
     width = max(len(document.ids) for document in documents)
     first = min((positions[0] for positions in scored if positions), default=width)
@@ -108,7 +112,7 @@ def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
     for row, positions in enumerate(scored):
         index_N = torch.tensor(positions, dtype=torch.int64, device=model.device)
         logits_NV = logits_BKV[row, index_N - first].float()
-        nats = F.cross_entropy(logits_NV, ids_BT[row, index_N], reduction="sum")
+        nats = cross_entropy(logits_NV, ids_BT[row, index_N], reduction="sum")
         rows.append(ResponseNll(float(nats), len(positions)))
     return rows
 

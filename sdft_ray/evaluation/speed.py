@@ -1,13 +1,12 @@
-"""Measured tokens per second of several checkpoints, side by side in one process.
+"""Measured speed and memory of several checkpoints, side by side in one process, at one or more batch sizes.
 
-Machines drift: clocks, neighbours, caches. So the models take turns in every round, each round begins with
-another one, the first round does not count, and the median over rounds is reported with its spread.
+Machines drift: clocks, neighbours, caches. So the models take turns at every batch size of every round, each round
+begins with another model, the first round does not count, and the median over rounds is reported with its spread.
 """
 
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,31 +18,55 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sdft_ray.errors import EvaluationError
+from sdft_ray.evaluation.rounds import Spread, over_rounds
 from sdft_ray.models.loading import load_model
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Tokens per second over rounds: the median, the quartiles around it, and every round."""
+class BatchSpeed:
+    """One model with `batch_rows` prompts at once.
 
-    median: float
-    low: float
-    high: float
-    rounds: tuple[float, ...]
+    `prefill` counts prompt tokens, `decode` new tokens after the first, both per second and over the whole batch.
+    `first_token_s`: seconds until the first new token of every prompt is known. It is the interval that `prefill`
+    counts tokens over, for nothing queues and nothing is streamed here.
+
+    `kv_bytes`: keys and values in the cache at the end, those of all tokens but the last new one. Blocks with a sliding
+    window hold the window less one token. `peak_bytes`: the most that was held during a run beyond what was there
+    before it and those keys and values, so activations, logits, and copies of keys and values while they grow. It is
+    None on a CPU: there PyTorch does not count, and the process keeps pages that one model has freed and fills them for
+    the next, so that its resident memory does not tell models apart.
+    """
+
+    batch_rows: int
+    prefill: Spread
+    decode: Spread
+    first_token_s: Spread
+    kv_bytes: int
+    peak_bytes: int | None
 
 
 @dataclass(frozen=True)
 class ModelSpeed:
-    """`prefill` counts prompt tokens, `decode` new tokens after the first; both over the whole batch."""
+    """`weight_bytes`: all parameters as held, tied ones once. `batches`: in the order they were asked for."""
 
-    prefill: Rate
-    decode: Rate
+    weight_bytes: int
+    batches: tuple[BatchSpeed, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One batch, from prompts to the last new token; `BatchSpeed` says what the bytes are."""
+
+    prefill_s: float
+    decode_s: float
+    kv_bytes: int
+    peak_bytes: int | None
 
 
 def measure_speed(
     model_dirs: Mapping[str, str | Path],
     *,
-    batch_rows: int = 16,
+    batch_rows: Sequence[int] = (1, 16),
     prompt_tokens: int = 64,
     new_tokens: int = 64,
     rounds: int = 5,
@@ -54,22 +77,35 @@ def measure_speed(
 ) -> dict[str, ModelSpeed]:
     """Measure checkpoints, by name, with transformers: one forward over random prompts, then greedy decoding.
 
-    All models are held at once. Prompts hold the same random tokens for every model. `new_tokens` is at least
-    2: the first comes out of the prefill. `on_round` is called with (rounds done, rounds in all). Raises
-    `EvaluationError` for sizes out of range and `ModelError` as `load_model`.
+    All models are held at once. Every model reads the same random tokens, a smaller batch the first prompts of the
+    largest. `new_tokens` is at least 2: the first comes out of the prefill. `on_round` is called with (rounds done,
+    rounds in all). Raises `EvaluationError` for sizes out of range and `ModelError` as `load_model`.
     """
-    smallest = {"batch_rows": 1, "prompt_tokens": 1, "new_tokens": 2, "rounds": 1}
-    given = {
-        "batch_rows": batch_rows,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "rounds": rounds,
-    }
-    for name, least in smallest.items():
-        if given[name] < least:
-            raise EvaluationError(f"{name} is {given[name]}", f"make it {least} or more")
+    _check_sizes(batch_rows, prompt_tokens=(prompt_tokens, 1), new_tokens=(new_tokens, 2), rounds=(rounds, 1))
     loaded: dict[str, Any] = {name: load_model(Path(path), dtype) for name, path in model_dirs.items()}
     models = {name: model.to(device) for name, model in loaded.items()}
+    _check_contexts(models, prompt_tokens, new_tokens)
+    prompts_BT = _random_prompts(models, max(batch_rows), prompt_tokens, seed).to(device)
+    runs = _take_turns(models, [prompts_BT[:rows] for rows in batch_rows], new_tokens, rounds, on_round)
+    return {
+        name: ModelSpeed(
+            sum(parameter.nbytes for parameter in model.parameters()),
+            tuple(_batch_speed(rows, prompt_tokens, new_tokens, runs[name, rows]) for rows in batch_rows),
+        )
+        for name, model in models.items()
+    }
+
+
+def _check_sizes(batch_rows: Sequence[int], **given: tuple[int, int]) -> None:
+    """`given`: what was asked for, and the least that can be measured."""
+    if len(set(batch_rows)) < max(1, len(batch_rows)):
+        raise EvaluationError(f"batch_rows is {list(batch_rows)}", "give one or more different sizes")
+    for name, (value, least) in (*(("batch_rows", (rows, 1)) for rows in batch_rows), *given.items()):
+        if value < least:
+            raise EvaluationError(f"{name} is {value}", f"make it {least} or more")
+
+
+def _check_contexts(models: Mapping[str, Any], prompt_tokens: int, new_tokens: int) -> None:
     for name, model in models.items():
         context = model.config.get_text_config().max_position_embeddings
         if prompt_tokens + new_tokens > context:
@@ -77,52 +113,73 @@ def measure_speed(
                 f"{prompt_tokens} + {new_tokens} tokens do not fit into the context of {name}, {context}",
                 "measure with fewer prompt_tokens or new_tokens",
             )
+
+
+def _random_prompts(models: Mapping[str, Any], num_rows: int, num_tokens: int, seed: int) -> Tensor:
+    """Ids that every model knows, [num_rows, num_tokens]."""
     vocab_size = min((model.config.get_text_config().vocab_size for model in models.values()), default=1)
-    generator = torch.Generator().manual_seed(seed)
-    prompts_BT = torch.randint(vocab_size, (batch_rows, prompt_tokens), generator=generator).to(device)
-    prefill_s: dict[str, list[float]] = {name: [] for name in models}
-    decode_s: dict[str, list[float]] = {name: [] for name in models}
+    return torch.randint(vocab_size, (num_rows, num_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def _take_turns(
+    models: Mapping[str, Any],
+    batches: Sequence[Tensor],
+    new_tokens: int,
+    rounds: int,
+    on_round: Callable[[int, int], None] | None,
+) -> dict[tuple[str, int], list[_Run]]:
+    """(model, batch size) -> one run per round that counts."""
     names = list(models)
+    runs: dict[tuple[str, int], list[_Run]] = {(name, len(batch)): [] for name in names for batch in batches}
     for round_index in range(rounds + 1):
         turn = round_index % max(1, len(names))
-        for name in names[turn:] + names[:turn]:
-            times = _time_once(models[name], prompts_BT, new_tokens)
-            if round_index > 0:
-                prefill_s[name].append(times[0])
-                decode_s[name].append(times[1])
+        for prompts_BT in batches:
+            for name in names[turn:] + names[:turn]:
+                run = _run_once(models[name], prompts_BT, new_tokens)
+                if round_index > 0:
+                    runs[name, len(prompts_BT)].append(run)
         if on_round is not None and round_index > 0:
             on_round(round_index, rounds)
-    return {
-        name: ModelSpeed(
-            _rate(batch_rows * prompt_tokens, prefill_s[name]),
-            _rate(batch_rows * (new_tokens - 1), decode_s[name]),
-        )
-        for name in names
-    }
+    return runs
 
 
 @torch.inference_mode()
-def _time_once(model: Any, prompts_BT: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds for the prefill and for `new_tokens - 1` decoding steps of one batch."""
-    collecting = gc.isenabled()
+def _run_once(model: Any, prompts_BT: Tensor, new_tokens: int) -> _Run:
+    """The prefill and `new_tokens - 1` decoding steps of one batch."""
+    collecting, device = gc.isenabled(), prompts_BT.device
     gc.disable()
     try:
         cache = DynamicCache(config=model.config)
-        start = _now(prompts_BT.device)
+        held_before = _start_counting(device)
+        start = _now(device)
         token_B1 = _step(model, prompts_BT, cache)
-        middle = _now(prompts_BT.device)
+        middle = _now(device)
         for _ in range(new_tokens - 1):
             token_B1 = _step(model, token_B1, cache)
-        end = _now(prompts_BT.device)
+        end = _now(device)
     finally:
         if collecting:
             gc.enable()
-    return middle - start, end - middle
+    kv_bytes = _cached_bytes(cache)
+    peak_bytes = None if held_before is None else torch.cuda.max_memory_allocated(device) - held_before - kv_bytes
+    return _Run(middle - start, end - middle, kv_bytes, peak_bytes)
 
 
 def _step(model: Any, ids_BT: Tensor, cache: DynamicCache) -> Tensor:
     logits_BTV = model(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     return logits_BTV[:, -1:].argmax(dim=-1)
+
+
+def _cached_bytes(cache: Any) -> int:
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def _start_counting(device: torch.device) -> int | None:
+    """Bytes held on a GPU now, from where its peak is counted anew; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def _now(device: torch.device) -> float:
@@ -131,9 +188,13 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _rate(num_tokens: int, seconds: Sequence[float]) -> Rate:
-    rounds = tuple(num_tokens / s for s in seconds)
-    if len(rounds) == 1:
-        return Rate(rounds[0], rounds[0], rounds[0], rounds)
-    low, median, high = statistics.quantiles(rounds, n=4, method="inclusive")
-    return Rate(median, low, high, rounds)
+def _batch_speed(batch_rows: int, prompt_tokens: int, new_tokens: int, runs: Sequence[_Run]) -> BatchSpeed:
+    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
+    return BatchSpeed(
+        batch_rows=batch_rows,
+        prefill=over_rounds(batch_rows * prompt_tokens / run.prefill_s for run in runs),
+        decode=over_rounds(batch_rows * (new_tokens - 1) / run.decode_s for run in runs),
+        first_token_s=over_rounds(run.prefill_s for run in runs),
+        kv_bytes=runs[-1].kv_bytes,
+        peak_bytes=max(peaks, default=None),
+    )

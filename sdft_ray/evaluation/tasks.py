@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from jinja2 import TemplateError
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
@@ -31,6 +31,9 @@ _CANNOT_LOAD = (
     DatasetsError,
 )
 """What lm-eval and datasets raise for a task file or data that is not as it should be."""
+
+_NOT_HERE = (ConnectionError, DatasetNotFoundError)
+"""What they raise when data of the hub cannot be had."""
 
 
 class FolderTaskManager(TaskManager):
@@ -86,6 +89,12 @@ def load_tasks(names: Sequence[str], include: str | Path | None) -> dict[str, li
             found = manager.load([name])
         except _CANNOT_LOAD as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if isinstance(error, _NOT_HERE):
+                raise EvaluationError(
+                    f"the data of task {name!r} is neither in the hub cache nor within reach: {reason}",
+                    "fill the cache (HF_HOME) where there is a network and bring it here, or name local files in task "
+                    "files of your own (evaluate.include)",
+                ) from error
             raise EvaluationError(
                 f"task {name!r} cannot be loaded: {reason}",
                 "check the task file, and that its data can be had here",

@@ -7,7 +7,7 @@ noise, which is an exact draw from the softmax (Gumbel 1954; Maddison et al., ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -88,17 +88,20 @@ def decode(
     *,
     stop_token_ids: Collection[int],
     max_model_tokens: int,
+    is_stopped: Callable[[list[int]], bool] | None = None,
 ) -> list[Decoded]:
     """Answer non-empty prompts as one batch with a causal LM of transformers, in order.
 
-    `max_model_tokens` bounds prompt and response together, row by row.
+    `max_model_tokens` bounds prompt and response together, row by row. `is_stopped` is asked of a row's new tokens
+    after each, the newest last.
     """
+
+    def ends(ids: list[int]) -> bool:
+        return ids[-1] in stop_token_ids or (is_stopped is not None and is_stopped(ids))
+
     with SignalRecorder(model, params) as recorder:
-        written = _decode(model, prompts_ids, params, seeds, stop_token_ids, max_model_tokens, recorder)
-    return [
-        (ids, "stop" if ids[-1] in stop_token_ids else "length", recorder.signals(i, len(ids)))
-        for i, ids in enumerate(written)
-    ]
+        written = _decode(model, prompts_ids, params, seeds, ends, max_model_tokens, recorder)
+    return [(ids, "stop" if ends(ids) else "length", recorder.signals(i, len(ids))) for i, ids in enumerate(written)]
 
 
 def _decode(
@@ -106,7 +109,7 @@ def _decode(
     prompts_ids: Sequence[Sequence[int]],
     params: SamplingParams,
     seeds: Sequence[int],
-    stop_token_ids: Collection[int],
+    ends: Callable[[list[int]], bool],
     max_model_tokens: int,
     recorder: SignalRecorder,
 ) -> list[list[int]]:
@@ -122,7 +125,7 @@ def _decode(
         for i, token in zip(in_batch, tokens_B.tolist(), strict=True):
             if i in running:
                 written[i].append(token)
-                if token in stop_token_ids or len(written[i]) == rooms[i]:
+                if ends(written[i]) or len(written[i]) == rooms[i]:
                     running.discard(i)
         if not running:
             return written

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sdft_ray.data.signals import Signals
+    from sdft_ray.generation.scoring import Scored, Scoring
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -45,8 +46,9 @@ class SamplingParams:
     """How to choose tokens. Temperature 0 is greedy and ignores `top_p`, `top_k` and the seeds.
 
     `top_p` in (0, 1] keeps the smallest set of tokens with at least that probability, `top_k` the k likeliest
-    (0: all). `max_tokens` bounds the response. A response ends at the model's own end-of-text tokens and at
-    `stop_token_ids`. `top_logprobs` (0 to 128; all of a smaller vocabulary) and `hidden_states` ask for `Signals`,
+    (0: all). `max_tokens` bounds the response. A response ends at the model's own end-of-text tokens, at
+    `stop_token_ids`, and where its text holds one of the `stop` texts, with which it then ends, give or take a token.
+    `top_logprobs` (0 to 128; all of a smaller vocabulary) and `hidden_states` ask for `Signals`,
     whose values do not depend on the other fields but for the tokens chosen.
     """
 
@@ -55,6 +57,7 @@ class SamplingParams:
     top_k: int = 0
     max_tokens: int = 512
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
     top_logprobs: int = 0
     hidden_states: bool = False
 
@@ -185,6 +188,14 @@ class LocalSampler:
         """The text of a response, without special tokens."""
         with self._tokenizing:
             return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def submit_score(self, asked: Scoring) -> Future[Scored]:
+        """Ask how likely the model holds given tokens. They must fit the context and be of the vocabulary."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See `Sampler.close`."""
+        raise NotImplementedError
 
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
         raise NotImplementedError

@@ -5,13 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdft_ray.generation.sampler import LocalSampler, Sampled, SamplingParams
 
+if TYPE_CHECKING:
+    from sdft_ray.generation.scoring import Scored, Scoring
+
 _Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
+_ToScore = tuple["Scoring", Future["Scored"]]
 
 
 class TransformersSampler(LocalSampler):
@@ -47,12 +52,18 @@ class TransformersSampler(LocalSampler):
         self.vocab_size = config.vocab_size
         self._max_sequences = max_sequences
         self._end_ids = end_token_ids(self._model, self._tokenizer)
-        self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Request | _ToScore | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="transformers", daemon=True)
         self._thread.start()
 
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
         self._waiting.put((prompt_ids, params, seed, future))
+
+    def submit_score(self, asked: Scoring) -> Future[Scored]:
+        """See `LocalSampler.submit_score`."""
+        future: Future[Scored] = Future()
+        self._waiting.put((asked, future))
+        return future
 
     def close(self) -> None:
         """Finish what is asked and stop."""
@@ -67,13 +78,26 @@ class TransformersSampler(LocalSampler):
             while not self._waiting.empty():
                 waiting.append(self._waiting.get())
             closing = None in waiting
+            requests = [request for request in waiting if request is not None]
+            self._score([request for request in requests if len(request) == 2])
             # Rows of like length waste the least padding.
-            asked = sorted((request for request in waiting if request is not None), key=lambda r: -len(r[0]))
+            asked = sorted((request for request in requests if len(request) == 4), key=lambda r: -len(r[0]))
             while asked:
                 params = asked[0][1]
                 batch = [request for request in asked if request[1] == params][: self._max_sequences]
                 asked = [request for request in asked if all(request is not taken for taken in batch)]
                 self._answer(batch, params)
+
+    def _score(self, requests: list[_ToScore]) -> None:
+        from sdft_ray.generation.scoring import score
+
+        try:
+            for index, scored in score(self._model, [asked for asked, _ in requests]):
+                requests[index][1].set_result(scored)
+        except Exception as reason:  # noqa: BLE001  (those who wait must hear of it)
+            for _, future in requests:
+                if not future.done():
+                    future.set_exception(reason)
 
     def _answer(self, batch: list[_Request], params: SamplingParams) -> None:
         from sdft_ray.generation.decoding import decode
@@ -87,6 +111,7 @@ class TransformersSampler(LocalSampler):
                 [request[2] for request in batch],
                 stop_token_ids=self._end_ids | set(params.stop_token_ids),
                 max_model_tokens=self.max_model_tokens,
+                is_stopped=_stopped_by(self.text_of, params.stop),
             )
         except Exception as reason:  # noqa: BLE001  (those who wait must hear of it)
             for *_, future in batch:
@@ -95,3 +120,17 @@ class TransformersSampler(LocalSampler):
         for (prompt, _, _, future), (token_ids, reason, signals) in zip(batch, decoded, strict=True):
             text = self.text_of(token_ids)
             future.set_result(Sampled(text, tuple(token_ids), reason, "", len(prompt), len(token_ids), signals))
+
+
+def _stopped_by(text_of: Callable[[list[int]], str], stop: Sequence[str]) -> Callable[[list[int]], bool] | None:
+    """Whether the text of the newest tokens holds one of the `stop` texts; None where there are none."""
+    if not stop:
+        return None
+    # A token may be a single byte of a character, and the text may begin within one.
+    reach = max(len(text.encode()) for text in stop) + 4
+
+    def is_stopped(ids: list[int]) -> bool:
+        tail = text_of(ids[-reach:])
+        return any(text in tail for text in stop)
+
+    return is_stopped

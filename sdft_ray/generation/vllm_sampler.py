@@ -5,10 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +17,14 @@ from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.data.signals import Signals, top_logprobs
 from sdft_ray.generation.sampler import EngineError, LocalSampler, Sampled, SamplingParams, check_signals
 from sdft_ray.generation.vllm_arguments import keep_prompts_whole
+from sdft_ray.generation.vllm_scoring import next_token, prompt_end, scoring_params, together
 from sdft_ray.recipe import MAX_TOP_LOGPROBS
 
-_Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
+if TYPE_CHECKING:
+    from sdft_ray.generation.scoring import Scored, Scoring
+
+_Request = tuple[list[int], Any, Future[Any], Callable[[Any], Any]]
+"""Prompt, vLLM's parameters, who waits, and what makes their answer out of vLLM's output."""
 
 
 class VllmSampler(LocalSampler):
@@ -79,7 +85,26 @@ class VllmSampler(LocalSampler):
 
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
         check_signals("vllm", params)
-        self._waiting.put((prompt_ids, params, seed, future))
+        self._waiting.put((prompt_ids, _vllm_params(params, seed, self.vocab_size), future, self._finish))
+
+    def submit_score(self, asked: Scoring) -> Future[Scored]:
+        """See `LocalSampler.submit_score`. One request per final token, unless the finals alone are scored.
+
+        A sequence that fills the context loses one token more at its beginning than in the other samplers.
+        """
+        room = self.max_model_tokens - 1  # vLLM cannot but add a token of its own
+        if not asked.num_scored:
+            future: Future[Scored] = Future()
+            params = scoring_params(logprob_token_ids=list(asked.finals))
+            self._waiting.put((list(asked.ids[-room:]), params, future, partial(next_token, asked.finals)))
+            return future
+        parts: list[Future[tuple[float, bool]]] = []
+        for final in asked.finals:
+            part: Future[tuple[float, bool]] = Future()
+            finish = partial(prompt_end, asked.num_scored + 1)
+            self._waiting.put(([*asked.ids, final][-room:], scoring_params(prompt_logprobs=0), part, finish))
+            parts.append(part)
+        return together(parts)
 
     def close(self) -> None:
         """Finish what is asked, stop the engine and give its memory back."""
@@ -89,7 +114,7 @@ class VllmSampler(LocalSampler):
 
     def _serve(self) -> None:
         """Step the engine for as long as anything is asked. An error of the engine goes to everyone who waits."""
-        running: dict[str, Future[Sampled]] = {}
+        running: dict[str, tuple[Future[Any], Callable[[Any], Any]]] = {}
         number = 0
         try:
             while True:
@@ -99,18 +124,18 @@ class VllmSampler(LocalSampler):
                     if request is None:
                         self._waiting.put(None)  # come back to it when all are answered
                         break
-                    prompt_ids, params, seed, future = request
-                    running[str(number)] = future
-                    vllm_params = _vllm_params(params, seed, self.vocab_size)
-                    self._engine.add_request(str(number), {"prompt_token_ids": prompt_ids}, vllm_params)
+                    prompt_ids, params, future, finish = request
+                    running[str(number)] = future, finish
+                    self._engine.add_request(str(number), {"prompt_token_ids": prompt_ids}, params)
                     number += 1
                 for output in self._engine.step():
                     if output.finished:
-                        running.pop(output.request_id).set_result(self._finish(output))
+                        future, finish = running.pop(output.request_id)
+                        future.set_result(finish(output))
         except Exception as reason:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             died = EngineError(f"vLLM's engine: {type(reason).__name__}: {reason}")
             died.__cause__ = reason
-            self._fail(died, running.values())
+            self._fail(died, [future for future, _ in running.values()])
 
     def _watch(self) -> None:
         """Wake the thread that steps when the engine's process is gone.
@@ -131,11 +156,11 @@ class VllmSampler(LocalSampler):
         while not self._waiting.empty():
             yield self._waiting.get()
 
-    def _fail(self, reason: EngineError, running: Iterable[Future[Sampled]]) -> None:
+    def _fail(self, reason: EngineError, running: Iterable[Future[Any]]) -> None:
         for future in running:
             future.set_exception(reason)
         while (request := self._waiting.get()) is not None:  # later prompts must not wait for ever
-            request[3].set_exception(reason)
+            request[2].set_exception(reason)
 
     def _finish(self, output: Any) -> Sampled:
         completion = output.outputs[0]
@@ -170,6 +195,7 @@ def _vllm_params(params: SamplingParams, seed: int, vocab_size: int) -> Any:
         logprobs=min(params.top_logprobs, vocab_size) or None,
         flat_logprobs=True,  # plain lists in place of an object per token and rank
         # Decoding whole responses gives the same text as the other samplers, and costs less.
-        detokenize=False,
+        detokenize=bool(params.stop),
+        stop=list(params.stop) or None,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -22,6 +22,7 @@ TEACHER = Path(__file__).parent / "teacher"
 RECORD = "training_record.json"
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 GRID = QUICKSTART.with_name("grid.yaml")
+STUDY = QUICKSTART.with_name("study.yaml")
 TASK_PREFIX = "lab_"
 """Task names in the harness: `lab_facts` asks the family `facts`."""
 HELDOUT_PREFIX = "heldout_"
@@ -34,6 +35,10 @@ _SEED_FILES = {
     "heldout.jsonl": "heldout",
     "heldout_word_problems.jsonl": "heldout_word_problems",
 }
+_STUDY_FILES = {
+    "seed/word_problems_large.jsonl": "word_problems_large",
+    "seed/mixed_large.jsonl": "mixed_large",
+}
 _FILTERS = {
     "number": r"(-?\d+)",
     "list": r"(\[[^\[\]]*\])",
@@ -41,23 +46,24 @@ _FILTERS = {
 """What counts as the answer in a generated text: the last match."""
 
 
-def export(directory: Path) -> Path:
+def export(directory: Path, *, study: bool = False) -> Path:
     """Write the laboratory into `directory` (made if missing) and return it; equal files are left alone.
 
     Layout: `teacher/`, `seed/{word_problems,mixed}.jsonl`, `calibration.jsonl`, `heldout*.jsonl`,
-    `tasks/{lab,heldout}_*.yaml`, `tasks/data/*.jsonl`, `gates.json`, `quickstart.yaml`, `grid.yaml`.
+    `tasks/{lab,heldout}_*.yaml`, `tasks/data/*.jsonl`, `gates.json`, `quickstart.yaml`, `grid.yaml`; with `study` also
+    `study.yaml` and its seed sets of 4,550 rows, `seed/{word_problems,mixed}_large.jsonl`.
     """
     directory = Path(directory)
     for source in sorted(path for path in TEACHER.iterdir() if path.is_file()):
         _copy(source, directory / "teacher" / source.name)
-    for name, rows in _SEED_FILES.items():
+    for name, rows in (_SEED_FILES | (_STUDY_FILES if study else {})).items():
         _write(directory / name, _jsonl(sets.seed_rows(rows)))
     for family in FAMILIES:
         _write_task(directory / "tasks", TASK_PREFIX + family, sets.test_items(family))
         _write_task(directory / "tasks", HELDOUT_PREFIX + family, sets.heldout_items(family))
     record = json.loads((TEACHER / RECORD).read_text(encoding="utf-8"))
     _write(directory / "gates.json", json.dumps(record["gates"], indent=2) + "\n")
-    for recipe in (QUICKSTART, GRID):
+    for recipe in (QUICKSTART, GRID, *([STUDY] if study else [])):
         _copy(recipe, directory / recipe.name)
     return directory
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sdft_ray.data.packing import pack
+from sdft_ray.errors import DataError
 from sdft_ray.lab import sets
 from sdft_ray.lab.accuracy import accuracy, chat_prompt, generate, raw_accuracy
 from sdft_ray.lab.documents import encode
@@ -49,18 +50,28 @@ class Gate:
     passed: bool
 
 
-def check(directory: Path, seed_set: str = "mixed", *, num_items: int = 200, num_rows: int = 210) -> list[Gate]:
-    """All four gates for the teacher in `directory` and the fine-tuning set `seed_set` ("mixed", "word_problems").
+def check(
+    directory: Path,
+    seed_set: str = "mixed",
+    *,
+    learning_rate: float | None = None,
+    num_items: int = 200,
+    num_rows: int = 210,
+) -> list[Gate]:
+    """All four gates for the teacher in `directory` and a fine-tuning set, one of `sets.SEED_SETS`.
 
-    Plain fine-tuning has the settings of the quickstart's own plain arm. `num_items` tests per family are asked;
-    surprise is measured on `num_rows` rows of the set.
+    Plain fine-tuning has the settings of the quickstart's own plain arm, with another `learning_rate` if one is given.
+    `num_items` tests per family are asked; surprise is measured on `num_rows` rows of the set. Raises `DataError` for
+    another set.
     """
+    if seed_set not in sets.SEED_SETS:
+        raise DataError(f"the laboratory has no seed set {seed_set!r}", f"choose from {', '.join(sets.SEED_SETS)}")
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     teacher = load_model(directory, "bfloat16").eval()
     rows = sets.seed_rows(seed_set)
     tuned = sorted({row["family"] for row in rows})
     before = family_scores(teacher, tokenizer, num_items)
-    tuned_teacher = plain_tuning(directory, tokenizer, rows)
+    tuned_teacher = plain_tuning(directory, tokenizer, rows, learning_rate)
     return [
         annotator_gate(teacher, tokenizer, tuned, num_items=num_items),
         damage_gate(before, family_scores(tuned_teacher, tokenizer, num_items), tuned),
@@ -73,6 +84,7 @@ def plain_tuning(
     directory: Path,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, str]],
+    learning_rate: float | None = None,
 ) -> PreTrainedModel:
     """The unpruned teacher after the quickstart's plain fine-tuning on the references, in bfloat16."""
     asked = Recipe.load(QUICKSTART).train
@@ -80,7 +92,8 @@ def plain_tuning(
     model = load_model(directory, "float32")
     texts = [Sample(row["instruction"], row["reference"], True, row["family"], "chat") for row in rows]
     packed = pack([encode(text, tokenizer) for text in texts], asked.row_tokens)
-    train(model, packed, arm_plan(asked, plain, Resources().train, packed.num_rows))
+    plan = arm_plan(asked, plain, Resources().train, packed.num_rows)
+    train(model, packed, plan if learning_rate is None else replace(plan, learning_rate=learning_rate))
     return model.bfloat16().eval()
 
 

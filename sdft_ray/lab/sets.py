@@ -1,4 +1,4 @@
-"""The fixed sets of the laboratory: tests, two seed sets, calibration and held-out rows; from fixed seeds.
+"""The fixed sets of the laboratory: tests, seed sets, calibration and held-out rows; from fixed seeds.
 
 No question of a test appears in any other set, nor in the teacher's training; no two sets share a question.
 """
@@ -14,8 +14,12 @@ from sdft_ray.lab.families import ANNOTATORS, FAMILIES, Item, make_test_item
 NUM_TEST = 200
 NUM_WORD_PROBLEMS = 2000
 NUM_MIXED = 1001
+NUM_LARGE = 4_550
+"""Of the two sets for studies of data-set size: 4,000 and more are left when a tenth is held out."""
 NUM_CALIBRATION = 128
 NUM_HELDOUT = 700
+SEED_SETS = ("mixed", "word_problems", "mixed_large", "word_problems_large")
+"""What `seed_rows` can write: sets to fine-tune on."""
 EXAM_EVERY = 3
 """Of the rows with options, each third asks for the answer alone, as tests do; its reference is the bare answer.
 
@@ -47,6 +51,8 @@ def training_sets() -> dict[str, tuple[Item, ...]]:
         "calibration": (NUM_CALIBRATION, families),
         "heldout": (NUM_HELDOUT, families),
         "heldout_word_problems": (NUM_HELDOUT, families[:1]),
+        "word_problems_large": (NUM_LARGE, families[:1]),
+        "mixed_large": (NUM_LARGE, families),
     }
     sets: dict[str, tuple[Item, ...]] = {}
     for name, (count, chosen) in sizes.items():
@@ -62,7 +68,7 @@ def heldout_items(family: str) -> tuple[Item, ...]:
 
 
 def seed_rows(name: str) -> list[dict[str, str]]:
-    """The rows of one set as they are written to disk; an annotator is drawn for each reference."""
+    """The rows of a set as they are written to disk; an annotator is drawn for each reference."""
     rng = random.Random(f"sdft_ray.lab annotators of {name}")
     with_options = 0
     rows = []

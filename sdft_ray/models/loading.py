@@ -32,7 +32,7 @@ def load_model(directory: str | Path, dtype: str | torch.dtype, *, attn: str = "
     if name != "auto" and name not in DTYPE_BYTES:
         raise ModelError(f"dtype {name!r} is not supported", f"use auto or one of {', '.join(DTYPE_BYTES)}")
     Checkpoint.open(directory).check_tensors()
-    with _quiet():
+    with quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(directory),
             dtype="auto" if name == "auto" else getattr(torch, name),
@@ -55,7 +55,7 @@ def write_random(config: Config, directory: Path, dtype: str) -> None:
     """A checkpoint of this config with transformers' initial weights in `dtype`: as fast as any other."""
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     loaded = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    with _quiet():
+    with quiet():
         AutoModelForCausalLM.from_config(loaded, dtype=getattr(torch, dtype)).save_pretrained(str(directory))
 
 
@@ -73,7 +73,7 @@ def check_finite(directory: str | Path, *, dtype: str | torch.dtype = "auto") ->
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bar off the terminal for one call; a library draws none."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()

@@ -39,17 +39,20 @@ class ModelSource:
             ) from None
 
 
-def resolve_source(model: str, revision: str | None) -> ModelSource:
-    """Turn a recipe's teacher into a source. Raises `ModelError` when it is neither a directory nor a hub name."""
+def resolve_source(model: str, revision: str | None, field: str = "teacher.revision") -> ModelSource:
+    """Turn a recipe's model into a source; `field` is where its revision stands.
+
+    Raises `ModelError` when it is neither a directory nor a hub name.
+    """
     path = Path(model)
     if path.is_dir():
         return ModelSource(directory=str(path.resolve()))
     if path.is_absolute() or model.startswith(".") or model.count("/") != 1:
         raise ModelError(f"no model directory {model}", "give a directory or a hub name such as org/name")
-    return ModelSource(hub=model, commit=_commit_of(model, revision))
+    return ModelSource(hub=model, commit=_commit_of(model, revision, field))
 
 
-def _commit_of(model: str, revision: str | None) -> str:
+def _commit_of(model: str, revision: str | None, field: str) -> str:
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi
@@ -60,7 +63,7 @@ def _commit_of(model: str, revision: str | None) -> str:
     except (HTTPError, OfflineModeIsEnabled, OSError) as reason:
         raise ModelError(
             f"{model} is no directory, and the hub did not name its commit: {str(reason).splitlines()[0]}",
-            "check the name and HF_TOKEN, or pin teacher.revision to a 40-digit commit",
+            f"check the name and HF_TOKEN, or pin {field} to a 40-digit commit",
         ) from None
     assert commit is not None
     return commit

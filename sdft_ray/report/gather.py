@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -12,8 +13,11 @@ from typing import Any
 
 from sdft_ray.evaluation.recovery import Estimate, recovery
 from sdft_ray.evaluation.scores import Scores
+from sdft_ray.graph import VERSIONS
 from sdft_ray.recipe import Recipe
 from sdft_ray.recipe_arms import Objective
+from sdft_ray.report.forgetting import forgetting
+from sdft_ray.report.kept_gather import retention, truncation
 from sdft_ray.report.model import (
     Arm,
     Cost,
@@ -33,6 +37,7 @@ from sdft_ray.report.model import (
     Speed,
     Stage,
 )
+from sdft_ray.report.speeds import compared_speeds
 from sdft_ray.report.training import correction, grids, student_manifest
 from sdft_ray.stages import files
 from sdft_ray.store.manifest import Manifest
@@ -83,17 +88,20 @@ def gather(
         ),
         scores={model: _shown_scores(s) for model, s in scores.items()},
         recovery=recoveries(scores, recipe.evaluate.tuned),
+        retention=retention(scores, recipe.evaluate.tuned, recipe.release),
+        truncation=truncation(recipe, store, manifests, scores),
         tuned_families=recipe.evaluate.tuned,
         loss_curves={arm: _losses(records) for arm, records in histories.items()},
         training_costs={arm: _cost(records) for arm, records in histories.items()},
         training_notes={arm: _training_notes(trained.summary) for arm, trained in students.items() if trained},
         grids=chosen,
         correction=correction(recipe, manifests),
+        forgetting=forgetting(store, manifests),
         decontamination=_decontamination(manifests),
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
         gap=Gap.model_validate(manifests["gap"].summary) if "gap" in manifests else None,
-        speed={model: _speed(s) for model, s in _summary(manifests, "speed").get("speed", {}).items()},
+        speed=_speed(recipe, manifests),
         stages=tuple(_stage(step, manifest, step in skipped) for step, manifest in manifests.items()),
         versions=next((m.versions for m in manifests.values() if m.created == newest), {}),
         machine=_machine(),
@@ -122,7 +130,12 @@ def _arms(recipe: Recipe, chosen: Mapping[str, Grid]) -> dict[str, Arm]:
     rates = {name: trial.learning_rate for name, trial in recipe.train.trials.items()}
     rates |= {name: trial.learning_rate for name, grid in chosen.items() for trial in grid.trials if trial.chosen}
     trained = {
-        name: Arm(data=arm.data, learning_rate=rates.get(name), objective=_in_words(arm.objective))
+        name: Arm(
+            data=arm.data,
+            learning_rate=rates.get(name),
+            objective=_in_words(arm.objective),
+            num_rows=arm.num_rows,
+        )
         for name, arm in recipe.train.arms.items()
     }
     merged = {
@@ -145,7 +158,8 @@ def _in_words(objective: Objective) -> str:
 
 def _portable(recipe: Recipe) -> str:
     """The recipe's YAML with local paths relative to the folder that they share, wherever that lay."""
-    parts = (recipe.teacher.model, recipe.seed_set.source, recipe.calibration.source, recipe.evaluate.include)
+    parts = [recipe.teacher.model, recipe.seed_set.source, recipe.calibration.source, recipe.evaluate.include]
+    parts += [recipe.forgetting.source, recipe.forgetting.embedding] if recipe.forgetting else []
     local = [str(part) for part in (*parts, recipe.gates) if part and os.path.isabs(str(part))]
     base = os.path.commonpath(local) if len(local) > 1 else ""
     return recipe.to_yaml().replace(f"{base}/", "./") if len(base) > 1 else recipe.to_yaml()
@@ -176,7 +190,7 @@ def recoveries(scores: Mapping[str, Scores], tuned: Collection[str]) -> dict[str
         kept = recovery(scores["teacher"], own, tuned=tuned)
         found[model] = Recovery(
             mean=_ratio(kept.mean),
-            min=kept.min.value,
+            min=_finite(kept.min.value),
             tasks={task: _ratio(estimate) for task, estimate in kept.tasks.items()},
             tuned=_ratio(kept.tuned) if kept.tuned else None,
             off_domain=_ratio(kept.off_domain) if kept.off_domain else None,
@@ -185,11 +199,20 @@ def recoveries(scores: Mapping[str, Scores], tuned: Collection[str]) -> dict[str
 
 
 def _ratio(estimate: Estimate) -> Ratio:
-    return Ratio(value=estimate.value, stderr=estimate.stderr)
+    return Ratio(value=_finite(estimate.value), stderr=_finite(estimate.stderr))
 
 
 def _shown_scores(scores: Scores) -> dict[str, Score]:
-    return {task: Score(value=s.value, stderr=s.stderr, n=s.n) for task, s in scores.tasks.items()}
+    """Without those that are no number."""
+    return {
+        task: Score(value=s.value, stderr=_finite(s.stderr), n=s.n)
+        for task, s in scores.tasks.items()
+        if math.isfinite(s.value)
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | None:
@@ -283,17 +306,12 @@ def _samples(rows: list[dict[str, Any]]) -> tuple[Sample, ...]:
     )
 
 
-def _speed(figures: Mapping[str, Any]) -> Speed:
-    def spread(rate: Mapping[str, Any]) -> float:
-        return (max(rate["rounds"]) - min(rate["rounds"])) / rate["median"]
-
-    prefill, decode = figures["prefill"], figures["decode"]
-    return Speed(
-        decode_tokens_per_s=decode["median"],
-        prefill_tokens_per_s=prefill["median"],
-        decode_spread=spread(decode),
-        prefill_spread=spread(prefill),
-    )
+def _speed(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Speed | None:
+    """Of the present version of that stage: earlier ones measured other things."""
+    made = manifests.get("speed")
+    if made is None or json.loads(made.identity).get("version") != VERSIONS["speed"]:
+        return None
+    return compared_speeds(recipe, made.summary["speed"])
 
 
 def _stage(step: str, manifest: Manifest, skipped: bool) -> Stage:

@@ -7,6 +7,8 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from sdft_ray.report.kept_model import Retention, Truncation
+
 TEACHER, PRUNED = "teacher", "pruned"
 """Names of the two models that every comparison stands on; all others are arms."""
 
@@ -118,6 +120,8 @@ class Arm(_Part):
     learning_rate: float | None = None
     objective: str = ""
     """In words, unless it is the cross-entropy of the response."""
+    num_rows: int | None = None
+    """Rows of the set that it was trained on; None: all."""
 
 
 class LossPoint(NamedTuple):
@@ -207,6 +211,37 @@ class Correction(_Part):
     verdict: str = ""
 
 
+class Likeness(_Part):
+    """How alike a model's answers are to the teacher's: cosines of sentence embeddings, in [-1, 1].
+
+    `low` is the value that 5 % of the answers do not exceed. `mean` and `low` are None without answers.
+    """
+
+    num_answers: int
+    mean: Ratio
+    low: float | None = None
+    num_empty: int = 0
+    num_cut: int = 0
+
+
+class Forgetting(_Part):
+    """What models have lost, by model and then kind of text: `text` (held out), `reference`, `distilled`.
+
+    `to_teacher` and `to_pruned` are by how much the mean exceeds that model's, paired by row; `perplexity_ratio` is
+    over the teacher's, on held-out text. `held_out`: rows of the seed set were kept out of training. `verdicts` are
+    by kind of text.
+    """
+
+    held_out: bool = False
+    num_rows: dict[str, int] = {}
+    nll: dict[str, dict[str, Nats]] = {}
+    to_teacher: dict[str, dict[str, Nats]] = {}
+    to_pruned: dict[str, dict[str, Nats]] = {}
+    perplexity_ratio: dict[str, Ratio] = {}
+    likeness: dict[str, Likeness] = {}
+    verdicts: dict[str, str] = {}
+
+
 class TrialRow(_Part):
     """One training of a grid: its loss on held-out rows in nats per token, or why it has none."""
 
@@ -226,13 +261,44 @@ class Grid(_Part):
     """Response tokens of those rows."""
 
 
-class Speed(_Part):
-    """Measured tokens per second; spreads are fractions: (largest - smallest round) / median."""
+class Spread(_Part):
+    """Over rounds: the median, and the quartiles around it."""
 
-    decode_tokens_per_s: float
-    prefill_tokens_per_s: float
-    decode_spread: float | None = None
-    prefill_spread: float | None = None
+    median: float
+    low: float
+    high: float
+
+
+class Compared(_Part):
+    """One figure of both models. `speedup` is how many times as fast the pruned one is, taken round by round."""
+
+    teacher: Spread
+    pruned: Spread
+    speedup: Spread
+
+
+class BatchSpeed(_Part):
+    """Both models with so many sequences at once, as `evaluation.speed.BatchSpeed` defines the figures.
+
+    `prefill` and `decode` in tokens per second, `first_token` in seconds; bytes of teacher and pruned model.
+    """
+
+    batch_rows: int
+    prefill: Compared
+    decode: Compared
+    first_token: Compared
+    kv_bytes: tuple[int, int]
+    peak_bytes: tuple[int, int] | None = None
+    """None where it cannot be told."""
+
+
+class Speed(_Part):
+    """What was measured, batch sizes ascending; `weight_bytes` of teacher and pruned model."""
+
+    prompt_tokens: int
+    new_tokens: int
+    weight_bytes: tuple[int, int]
+    batches: tuple[BatchSpeed, ...]
 
 
 class Stage(_Part):
@@ -276,6 +342,8 @@ class ReportData(_Part):
     """Model (teacher, pruned, then arms) -> task -> score."""
     recovery: dict[str, Recovery] = {}
     """Model (pruned too, if known) -> recovery."""
+    retention: Retention = Retention()
+    truncation: Truncation | None = None
     tuned_families: tuple[str, ...] = ()
     loss_curves: dict[str, tuple[LossPoint, ...]] = {}
     training_costs: dict[str, Cost] = {}
@@ -284,12 +352,13 @@ class ReportData(_Part):
     grids: dict[str, Grid] = {}
     """Arms that were trained several times -> how their student was chosen."""
     correction: Correction | None = None
+    forgetting: Forgetting | None = None
     decontamination: Decontamination | None = None
     selection: dict[str, int] = {}
     """Reason -> number of rows."""
     samples: tuple[Sample, ...] = ()
     gap: Gap | None = None
-    speed: dict[str, Speed] = {}
+    speed: Speed | None = None
     stages: tuple[Stage, ...] = ()
     versions: dict[str, str] = {}
     machine: str = ""

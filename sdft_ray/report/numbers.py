@@ -23,6 +23,19 @@ def percent_error(value: float | None, stderr: float | None, digits: int = 1) ->
     return f"{number(100 * value, digits)}{THIN}±{THIN}{number(100 * stderr, digits)}{THIN}%"
 
 
+def points(difference: float, digits: int = 1) -> str:
+    """−0.123 -> −12.3; with its sign, in points of a hundred."""
+    text = number(100 * difference, digits)
+    return text if text.startswith(MINUS) or text.strip("0.") == "" else f"+{text}"
+
+
+def p_words(p_value: float) -> str:
+    """<0.001, 0.023, 0.41."""
+    if p_value < 0.001:
+        return "<0.001"
+    return f"{p_value:.3f}" if p_value < 0.1 else f"{p_value:.2f}"
+
+
 def change(before: float, after: float) -> str:
     """2.0, 1.5 -> −25.0 %; signed; a dash where there was nothing before."""
     if not before:
@@ -68,6 +81,12 @@ def seconds(value_s: float) -> str:
     if minutes < 60:
         return f"{minutes}{THIN}min {rest:02d}{THIN}s"
     return f"{minutes // 60}{THIN}h {minutes % 60:02d}{THIN}min"
+
+
+def short_time(value_s: float) -> str:
+    """0.00675 -> 6.75 ms; 1.23 s; 125 s: three figures."""
+    scaled, unit = (value_s, "s") if value_s >= 0.9995 else (1000 * value_s, "ms")
+    return f"{scaled:,.{_digits(scaled)}f}{THIN}{unit}"
 
 
 def plain(value: float) -> str:

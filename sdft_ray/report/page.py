@@ -8,8 +8,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from sdft_ray.report import blocks_figure, charts, grid_table, numbers, rows
+from sdft_ray.report import blocks_figure, charts, forgetting_table, grid_table, kept_table, numbers, rows
+from sdft_ray.report.kept_words import released
 from sdft_ray.report.model import PRUNED, TEACHER, ReportData
+from sdft_ray.report.speeds import speed_tables
 from sdft_ray.report.summary import comparison, groups, overlap, verdict, warnings
 
 NUM_TONES = 6
@@ -18,19 +20,20 @@ NUM_TONES = 6
 
 def render(data: ReportData) -> str:
     """The page. Sections whose data are missing are left out; every text is escaped."""
-    return _environment().get_template("page.html.j2").render(_context(data))
+    return environment().get_template("page.html.j2").render(_context(data))
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates' own, escaping everything: for pages of other modules too."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         place=_place,
         breakable=_breakable,
         points=lambda value: numbers.number(100 * value, 1),
@@ -42,7 +45,7 @@ def _environment() -> Environment:
         rate=numbers.rate,
         nats=numbers.nats,
     )
-    return environment
+    return made
 
 
 def _context(data: ReportData) -> dict[str, object]:
@@ -54,21 +57,23 @@ def _context(data: ReportData) -> dict[str, object]:
         "teacher_name": "/".join(data.teacher_model.rstrip("/").split("/")[-2:]),
         "verdict": verdict(data),
         "comparison": comparison(data),
+        "released": released(data.retention),
         "warnings": warnings(data),
         "tiles": rows.tiles(data),
         "grouped": len(groups(data)) > 1,
         "recovery": charts.recovery_chart(data),
         "arm_notes": rows.arm_notes(data),
         "worst": rows.worst(data),
+        "kept": kept_table.students(data),
         "score_models": rows.score_models(data),
         "score_groups": rows.score_groups(data),
         "num_items": rows.num_items(data),
         "sizes": rows.size_rows(data),
-        "speed_columns": ("decode", "prefill"),
-        "speeds": rows.speed_rows(data),
+        "speeds": speed_tables(data),
         "loss": charts.loss_chart(data),
         "cost_notes": rows.cost_notes(data),
         "grids": grid_table.grid_tables(data),
+        "forgetting": forgetting_table.table(data),
         "overlap": overlap(data),
         "selection": rows.selection_rows(data),
         "samples": rows.sample_rows(data),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdft_ray.report.diff import Piece, side_by_side
-from sdft_ray.report.model import PRUNED, TEACHER, Cost, Plan, ReportData, Score, Stage
-from sdft_ray.report.numbers import THIN, change, count, num_bytes, percent, percent_error, rate
+from sdft_ray.report.model import PRUNED, Cost, Plan, ReportData, Score, Stage
+from sdft_ray.report.numbers import change, count, num_bytes, percent, rate
 from sdft_ray.report.summary import Group, groups, mean_score, models
 
 MAX_SAMPLES = 12
@@ -47,10 +47,11 @@ def tiles(data: ReportData) -> list[Tile]:
             ("KV cache per token", before.kv_bytes_per_token, after.kv_bytes_per_token, num_bytes),
         )
         shown += [Tile(label, change(was, now), f"{form(was)} → {form(now)}") for label, was, now, form in figures]
-    teacher, pruned = data.speed.get(TEACHER), data.speed.get(PRUNED)
-    if teacher and pruned:
-        was, now = teacher.decode_tokens_per_s, pruned.decode_tokens_per_s
-        shown.append(Tile("Decode tokens/s", change(was, now), f"{count(was)} → {count(now)}, measured"))
+    if data.speed is not None:
+        largest = data.speed.batches[-1]
+        was, now = largest.decode.teacher.median, largest.decode.pruned.median
+        note = f"{count(was)} → {count(now)} tokens/s"
+        shown.append(Tile(f"Decoding, batch of {largest.batch_rows:,}", change(was, now), note))
     return shown
 
 
@@ -60,6 +61,7 @@ def arm_notes(data: ReportData) -> dict[str, str]:
     for name, arm in data.arms.items():
         note = DATA_NOTES.get(arm.data, arm.data)
         note = f"{note} by {arm.objective}" if arm.objective else note
+        note = note if arm.num_rows is None else f"{note}, {arm.num_rows:,} rows"
         if arm.learning_rate is not None:
             note = f"{note}, learning rate {rate(arm.learning_rate)}"
         notes[name] = f"{note}, the best of {len(data.grids[name].trials)} trials" if name in data.grids else note
@@ -165,38 +167,6 @@ def size_rows(data: ReportData) -> list[SizeRow]:
         ("Weights", before.weight_bytes, after.weight_bytes, num_bytes),
     )
     return [SizeRow(name, form(was), form(now), change(was, now), now / was) for name, was, now, form in figures]
-
-
-@dataclass(frozen=True)
-class SpeedCell:
-    text: str
-    spread: str
-
-
-@dataclass(frozen=True)
-class SpeedRow:
-    model: str
-    cells: tuple[SpeedCell, ...]
-    gain: str
-
-
-def speed_rows(data: ReportData) -> list[SpeedRow]:
-    """Measured tokens per second, and decoding against the teacher's."""
-    base = data.speed.get(TEACHER)
-    rows = []
-    for model, speed in data.speed.items():
-        gain = f"{speed.decode_tokens_per_s / base.decode_tokens_per_s:.2f}{THIN}×" if base else "–"
-        cells = (
-            _speed_cell(speed.decode_tokens_per_s, speed.decode_spread),
-            _speed_cell(speed.prefill_tokens_per_s, speed.prefill_spread),
-        )
-        rows.append(SpeedRow(model, cells, gain))
-    return rows
-
-
-def _speed_cell(tokens_per_s: float, spread: float | None) -> SpeedCell:
-    half = "" if spread is None else percent_error(spread / 2, None)
-    return SpeedCell(f"{tokens_per_s:,.0f}", half)
 
 
 @dataclass(frozen=True)

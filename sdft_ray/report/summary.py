@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdft_ray.report.kept_words import ahead, incomparable, truncated
 from sdft_ray.report.model import PRUNED, TEACHER, Ratio, ReportData, Score
-from sdft_ray.report.numbers import THIN, number, percent, percent_error
+from sdft_ray.report.numbers import percent, percent_error
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,8 @@ def verdict(data: ReportData) -> list[Words]:
 
 
 def comparison(data: ReportData) -> str:
-    """Whether the best two arms are more than two standard errors apart; "" with fewer than two, or without errors.
-
-    The arms count as independent. They share teacher and items, so the true error of the gap is rather smaller.
-    """
-    arms = ranked_arms(data)
-    if len(arms) < 2:
-        return ""
-    (best, first), (next_best, second) = arms[:2]
-    if first.value is None or second.value is None or first.stderr is None or second.stderr is None:
-        return ""
-    gap, error = first.value - second.value, math.hypot(first.stderr, second.stderr)
-    figures = f"{number(100 * gap, 1)}{THIN}±{THIN}{number(100 * error, 1)} points"
-    if gap <= 2 * error:
-        return f"{best} and {next_best} cannot be told apart: they differ by {figures}."
-    return f"{best} is ahead of {next_best} by {figures}."
+    """Whether the best two arms differ beyond chance, paired by item; "" with fewer than two, or without items."""
+    return ahead(data.retention.lead)
 
 
 def overlap(data: ReportData) -> str:
@@ -122,4 +110,5 @@ def overlap(data: ReportData) -> str:
 
 def warnings(data: ReportData) -> list[str]:
     """What a reader must know before believing the verdict."""
-    return [f"The gate “{gate.name}” does not hold ({gate.bound})." for gate in data.gates if not gate.passed]
+    failed = [f"The gate “{gate.name}” does not hold ({gate.bound})." for gate in data.gates if not gate.passed]
+    return [*failed, *incomparable(data.retention), *truncated(data.truncation)]

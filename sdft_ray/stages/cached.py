@@ -92,7 +92,6 @@ def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
     """What is trained on, and the samples whose signals are, each with its place among the documents."""
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
     from sdft_ray.data.documents import Documents, add_document
-    from sdft_ray.data.held_out import is_held_out
     from sdft_ray.generation.selection import kept_sample
 
     asked = job.recipe.train
@@ -102,9 +101,10 @@ def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
     example_ids: list[str] = []
     samples: dict[_Place, int] = {}
     without: Counter[str] = Counter()
+    chosen = _trained_on(job)
     for row in _selected(job):
         sample = kept_sample(row, answers.of(row["example_id"]))
-        if is_held_out(row["example_id"], asked.held_out):
+        if row["example_id"] not in chosen:
             continue
         example_ids.append(row["example_id"])
         document, why = _sampled_document(chat, row, sample, asked.row_tokens)
@@ -120,6 +120,16 @@ def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
     left_out = 0 if _objective(job).cross_entropy else without.total()
     counts = {"num_rows": len(samples), "without": dict(without.most_common()), "num_left_out": left_out}
     return SignalDocuments(made.documents, example_ids, counts, len(made.dropped), len(made.cut)), samples
+
+
+def _trained_on(job: Job) -> frozenset[str]:
+    """Ids of the rows that are not held out, or of the part that the arm asks for."""
+    from sdft_ray.data.held_out import is_held_out
+    from sdft_ray.data.subset import nested_subset
+
+    ids = pq.read_table(job.input("data") / files.DISTILLED, columns=["example_id"])["example_id"].to_pylist()
+    left = [name for name in ids if not is_held_out(name, job.recipe.train.held_out)]
+    return frozenset(left) if job.trial.num_rows is None else nested_subset(left, job.trial.num_rows)
 
 
 def _sampled_document(

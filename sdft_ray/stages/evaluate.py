@@ -1,52 +1,64 @@
-"""Stage `evaluate`: the lm-eval harness on one model, teacher, pruned or student alike."""
+"""Stage `evaluate`: the lm-eval harness on one model, teacher, pruned or student alike.
+
+One light actor holds the harness. What it wants to know of the model it asks engines, and all of them go from one model
+to the next.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.stages import files
-from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.evaluators import Pool, leased
+from sdft_ray.stages.job import Job, Made, Meter
+
+if TYPE_CHECKING:
+    from sdft_ray.evaluation.harness import Asked
+    from sdft_ray.evaluation.questions import Ask
+
+_ANSWERS = "answers.jsonl"
 
 
 def run(job: Job) -> Made:
-    """One task per model; models are evaluated side by side as the cluster allows."""
-    options = remote_options(job.resources.evaluate)
-    return ray.get(ray.remote(_evaluate).options(**options, max_retries=3).remote(job))
+    """Models are evaluated side by side as the cluster allows."""
+    with leased(job.resources.evaluate, Harness) as crew:
+        return ray.get(crew.harness.run.remote(job, crew.engines))
 
 
-def _evaluate(job: Job) -> Made:
-    made = Made()
-    with Meter(gpus=job.resources.evaluate.gpus) as meter:
-        evaluate_model(job, job.model("model"), made)
-    made.usage = meter.usage()
-    return made
+class Harness:
+    """Tasks, prompts, filters and metrics of one evaluation after another, in a process that has lm-eval loaded."""
+
+    def run(self, job: Job, engines: list[Any]) -> Made:
+        """Evaluate the model of a job by engines that answer."""
+        made = Made()
+        with Meter(gpus=job.resources.evaluate.gpus * len(engines)) as meter:
+            pool = Pool(job, engines, job.work() / _ANSWERS)
+            evaluate_model(job, job.model("model"), pool, made)
+        usage = meter.usage()
+        made.usage = replace(usage, peak_rss_bytes=usage.peak_rss_bytes + pool.peak_rss_bytes * len(engines))
+        made.summary["num_reused"] = pool.num_reused
+        return made
 
 
-def evaluate_model(job: Job, model_dir: Path, made: Made) -> None:
-    """Ask the model in `model_dir` the recipe's tasks; scores and their summary go into `made`."""
+def evaluate_model(job: Job, model_dir: Path, ask: Ask, made: Made) -> None:
+    """Ask the recipe's tasks of the model that answers; scores, items and their summary go into `made`."""
     from sdft_ray.evaluation.harness import evaluate
+    from sdft_ray.evaluation.items import ITEMS
 
-    asked, settings = job.recipe.evaluate, job.resources.evaluate
     with job.output(made) as directory:
-        scores = evaluate(
-            model_dir,
-            [task.name for task in asked.tasks],
-            include=Path(asked.include) if asked.include else None,
-            limit=asked.limit,
-            num_fewshot={task.name: task.num_fewshot for task in asked.tasks},
-            metrics={task.name: task.metric for task in asked.tasks},
-            batch_size=settings.batch_size,
-            apply_chat_template=asked.apply_chat_template,
-            seed=asked.seed,
-            device="cuda" if settings.gpus else "cpu",
-            dtype=job.recipe.teacher.dtype,
-            on_item=lambda done, total: job.progress(done, total, "items"),
-        )
-        data = scores.to_json()
-        (directory / files.SCORES).write_text(json.dumps(data), encoding="utf-8")
+        told: Callable[[int, int], None] = lambda done, total: job.progress(done, total, "items")  # noqa: E731
+        result = evaluate(model_dir, asked_of(job), ask, told, max_length=job.resources.evaluate.max_model_tokens)
+        scores = result.scores
+        (directory / files.SCORES).write_text(json.dumps(scores.to_json()), encoding="utf-8")
+        pq.write_table(pa.Table.from_pylist(result.items, schema=ITEMS), directory / files.ITEMS, compression="zstd")
         made.summary = {
             "scores": {
                 name: {"value": score.value, "stderr": score.stderr, "n": score.n, "metric": score.metric}
@@ -54,3 +66,21 @@ def evaluate_model(job: Job, model_dir: Path, made: Made) -> None:
             },
             "num_truncated": scores.num_truncated,
         }
+
+
+def asked_of(job: Job) -> Asked:
+    """What the recipe asks, in the harness's words."""
+    from sdft_ray.evaluation.harness import Asked
+    from sdft_ray.evaluation.passes import Samples
+
+    asked = job.recipe.evaluate
+    return Asked(
+        tasks=[task.name for task in asked.tasks],
+        include=Path(asked.include) if asked.include else None,
+        limit=asked.limit,
+        num_fewshot={task.name: task.num_fewshot for task in asked.tasks},
+        metrics={task.name: task.metric for task in asked.tasks},
+        apply_chat_template=asked.apply_chat_template,
+        seed=asked.seed,
+        samples=Samples(**asked.samples.model_dump()) if asked.samples else None,
+    )

@@ -1,4 +1,7 @@
-"""Stage `rate`: which of the models that a recipe allows decodes fast enough, found by measuring some of them."""
+"""Stage `rate`: which of the models that a recipe allows decodes fast enough, found by measuring some of them.
+
+Of the batch sizes in `speed` the largest alone counts.
+"""
 
 from __future__ import annotations
 
@@ -62,5 +65,7 @@ def _decoding(job: Job, config: dict[str, object]) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory(prefix="sdft-rate-") as folder:
         write_random(config, Path(folder), job.recipe.teacher.dtype)
-        found = speeds(job, {"start": job.model("start"), "candidate": Path(folder)})
-    return found["start"].decode.median, found["candidate"].decode.median
+        models = {"start": job.model("start"), "candidate": Path(folder)}
+        found = speeds(job, models, (job.recipe.speed.largest_batch,))
+    start, candidate = (found[name].batches[0].decode.median for name in ("start", "candidate"))
+    return start, candidate

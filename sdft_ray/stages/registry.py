@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from sdft_ray.errors import ResourceError
-from sdft_ray.resources import Device, Resources
+from sdft_ray.resources import Evaluate, Generate, Resources, Train
 from sdft_ray.stages.job import Job, Made
 from sdft_ray.stages.session import Capacity
+
+HARNESS_CPUS = 0.1
+"""What the harness beside the engines of an evaluation holds: it works while they start, and mostly waits later."""
 
 _MODULES = {
     "seed": "rows",
@@ -27,6 +30,9 @@ _MODULES = {
     "choose": "choose",
     "merge": "merge",
     "evaluate": "evaluate",
+    "texts": "rows",
+    "forget": "forget",
+    "likeness": "likeness",
     "speed": "speed",
     "why": "why",
 }
@@ -49,28 +55,22 @@ class Demand:
 def demand(stage: str, resources: Resources) -> Demand:
     """The smallest share of a cluster with which the stage cannot stall."""
 
-    def of(device: Device, workers: int = 1) -> Demand:
-        return Demand(device.cpus * workers, device.gpus * workers)
-
-    match stage:
-        case "measure" | "patch":
-            return of(resources.measure)
-        case "prune" | "merge":
-            return of(resources.prune)
-        case "generate":
-            return of(resources.generate, resources.generate.min_actors)
-        case "seed" | "select":
+    match stage, resources.part(stage):
+        case "seed" | "select", _:
             return Demand(0.2)
-        case "gap":
-            return of(resources.gap)
-        case "train" | "correct":
-            return of(resources.train, resources.train.min_workers)
-        case "evaluate" | "why":
-            return of(resources.evaluate)
-        case "speed" | "rate":
-            return Demand(resources.speed.cpus, resources.speed.gpus, alone=True)
+        case "speed" | "rate", (_, device):
+            return Demand(device.cpus, device.gpus, alone=True)
+        case "evaluate", (_, Evaluate() as device):
+            return Demand(device.cpus * device.num_actors + HARNESS_CPUS, device.gpus * device.num_actors)
+        case "generate", (_, Generate() as device):
+            workers = device.min_actors
+        case "train" | "correct", (_, Train() as device):
+            workers = device.min_workers
+        case _, (_, device):
+            workers = 1
         case _:
             return Demand(0.0)
+    return Demand(device.cpus * workers, device.gpus * workers)
 
 
 def check_capacity(stages: set[str], resources: Resources, capacity: Capacity) -> None:
@@ -82,7 +82,8 @@ def check_capacity(stages: set[str], resources: Resources, capacity: Capacity) -
             (capacity.gpus, need.gpus, "GPUs"),
         ):
             if want > have + 1e-6:
+                part, _ = resources.part(stage) or (stage, None)
                 raise ResourceError(
                     f"{stage} needs {want:g} {name} at once and there are {have:g}",
-                    f"lower {stage}'s workers or their {name.lower()} in the resources file, or add nodes",
+                    f"lower the workers of {part} or their {name} in the resources file, or add nodes",
                 )

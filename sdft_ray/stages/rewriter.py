@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,7 @@ from sdft_ray.generation.sampler import EngineError
 from sdft_ray.models.source import ModelSource
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, node_id, rss_bytes
-
-if TYPE_CHECKING:
-    from sdft_ray.generation.sampler import Sampler
+from sdft_ray.stages.samplers import prepare_process, teacher_sampler
 
 KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind", "check")
 """Columns of the seed set that shape the answers to a row."""
@@ -51,10 +49,7 @@ class Rewriter:
     """Answers chunks of the seed set, several at a time: Ray calls it from as many threads as it may have open."""
 
     def __init__(self, job: Job, cache_url: str) -> None:
-        # One process holds engine and actor: half the start-up of vLLM's default, at the same speed.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        prepare_process()
         from sdft_ray.generation.rewriting import CommitBuffer
         from sdft_ray.generation.sampler import SamplingParams
 
@@ -72,7 +67,7 @@ class Rewriter:
         self._turn = threading.Lock()
         self._node = node_id()
         self._has_committed = False
-        self._sampler = build_sampler(job)
+        self._sampler = teacher_sampler(job)
         self._ready = time.time()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -199,45 +194,3 @@ def _check(row: dict[str, Any]) -> Any:
         return select(row, sampled.text, sampled.finish_reason).source == "distilled"
 
     return passes
-
-
-def build_sampler(job: Job) -> Sampler:
-    """The sampler that the resources ask for."""
-    settings = job.resources.generate
-    dtype = job.recipe.teacher.dtype
-    if settings.sampler == "scripted":
-        from sdft_ray.generation.sampler import ScriptedSampler
-
-        return ScriptedSampler(delay_s=settings.scripted_delay_s)
-    if settings.server is not None:
-        from sdft_ray.data.chat import ChatFormat, load_tokenizer
-        from sdft_ray.generation.server_sampler import ServerSampler
-
-        server = settings.server
-        key = os.environ[server.api_key_env] if server.api_key_env else "none"
-        return ServerSampler(
-            server.base_url,
-            server.model,
-            api_key=key,
-            max_in_flight=server.max_in_flight,
-            timeout_s=server.timeout_s,
-            escape=ChatFormat(load_tokenizer(job.model("teacher"))).break_control_tokens,
-        )
-    if settings.sampler == "transformers":
-        from sdft_ray.generation.transformers_sampler import TransformersSampler
-
-        device = "cuda" if settings.gpus else "cpu"
-        return TransformersSampler(
-            job.model("teacher"), dtype=dtype, device=device, max_model_tokens=settings.max_model_tokens
-        )
-    from sdft_ray.generation.vllm_sampler import VllmSampler
-
-    return VllmSampler(
-        job.model("teacher"),
-        dtype=dtype,
-        kv_cache_bytes=settings.kv_cache_bytes,
-        max_model_tokens=settings.max_model_tokens,
-        max_sequences=settings.max_sequences,
-        enforce_eager=settings.enforce_eager,
-        tensor_parallel=settings.tensor_parallel,
-    )

@@ -1,4 +1,4 @@
-"""Stages `seed` and `calibration`: rows from outside become a table with ids, inside the store.
+"""Stages `seed`, `calibration` and `texts`: rows from outside become a table with ids, inside the store.
 
 Seed rows that share words with a test question are left out here, before anything is generated. Other tasks give
 another seed set, and yet no row is generated twice: the row cache of `generate` knows rows by their content.
@@ -19,8 +19,9 @@ from sdft_ray.data.decontamination import OverlapIndex
 from sdft_ray.data.example import SEED_SCHEMA
 from sdft_ray.data.sources import read_tables
 from sdft_ray.errors import DataError
+from sdft_ray.evaluation.shift import spread
 from sdft_ray.generation.checks import check_error
-from sdft_ray.recipe import Calibration, Recipe, RowSource
+from sdft_ray.recipe import Calibration, Forgetting, Recipe, RowSource
 from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter
 
@@ -31,7 +32,7 @@ NUM_EXAMPLES = 5
 
 
 def read(source: RowSource) -> Iterator[pa.Table]:
-    """Stream the rows of a recipe's part, as `SEED_SCHEMA`. Only a calibration set may hold plain text."""
+    """Stream the rows of a recipe's part, as `SEED_SCHEMA`. Only sets that measure may hold plain text."""
     return read_tables(
         source.source,
         columns=source.columns,
@@ -39,9 +40,26 @@ def read(source: RowSource) -> Iterator[pa.Table]:
         check=source.check,
         check_error=check_error,
         limit=source.limit,
-        plain_text=isinstance(source, Calibration),
+        plain_text=isinstance(source, Calibration | Forgetting),
         revision=source.revision,
     )
+
+
+def read_spread(source: Forgetting) -> Iterator[pa.Table]:
+    """At most `num_rows` of its rows, spread evenly over all of them. The source is read twice, and never held."""
+    total = sum(table.num_rows for table in read(source))
+    wanted, start = spread(total, source.num_rows), 0
+    for table in read(source):
+        here = [index - start for index in wanted if start <= index < start + table.num_rows]
+        yield table.take(pa.array(here, pa.int64()))
+        start += table.num_rows
+
+
+def _tables(job: Job) -> Iterator[pa.Table]:
+    if job.step == "texts":
+        assert job.recipe.forgetting is not None
+        return read_spread(job.recipe.forgetting)
+    return read(job.recipe.seed_set if job.step == "seed" else job.recipe.calibration)
 
 
 def run(job: Job) -> Made:
@@ -62,7 +80,7 @@ def make(job: Job) -> Made:
     with Meter() as meter, job.output(made) as directory:
         sieve = _Sieve(job.recipe) if is_seed else None
         with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA, write_statistics=False) as writer:
-            for table in read(job.recipe.seed_set if is_seed else job.recipe.calibration):
+            for table in _tables(job):
                 kept = sieve.keep(table) if sieve else table
                 if kept.num_rows:
                     writer.write_table(kept, row_group_size=ROW_GROUP)

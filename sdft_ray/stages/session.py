@@ -31,7 +31,11 @@ class Capacity:
 
     cpus: float
     gpus: float
-    num_nodes: int
+
+
+def num_nodes() -> int:
+    """Nodes that are up now; of an autoscaled cluster more or fewer than when the session began."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 @contextlib.contextmanager
@@ -56,7 +60,7 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
             raise ResourceError(f"cannot {what} Ray: {why}", hint) from None
     try:
         total = ray.cluster_resources()
-        yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), len(ray.nodes()))
+        yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0))
     except KeyboardInterrupt:
         # Threads of running steps still talk to Ray: ending it under them can end this process before it says a word.
         # Its own end takes a local Ray along; in a notebook the next run finds that Ray, and what still ran is kept.

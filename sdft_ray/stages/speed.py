@@ -1,9 +1,12 @@
-"""Stage `speed`: tokens per second of teacher and pruned model, taken in turns in one process."""
+"""Stage `speed`: speed and memory of teacher and pruned model, taken in turns in one process.
+
+Students have the pruned model's shapes, and so its speed.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +29,8 @@ def _speed(job: Job) -> Made:
     made = Made()
     with Meter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
         models = {"teacher": job.model("teacher"), "pruned": job.input("pruned")}
-        figures = speeds(job, models, lambda done, total: job.progress(done, total, "rounds"))
+        sizes = job.recipe.speed.batches
+        figures = speeds(job, models, sizes, lambda done, total: job.progress(done, total, "rounds"))
         plain = {model: asdict(figure) for model, figure in figures.items()}
         (directory / files.SPEED).write_text(json.dumps(plain), encoding="utf-8")
         made.summary = {"speed": plain}
@@ -35,15 +39,18 @@ def _speed(job: Job) -> Made:
 
 
 def speeds(
-    job: Job, models: Mapping[str, Path], on_round: Callable[[int, int], None] | None = None
+    job: Job,
+    models: Mapping[str, Path],
+    batch_rows: Sequence[int],
+    on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, ModelSpeed]:
-    """Tokens per second of checkpoints, by name, measured as the recipe asks, in this process."""
+    """Speed of checkpoints, by name, at these batch sizes and otherwise as the recipe asks, in this process."""
     from sdft_ray.evaluation.speed import measure_speed
 
     asked = job.recipe.speed
     return measure_speed(
         models,
-        batch_rows=asked.batch_rows,
+        batch_rows=batch_rows,
         prompt_tokens=asked.prompt_tokens,
         new_tokens=asked.new_tokens,
         rounds=asked.rounds,

@@ -66,6 +66,7 @@ def _documents(job: Job, *, held_out: bool) -> tuple[list[Document | None], list
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
     from sdft_ray.data.documents import training_documents
     from sdft_ray.data.held_out import part
+    from sdft_ray.data.subset import nested_subset
 
     distilled = job.trial.data == "distilled"
     response = "response" if distilled else "reference_response"
@@ -73,6 +74,10 @@ def _documents(job: Job, *, held_out: bool) -> tuple[list[Document | None], list
     table = pq.read_table(source, columns=["example_id", "instruction", response])
     if job.recipe.train.held_out:
         table = part(table, job.recipe.train.held_out, held_out=held_out)
+    if job.trial.num_rows is not None and not held_out:
+        ids = table["example_id"].to_pylist()
+        chosen = nested_subset(ids, job.trial.num_rows)
+        table = table.filter(pa.array([name in chosen for name in ids]))
     chat = ChatFormat(load_tokenizer(job.model("pruned")))
     conversations = zip(table["instruction"].to_pylist(), table[response].to_pylist(), strict=True)
     asked = job.recipe.train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import psutil
@@ -10,6 +11,9 @@ import ray
 from ray.exceptions import RayError
 
 from sdft_ray.progress import Event
+
+_REST = 20
+"""Linux counts every page of a process to tell its PSS: this many times as long as that took, nobody looks again."""
 
 
 class Poller:
@@ -64,10 +68,12 @@ class MemoryWatch:
         self._thread.join(timeout=5)
 
     def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(2.0):
+        me, took = psutil.Process(), 0.0
+        while not self._stop.wait(max(2.0, _REST * took)):
+            start = time.monotonic()
             total = sum(_memory_bytes(process) for process in [me, *me.children(recursive=True)])
             self.peak_rss_bytes = max(self.peak_rss_bytes, total)
+            took = time.monotonic() - start
 
 
 def _memory_bytes(process: psutil.Process) -> int:

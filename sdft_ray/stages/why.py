@@ -6,12 +6,15 @@ The checkpoint is written to a temporary folder and thrown away: only scores are
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import ray
 
 from sdft_ray.stages.evaluate import evaluate_model
+from sdft_ray.stages.evaluators import answers, open_sampler
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.samplers import prepare_process
 
 
 def run(job: Job) -> Made:
@@ -23,10 +26,15 @@ def _why(job: Job) -> Made:
     from sdft_ray.models.checkpoint import Checkpoint
     from sdft_ray.models.surgery import drop_blocks
 
+    prepare_process()
     made, start, removed = Made(), job.model("start"), set(job.identity["recipe"]["blocks"])
     with Meter(gpus=job.resources.evaluate.gpus) as meter, tempfile.TemporaryDirectory(prefix="sdft-why-") as folder:
         keep = [block for block in range(Checkpoint.open(start).num_blocks) if block not in removed]
         drop_blocks(start, Path(folder), keep, max_shard_bytes=job.resources.max_shard_bytes)
-        evaluate_model(job, Path(folder), made)
+        sampler = open_sampler(job, Path(folder))
+        try:
+            evaluate_model(job, Path(folder), partial(answers, sampler), made)
+        finally:
+            sampler.close()
     made.usage = meter.usage()
     return made

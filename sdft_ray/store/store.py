@@ -231,6 +231,18 @@ class Store:
     def runs(self) -> list[str]:
         return sorted(Path(str(path)).stem for path in self._fs.glob(f"{self._root}/runs/*.json"))
 
+    # -- studies ---------------------------------------------------------------------------------------------
+
+    def write_study(self, name: str, file: str, data: bytes) -> str:
+        """Put a file beside a study's others, in place of an earlier one; returns where it lies.
+
+        What a study says is drawn from artifacts and can be drawn again.
+        """
+        target = f"{self._root}/studies/{name}/{file}"
+        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        self._fs.pipe_file(target, data)
+        return self.url_of(f"studies/{name}/{file}")
+
     # -- digests of what lies outside ------------------------------------------------------------------------
 
     def outside_digest(self, path: Path) -> str:

@@ -13,10 +13,9 @@ import pytest
 from sdft_ray.progress import parse_event
 from sdft_ray.run import Run
 from sdft_ray.store.store import Store
-from tests.worlds import make_world, write_recipe
+from tests.worlds import make_world, world_data, write_recipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).resolve().parents[2]
 HEED_CTRL_C = """
@@ -52,11 +51,13 @@ def _until(process: subprocess.Popen[str], kind: str, stage: str) -> None:
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_a_stopped_run_continues(tmp_path: Path, signal_number: signal.Signals) -> None:
     folder = make_world(tmp_path)
-    write_recipe(folder)
+    recipe = world_data(folder)
+    del recipe["train"]["arms"]["sft"]
+    write_recipe(folder, train=recipe["train"])
     process = _start(folder)
     _until(process, "stage_finished", "prune")
     process.send_signal(signal_number)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=240)
     assert process.returncode == (130 if signal_number is signal.SIGINT else -signal.SIGKILL)
     if signal_number is signal.SIGINT:
         assert "run the same command again" in error
@@ -68,7 +69,7 @@ def test_a_stopped_run_continues(tmp_path: Path, signal_number: signal.Signals) 
     assert store.runs() == []
 
     process = _start(folder)
-    _, error = process.communicate(timeout=240)
+    _, error = process.communicate(timeout=480)
     assert process.returncode == 0, error
     run = Run.open(store, "tiny")
     assert {stage["name"] for stage in run.stages() if stage["skipped"]} >= kept

@@ -20,7 +20,7 @@ from sdft_ray.serving.access import check_closed
 from sdft_ray.serving.metrics import ALL
 from sdft_ray.serving.settings import ServeSettings
 from sdft_ray.stages.registry import _MODULES
-from sdft_ray.yaml_model import parse_yaml
+from sdft_ray.yaml_model import as_frozen, parse_yaml
 from tests.recipes import recipe_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +58,15 @@ def test_readme_recipe_is_one(tmp_path: Path) -> None:
     recipe = Recipe.parse(json.loads(json.dumps(recipe_data(tmp_path, tmp_path))) | shown)
     assert set(recipe.merged) == {"both_25", "both_50", "both_75"}
     assert recipe.train.arms["kd"].objective.terms == ("forward_kl",)
+
+
+def test_the_evaluation_that_the_readme_shows_is_the_leaderboard(tmp_path: Path) -> None:
+    shown = parse_yaml(README.split("## Evaluating")[1].split("```yaml")[1].split("```")[0])
+    recipe = Recipe.parse({**recipe_data(tmp_path, tmp_path), **as_frozen(shown)})
+    written_out = Recipe.load(ROOT / "jobs/recipes/llama31_8b_instruct_depth6_sdft.yaml").evaluate
+    assert recipe.evaluate.tasks == written_out.tasks
+    assert recipe.evaluate.apply_chat_template is written_out.apply_chat_template is False
+    assert recipe.release is not None
 
 
 def test_the_pruning_that_the_readme_shows_is_one(tmp_path: Path) -> None:

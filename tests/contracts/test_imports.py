@@ -55,8 +55,15 @@ def test_no_file_holds_both_ray_and_torch(path: Path) -> None:
 
 def test_single_homes() -> None:
     homes = {
-        "vllm": {"generation/vllm_sampler.py", "generation/vllm_arguments.py", "engines/vllm.py"},
-        "lm_eval": {"evaluation/harness.py", "evaluation/endpoint.py", "evaluation/tasks.py"},
+        "vllm": {
+            "generation/vllm_sampler.py",
+            "generation/vllm_scoring.py",
+            "generation/vllm_arguments.py",
+            "engines/vllm.py",
+        },
+        "lm_eval": {
+            f"evaluation/{name}.py" for name in ("endpoint", "harness", "items", "lm", "passes", "progress", "tasks")
+        },
     }
     for package, allowed in homes.items():
         found = {p.relative_to(ROOT / "sdft_ray").as_posix() for p in FILES if package in _imports(p)}

@@ -22,6 +22,8 @@ from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks
 from tests.tiny import FAMILIES, build_model, make_model
 
+pytestmark = pytest.mark.slow
+
 NUM_BLOCKS = 4
 LENGTHS = (13, 2, 21, 1, 20)
 NUM_PREDICTED = sum(LENGTHS) - len(LENGTHS)

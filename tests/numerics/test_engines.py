@@ -17,6 +17,8 @@ from sdft_ray.engines.transformers import TransformersEngine
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.loading import load_model
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER: Any = load_tokenizer(TEACHER)
 QUESTIONS = ("A farmer has 12 hens and sells 5. How many are left?", "Tom has 3 pens.", "Sort these: pear, apple, fig")
 PROMPTS = [tuple(ChatFormat(TOKENIZER).prompt_ids(question)) for question in QUESTIONS]
@@ -158,7 +160,6 @@ def test_leaving_early_ends_the_work(engine: TransformersEngine) -> None:
     asyncio.run(asyncio.wait_for(pieces_of(engine, Ask(PROMPTS[1], 3)), 20))
 
 
-@pytest.mark.slow
 def test_vllm_keeps_the_same_promises(model: Any) -> None:
     from sdft_ray.engines.vllm import VllmEngine
 

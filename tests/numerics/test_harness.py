@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lm_eval.api.instance import Instance
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.errors import EvaluationError, ModelError
-from sdft_ray.evaluation.harness import CheckpointLM, evaluate
+from sdft_ray.evaluation.lm import AskingLM
+from sdft_ray.evaluation.passes import Samples
+from sdft_ray.evaluation.questions import Likelihood, Likelihoods, Question
 from sdft_ray.evaluation.scores import Scores
 from sdft_ray.models.loading import load_model
+from tests.asking import evaluate, result_of
 from tests.tiny import make_model
+
+pytestmark = pytest.mark.slow
 
 CHOICES = [
     {
@@ -87,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterat
 
 @pytest.fixture(scope="module")
 def scores(checkpoint: Path, folder: Path) -> Scores:
-    return evaluate(checkpoint, ["tiny_choice", "tiny_sum"], include=folder, batch_size=5)
+    return evaluate(checkpoint, ["tiny_choice", "tiny_sum"], include=folder)
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -96,11 +102,15 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _naive(checkpoint: Path, folder: Path, **changes: Any) -> Any:
     """lm-eval as its manual says, with absolute paths, one row at a time."""
+    return _plain(checkpoint, folder, {"choice": CHOICE_TASK, "sum": SUM_TASK}, **changes)
+
+
+def _plain(checkpoint: Path, folder: Path, by_file: dict[str, dict[str, Any]], **changes: Any) -> Any:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     tasks = []
-    for task, file in ((CHOICE_TASK, "choice"), (SUM_TASK, "sum")):
+    for file, task in by_file.items():
         data_files = {"test": str(folder / "data" / f"{file}.jsonl")}
         tasks.append({**task, "dataset_kwargs": {"data_files": data_files}})
     run: Any = lm_eval.simple_evaluate
@@ -144,10 +154,10 @@ def test_choices_equal_likelihoods_worked_out_with_torch(checkpoint: Path, folde
 
 
 def test_prompts_are_those_of_training(checkpoint: Path) -> None:
-    lm = CheckpointLM(checkpoint, dtype="float32", device="cpu", batch_size=1)
+    lm = AskingLM(checkpoint, ask=lambda questions: iter(()))
     prompt = lm.apply_chat_template([{"role": "user", "content": "Who is taller?"}])
     ids = ChatFormat(load_tokenizer(checkpoint)).prompt_ids("Who is taller?")
-    assert lm.tok_encode(prompt) == ids == lm.tok_batch_encode([prompt])[0][0].tolist()
+    assert lm.tok_encode(prompt) == ids
     assert ids.count(lm.tokenizer.bos_token_id) == 1
 
 
@@ -162,7 +172,7 @@ def test_outputs_progress_and_json(checkpoint: Path, folder: Path, scores: Score
     assert Scores.from_json(json.loads(json.dumps(scores.to_json()))) == scores
     told: list[tuple[int, int]] = []
     limited = evaluate(
-        checkpoint, ["tiny"], include=folder, limit=4, batch_size=2,
+        checkpoint, ["tiny"], include=folder, limit=4,
         on_item=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert list(limited.tasks) == ["tiny_choice", "tiny_sum"]
@@ -190,6 +200,111 @@ def test_fewshot_examples_and_their_seed(checkpoint: Path, folder: Path) -> None
     assert ours.tasks["tiny_choice"].value == naive["results"]["tiny_choice"]["acc_norm,none"]
 
 
+def test_items_tell_what_was_answered(checkpoint: Path, folder: Path) -> None:
+    result = result_of(checkpoint, ["tiny_choice", "tiny_sum"], include=folder)
+    for name, score in result.scores.tasks.items():
+        rows = [row for row in result.items if row["task"] == name]
+        assert {row["item"]: row["value"] for row in rows} == score.items
+    chosen = [row for row in result.items if row["task"] == "tiny_choice"]
+    for row, asked in zip(chosen, CHOICES, strict=True):
+        assert row["response"].strip() in asked["choices"]
+        assert row["target"].strip() == asked["choices"][asked["gold"]]
+        assert row["num_tokens"] is row["truncated"] is row["no_answer"] is None
+    written = [row for row in result.items if row["task"] == "tiny_sum"]
+    tokenizer = load_tokenizer(checkpoint)
+    for row, output in zip(written, result.scores.tasks["tiny_sum"].outputs, strict=False):
+        assert (row["response"], row["filtered"], row["target"]) == (output.response, output.filtered, output.target)
+    for row in written:
+        assert row["truncated"] == (row["num_tokens"] == 12)
+        if not row["truncated"]:
+            assert row["num_tokens"] >= len(tokenizer.encode(row["response"], add_special_tokens=False))
+    told = result.scores.tasks["tiny_sum"].written
+    assert told is not None
+    assert told.num_answers == len(written)
+    assert told.mean_tokens == pytest.approx(sum(row["num_tokens"] for row in written) / len(written))
+    assert told.truncated == sum(row["truncated"] for row in written) / len(written)
+    assert result.scores.tasks["tiny_choice"].written is None
+    assert result.scores.harness
+
+
+def test_a_filter_that_finds_nothing_is_a_failure_of_format(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(folder / "data")
+    nothing = {"name": "never", "filter": [{"function": "regex", "regex_pattern": "(never said)"},
+                                           {"function": "take_first"}]}  # fmt: skip
+    (tmp_path / "sum.yaml").write_text(yaml.safe_dump({**SUM_TASK, "filter_list": [nothing]}))
+    result = result_of(checkpoint, ["tiny_sum"], include=tmp_path)
+    assert all(row["no_answer"] for row in result.items)
+    written = result.scores.tasks["tiny_sum"].written
+    assert written is not None
+    assert written.no_answer == 1
+
+
+def test_pass_at_k_is_drawn_from_the_model(checkpoint: Path, folder: Path) -> None:
+    """Near temperature 0 every sample is the greedy answer; at a high one, more samples find more."""
+    cold = result_of(checkpoint, ["tiny_sum"], include=folder, samples=Samples(4, temperature=1e-4)).scores
+    hot = result_of(checkpoint, ["tiny_sum"], include=folder, samples=Samples(6, temperature=1.5, top_p=1.0)).scores
+    score = cold.tasks["tiny_sum"]
+    assert score.written is not None
+    assert hot.tasks["tiny_sum"].written is not None
+    assert score.written.pass_at_k == {"1": score.value, "2": score.value, "4": score.value}
+    assert score.items == hot.tasks["tiny_sum"].items  # the greedy score is another matter
+    found = hot.tasks["tiny_sum"].written.pass_at_k
+    assert list(found) == ["1", "2", "4", "6"]
+    assert 0 <= found["1"] < found["6"] <= 1
+
+
+def test_options_that_differ_in_their_last_token_are_one_question(checkpoint: Path) -> None:
+    asked: list[Question] = []
+
+    def ask(questions: Sequence[Question]) -> Iterator[tuple[int, Likelihoods]]:
+        asked.extend(questions)
+        for index, question in enumerate(questions):
+            assert isinstance(question, Likelihood)
+            yield index, Likelihoods(tuple((-float(final), False) for final in question.finals))
+
+    lm = AskingLM(checkpoint, ask)
+    pairs = [("a b", " c"), ("a b", " d"), ("a b c", " d"), ("a b", " c"), ("x", " c d")]
+    requests = [Instance("loglikelihood", {}, pair, 0, ("task", 0, 1)) for pair in pairs]
+    found = lm.loglikelihood(requests)
+    spelt = [lm.tok_encode("".join(pair)) for pair in pairs]
+    assert [-logprob for logprob, _ in found] == [ids[-1] for ids in spelt]
+    starts = {(tuple(ids[:-1]), len(ids) - len(lm.tok_encode(context)))
+              for ids, (context, _) in zip(spelt, pairs, strict=True)}  # fmt: skip
+    assert len(asked) == len(starts) < len(set(pairs))
+
+
+ROLLING_TASK = {
+    "task": "tiny_text",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "data/text.jsonl"}},
+    "test_split": "test",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{text}}",
+    "metric_list": [{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}],
+}
+
+
+def test_whole_texts_and_stop_texts_as_in_lm_eval(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    """Texts longer than the context in windows; answers that end at a text, within a token or over several."""
+    (tmp_path / "data").mkdir()
+    _write(tmp_path / "data" / "text.jsonl", [{"text": "a b c d " * count} for count in (1, 7, 150)])
+    _write(tmp_path / "data" / "sum.jsonl", SUMS)
+    plain = evaluate(checkpoint, ["tiny_sum"], include=folder, num_outputs=6, metrics={"tiny_sum": "exact_match,whole"})
+    said = [output.response for output in plain.tasks["tiny_sum"].outputs]
+    stops = [text[len(text) // 2 :][:2] for text in said if len(text) > 3][:2] or ["e"]
+    kwargs = {**SUM_TASK["generation_kwargs"], "until": stops}
+    stopped = {**SUM_TASK, "dataset_kwargs": {"data_files": {"test": "data/sum.jsonl"}}, "generation_kwargs": kwargs}
+    for name, task in (("text", ROLLING_TASK), ("sum", stopped)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    ours = evaluate(checkpoint, ["tiny_text", "tiny_sum"], include=tmp_path, num_outputs=6, apply_chat_template=False)
+    naive = _plain(checkpoint, tmp_path, {"text": ROLLING_TASK, "sum": stopped}, apply_chat_template=False)
+    key = f"{ours.tasks['tiny_text'].metric},none"
+    assert ours.tasks["tiny_text"].value == pytest.approx(naive["results"]["tiny_text"][key], rel=1e-5)
+    theirs = [row["resps"][0][0] for row in naive["samples"]["tiny_sum"] if row["filter"] == "last"]
+    assert [output.response for output in ours.tasks["tiny_sum"].outputs] == theirs
+
+
 def test_prompts_that_do_not_fit_are_counted(checkpoint: Path, folder: Path, tmp_path: Path, scores: Scores) -> None:
     assert scores.num_truncated == 0
     (tmp_path / "data").mkdir()
@@ -197,7 +312,10 @@ def test_prompts_that_do_not_fit_are_counted(checkpoint: Path, folder: Path, tmp
     (tmp_path / "sum.yaml").write_text(yaml.safe_dump(SUM_TASK))
     _write(tmp_path / "data" / "choice.jsonl", [*CHOICES, {**CHOICES[1], "question": "a b " * 200}])
     _write(tmp_path / "data" / "sum.jsonl", [*SUMS, {**SUMS[1], "question": "a b " * 200}])
-    assert evaluate(checkpoint, ["tiny"], include=tmp_path).num_truncated == len(CHOICES[1]["choices"]) + 1
+    cut = evaluate(checkpoint, ["tiny"], include=tmp_path)
+    by_task = {name: score.num_truncated for name, score in cut.tasks.items()}
+    assert by_task == {"tiny_choice": len(CHOICES[1]["choices"]), "tiny_sum": 1}
+    assert cut.num_truncated == sum(by_task.values())
 
 
 def test_metric_and_filter_named_by_the_caller(checkpoint: Path, folder: Path) -> None:
@@ -226,7 +344,6 @@ def test_a_group_is_scored_as_a_whole(checkpoint: Path, folder: Path, tmp_path: 
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_unknown_task_names_the_nearest(checkpoint: Path, folder: Path) -> None:
     with pytest.raises(EvaluationError, match="no task is called 'tiny_choise'") as caught:
         evaluate(checkpoint, ["tiny_choise"], include=folder)

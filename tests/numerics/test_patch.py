@@ -31,6 +31,8 @@ from sdft_ray.models.replace import write_with
 from sdft_ray.models.surgery import prune_checkpoint
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (13, 5, 21, 1, 20, 17, 30)
 HIDDEN = tuple(channel for channel in range(32) if channel % 8 != 3)
 NARROW = Channels(

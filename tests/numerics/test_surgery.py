@@ -21,6 +21,8 @@ from sdft_ray.models.surgery import drop_blocks
 from tests import tiny
 from tests.engines import decoded_by_vllm
 
+pytestmark = pytest.mark.slow
+
 NUM_BLOCKS = 6
 WINDOWED: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
 VARIANTS = [
@@ -163,7 +165,6 @@ def test_configs_from_before_layer_types(tmp_path, family, overrides, absent):
     assert torch.equal(logits_of(load_model(tmp_path / "t", "auto"), tokens()), logits_of(teacher, tokens()))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_stock_vllm_decodes_the_same_tokens(tmp_path):
     """Every family, untied where vLLM can hold it so; heads of 32 channels, the fewest that its kernels take."""

@@ -27,6 +27,8 @@ from sdft_ray.models.surgery import drop_blocks, prune_checkpoint
 from tests import tiny
 from tests.engines import decoded_by_vllm
 
+pytestmark = pytest.mark.slow
+
 NUM_BLOCKS = 3
 VARIANTS = [
     *(pytest.param(family, {}, id=family) for family in tiny.FAMILIES),
@@ -243,7 +245,6 @@ def test_norms_are_scaled_to_the_nearest_value_of_their_dtype(tmp_path: Path, fa
     assert torch.equal(load_file(tmp_path / "t" / "model.safetensors")[name], expected)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_stock_vllm_decodes_the_same_tokens_of_narrower_models(tmp_path: Path) -> None:
     """Hidden, MLP and head channels of every family; heads of 32 channels, the fewest that its kernels take."""

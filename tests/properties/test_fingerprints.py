@@ -120,7 +120,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "steps": ({"width": {"mlp": 0.5}, "arm": {"data": "reference", "learning_rate": 0.1}, "num_steps": 1},),
         "generate.template": "own_words_detailed", "generate.temperature": 0.5, "generate.top_p": 0.5,
         "generate.max_tokens": 17, "generate.seed": 7, "generate.num_samples": 2, "generate.attempt": 2,
-        "gap.num_rows": 3,
+        "gap.num_rows": 3, "forgetting": {"source": str(folder / "other.jsonl")},
         "generate.top_logprobs": 4, "generate.hidden_states": True,
         "train.lora": None, "train.row_tokens": 256, "train.rows_per_step": 3, "train.num_steps": 3,
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
@@ -133,9 +133,11 @@ def _changes(folder: Path) -> dict[str, Any]:
             for arm in ("sft", "sdft") for field in Objective.model_fields
         },
         **{f"train.arms.{arm}.objective.signals": None for arm in ("sft", "sdft")},
+        **{f"train.arms.{arm}.num_rows": 2 for arm in ("sft", "sdft")},
         "train.tail_blocks": None, "merges": {"both": {"arms": ("sft", "sdft")}},
         "evaluate.tasks": ({"name": "tiny_task", "num_fewshot": 1},), "evaluate.include": None, "evaluate.limit": 7,
         "evaluate.apply_chat_template": False, "evaluate.tuned": (), "evaluate.seed": 4,
+        "evaluate.samples": {"num": 4}, "release": {"min_recovery": 0.5},
         "gates": str(folder / "other.jsonl"),
         "speed.batch_rows": 3, "speed.prompt_tokens": 3, "speed.new_tokens": 3, "speed.rounds": 3,
     }  # fmt: skip

@@ -160,6 +160,15 @@ CHANGES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "unknown template": ({"generate": {"template": "own_wards"}}, ("own_wards", "own_words")),
     "unknown task": ({"evaluate": {"tasks": [{"name": "gsm8kk"}]}}, ("gsm8kk", "gsm8k")),
     "no task folder": ({"evaluate": {"tasks": [{"name": "a"}], "include": "/nowhere"}}, ("/nowhere",)),
+    "no held-out text": ({"forgetting": {"source": "/nowhere/texts.jsonl"}}, ("forgetting", "/nowhere/texts.jsonl")),
+    "no embedding model": (
+        {"forgetting": {"source": "calibration.jsonl", "embedding": "/nowhere/embedder"}},
+        ("/nowhere/embedder",),
+    ),
+    "embedding by the teacher": (
+        {"forgetting": {"source": "calibration.jsonl", "embedding": "teacher"}},
+        ("LlamaForCausalLM", "no encoder"),
+    ),
     "row too long": (
         {
             "train": {
@@ -214,7 +223,7 @@ def test_a_disk_that_fills_up_later(failure: Exception) -> None:
     from ray.exceptions import RayTaskError
 
     from sdft_ray.errors import StoreError
-    from sdft_ray.pipeline import _as_ours
+    from sdft_ray.walk import _as_ours
 
     error = _as_ours("prune", RayTaskError("task", "", failure))
     assert isinstance(error, StoreError)

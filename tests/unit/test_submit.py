@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_files_travel_with_the_job_to_a_store_elsewhere(tmp_path: Path) -> None:
     assert Path(sent.seed_set.source).is_file()
 
 
+@pytest.mark.parametrize("store", ["store", "memory://sdft"])
+def test_held_out_text_and_its_embedding_model_go_along(tmp_path: Path, store: str) -> None:
+    texts = write_rows(tmp_path / "texts.jsonl", offset=50)
+    shutil.copytree(teacher := _teacher(tmp_path), tmp_path / "embedder")
+    asked = {"source": str(texts), "embedding": str(tmp_path / "embedder")}
+    (tmp_path / "job").mkdir()
+    place = store if "://" in store else str(tmp_path / store)
+    carry(make_recipe(tmp_path, teacher, forgetting=asked), tmp_path / "job", Store(place))
+    sent = Recipe.load(tmp_path / "job/recipe.yaml").forgetting
+    assert sent is not None
+    assert sent.embedding is not None
+    assert sent.source != asked["source"]
+    assert Path(sent.source).read_bytes() == texts.read_bytes()
+    assert sent.embedding != asked["embedding"]
+    assert (Path(sent.embedding) / "config.json").is_file()
+
+
 class _Cluster:
     """Refuses with the given words before it takes a job."""
 
@@ -72,8 +90,11 @@ def test_a_cluster_that_has_just_come_up_is_asked_again() -> None:
     assert _send(cluster, submission_id="run-1") == "run-1"
 
 
-@pytest.mark.parametrize(("words", "patience_s"), [("No available agent", -1.0), ("disk full\nTraceback", 60.0)])
-def test_a_cluster_that_refuses_is_named(words: str, patience_s: float) -> None:
-    with pytest.raises(ResourceError, match=f"takes no job: {words.splitlines()[0]} ") as caught:
+@pytest.mark.parametrize(
+    ("words", "patience_s", "then"),
+    [("No available agent.", -1.0, "dashboard-agent-listen-port"), ("disk full\nTraceback", 60.0, "see its dashboard")],
+)
+def test_a_cluster_that_refuses_is_named(words: str, patience_s: float, then: str) -> None:
+    with pytest.raises(ResourceError, match=f"takes no job: {words.splitlines()[0].rstrip('.')} .*{then}") as caught:
         _send(_Cluster(*[words] * 3), patience_s=patience_s, submission_id="run-1")
     assert "Traceback" not in str(caught.value)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
+import numpy as np
+
+from sdft_ray.evaluation.scores import Scores, TaskScore, Written
+from sdft_ray.recipe import Release
+from sdft_ray.report.kept_gather import retention
+from sdft_ray.report.kept_model import Retention
 from sdft_ray.report.model import (
     Arm,
     Correction,
@@ -23,11 +30,11 @@ from sdft_ray.report.model import (
     Score,
     Size,
     Sizes,
-    Speed,
     Stage,
     TextNats,
     TrialRow,
 )
+from tests.unit.report.made_up_costs import FORGETTING, SPEED
 
 ADJACENT = (0.45, 0.09, 0.07, 0.06, 0.06, 0.06, 0.05, 0.07, 0.08, 0.07, 0.08, 0.15)
 FAMILIES = ("word_problems", "lists", "ordering", "facts", "myths", "scripts", "pronouns")
@@ -85,6 +92,40 @@ def scores(n: int = 200) -> dict[str, dict[str, Score]]:
         }
         for model, values in SCORES.items()
     }
+
+
+GENERATED = ("word_problems", "lists")
+"""Families that ask for a written answer; of the others one of four options is chosen."""
+RELEASE = Release(min_recovery=0.85, min_task_recovery=0.8, no_task_below_pruned=True)
+
+
+def task_score(model: str, family: str, value: float, n: int = 200) -> TaskScore:
+    """The easiest items are answered rightly, where every model has an opinion of its own of what is easy."""
+    seeds = [sum(map(ord, name)) for name in (family, model + family)]
+    shared, own = (np.random.default_rng(seed).random(n) for seed in seeds)
+    right = np.argsort(shared + own)[: round(value * n)]
+    items = {str(i): float(i in set(right.tolist())) for i in range(n)}
+    share = (1 - value) / 2
+    written = Written(n, 48.5 - 20 * value, share / 2, share, share / 3, {"1": value, "8": (1 + value) / 2})
+    return TaskScore(
+        family, "exact_match" if family in GENERATED else "acc", "none", value, stderr(value, n), n, 0, True,
+        0.0 if family in GENERATED else 0.25, items, written=written if family in GENERATED else None,
+    )  # fmt: skip
+
+
+def evaluated() -> dict[str, Scores]:
+    """By model, with items."""
+    return {
+        model: Scores(
+            {family: task_score(model, family, value) for family, value in zip(FAMILIES, values, strict=True)}
+        )
+        for model, values in SCORES.items()
+    }
+
+
+@cache
+def kept() -> Retention:
+    return retention(evaluated(), TUNED, RELEASE)
 
 
 def recovery_of(model: str) -> Recovery:
@@ -290,6 +331,7 @@ def report_data() -> ReportData:
         ),
         scores=scores(),
         recovery={model: recovery_of(model) for model in ("pruned", "sft", "sdft")},
+        retention=kept(),
         tuned_families=TUNED,
         loss_curves={"sft": loss_curve(2.6, 0.62, 0.16), "sdft": loss_curve(1.9, 0.09, 0.3)},
         training_costs={
@@ -299,20 +341,14 @@ def report_data() -> ReportData:
         training_notes={"sdft": ("3 prompts were cut at their beginning to fit train.row_tokens",)},
         grids={"sdft": GRID},
         correction=CORRECTION,
+        forgetting=FORGETTING,
         decontamination=Decontamination(
             ngram=13, num_rows=1012, num_questions=1400, num_contaminated=12, examples=("77aa02b1c3d4e5f6",)
         ),
         selection={"kept": 824, "mismatch": 131, "no_answer": 18, "truncated": 24, "leaked_reference": 3},
         samples=SAMPLES,
         gap=GAP,
-        speed={
-            "teacher": Speed(
-                decode_tokens_per_s=1210.0, prefill_tokens_per_s=9480.0, decode_spread=0.03, prefill_spread=0.02
-            ),
-            "pruned": Speed(
-                decode_tokens_per_s=1742.0, prefill_tokens_per_s=13910.0, decode_spread=0.04, prefill_spread=0.02
-            ),
-        },
+        speed=SPEED,
         stages=STAGES,
         versions={
             "python": "3.11.2",

@@ -64,6 +64,14 @@ def test_seconds(value: float, text: str) -> None:
     assert spaced(numbers.seconds(value)) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.000_85, "0.85 ms"), (0.006_75, "6.75 ms"), (0.1234, "123 ms"), (0.9996, "1.00 s"), (12.34, "12.3 s")],
+)
+def test_short_time(value: float, text: str) -> None:
+    assert spaced(numbers.short_time(value)) == text
+
+
 @pytest.mark.parametrize(("value", "text"), [(0.02, "0.02"), (1e-3, "1e−3"), (9.94e-4, "9.9e−4"), (0, "0")])
 def test_rate(value: float, text: str) -> None:
     assert numbers.rate(value) == text

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from sdft_ray import report
-from sdft_ray.report.model import Gap, Plan, ReportData
+from sdft_ray.report.kept_model import Retention
+from sdft_ray.report.model import Gap, Plan, ReportData, Sample
 from sdft_ray.report.page import render
 from tests.unit.report.made_up import FAMILIES, distances, report_data
 from tests.unit.report.test_figures import contrast
 
 VOID = {"meta", "link", "wbr"}
 ALL_SECTIONS = [
-    "recovery", "scores", "blocks", "size", "training", "grids", "selection", "gap", "correction", "gates", "stages",
-    "recipe",
+    "recovery", "kept", "scores", "blocks", "size", "training", "grids", "selection", "gap", "correction",
+    "forgetting", "gates", "stages", "recipe",
 ]  # fmt: skip
 OPTIONAL = {
     "recovery": {"recovery": {}},
+    "kept": {"retention": Retention()},
     "scores": {"scores": {}},
     "blocks": {"distances": None, "plan": None},
-    "size": {"sizes": None, "speed": {}},
+    "size": {"sizes": None, "speed": None},
     "training": {"loss_curves": {}},
     "grids": {"grids": {}},
     "correction": {"correction": None},
+    "forgetting": {"forgetting": None},
     "selection": {"selection": {}, "samples": ()},
     "gap": {"gap": None},
     "gates": {"gates": (), "notes": ()},
@@ -126,6 +130,14 @@ def test_text_from_outside_is_escaped() -> None:
     assert reader.text.count("alert('x')") > 20
 
 
+def test_a_rewrite_that_loops_is_shown_within_seconds() -> None:
+    looping = Sample(example_id="1", instruction="2", reference="?! " * 1000, distilled="!?" * 5000, reason="truncated")
+    began = time.process_time()
+    page = render(ReportData(name="x", samples=(looping,)))
+    assert time.process_time() - began < 3
+    assert "(7,000 more characters)" in page
+
+
 def test_headings_go_down_one_level_at_a_time(page: str) -> None:
     levels = [int(tag[1]) for tag, _ in Reader(page).tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -136,7 +148,7 @@ def test_headings_go_down_one_level_at_a_time(page: str) -> None:
 def test_tables_and_figures_can_be_read_aloud(page: str) -> None:
     tags = Reader(page).tags
     assert all("scope" in attrs for tag, attrs in tags if tag == "th")
-    assert sum(tag == "caption" for tag, _ in tags) == sum(tag == "table" for tag, _ in tags) == 8
+    assert sum(tag == "caption" for tag, _ in tags) == sum(tag == "table" for tag, _ in tags) == 14
     labels = [attrs.get("aria-label", "") for _, attrs in tags if attrs.get("role") == "img"]
     assert len(labels) > 10
     assert all(len(label) > 10 for label in labels)
@@ -151,12 +163,19 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
     for expected in (
         "31.1 % fewer parameters",
         "92.3 ± 0.9 %",
-        "sdft is ahead of sft by 17.7 ± 1.5 points",
+        "Releasable: sdft. Not releasable: sft. sdft is ahead of sft by 17.0 points (+14.7 to +19.4) of the mean score",
+        "Mean recovery92.3 % 90.4 to 94.1 Worst task88.1 % lists",
+        "Worse than after pruning alone, but within chance: facts: −3.5 points (−9.2 to +2.2); myths",
+        "mean recovery at least 85 %; recovery on every task at least 80 %",
         "2.42 M → 1.67 M",
         "12 of 1,012 seed rows share 13 words in a row",
         "77aa02b1c3d4e5f6",
         "6.00 KiB",
-        "13,910",
+        "Decoding, batch of 16+44.0 %1,210 → 1,742 tokens/s",
+        "prompts of 64 tokens and 64 new ones",
+        "9,480 → 13,650 1.44 × (1.43 to 1.45)121 → 167 1.38 × (1.37 to 1.39)6.75 ms → 4.69 ms",
+        "computed1.45 × matmul FLOPs1.45 × weight bytes1.45 × matmul FLOPs",
+        "11.9 MiB → 7.94 MiB",
         "Blocks 3 to 6 of 12 were removed",
         "82.4 %",
         "trained on self-distilled responses, learning rate 1e−3, the best of 6 trials",
@@ -168,6 +187,14 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
         "60 steps on the references, learning rate 2e−5",
         "96 rows that it was not tuned on",
         "references0.413 ± 0.0110.288 ± 0.009−0.125 ± 0.004",
+        "held-out text 256 rowsperplexity × the teacher’sreferences 88 rowsrewrites 88 rowsanswers similarity",
+        "teacher2.104 ± 0.041–0.413 ± 0.0410.013 ± 0.041–",
+        "pruned3.318 ± 0.052 +1.214 ± 0.0193.37 ± 0.063.271 ± 0.052 +2.858 ± 0.019",
+        "sft2.871 ± 0.047 +0.767 ± 0.0152.15 ± 0.030.302 ± 0.047 −0.111 ± 0.015",
+        "0.931 ± 0.003 5 % below 0.702",
+        "in rows that no model was tuned on",
+        "over 1,400 items; for at most 12 an answer is empty; for at most 2 one is longer than the embedding model",
+        "Pruning made held-out text 1.214 ± 0.019 nats per token more surprising, and so on.",
         "sft 5,120 tokens/s, 31.2 % of the devices’ peak (MFU), at most 1.20 GiB per process",
         "sdft 4,987 tokens/s; 3 prompts were cut at their beginning to fit train.row_tokens",
         "Worst family: sft 48.1 % (lists), sdft 88.1 % (lists).",

@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 
+from sdft_ray.report.kept_model import Bounded, Lead, Retention, Truncation
 from sdft_ray.report.model import Decontamination, Ratio, ReportData, Score
 from sdft_ray.report.numbers import THIN
 from sdft_ray.report.summary import comparison, groups, mean_score, overlap, ranked_arms, verdict, warnings
@@ -80,19 +81,41 @@ def test_arms_without_a_recovery_are_not_ranked() -> None:
     assert ranked_arms(data) == [("sdft", Ratio(value=0.4, stderr=0.1))]
 
 
-def test_a_lead_of_more_than_two_standard_errors_is_a_lead() -> None:
-    text = comparison(with_means(sft=(0.80, 0.03), sdft=(0.92, 0.04))).replace(THIN, " ")
-    assert text == "sdft is ahead of sft by 12.0 ± 5.0 points."
+def with_lead(value: float, low: float | None, high: float | None) -> ReportData:
+    lead = Lead(best="sdft", next_best="sft", difference=Bounded(value=value, low=low, high=high))
+    return ReportData(name="x", retention=Retention(lead=lead))
+
+
+def test_a_lead_whose_interval_is_above_zero_is_a_lead() -> None:
+    text = comparison(with_lead(0.12, 0.02, 0.21))
+    assert text == "sdft is ahead of sft by 12.0 points (+2.0 to +21.0) of the mean score."
 
 
 def test_a_smaller_lead_is_none() -> None:
-    text = comparison(with_means(sft=(0.90, 0.03), sdft=(0.82, 0.04))).replace(THIN, " ")
-    assert text == "sft and sdft cannot be told apart: they differ by 8.0 ± 5.0 points."
+    text = comparison(with_lead(0.08, -0.02, 0.18))
+    assert text == "sdft and sft cannot be told apart: their mean scores differ by 8.0 points (−2.0 to +18.0)."
 
 
-def test_nothing_is_compared_without_errors_or_rivals() -> None:
-    assert comparison(with_means(sft=(0.9, None), sdft=(0.8, 0.1))) == ""
-    assert comparison(with_means(sdft=(0.8, 0.1))) == ""
+def test_nothing_is_compared_without_items_or_rivals() -> None:
+    assert comparison(with_lead(0.08, None, None)) == ""
+    assert comparison(ReportData(name="x")) == ""
+
+
+def test_a_student_that_cannot_be_compared_is_a_warning() -> None:
+    data = ReportData(name="x", retention=Retention(incomparable={"sft": "one is of lm-eval 1, the other of 2"}))
+    assert warnings(data) == ["What sft kept cannot be told: one is of lm-eval 1, the other of 2."]
+
+
+@pytest.mark.parametrize(
+    ("num", "tokens", "said"),
+    [
+        (12, 256, "12 requests lost the beginning of their prompt: the context of 256 tokens is too short."),
+        (1, None, "1 request lost the beginning of its prompt: the context is too short."),
+    ],
+)
+def test_a_prompt_that_lost_its_beginning_is_a_warning(num: int, tokens: int | None, said: str) -> None:
+    found = Truncation(tasks={"lab_facts": num}, context_tokens=tokens)
+    assert warnings(ReportData(name="x", truncation=found)) == [f"lab_facts: {said}"]
 
 
 def test_a_gate_that_fails_is_a_warning() -> None:

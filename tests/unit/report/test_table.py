@@ -73,9 +73,14 @@ def test_nothing_is_printed_without_models() -> None:
 
 
 def test_size_line() -> None:
-    text = size_line(report_data()).plain
-    assert text == "2.42 M → 1.67 M parameters (−31.1 %), KV cache −33.3 %, decoding 1.44 × as fast"
-    assert len(text) <= 80
+    lines = size_line(report_data()).plain.splitlines()
+    assert lines == [
+        "2.42 M → 1.67 M parameters (−31.1 %), matmul FLOPs ÷ 1.45, KV cache ÷ 1.50",
+        "Measured with 1, 16 sequences: decoding 1.38, 1.44 ×, first token 1.44, 1.47 ×",
+    ]
+    assert max(map(len, lines)) <= 80
+    assert size_line(report_data().model_copy(update={"speed": None})).plain == lines[0]
+    assert size_line(report_data().model_copy(update={"sizes": None})).plain == lines[1]
 
 
 def test_gap_line() -> None:

@@ -1,0 +1,28 @@
+"""Nested parts of a set of rows, so that quality can be compared over data-set sizes.
+
+Rows are ranked by a hash of their `example_id` alone and the first so many are taken: whatever the order of a file,
+every arm gets the same rows, and a larger part contains the smaller ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from sdft_ray.errors import DataError
+
+_SALT = b"subset:"  # independent of who is held out
+
+
+def nested_subset(example_ids: Sequence[str], num_rows: int) -> frozenset[str]:
+    """The ids of `num_rows` of the rows. Raises `DataError` when there are fewer."""
+    if num_rows > len(example_ids):
+        raise DataError(
+            f"an arm wants num_rows {num_rows:,} and there are {len(example_ids):,} to train on",
+            "lower num_rows, take a larger seed set, or leave num_rows out to take all",
+        )
+    return frozenset(sorted(example_ids, key=_rank)[:num_rows])
+
+
+def _rank(example_id: str) -> bytes:
+    return hashlib.sha256(_SALT + example_id.encode("utf-8", "surrogatepass")).digest()

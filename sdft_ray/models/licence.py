@@ -1,0 +1,95 @@
+"""Which licence a model comes under, as far as its own files or its card on the hub tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
+_HEADINGS = (
+    (re.compile(r"apache license,? version 2\.0"), "apache-2.0"),
+    (re.compile(r"mit license|permission is hereby granted, free of charge"), "mit"),
+    (re.compile(r"llama 4 community license"), "llama4"),
+    (re.compile(r"llama 3\.([123]) community license"), r"llama3.\1"),
+    (re.compile(r"llama 3 community license"), "llama3"),
+    (re.compile(r"llama 2 community license"), "llama2"),
+    (re.compile(r"gemma terms of use"), "gemma"),
+)
+"""How well-known licences begin, in lower case with single spaces, and what the hub calls them."""
+_HEADING_CHARACTERS = 600
+"""A licence that is named further down is quoted or compared with, not given."""
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence by the hub's identifier (`apache-2.0`, `llama3.1`); `other` has a name, a link or both."""
+
+    identifier: str
+    name: str = ""
+    link: str = ""
+    origin: str = ""
+    """Where that was read, in words that follow "according to"."""
+
+
+def find_licence(directories: Sequence[Path], hub: str | None = None, commit: str | None = None) -> Licence | None:
+    """The licence of a model whose files lie in `directories`, or that is `hub` at `commit`; None where nothing tells.
+
+    Cards come before licence files, and files before the network, which is asked for a hub model alone. A hub that
+    cannot be reached tells nothing.
+    """
+    for directory in directories:
+        if found := _from_card_file(directory / "README.md"):
+            return found
+    for directory in directories:
+        for path in sorted(directory.glob("LICEN[CS]E*")):
+            if found := _from_text(path):
+                return found
+    return _from_hub(hub, commit) if hub else None
+
+
+def _from_card_file(path: Path) -> Licence | None:
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError
+
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except (OSError, ValueError, YAMLError):
+        return None
+    return _from_fields(card.data.to_dict(), "the teacher's model card")
+
+
+def _from_hub(hub: str, commit: str | None) -> Licence | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    try:
+        data = HfApi().model_info(hub, revision=commit, timeout=10).card_data
+    except (HTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        return None
+    return _from_fields(data.to_dict(), "the teacher's page on the hub") if data else None
+
+
+def _from_fields(fields: dict[str, Any], origin: str) -> Licence | None:
+    identifier, name, link = (fields.get(key) for key in ("license", "license_name", "license_link"))
+    if isinstance(identifier, list) and len(identifier) == 1:
+        identifier = identifier[0]
+    if not isinstance(identifier, str) or not _IDENTIFIER.fullmatch(identifier) or identifier == "unknown":
+        return None
+    named = {"name": name, "link": link} if identifier == "other" else {}
+    told = {key: value for key, value in named.items() if isinstance(value, str)}
+    return Licence(identifier, **told, origin=origin) if identifier != "other" or told else None
+
+
+def _from_text(path: Path) -> Licence | None:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    heading = " ".join(text.lower().split())[:_HEADING_CHARACTERS]
+    for pattern, identifier in _HEADINGS:
+        if match := pattern.search(heading):
+            return Licence(match.expand(identifier), origin=f"the file {path.name}")
+    return None

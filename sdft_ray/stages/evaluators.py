@@ -1,0 +1,229 @@
+"""The pool that evaluates: actors that hold one model after another, and one that holds the harness.
+
+They outlive the step that made them and wait for the next, because starting an engine takes longer than asking a small
+model. They hold their share of the cluster while they wait: `dismiss` gives that back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from sdft_ray.errors import EvaluationError
+from sdft_ray.generation.sampler import EngineError
+from sdft_ray.resources import Evaluate
+from sdft_ray.stages.job import Job, remote_options, rss_bytes
+from sdft_ray.stages.registry import HARNESS_CPUS
+from sdft_ray.stages.samplers import local_sampler, prepare_process
+
+if TYPE_CHECKING:
+    from sdft_ray.evaluation.questions import Answer, Question
+    from sdft_ray.generation.sampler import LocalSampler
+
+CHUNK = 64
+"""Questions that travel together."""
+_IN_FLIGHT = 3
+"""Chunks that one actor works on, so that its engine always has some to go on with."""
+
+_idle: dict[str, list[Crew]] = {}
+_idle_lock = threading.Lock()
+
+
+class Evaluator:
+    """Answers questions to the model of a job, which it loads when it holds another."""
+
+    def __init__(self) -> None:
+        prepare_process()
+        self._turn = threading.Lock()
+        self._holds = ""
+        self._sampler: LocalSampler | None = None
+        self._has_answered = False
+
+    def answer(self, job: Job, questions: list[Question]) -> tuple[list[Answer], int]:
+        """Answers in order, and the memory that this process takes, in bytes."""
+        try:
+            found = dict(answers(self._sampler_of(job), questions))
+        except EngineError:
+            if not self._has_answered:
+                raise  # it would die of the same thing again
+            traceback.print_exc()
+            os._exit(1)  # Ray starts the actor anew only when its process is gone
+        self._has_answered = True
+        return [found[index] for index in range(len(questions))], rss_bytes()
+
+    def _sampler_of(self, job: Job) -> LocalSampler:
+        model = f"{job.inputs.get('model', repr(job.teacher))} in {job.recipe.teacher.dtype}"
+        with self._turn:
+            if self._sampler is None or self._holds != model:
+                if self._sampler is not None:
+                    self._sampler.close()
+                    self._sampler = None
+                self._sampler = open_sampler(job, job.model("model"))
+                self._holds = model
+            return self._sampler
+
+
+def open_sampler(job: Job, model_dir: Path) -> LocalSampler:
+    """An engine over a checkpoint, as the resources of evaluation ask for it."""
+    settings = job.resources.evaluate
+    return local_sampler(model_dir, settings.sampler, settings, job.recipe.teacher.dtype)
+
+
+def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+    """Ask a sampler in this process: an `Ask` of `evaluation.questions`. Raises `EvaluationError`."""
+    from sdft_ray.evaluation.questions import Likelihood, Likelihoods, Text, repetition
+    from sdft_ray.generation.sampler import Sampled, SamplingParams
+    from sdft_ray.generation.scoring import Scoring
+
+    places = {}
+    for index, question in enumerate(questions):
+        if isinstance(question, Likelihood):
+            asked: Any = sampler.submit_score(Scoring(question.ids, question.num_scored, question.finals))
+        else:
+            params = SamplingParams(
+                temperature=question.temperature,
+                top_p=question.top_p,
+                top_k=question.top_k,
+                max_tokens=question.max_tokens,
+                stop=question.stop,
+            )
+            asked = sampler.submit_ids(question.ids, params, question.seed)
+        places[asked] = index
+    for future in as_completed(places):
+        given = future.result()
+        if not isinstance(given, Sampled):
+            yield places[future], Likelihoods(given.finals)
+            continue
+        if given.finish_reason == "error":
+            raise EvaluationError(f"a question cannot be answered: {given.error}", "see evaluate.max_model_tokens")
+        ids = given.token_ids
+        yield places[future], Text(given.text, len(ids), given.finish_reason == "length", repetition(ids))
+
+
+class Pool:
+    """An `Ask` over actors. Answers are kept in a file as they come, so that a killed step asks for the rest alone."""
+
+    def __init__(self, job: Job, actors: Sequence[Any], path: Path) -> None:
+        self.peak_rss_bytes = 0
+        self.num_reused = 0
+        self._job = job
+        self._actors = actors
+        self._path = path
+
+    def __call__(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+        """See `evaluation.questions.Ask`. Equal questions are asked once."""
+        from sdft_ray.evaluation.questions import answer_to_json, key_of
+
+        known = self._known()
+        places: dict[str, list[int]] = {}
+        for index, question in enumerate(questions):
+            places.setdefault(key_of(question), []).append(index)
+        for key in places.keys() & known.keys():
+            self.num_reused += len(places[key])
+            yield from ((index, known[key]) for index in places[key])
+        left = [key for key in places if key not in known]
+        left.sort(key=lambda key: -len(questions[places[key][0]].ids))  # rows of like length waste the least padding
+        with self._path.open("a", encoding="utf-8") as kept:
+            for keys, found in self._asked(left, {key: questions[places[key][0]] for key in left}):
+                for key, answer in zip(keys, found, strict=True):
+                    kept.write(json.dumps([key, answer_to_json(answer)]) + "\n")
+                    yield from ((index, answer) for index in places[key])
+                kept.flush()
+
+    def _known(self) -> dict[str, Answer]:
+        """What earlier attempts were answered; a torn last line is asked again."""
+        from sdft_ray.evaluation.questions import answer_from_json
+
+        known: dict[str, Answer] = {}
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    key, answer = json.loads(line)
+                    known[key] = answer_from_json(answer)
+        return known
+
+    def _asked(self, keys: Sequence[str], by_key: dict[str, Question]) -> Iterator[tuple[list[str], list[Answer]]]:
+        """Chunks go to whoever has room; the longest rows first, so that nobody ends late with one of them."""
+        size = max(1, min(CHUNK, -(-len(keys) // (_IN_FLIGHT * len(self._actors)))))
+        chunks = [list(keys[start : start + size]) for start in range(0, len(keys), size)][::-1]
+        running: dict[Any, tuple[Any, list[str]]] = {}
+        job = ray.put(self._job)
+        free = list(self._actors) * _IN_FLIGHT
+        while chunks or running:
+            while chunks and free:
+                actor, chunk = free.pop(), chunks.pop()
+                running[actor.answer.remote(job, [by_key[key] for key in chunk])] = actor, chunk
+            for done in ray.wait(list(running), num_returns=1)[0]:
+                actor, chunk = running.pop(done)
+                free.append(actor)
+                found, rss = ray.get(done)
+                self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
+                yield chunk, found
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who evaluates one model at a time: an actor that holds the harness, and engines that answer it."""
+
+    harness: Any
+    engines: list[Any]
+
+
+@contextlib.contextmanager
+def leased(settings: Evaluate, harness: type) -> Iterator[Crew]:
+    """A crew as the resources ask for it, an idle one if there is; after an error it is not used again."""
+    kind = settings.model_dump_json()
+    with _idle_lock:
+        idle = _idle.setdefault(kind, [])
+        crew = idle.pop() if idle else None
+    crew = crew or _new_crew(settings, harness)
+    try:
+        yield crew
+    except BaseException:
+        _end(crew)
+        raise
+    with _idle_lock:
+        _idle.setdefault(kind, []).append(crew)
+
+
+def _new_crew(settings: Evaluate, harness: type) -> Crew:
+    lasting = {"max_restarts": 3, "max_task_retries": 3}
+    engine = ray.remote(Evaluator).options(**remote_options(settings), **lasting, max_concurrency=_IN_FLIGHT)
+    engines = [engine.remote() for _ in range(settings.num_actors)]
+    return Crew(ray.remote(harness).options(num_cpus=HARNESS_CPUS, **lasting).remote(), engines)
+
+
+def dismiss() -> None:
+    """End the crews that wait for work."""
+    with _idle_lock:
+        crews = [crew for waiting in _idle.values() for crew in waiting]
+        _idle.clear()
+    for crew in crews:
+        _end(crew)
+
+
+def idle_share() -> tuple[float, float]:
+    """CPUs and GPUs that waiting crews hold."""
+    with _idle_lock:
+        waiting = [(Evaluate.model_validate_json(kind), len(crews)) for kind, crews in _idle.items()]
+    return (
+        sum((kind.cpus * kind.num_actors + HARNESS_CPUS) * count for kind, count in waiting),
+        sum(kind.gpus * kind.num_actors * count for kind, count in waiting),
+    )
+
+
+def _end(crew: Crew) -> None:
+    if not ray.is_initialized():
+        return  # they went with it; any call would start another Ray
+    for actor in (crew.harness, *crew.engines):
+        ray.kill(actor)

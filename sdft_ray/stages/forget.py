@@ -1,0 +1,68 @@
+"""Stage `forget`: how surprising held-out texts and both texts of the seed set are to one model.
+
+Seed rows are the ones that nothing was trained on where the recipe holds any out, else kept rows as `gap` takes them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+import ray
+
+from sdft_ray.stages import files
+from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.seed_texts import kept_rows, scored, text_documents
+
+if TYPE_CHECKING:
+    from sdft_ray.data.packing import Document
+
+Named = dict[str, "Document"]
+"""Documents by the ids of their rows."""
+
+
+def run(job: Job) -> Made:
+    """One task, which holds one model."""
+    return ray.get(ray.remote(_forget).options(**remote_options(job.resources.gap), max_retries=3).remote(job))
+
+
+def _forget(job: Job) -> Made:
+    from sdft_ray.evaluation.shift import mean_nll
+
+    made = Made()
+    with Meter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
+        num_kept, texts = _texts(job)
+        documents = [document for text in texts.values() for document in text.values()]
+        told = iter(scored(job, "model", documents, lambda done, total: job.progress(done, total, "texts")))
+        found = {text: {name: next(told) for name in named} for text, named in texts.items()}
+        figures = {text: mean_nll(list(rows.values())) for text, rows in found.items()}
+        made.summary = {
+            "num_kept": num_kept,
+            "held_out": job.recipe.train.held_out > 0,
+            "num_rows": {text: len(rows) for text, rows in found.items()},
+            "num_tokens": {text: sum(row.num_tokens for row in rows.values()) for text, rows in found.items()},
+            "nll": {text: {"value": mean.value, "stderr": mean.stderr} for text, mean in figures.items()},
+        }
+        rows = {text: {name: row._asdict() for name, row in rows.items()} for text, rows in found.items()}
+        (directory / files.FORGET).write_text(json.dumps({**made.summary, "rows": rows}), encoding="utf-8")
+    made.usage = meter.usage(sum(len(document.ids) for document in documents))
+    return made
+
+
+def _texts(job: Job) -> tuple[int, dict[str, Named]]:
+    """How many rewrites could be scored, and the documents of each kind of text that has any."""
+    from sdft_ray.data.calibration import row_documents
+    from sdft_ray.data.chat import ChatFormat, load_tokenizer
+
+    assert job.recipe.forgetting is not None
+    tokenizer = load_tokenizer(job.teacher.fetch())
+    table = pq.read_table(job.input("texts") / files.ROWS)
+    held_out = row_documents(table, tokenizer, job.recipe.forgetting.max_tokens)
+    texts = {"text": dict(zip(table["example_id"].to_pylist(), held_out, strict=True))}
+    num_kept, rows = kept_rows(job, held_out=True)
+    if rows:
+        names = [row["example_id"] for row in rows]
+        for text, documents in text_documents(ChatFormat(tokenizer), rows).items():
+            texts[text] = dict(zip(names, documents, strict=True))
+    return num_kept, texts

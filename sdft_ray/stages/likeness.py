@@ -1,0 +1,58 @@
+"""Stage `likeness`: how alike what a model wrote in its evaluation is to what the teacher wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pyarrow.parquet as pq
+import ray
+
+from sdft_ray.errors import EvaluationError
+from sdft_ray.models.source import ModelSource
+from sdft_ray.sources import embedding_source
+from sdft_ray.stages import files
+from sdft_ray.stages.job import Job, Made, Meter, remote_options
+
+_COLUMNS = ["task", "item", "response", "num_tokens"]
+
+
+def run(job: Job) -> Made:
+    """One task, which holds the embedding model."""
+    assert job.recipe.forgetting is not None
+    task = ray.remote(_likeness).options(**remote_options(job.resources.gap), max_retries=3)
+    return ray.get(task.remote(job, embedding_source(job.recipe.forgetting)))
+
+
+def _likeness(job: Job, source: ModelSource) -> Made:
+    from sdft_ray.evaluation.similarity import answer_pairs, likeness, load_embedder
+
+    settings, made = job.resources.gap, Made()
+    with Meter(gpus=settings.gpus) as meter, job.output(made) as directory:
+        pairs = answer_pairs(_answers(job, "teacher_answers"), _answers(job, "answers"))
+        embedder = load_embedder(source.fetch(), "cuda" if settings.gpus else "cpu")
+        found, values = likeness(
+            embedder,
+            pairs,
+            batch_tokens=settings.batch_tokens,
+            on_batch=lambda done, total: job.progress(done, total, "answers"),
+        )
+        made.summary = asdict(found)
+        items = [
+            {"task": pair.task, "item": pair.item, "similarity": value}
+            for pair, value in zip(pairs, values, strict=True)
+        ]
+        (directory / files.LIKENESS).write_text(json.dumps({**made.summary, "items": items}), encoding="utf-8")
+    made.usage = meter.usage()
+    return made
+
+
+def _answers(job: Job, role: str) -> list[dict[str, str]]:
+    """What was written in an evaluation, not chosen: items whose number of tokens is known."""
+    path = job.input(role) / files.ITEMS
+    if not path.is_file():
+        raise EvaluationError(
+            f"{job.inputs[role]} keeps no answers: it was made by an earlier version",
+            "remove that folder and run again",
+        )
+    return pq.read_table(path, columns=_COLUMNS, filters=[("num_tokens", ">=", 0)]).to_pylist()

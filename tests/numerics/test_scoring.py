@@ -1,0 +1,113 @@
+"""Likelihoods of given tokens: transformers, one row at a time by hand, and a real vLLM engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from sdft_ray.generation.sampler import SamplingParams
+from sdft_ray.generation.scoring import Scored, Scoring, score
+from sdft_ray.generation.transformers_sampler import TransformersSampler
+from sdft_ray.lab.export import TEACHER
+from sdft_ray.models.loading import load_model
+
+pytestmark = pytest.mark.slow
+
+_VOCABULARY = range(20, 1200)  # no special tokens
+
+
+def _some(count: int) -> list[Scoring]:
+    """Contexts of many lengths; one final token or several, alone or behind others that are scored."""
+    chance = random.Random(0)
+    found = []
+    for _ in range(count):
+        ids = tuple(chance.choice(_VOCABULARY) for _ in range(chance.randrange(2, 90)))
+        finals = tuple(chance.sample(_VOCABULARY, chance.choice([1, 1, 4])))
+        found.append(Scoring(ids, min(chance.choice([0, 0, 1, 5]), len(ids) - 1), finals))
+    return found
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_model(TEACHER, "float32")
+
+
+def _by_hand(model: Any, asked: Scoring) -> list[tuple[float, bool]]:
+    found = []
+    for final in asked.finals:
+        ids = [*asked.ids, final]
+        with torch.no_grad():
+            logprobs_TV = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        places = range(len(ids) - 1 - asked.num_scored, len(ids))
+        logprob = sum(float(logprobs_TV[t - 1, ids[t]]) for t in places)
+        found.append((logprob, all(int(logprobs_TV[t - 1].argmax()) == ids[t] for t in places)))
+    return found
+
+
+def _assert_same(found: list[Scored], wanted: list[list[tuple[float, bool]]]) -> None:
+    for scored, naive in zip(found, wanted, strict=True):
+        assert [greedy for _, greedy in scored.finals] == [greedy for _, greedy in naive]
+        logprobs = [logprob for logprob, _ in scored.finals]
+        assert logprobs == pytest.approx([logprob for logprob, _ in naive], abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+def test_batches_give_what_one_row_gives(model: Any, batch_tokens: int) -> None:
+    asked = _some(40)
+    found = dict(score(model, asked, batch_tokens=batch_tokens))
+    _assert_same([found[index] for index in range(40)], [_by_hand(model, one) for one in asked])
+
+
+def test_what_greedy_decoding_writes_is_the_likeliest(model: Any) -> None:
+    """And with another last token it is not."""
+    sampler = TransformersSampler(TEACHER, dtype="float32")
+    (written,) = sampler.sample([[5, 300, 301, 302]], SamplingParams(max_tokens=6), [0])
+    *middle, last = written.token_ids
+    other = next(token for token in _VOCABULARY if token != last)
+    asked = Scoring((5, 300, 301, 302, *middle), len(middle), (last, other))
+    finals = sampler.submit_score(asked).result().finals
+    sampler.close()
+    assert [greedy for _, greedy in finals] == [True, False]
+
+
+_ENGINE = """
+import json, sys
+from sdft_ray.generation.scoring import Scoring
+from sdft_ray.generation.vllm_sampler import VllmSampler
+
+asked = json.loads(sys.stdin.read())
+sampler = VllmSampler(asked["model"], dtype="float32", kv_cache_bytes=32 << 20)
+waiting = [sampler.submit_score(Scoring(tuple(ids), count, tuple(finals))) for ids, count, finals in asked["rows"]]
+print("ANSWERS" + json.dumps([one.result().finals for one in waiting]))
+sampler.close()
+"""
+
+
+def test_vllm_gives_the_same_likelihoods(model: Any) -> None:
+    asked = _some(60)
+    given = {"model": str(TEACHER), "rows": [[one.ids, one.num_scored, one.finals] for one in asked]}
+    environment = {
+        **os.environ,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _ENGINE],
+        check=False,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("ANSWERS"))
+    found = [Scored(tuple((logprob, greedy) for logprob, greedy in row)) for row in json.loads(line[7:])]
+    _assert_same(found, [_by_hand(model, one) for one in asked])
