@@ -210,6 +210,7 @@ def _score(
         for row in item_rows(task, samples[task.task_name], metric, lm.texts)
     ]
     higher = results["higher_is_better"].get(name, {}).get(metric)
+    shots = {results["n-shot"].get(task.task_name) for task in leaves}
     written = written_of(rows)
     if written is not None and asked.samples is not None:
         chances = pass_at_k(lm, leaves, metric, filtered_by, asked.samples, asked.seed)
@@ -221,7 +222,7 @@ def _score(
         value=float(found[key]),
         stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
         n=sum(len(part) for part in samples.values()),
-        num_fewshot=results["n-shot"].get(name),
+        num_fewshot=shots.pop() if len(shots) == 1 else None,
         higher_is_better=higher is not False,
         chance=_chance(leaves, samples),
         items={row["item"]: row["value"] for row in rows},

@@ -44,6 +44,7 @@ class TaskScore:
     has none. `items` maps an item (its index in the test split; `subtask/index` in a group) to its own value,
     0 or 1 for accuracies, and is empty for metrics that exist only over the whole set. `chance` is what
     guessing scores: the mean of 1 / number of options, 0 for generated answers, None where it cannot be told.
+    `num_fewshot` is None for a group whose tasks have different numbers.
     `num_truncated` counts requests (an option of an item is one) whose prompt lost its beginning because the context
     was too short for it. `written` is there for generation tasks alone.
     """
