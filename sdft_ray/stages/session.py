@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 
 from sdft_ray.errors import ResourceError
@@ -22,6 +23,7 @@ _LOCAL_ENVIRONMENT = {
 }
 
 
+_START_ATTEMPTS = 3
 _START_HINT = "is the machine overloaded? gcs_server.err and raylet.err in /tmp/ray/session_latest/logs say why"
 
 
@@ -50,9 +52,10 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
         joining = bool(os.environ.get("RAY_ADDRESS"))
         options: dict[str, Any] = {} if joining else _local_options(resources)
         try:
-            # Workers' prints stay in Ray's own log files; what a user should see comes through progress events.
-            with contextlib.nullcontext() if joining else native_errors_muted():
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            if joining:
+                _init()
+            else:
+                _start(options)
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             what = "join" if joining else "start"
@@ -69,6 +72,39 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _init(**options: Any) -> None:
+    # Workers' prints stay in Ray's own log files; what a user should see comes through progress events.
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start a local Ray, up to three times if it is too slow: a raylet gives up when the processes beside it take more
+    than 15 s, and no setting changes that (ray-project/ray#65983). What one attempt read from disk helps the next.
+    """
+    for is_last in (*[False] * (_START_ATTEMPTS - 1), True):
+        before = set(psutil.Process().children())
+        try:
+            with native_errors_muted():
+                _init(**options)
+        except Exception as reason:
+            _end_rays_own(set(psutil.Process().children()) - before)
+            if is_last or "timed out" not in str(reason).lower():
+                raise
+        else:
+            return
+
+
+def _end_rays_own(children: set[psutil.Process]) -> None:
+    """Ray leaves what it had started until then, and would end it with this process only."""
+    ended = []
+    for child in children:
+        with contextlib.suppress(psutil.Error):
+            if any("/ray/" in part for part in child.cmdline()):
+                child.kill()
+                ended.append(child)
+    psutil.wait_procs(ended, timeout=10)
 
 
 @contextlib.contextmanager

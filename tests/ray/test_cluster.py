@@ -33,7 +33,8 @@ RESOURCES = {
 def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Head, a node for generation and a node for training; the address of the job server."""
     import ray
-    from ray.cluster_utils import Cluster
+
+    from tests.nodes import Cluster
 
     assert not ray.is_initialized()
     monkeypatch.setenv("HOME", str(tmp_path))

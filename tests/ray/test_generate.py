@@ -160,7 +160,7 @@ def test_figures_for_prometheus(tmp_path: Path) -> None:
     node = next(node for node in ray.nodes() if node["Alive"])
     url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
     wanted = f'ray_sdft_generate_rows_total{{.*recipe="{name}".*}} 130'
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     page = ""
     while not re.search(wanted, page) and time.monotonic() < deadline:
         time.sleep(1)

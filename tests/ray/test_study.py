@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.usefixtures("local_ray"),
-    pytest.mark.timeout(900),  # ten trainings
+    pytest.mark.timeout(1800),  # ten trainings
 ]
 
 RESOURCES = Resources.model_validate(
