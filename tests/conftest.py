@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only get in each other's way on tiny models
 # Ray keeps the first token that a process saw, and looks for it in the home of the day.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # What `datasets` prepares from made data would stay in the user's cache for good. It reads this when imported.
+    _prepared = tempfile.TemporaryDirectory(prefix="sdft_ray_tests_")
+    os.environ["HF_DATASETS_CACHE"] = _prepared.name
 
 
 @pytest.fixture(scope="module")

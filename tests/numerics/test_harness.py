@@ -75,20 +75,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """Two task files with their data in a folder below. The model's own replies make some sums right."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "data").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
-        _write(folder / "data" / "choice.jsonl", CHOICES)
-        _write(folder / "data" / "sum.jsonl", SUMS)
-        (folder / "choice.yaml").write_text(yaml.safe_dump(CHOICE_TASK))
-        (folder / "sum.yaml").write_text(yaml.safe_dump(SUM_TASK))
-        replies = evaluate(checkpoint, ["tiny_sum"], include=folder, num_outputs=6).tasks["tiny_sum"].outputs
-        rows = [{**row, "answer": reply.filtered} for row, reply in zip(SUMS[::2], replies[::2], strict=True)]
-        _write(folder / "data" / "sum.jsonl", [*rows, *SUMS[1::2]])
-        yield folder
+    _write(folder / "data" / "choice.jsonl", CHOICES)
+    _write(folder / "data" / "sum.jsonl", SUMS)
+    (folder / "choice.yaml").write_text(yaml.safe_dump(CHOICE_TASK))
+    (folder / "sum.yaml").write_text(yaml.safe_dump(SUM_TASK))
+    replies = evaluate(checkpoint, ["tiny_sum"], include=folder, num_outputs=6).tasks["tiny_sum"].outputs
+    rows = [{**row, "answer": reply.filtered} for row, reply in zip(SUMS[::2], replies[::2], strict=True)]
+    _write(folder / "data" / "sum.jsonl", [*rows, *SUMS[1::2]])
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     _write_set(folder / "cais/mmlu", mmlu)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
         yield
 
 

@@ -37,8 +37,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_texts_of_a_question(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def test_texts_of_a_question(form: str, tmp_path: Path) -> None:
     text, expected = FORMS[form]
     (tmp_path / "rows.jsonl").write_text(2 * (json.dumps(ROW) + "\n"), encoding="utf-8")
     task = f"task: t\n{HEAD}{text}\ndoc_to_choice: choices\ndoc_to_target: 1\n"

@@ -39,8 +39,7 @@ TRAIN = "this question is of the train split and so no test of the model that we
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/stones.yaml").write_text(TASK, encoding="utf-8")
     for split, questions in (("test", [LONG, SHORT]), ("train", [TRAIN])):
