@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import ray
 
 from sdft_ray.errors import ResourceError
 from sdft_ray.resources import Resources
+
+T = TypeVar("T")
 
 _LOCAL_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's C++ parts write to our terminal, mostly hints to Ray's own developers
@@ -55,7 +57,7 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
             if joining:
                 _init()
             else:
-                _start(options)
+                patiently(lambda: _start(options))
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             what = "join" if joining else "start"
@@ -80,20 +82,24 @@ def _init(**options: Any) -> None:
 
 
 def _start(options: dict[str, Any]) -> None:
-    """Start a local Ray, up to three times if it is too slow: a raylet gives up when the processes beside it take more
-    than 15 s, and no setting changes that (ray-project/ray#65983). What one attempt read from disk helps the next.
+    with native_errors_muted():
+        _init(**options)
+
+
+def patiently(start: Callable[[], T]) -> T:
+    """Call what starts Ray on this machine, up to three times if it is too slow: a raylet gives up when the processes
+    beside it take more than 15 s, and no setting changes that (ray-project/ray#65983). What one attempt read from disk
+    helps the next.
     """
-    for is_last in (*[False] * (_START_ATTEMPTS - 1), True):
+    for _ in range(_START_ATTEMPTS - 1):
         before = set(psutil.Process().children())
         try:
-            with native_errors_muted():
-                _init(**options)
+            return start()
         except Exception as reason:
-            _end_rays_own(set(psutil.Process().children()) - before)
-            if is_last or "timed out" not in str(reason).lower():
+            if "timed out" not in str(reason).lower():
                 raise
-        else:
-            return
+        _end_rays_own(set(psutil.Process().children()) - before)
+    return start()
 
 
 def _end_rays_own(children: set[psutil.Process]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdft_ray.evaluation.items import ITEMS
 from sdft_ray.evaluation.scores import Scores, TaskScore
 from sdft_ray.stages import files
 from sdft_ray.store.manifest import Manifest, Usage
@@ -21,20 +22,6 @@ from sdft_ray.store.store import Store, address_of
 
 GENERATED = ("gsm8k", "ifeval", "humaneval")
 CHOSEN = ("mmlu", "hellaswag", "winogrande", "truthfulqa_mc1")
-SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("item", pa.string()),
-        ("prompt", pa.string()),
-        ("response", pa.string()),
-        ("filtered", pa.string()),
-        ("target", pa.string()),
-        ("value", pa.float64()),
-        ("num_tokens", pa.int32()),
-        ("truncated", pa.bool_()),
-        ("no_answer", pa.bool_()),
-    ]
-)
 Values = Mapping[str, Sequence[float]]
 """Task -> value of each item."""
 
@@ -117,7 +104,7 @@ def evaluated(
     output.mkdir(parents=True)
     (output / files.SCORES).write_text(json.dumps(scores.to_json()), encoding="utf-8")
     if rows is not None:
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), output / files.ITEMS)
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], ITEMS), output / files.ITEMS)
     manifest = Manifest(
         step=f"evaluate:{model}",
         stage="evaluate",

@@ -22,7 +22,6 @@ from sdft_ray.evaluation.shift import mean_nll, response_nll, spread
 from sdft_ray.evaluation.similarity import embed, load_embedder
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.source import ModelSource
-from sdft_ray.models.surgery import drop_blocks
 from sdft_ray.stages import files
 from sdft_ray.stages.forget import _forget
 from sdft_ray.stages.gap import _gap
@@ -31,8 +30,8 @@ from sdft_ray.stages.likeness import _likeness
 from sdft_ray.stages.rows import make, read, read_spread
 from sdft_ray.store.store import MANIFEST, Store
 from tests.embedder import make_embedder
+from tests.pruned_store import make_pruned_store, selected_row
 from tests.recipes import make_recipe
-from tests.tiny import make_model
 from tests.worlds import RESOURCES
 
 SELECT, PRUNE, TEXTS, FORGET = (f"{stage}/" + "5" * 16 for stage in ("select", "prune", "texts", "forget"))
@@ -43,11 +42,7 @@ NUM_TEXTS = 40
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that holds a pruned model; beside it its teacher, held-out rows of both kinds, and an embedding model."""
-    root = tmp_path_factory.mktemp("world")
-    teacher = make_model(root / "teacher")
-    (root / "store" / PRUNE).mkdir(parents=True)
-    drop_blocks(teacher, root / "store" / PRUNE, [0, 1, 3])
-    (root / "store" / PRUNE / MANIFEST).write_text("{}", encoding="utf-8")
+    root = make_pruned_store(tmp_path_factory.mktemp("world"), PRUNE)
     make_embedder(root / "embedder")
     rows = [
         {"id": f"t{i}", "reference": f"Tom has {i} apples."}
@@ -61,14 +56,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _selected(i: int) -> dict[str, Any]:
-    kept = i % 3 != 0
-    reference, rewrite = f"it is #### {2 * i}", f"{i} + {i} = {2 * i} #### {2 * i}"
-    return {
-        "example_id": f"r{i}", "instruction": f"what is {i} plus {i}", "reference_response": reference,
-        "distilled_response": rewrite, "response": rewrite if kept else reference,
-        "source": "distilled" if kept else "reference", "reason": "kept" if kept else "mismatch",
-        "answer_kind": "number", "check": "", "family": "",
-    }  # fmt: skip
+    return selected_row(i, kept=i % 3 != 0)
 
 
 def _put(root: Path, address: str, name: str, table: pa.Table) -> None:

@@ -17,11 +17,11 @@ from sdft_ray.data.held_out import is_held_out
 from sdft_ray.evaluation.shift import mean_nll, paired_gap, response_nll
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.source import ModelSource
-from sdft_ray.models.surgery import drop_blocks
 from sdft_ray.stages import files
 from sdft_ray.stages.gap import _gap
 from sdft_ray.stages.job import Job
 from sdft_ray.store.store import MANIFEST, Store
+from tests.pruned_store import make_pruned_store, selected_row
 from tests.recipes import make_recipe
 from tests.tiny import make_model
 from tests.worlds import RESOURCES
@@ -30,25 +30,10 @@ KD = {"data": "reference", "objective": {"forward_kl": 1.0}}
 SELECT, PRUNE, GAP = "select/" + "5" * 16, "prune/" + "6" * 16, "gap/" + "7" * 16
 
 
-def _row(i: int, *, kept: bool) -> dict[str, Any]:
-    reference, rewrite = f"it is #### {2 * i}", f"{i} + {i} = {2 * i} #### {2 * i}"
-    return {
-        "example_id": f"r{i}", "instruction": f"what is {i} plus {i}", "reference_response": reference,
-        "distilled_response": rewrite, "response": rewrite if kept else reference,
-        "source": "distilled" if kept else "reference", "reason": "kept" if kept else "mismatch",
-        "answer_kind": "number", "check": "", "family": "",
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that holds a pruned model, and its teacher beside it."""
-    root = tmp_path_factory.mktemp("world")
-    teacher = make_model(root / "teacher")
-    (root / "store" / PRUNE).mkdir(parents=True)
-    drop_blocks(teacher, root / "store" / PRUNE, [0, 1, 3])
-    (root / "store" / PRUNE / MANIFEST).write_text("{}", encoding="utf-8")
-    return root
+    return make_pruned_store(tmp_path_factory.mktemp("world"), PRUNE)
 
 
 def _job(root: Path, rows: list[dict[str, Any]], **changes: Any) -> Job:
@@ -69,7 +54,7 @@ told: list[tuple[int, int, str]] = []
 
 
 def test_kept_rows_are_scored_with_both_texts_and_models(root: Path) -> None:
-    rows = [_row(i, kept=i % 3 != 0) for i in range(30)]
+    rows = [selected_row(i, kept=i % 3 != 0) for i in range(30)]
     told.clear()
     made = _gap(_job(root, rows, gap={"num_rows": 8}))
     assert made.summary["num_kept"] == 20
@@ -96,7 +81,7 @@ def test_kept_rows_are_scored_with_both_texts_and_models(root: Path) -> None:
 
 
 def test_a_set_without_rewrites_loads_no_model_and_says_so(root: Path) -> None:
-    made = _gap(_job(root, [_row(i, kept=False) for i in range(4)]))
+    made = _gap(_job(root, [selected_row(i, kept=False) for i in range(4)]))
     assert made.summary["num_kept"] == made.summary["num_rows"] == 0
     assert made.summary["nll"] == made.summary["gaps"] == {}
     assert "No rewrite was kept" in made.summary["verdict"]
@@ -104,7 +89,7 @@ def test_a_set_without_rewrites_loads_no_model_and_says_so(root: Path) -> None:
 
 
 def test_a_corrected_teacher_is_measured_on_held_out_rows(root: Path) -> None:
-    rows = [_row(i, kept=i % 3 != 0) for i in range(30)]
+    rows = [selected_row(i, kept=i % 3 != 0) for i in range(30)]
     train = {"num_steps": 1, "held_out": 0.4, "arms": {"kd": {**KD, "learning_rate": 1e-3}}}
     correction = {"data": "reference", "learning_rate": 1e-3, "num_steps": 1}
     job = replace(_job(root, rows, train=train, teacher_correction=correction), step="gap:corrected")
