@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sdft_ray.cli import main
+from sdft_ray.cli.app import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "submit")

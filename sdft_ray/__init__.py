@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdft_ray.errors import SdftError, StageError, UserError
-    from sdft_ray.pipeline import compress
-    from sdft_ray.recipe import Recipe
-    from sdft_ray.resources import Resources
+    from sdft_ray.pipeline.compress import compress
+    from sdft_ray.recipe.recipe import Recipe
+    from sdft_ray.recipe.resources import Resources
 
 __all__ = ["Recipe", "Resources", "SdftError", "StageError", "UserError", "compress"]
 __version__ = "0.1.0"
 
 _HOME = {
-    "Recipe": "recipe",
-    "Resources": "resources",
+    "Recipe": "recipe.recipe",
+    "Resources": "recipe.resources",
     "SdftError": "errors",
     "StageError": "errors",
     "UserError": "errors",
-    "compress": "pipeline",
+    "compress": "pipeline.compress",
 }
 
 

@@ -26,7 +26,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of three logical CPUs, which all tests of a module share."""
     import ray
 
-    from sdft_ray.resources import Resources
+    from sdft_ray.recipe.resources import Resources
     from sdft_ray.stages.session import ray_session
 
     home = tmp_path_factory.mktemp("home")

@@ -32,9 +32,9 @@ from rich.table import Table
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from sdft_ray.evaluation.crossed import Crossed, crossed_difference, crossed_mean, crossed_recovery
-from sdft_ray.evaluation.paired import Interval, paired_bootstrap, recovery_interval
-from sdft_ray.evaluation.scores import Scores, TaskScore
+from sdft_ray.statistics.crossed import Crossed, crossed_difference, crossed_mean, crossed_recovery
+from sdft_ray.statistics.paired import Interval, paired_bootstrap, recovery_interval
+from sdft_ray.statistics.scores import Scores, TaskScore
 
 Array = NDArray[np.float64]
 

@@ -31,12 +31,13 @@ from rich.table import Table
 
 from sdft_ray.lab.export import export
 from sdft_ray.models.source import resolve_source
-from sdft_ray.recipe import Recipe
-from sdft_ray.resources import Resources
-from sdft_ray.stages import evaluate, files
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.stages import evaluate
 from sdft_ray.stages.evaluators import dismiss
 from sdft_ray.stages.job import Job, Made
 from sdft_ray.stages.session import ray_session
+from sdft_ray.store import files
 from sdft_ray.store.store import Store
 
 PEER = Path(__file__).with_name("peers") / "lm_eval_hf.py"

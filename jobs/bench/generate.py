@@ -117,9 +117,10 @@ def shared(num_rows: int) -> dict[str, float]:
 
 
 def run_stage(num_rows: int) -> dict[str, float]:
-    from sdft_ray.resources import Resources
-    from sdft_ray.stages import files, generate
+    from sdft_ray.recipe.resources import Resources
+    from sdft_ray.stages import generate
     from sdft_ray.stages.session import ray_session
+    from sdft_ray.store import files
     from sdft_ray.store.store import Store
 
     part = {"cpus": 1.0, "kv_cache_bytes": KV_CACHE_BYTES, "max_sequences": MAX_SEQUENCES}

@@ -82,7 +82,7 @@ def problem(sizes: tuple[int, int, int], objective: str) -> Any:
     """A function that makes one pass in a way and returns the gradients of hidden states and head."""
     import torch
 
-    from sdft_ray.recipe_arms import Objective
+    from sdft_ray.recipe.arms import Objective
     from sdft_ray.training.head import head_loss
     from sdft_ray.training.objective import TeacherOutputs, chunk_loss
 

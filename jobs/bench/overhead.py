@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.bench.support.generation import farm_rows, make_job
-from sdft_ray.resources import Resources
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import generate
 from sdft_ray.stages.session import ray_session
 from sdft_ray.stages.watch import MemoryWatch

@@ -53,7 +53,7 @@ from sdft_ray.lab.export import QUICKSTART, TEACHER
 from sdft_ray.models.channels import Channels, Members
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import prune_checkpoint
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe.recipe import Recipe
 
 BOUND_RATIO = 0.999
 """At least, for MLP and for hidden channels by the same formula."""

@@ -241,7 +241,7 @@ def kill(driver: subprocess.Popen[bytes], target: str) -> None:
 def drive(folder: str, url: str, sampler: str, target: str, num_rows: str) -> None:
     """The driver: one actor, on a cluster of three nodes where a node is to die."""
     from jobs.bench.support.generation import farm_rows, laboratory_rows, make_job
-    from sdft_ray.resources import Resources
+    from sdft_ray.recipe.resources import Resources
     from sdft_ray.stages import generate
     from sdft_ray.stages.session import ray_session
     from sdft_ray.store.store import Store

@@ -28,10 +28,10 @@ from rich.table import Table
 
 from sdft_ray.lab.export import export
 from sdft_ray.models.size import size_with_blocks
-from sdft_ray.pipeline import compress
-from sdft_ray.recipe import Recipe
+from sdft_ray.pipeline.compress import compress
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.report.model import ReportData
-from sdft_ray.resources import Resources
 
 RATES = (0.0005, 0.001)
 KD = {"cross_entropy": 0.0, "forward_kl": 1.0}

@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdft_ray.lab.export import QUICKSTART
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from sdft_ray.data.packing import PackedRows

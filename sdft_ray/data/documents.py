@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sdft_ray.data.chat import ChatFormat
 from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError
-from sdft_ray.recipe_arms import LongRows
+from sdft_ray.recipe.arms import LongRows
 
 
 @dataclass

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sdft_ray.recipe import MAX_TOP_LOGPROBS
+from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS
 
 TAIL_FLOOR = -24 * float(np.log(2))
 """Least log mass of a tail that exists: below 2**-24 it is rounding of the float32 log-probabilities."""

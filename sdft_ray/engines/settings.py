@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sdft_ray.yaml_model import StrictPart
+from sdft_ray.recipe.yaml_model import StrictPart
 
 
 class EngineSettings(StrictPart):

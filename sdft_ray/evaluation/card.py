@@ -13,7 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from sdft_ray.evaluation.capabilities import capability_of
-from sdft_ray.evaluation.paired import (
+from sdft_ray.evaluation.recovery import Estimate, Recovery, recovery
+from sdft_ray.statistics.paired import (
     Interval,
     McNemar,
     check_comparable,
@@ -22,8 +23,7 @@ from sdft_ray.evaluation.paired import (
     paired_bootstrap,
     recovery_interval,
 )
-from sdft_ray.evaluation.recovery import Estimate, Recovery, recovery
-from sdft_ray.evaluation.scores import Scores, TaskScore, Written
+from sdft_ray.statistics.scores import Scores, TaskScore, Written
 
 _UNDEFINED = Estimate(None, None)
 

@@ -17,7 +17,7 @@ from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.harness import Asked, evaluate_with
 from sdft_ray.evaluation.progress import ItemCounter, OnItem
 from sdft_ray.evaluation.questions import Text
-from sdft_ray.evaluation.scores import Scores
+from sdft_ray.statistics.scores import Scores
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from sdft_ray.evaluation.lm import AskingLM
 from sdft_ray.evaluation.passes import Samples, pass_at_k
 from sdft_ray.evaluation.progress import ItemCounter, OnItem, quiet
 from sdft_ray.evaluation.questions import Ask
-from sdft_ray.evaluation.scores import Scores, TaskScore
 from sdft_ray.evaluation.tasks import leaf_tasks, load_tasks
+from sdft_ray.statistics.scores import Scores, TaskScore
 
 PREFERRED_METRICS = ("acc_norm", "acc", "exact_match")
 """The primary metric of a task is the first of these that it reports, else the first that it reports at all.

@@ -10,7 +10,7 @@ import pyarrow as pa
 from lm_eval.api.task import ConfigurableTask, Task
 
 from sdft_ray.evaluation.questions import Text
-from sdft_ray.evaluation.scores import Output, Written
+from sdft_ray.statistics.scores import Output, Written
 
 ITEMS = pa.schema(
     [

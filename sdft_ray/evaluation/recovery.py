@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.evaluation.scores import Scores, TaskScore
+from sdft_ray.statistics.scores import Scores, TaskScore
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdft_ray.data.signals import TokenBytes, token_bytes
 from sdft_ray.models.families import Config, family_of
-from sdft_ray.recipe import Generate
+from sdft_ray.recipe.recipe import Generate
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sdft_ray.errors import DataError, RecipeError, ResourceError
-from sdft_ray.recipe import MAX_TOP_LOGPROBS, Generate
+from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS, Generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from sdft_ray.data.signals import Signals, top_logprobs
 from sdft_ray.generation.sampler import EngineError, LocalSampler, Sampled, SamplingParams, check_signals
 from sdft_ray.generation.vllm_arguments import keep_prompts_whole
 from sdft_ray.generation.vllm_scoring import next_token, prompt_end, scoring_params, together
-from sdft_ray.recipe import MAX_TOP_LOGPROBS
+from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS
 
 if TYPE_CHECKING:
     from sdft_ray.generation.scoring import Scored, Scoring

@@ -26,8 +26,8 @@ from sdft_ray.lab.export import QUICKSTART, RECORD
 from sdft_ray.lab.families import ANNOTATORS, FAMILIES, rewrite_prompt
 from sdft_ray.lab.mixture import Sample
 from sdft_ray.models.loading import load_model
-from sdft_ray.recipe import Recipe
-from sdft_ray.resources import Resources
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.training.loop import train
 from sdft_ray.training.plan import arm_plan
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdft_ray.pruning.plan import BlockScores, DropLosses
-from sdft_ray.recipe_pruning import Depth
+from sdft_ray.recipe.pruning import Depth
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sdft_ray.models.channels import WHOLE, Channels, check_channels
 from sdft_ray.models.config import check_keep_blocks
 from sdft_ray.models.families import Config, family_of, num_blocks_of
 from sdft_ray.models.size import size_with_blocks
-from sdft_ray.recipe_pruning import Depth
+from sdft_ray.recipe.pruning import Depth
 
 
 class BlockScores(Protocol):

@@ -13,7 +13,7 @@ from sdft_ray.models.families import Config, family_of, num_blocks_of
 from sdft_ray.models.size import ModelSize, size_with_blocks
 from sdft_ray.pruning.plan import resolve_num_removed
 from sdft_ray.pruning.width import members, resolve_sizes
-from sdft_ray.recipe_pruning import Depth, Pruning, Target, Width
+from sdft_ray.recipe.pruning import Depth, Pruning, Target, Width
 
 _NUM_SHARES = 1024
 """Shares of the open spaces that are tried, evenly over (0, 1)."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sdft_ray.errors import PlanError
 from sdft_ray.models.channels import Channels, Members, check_channels, check_sizes, config_with_sizes
 from sdft_ray.models.families import Config, family_of
-from sdft_ray.recipe_pruning import Width
+from sdft_ray.recipe.pruning import Width
 
 Scores = Mapping[str, NDArray[np.float64]]
 """How active each member of a space is: (C,) for `hidden`, (L, C) for `mlp`, `heads`, `kv_groups`, L blocks of the

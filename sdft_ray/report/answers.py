@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdft_ray.evaluation.scores import TaskScore
 from sdft_ray.report.comparison import Answers, Response
+from sdft_ray.statistics.scores import TaskScore
 
 Key = tuple[str, str]
 """Task and item."""

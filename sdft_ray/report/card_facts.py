@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdft_ray.data.hub import NAMED_SETS
-from sdft_ray.evaluation.scores import Scores
 from sdft_ray.models.licence import Licence
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.report.gather import read_scores
 from sdft_ray.report.training import student_manifest
+from sdft_ray.statistics.scores import Scores
 from sdft_ray.store.manifest import FileEntry, Manifest
 from sdft_ray.store.store import Store
 from sdft_ray.store.urls import without_secrets

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdft_ray.evaluation.scores import Scores
-from sdft_ray.recipe import Recipe
-from sdft_ray.recipe_arms import Arm
+from sdft_ray.recipe.arms import Arm
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.report import rows
 from sdft_ray.report.card_facts import CardFacts
 from sdft_ray.report.kept_words import reversals
 from sdft_ray.report.markdown import Raw, escaped
 from sdft_ray.report.model import ReportData
 from sdft_ray.report.numbers import percent_error
+from sdft_ray.statistics.scores import Scores
 
 _PAPERS = {
     "2410.09982": "Thangarasa et al., Self-Data Distillation for Recovering Quality in Pruned Large Language Models",

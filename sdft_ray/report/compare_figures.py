@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdft_ray.evaluation.capabilities import capability_of
-from sdft_ray.evaluation.paired import has_item_values, mcnemar, paired_bootstrap
 from sdft_ray.evaluation.recovery import Estimate
-from sdft_ray.evaluation.scores import Scores, TaskScore
 from sdft_ray.report.answers import Key, Mark, count_answers
 from sdft_ray.report.comparison import SURE, Answers, Change, Flips, Kind, Row, TaskRow
+from sdft_ray.statistics.paired import has_item_values, mcnemar, paired_bootstrap
+from sdft_ray.statistics.scores import Scores, TaskScore
 
 
 @dataclass(frozen=True)

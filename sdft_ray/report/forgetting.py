@@ -11,7 +11,7 @@ from sdft_ray.evaluation.forgetting import forgetting as measured
 from sdft_ray.evaluation.recovery import Estimate
 from sdft_ray.evaluation.shift import ResponseNll
 from sdft_ray.report.model import TEACHER, Forgetting, Likeness, Nats, Ratio
-from sdft_ray.stages import files
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
 

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.evaluation.recovery import Estimate, recovery
-from sdft_ray.evaluation.scores import Scores
-from sdft_ray.graph import VERSIONS
-from sdft_ray.recipe import Recipe
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.report.forgetting import forgetting
 from sdft_ray.report.kept_gather import retention, truncation
 from sdft_ray.report.model import (
@@ -39,7 +37,9 @@ from sdft_ray.report.model import (
 )
 from sdft_ray.report.speeds import compared_speeds
 from sdft_ray.report.training import correction, grids, student_manifest
-from sdft_ray.stages import files
+from sdft_ray.stages.graph import VERSIONS
+from sdft_ray.statistics.scores import Scores
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
 

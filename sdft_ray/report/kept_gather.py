@@ -9,11 +9,9 @@ from typing import Any
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.card import CapabilityCard, Card, Comparison, TaskCard, retention_card
-from sdft_ray.evaluation.paired import Interval, paired_bootstrap
 from sdft_ray.evaluation.recovery import Estimate, Recovery
 from sdft_ray.evaluation.release import Bounds, judge
-from sdft_ray.evaluation.scores import Scores
-from sdft_ray.recipe import Recipe, Release
+from sdft_ray.recipe.recipe import Recipe, Release
 from sdft_ray.report.kept_model import (
     Answers,
     Beside,
@@ -30,6 +28,8 @@ from sdft_ray.report.kept_model import (
 )
 from sdft_ray.report.model import PRUNED, TEACHER
 from sdft_ray.report.training import student_manifest
+from sdft_ray.statistics.paired import Interval, paired_bootstrap
+from sdft_ray.statistics.scores import Scores
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
 

@@ -39,7 +39,7 @@ class Beside(Bounded):
 
 
 class Answers(_Part):
-    """How a model's generated answers look, right or wrong, as `evaluation.scores.Written` defines it."""
+    """How a model's generated answers look, right or wrong, as `statistics.scores.Written` defines it."""
 
     num_answers: int
     mean_tokens: float

@@ -15,14 +15,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sdft_ray.evaluation.scores import Scores
-from sdft_ray.recipe_arms import Train
+from sdft_ray.recipe.arms import Train
 from sdft_ray.report import card_words, rows
 from sdft_ray.report.card_facts import CardFacts, Origin
 from sdft_ray.report.markdown import Raw, code, escaped, fenced, plain
 from sdft_ray.report.model import PRUNED, TEACHER, Ratio, ReportData, Score
 from sdft_ray.report.numbers import count, number, percent, percent_error
 from sdft_ray.report.summary import mean_score, overlap, ranked_arms
+from sdft_ray.statistics.scores import Scores
 
 _FOLDER = "path/to/this/folder"
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}

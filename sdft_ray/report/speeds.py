@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdft_ray.evaluation import rounds
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.report.model import PRUNED, TEACHER, BatchSpeed, Compared, ReportData, Size, Speed, Spread
 from sdft_ray.report.numbers import THIN, count, num_bytes, short_time
 

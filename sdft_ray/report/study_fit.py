@@ -8,9 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
-from sdft_ray.evaluation.crossed import Array, Crossed, crossed_difference
-from sdft_ray.evaluation.curve import Curve, NoCurve, Point, Reading, fit_curve, worth
 from sdft_ray.report.study_model import Fit, Interval, LinePoint, MoreRows
+from sdft_ray.statistics.crossed import Array, Crossed, crossed_difference
+from sdft_ray.statistics.curve import Curve, NoCurve, Point, Reading, fit_curve, worth
 
 FACTORS = (2.0, 4.0, 10.0)
 """Multiples of the largest size whose worth is told."""

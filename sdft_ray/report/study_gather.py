@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from sdft_ray.errors import DataError
-from sdft_ray.evaluation.crossed import Array, Crossed, crossed_difference, crossed_mean, crossed_recovery
 from sdft_ray.report.study_fit import fit_arm, recovery_moves
 from sdft_ray.report.study_model import ALL, OFF_DOMAIN, TUNED, Cell, Fit, Interval, Panel, Pruned, StudyData
+from sdft_ray.statistics.crossed import Array, Crossed, crossed_difference, crossed_mean, crossed_recovery
 
 NEEDED = (
     "variant", "metric", "remove_blocks", "num_blocks", "arm", "num_rows", "seed", "learning_rate", "task", "tuned",

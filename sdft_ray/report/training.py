@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.report.model import Correction, Grid, TrialRow
 from sdft_ray.store.manifest import Manifest
 

@@ -22,8 +22,8 @@ import yaml
 from pydantic import AwareDatetime, Field, ValidationError
 
 from sdft_ray.errors import ServeError
+from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, parse_yaml
 from sdft_ray.serving.settings import Access
-from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, parse_yaml
 
 log = logging.getLogger(__name__)
 

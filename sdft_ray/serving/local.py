@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
 from sdft_ray.errors import ServeError
-from sdft_ray.resources import Resources
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.serving.access import key_ring
 from sdft_ray.serving.front import Door, drain, environment
 from sdft_ray.serving.settings import ServeSettings

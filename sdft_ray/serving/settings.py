@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.errors import ServeError
-from sdft_ray.yaml_model import StrictPart, as_frozen, describe_validation_error, read_yaml
+from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validation_error, read_yaml
 
 
 class Limits(StrictPart):

@@ -11,7 +11,7 @@ from sdft_ray.errors import ModelError, ServeError, StoreError
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.size import size_of
 from sdft_ray.models.source import resolve_source
-from sdft_ray.run import Run
+from sdft_ray.pipeline.run import Run
 from sdft_ray.serving.settings import ServedModel
 from sdft_ray.store.store import Store
 

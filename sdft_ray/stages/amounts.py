@@ -7,10 +7,10 @@ import json
 from sdft_ray.models.families import Config
 from sdft_ray.models.source import ModelSource, read_config
 from sdft_ray.pruning.target import resolve_target
-from sdft_ray.recipe_pruning import Depth, Width
-from sdft_ray.stages import files
+from sdft_ray.recipe.pruning import Depth, Width
+from sdft_ray.recipe.yaml_model import as_frozen
 from sdft_ray.stages.job import Job
-from sdft_ray.yaml_model import as_frozen
+from sdft_ray.store import files
 
 
 def start_config(job: Job) -> Config:

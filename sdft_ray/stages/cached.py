@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from sdft_ray.errors import DataError
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job
 from sdft_ray.stages.select import Answers
+from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.data.chat import ChatFormat
     from sdft_ray.data.packing import Document, PackedRows
     from sdft_ray.data.signals import Signals
-    from sdft_ray.recipe_arms import Objective
+    from sdft_ray.recipe.arms import Objective
     from sdft_ray.training.cached import CachedTeacher
 
 _FOLDER = "signals"

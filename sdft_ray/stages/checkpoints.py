@@ -21,8 +21,8 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from sdft_ray.errors import StoreError
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job
+from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.training.state import TrainState

@@ -9,9 +9,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sdft_ray.recipe_arms import Trial
-from sdft_ray.stages import files
+from sdft_ray.recipe.arms import Trial
 from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.store import files
 from sdft_ray.training.trials import Outcome, best_trial
 
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from sdft_ray.stages import files
 from sdft_ray.stages.evaluators import Pool, leased
 from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.evaluation.harness import Asked

@@ -21,7 +21,7 @@ import ray
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.generation.sampler import EngineError
-from sdft_ray.resources import Evaluate
+from sdft_ray.recipe.resources import Evaluate
 from sdft_ray.stages.job import Job, remote_options, rss_bytes
 from sdft_ray.stages.registry import HARNESS_CPUS
 from sdft_ray.stages.samplers import local_sampler, prepare_process

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import ray
 
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.seed_texts import kept_rows, scored, text_documents
+from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.data.packing import Document

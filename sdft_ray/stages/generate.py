@@ -24,16 +24,16 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from sdft_ray import resources
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
 from sdft_ray.errors import DataError
 from sdft_ray.generation.chunks import CHUNK_ROWS, Keys, Ledger, keys_of, runs_of, table_keys
 from sdft_ray.generation.prompts import resolve_template
-from sdft_ray.stages import files
+from sdft_ray.recipe import resources
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.metrics import GenerationMetrics
 from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter, rows_at_a_time
+from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Usage
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdft_ray.models.source import ModelSource
-from sdft_ray.recipe import Recipe
-from sdft_ray.recipe_arms import Trial
-from sdft_ray.resources import Device, Resources
+from sdft_ray.recipe.arms import Trial
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Device, Resources
 from sdft_ray.store.manifest import FileEntry, Usage
 from sdft_ray.store.store import Store
 

@@ -10,9 +10,9 @@ import ray
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.models.source import ModelSource
-from sdft_ray.sources import embedding_source
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.sources import embedding_source
+from sdft_ray.store import files
 
 _COLUMNS = ["task", "item", "response", "num_tokens"]
 

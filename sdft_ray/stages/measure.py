@@ -12,9 +12,9 @@ import ray
 
 from sdft_ray.importance.moments import DepthMoments, DepthScores
 from sdft_ray.pruning.plan import resolve_num_removed
-from sdft_ray.stages import files
 from sdft_ray.stages.amounts import amounts, start_config
 from sdft_ray.stages.job import Job, Made, Meter, remote_options, together
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
 
 Parts = dict[str, bytes]

@@ -10,9 +10,9 @@ from typing import Any
 import ray
 
 from sdft_ray.pruning.plan import PruningPlan
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options, together
 from sdft_ray.stages.measure import calibration
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
 
 

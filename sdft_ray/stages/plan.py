@@ -9,11 +9,11 @@ from sdft_ray.models.channels import Channels, narrowed_sizes
 from sdft_ray.models.families import Config, family_of, num_blocks_of
 from sdft_ray.pruning.plan import BlockScores, DropLosses, PruningPlan, choose_blocks
 from sdft_ray.pruning.width import choose_channels, resolve_sizes
-from sdft_ray.recipe_pruning import Depth, Width
-from sdft_ray.stages import files
+from sdft_ray.recipe.pruning import Depth, Width
 from sdft_ray.stages.amounts import amounts, start_config
 from sdft_ray.stages.job import Job, Made, Meter
 from sdft_ray.stages.measure import read_scores
+from sdft_ray.store import files
 
 
 def run(job: Job) -> Made:

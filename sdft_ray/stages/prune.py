@@ -7,8 +7,8 @@ import dataclasses
 import ray
 
 from sdft_ray.pruning.plan import PruningPlan
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.store import files
 
 
 def run(job: Job) -> Made:

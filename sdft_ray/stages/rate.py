@@ -14,10 +14,10 @@ import ray
 from sdft_ray.models.channels import config_with_sizes
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.pruning.target import Candidate, describe, first_that_meets, path
-from sdft_ray.stages import files
 from sdft_ray.stages.amounts import start_config
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.speed import speeds
+from sdft_ray.store import files
 
 
 def run(job: Job) -> Made:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from sdft_ray.errors import ResourceError
-from sdft_ray.resources import Evaluate, Generate, Resources, Train
+from sdft_ray.recipe.resources import Evaluate, Generate, Resources, Train
 from sdft_ray.stages.job import Job, Made
 from sdft_ray.stages.session import Capacity
 

@@ -20,9 +20,9 @@ from sdft_ray.data.row_cache import RowCache
 from sdft_ray.generation.chunks import positions_of, row_key
 from sdft_ray.generation.sampler import EngineError
 from sdft_ray.models.source import ModelSource
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, node_id, rss_bytes
 from sdft_ray.stages.samplers import prepare_process, teacher_sampler
+from sdft_ray.store import files
 
 KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind", "check")
 """Columns of the seed set that shape the answers to a row."""

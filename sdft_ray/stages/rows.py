@@ -21,9 +21,9 @@ from sdft_ray.data.sources import read_tables
 from sdft_ray.errors import DataError
 from sdft_ray.evaluation.shift import spread
 from sdft_ray.generation.checks import check_error
-from sdft_ray.recipe import Calibration, Forgetting, Recipe, RowSource
-from sdft_ray.stages import files
+from sdft_ray.recipe.recipe import Calibration, Forgetting, Recipe, RowSource
 from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.store import files
 
 ROW_GROUP = 4096
 """Rows per row group: what a generation actor reads at a time."""

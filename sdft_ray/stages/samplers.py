@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdft_ray.resources import Engine
+from sdft_ray.recipe.resources import Engine
 from sdft_ray.stages.job import Job
 
 if TYPE_CHECKING:

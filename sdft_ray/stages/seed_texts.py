@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job
+from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.data.chat import ChatFormat

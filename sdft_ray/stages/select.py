@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.data.example import SELECTED_SCHEMA
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.generation.selection import Selected

@@ -13,7 +13,7 @@ import psutil
 import ray
 
 from sdft_ray.errors import ResourceError
-from sdft_ray.resources import Resources
+from sdft_ray.recipe.resources import Resources
 
 T = TypeVar("T")
 

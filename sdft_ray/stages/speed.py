@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from sdft_ray.stages import files
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.evaluation.speed import ModelSpeed

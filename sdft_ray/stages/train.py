@@ -16,12 +16,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from sdft_ray.errors import DataError, DivergenceError, ModelError, RecipeError, UserError
 from sdft_ray.pruning.plan import PruningPlan
-from sdft_ray.recipe_arms import Train
-from sdft_ray.stages import checkpoints, files
+from sdft_ray.recipe.arms import Train
+from sdft_ray.stages import checkpoints
 from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import Job, Made, Meter, node_id
 from sdft_ray.stages.tracking import trackers_of
 from sdft_ray.stages.training_rows import training_rows
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from sdft_ray.stages import files
 from sdft_ray.stages.cached import SignalDocuments, signal_documents
 from sdft_ray.stages.job import Job
+from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.data.packing import Document, PackedRows

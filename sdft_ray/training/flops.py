@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 
 _ORDER = {
     name: place

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.head import head_loss
 from sdft_ray.training.objective import (
     Sums,

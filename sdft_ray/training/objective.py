@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.divergences import forward_kl, jensen_shannon, reverse_kl, top_k_kl
 from sdft_ray.training.head import ChunkLoss
 

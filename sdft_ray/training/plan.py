@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sdft_ray import resources
-from sdft_ray.recipe_arms import Objective, Train
+from sdft_ray.recipe import resources
+from sdft_ray.recipe.arms import Objective, Train
 from sdft_ray.training.schedule import OptimizerKind, Precision, ScheduleKind
 
 _EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every", "activation_checkpointing")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sdft_ray.pipeline.run import Run
 from sdft_ray.progress import parse_event
-from sdft_ray.run import Run
 from sdft_ray.store.store import Store
-from tests.worlds import make_world, world_data, write_recipe
+from tests.support.worlds import make_world, world_data, write_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 

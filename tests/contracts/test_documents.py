@@ -12,16 +12,16 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from sdft_ray.cli import app
+from sdft_ray.cli.app import app
 from sdft_ray.errors import ServeError
-from sdft_ray.graph import VERSIONS
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.yaml_model import as_frozen, parse_yaml
 from sdft_ray.serving.access import check_closed
 from sdft_ray.serving.metrics import ALL
 from sdft_ray.serving.settings import ServeSettings
+from sdft_ray.stages.graph import VERSIONS
 from sdft_ray.stages.registry import _MODULES
-from sdft_ray.yaml_model import as_frozen, parse_yaml
-from tests.recipes import recipe_data
+from tests.support.recipes import recipe_data
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

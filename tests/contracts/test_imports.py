@@ -24,7 +24,8 @@ def _loaded_after(statement: str) -> set[str]:
     [
         "import sdft_ray",
         "from sdft_ray import Recipe, Resources, UserError",
-        "import sdft_ray.graph, sdft_ray.cli, sdft_ray.explain, sdft_ray.models.size, sdft_ray.pruning.plan",
+        "import sdft_ray.stages.graph, sdft_ray.cli.app, sdft_ray.pipeline.explain",
+        "import sdft_ray.models.size, sdft_ray.pruning.plan",
     ],
 )
 def test_light_modules_load_nothing_heavy(statement: str) -> None:

@@ -20,7 +20,7 @@ from sdft_ray.errors import DataError, ModelError, PlanError
 from sdft_ray.importance.perplexity import DropMoments, drop_losses
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks
-from tests.tiny import FAMILIES, build_model, make_model
+from tests.support.tiny import FAMILIES, build_model, make_model
 
 pytestmark = pytest.mark.slow
 

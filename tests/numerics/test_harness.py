@@ -18,10 +18,10 @@ from sdft_ray.errors import EvaluationError, ModelError
 from sdft_ray.evaluation.lm import AskingLM
 from sdft_ray.evaluation.passes import Samples
 from sdft_ray.evaluation.questions import Likelihood, Likelihoods, Question
-from sdft_ray.evaluation.scores import Scores
 from sdft_ray.models.loading import load_model
-from tests.asking import evaluate, result_of
-from tests.tiny import make_model
+from sdft_ray.statistics.scores import Scores
+from tests.support.asking import evaluate, result_of
+from tests.support.tiny import make_model
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sdft_ray.importance.depth import DepthScores, measure
-from tests.tiny import FAMILIES, build_model
+from tests.support.tiny import FAMILIES, build_model
 
 LENGTHS = (13, 5, 21, 1, 20)
 

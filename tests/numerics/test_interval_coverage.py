@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from jobs.bench.coverage import BOUND_HIGH, BOUND_LOW, ability, coverage, scored
-from sdft_ray.evaluation.paired import paired_bootstrap
+from sdft_ray.statistics.paired import paired_bootstrap
 
 pytestmark = pytest.mark.slow
 

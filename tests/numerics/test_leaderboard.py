@@ -14,9 +14,9 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from sdft_ray.evaluation.harness import Result
-from sdft_ray.recipe_suites import SUITES
-from tests.asking import result_of
-from tests.tiny import make_model
+from sdft_ray.recipe.suites import SUITES
+from tests.support.asking import result_of
+from tests.support.tiny import make_model
 
 pytestmark = pytest.mark.slow
 

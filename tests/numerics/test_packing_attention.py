@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sdft_ray.data.packing import Document, PackedRows, attention_inputs, pack
 from sdft_ray.training.attention import Layout, document_attention
-from tests.tiny import FAMILIES, build_model
+from tests.support.tiny import FAMILIES, build_model
 
 ROW_TOKENS = 64
 WINDOW = 8

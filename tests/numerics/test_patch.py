@@ -29,7 +29,7 @@ from sdft_ray.models.families import FAMILIES
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.replace import write_with
 from sdft_ray.models.surgery import prune_checkpoint
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 

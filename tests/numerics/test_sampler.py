@@ -18,7 +18,7 @@ from sdft_ray.generation.sampler import SamplingParams, row_seed
 from sdft_ray.generation.transformers_sampler import TransformersSampler
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.loading import load_model
-from tests.tiny import EOS_ID, PAD_ID, build_model, make_model
+from tests.support.tiny import EOS_ID, PAD_ID, build_model, make_model
 
 PROMPTS = [
     [1, 30, 31, 32],

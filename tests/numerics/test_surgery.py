@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks
-from tests import tiny
-from tests.engines import decoded_by_vllm
+from tests.support import tiny
+from tests.support.engines import decoded_by_vllm
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import torch
 
 from sdft_ray.errors import DataError, ModelError
 from sdft_ray.importance.width import SPACES, WidthMoments, watched
-from tests.tiny import FAMILIES, build_model
+from tests.support.tiny import FAMILIES, build_model
 
 LENGTHS = (13, 5, 21, 1, 20)
 GEMMA = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")

@@ -24,8 +24,8 @@ from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.families import family_of
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks, prune_checkpoint
-from tests import tiny
-from tests.engines import decoded_by_vllm
+from tests.support import tiny
+from tests.support.engines import decoded_by_vllm
 
 pytestmark = pytest.mark.slow
 

@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sdft_ray.graph import VERSIONS, State, Step, resolve, steps
-from sdft_ray.recipe import Recipe
-from sdft_ray.recipe_arms import Arm, Merge, Objective
-from sdft_ray.sources import Sources
+from sdft_ray.recipe.arms import Arm, Merge, Objective
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.yaml_model import dump_yaml
+from sdft_ray.stages.graph import VERSIONS, State, Step, resolve, steps
+from sdft_ray.stages.sources import Sources
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
-from sdft_ray.yaml_model import dump_yaml
-from tests.recipes import recipe_data
+from tests.support.recipes import recipe_data
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -151,7 +151,7 @@ _UNSET_HERE = {
     *(f"train.arms.{arm}.objective.{field}" for arm in ("sft", "sdft") for field in ("top_k_kl", "signals")),  # below
     "target",  # wants an amount that is open: see below
     "distil_from",  # wants steps: see below
-    "teacher_correction",  # wants an arm with a teacher: see tests/unit/test_grid.py
+    "teacher_correction",  # wants an arm with a teacher: see tests/unit/pipeline/test_grid.py
 }  # fmt: skip
 
 
@@ -340,7 +340,7 @@ def test_arms_share_what_they_can(world: Path) -> None:
 
 
 def test_resources_have_no_way_into_a_step(world: Path) -> None:
-    from sdft_ray.resources import Resources
+    from sdft_ray.recipe.resources import Resources
 
     names = {name for name, info in Resources.model_fields.items() if not hasattr(info.annotation, "model_fields")}
     text = json.dumps([step.slice for step in steps(Recipe.parse(_base(world)))])

@@ -13,7 +13,7 @@ from sdft_ray.errors import PlanError
 from sdft_ray.models.config import config_with_blocks, layer_types
 from sdft_ray.models.size import size_with_blocks
 from sdft_ray.pruning.plan import PruningPlan, choose_blocks, resolve_num_removed
-from sdft_ray.recipe_pruning import Depth
+from sdft_ray.recipe.pruning import Depth
 
 untimed = settings(deadline=None)  # a busy machine is no defect of the code
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sdft_ray.lab.export import export
+from sdft_ray.pipeline.run import Run
 from sdft_ray.progress import parse_event
-from sdft_ray.recipe import Recipe
-from sdft_ray.run import Run
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.yaml_model import dump_yaml
 from sdft_ray.store.store import Store
-from sdft_ray.yaml_model import dump_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -34,7 +34,7 @@ def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Head, a node for generation and a node for training; the address of the job server."""
     import ray
 
-    from tests.nodes import Cluster
+    from tests.support.nodes import Cluster
 
     assert not ray.is_initialized()
     monkeypatch.setenv("HOME", str(tmp_path))

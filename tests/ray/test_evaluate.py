@@ -19,16 +19,17 @@ import yaml
 from ray.exceptions import RayTaskError
 
 from sdft_ray.evaluation.harness import Asked
-from sdft_ray.evaluation.scores import Scores
 from sdft_ray.models.source import ModelSource
-from sdft_ray.recipe import Recipe
-from sdft_ray.resources import Resources
-from sdft_ray.stages import evaluate, evaluators, files
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.stages import evaluate, evaluators
 from sdft_ray.stages.job import Job, Made
+from sdft_ray.statistics.scores import Scores
+from sdft_ray.store import files
 from sdft_ray.store.store import Store
-from tests.asking import result_of
-from tests.tiny import make_model
-from tests.worlds import world_data, write_tasks
+from tests.support.asking import result_of
+from tests.support.tiny import make_model
+from tests.support.worlds import world_data, write_tasks
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

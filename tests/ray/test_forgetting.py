@@ -14,13 +14,13 @@ from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.evaluation.shift import mean_nll, response_nll
 from sdft_ray.evaluation.similarity import embed, load_embedder
 from sdft_ray.models.loading import load_model
-from sdft_ray.pipeline import compress
-from sdft_ray.recipe import Recipe
-from sdft_ray.resources import Resources
-from sdft_ray.run import Run
-from sdft_ray.stages import files
-from tests.embedder import make_embedder
-from tests.worlds import LIGHT, make_world, world_data
+from sdft_ray.pipeline.compress import compress
+from sdft_ray.pipeline.run import Run
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.store import files
+from tests.support.embedder import make_embedder
+from tests.support.worlds import LIGHT, make_world, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

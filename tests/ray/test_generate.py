@@ -33,11 +33,12 @@ from sdft_ray.errors import DataError
 from sdft_ray.generation.chunks import CHUNK_ROWS
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.loading import load_model
-from sdft_ray.recipe import Generate
-from sdft_ray.resources import Resources
-from sdft_ray.stages import files, generate
+from sdft_ray.recipe.recipe import Generate
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.stages import generate
 from sdft_ray.stages.job import Job, Made
 from sdft_ray.stages.session import ray_session
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
 

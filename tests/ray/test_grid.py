@@ -17,14 +17,14 @@ from sdft_ray.data.held_out import is_held_out
 from sdft_ray.data.packing import pack
 from sdft_ray.errors import DivergenceError
 from sdft_ray.models.loading import load_model
-from sdft_ray.pipeline import compress
+from sdft_ray.pipeline.compress import compress
+from sdft_ray.pipeline.run import Run
 from sdft_ray.progress import parse_event
-from sdft_ray.recipe import Recipe
-from sdft_ray.resources import Resources
-from sdft_ray.run import Run
-from sdft_ray.stages import files
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.store import files
 from sdft_ray.training.loop import mean_loss
-from tests.worlds import LIGHT, make_world, world_data
+from tests.support.worlds import LIGHT, make_world, world_data
 
 pytestmark = [
     pytest.mark.ray,

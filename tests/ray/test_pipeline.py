@@ -13,13 +13,13 @@ import torch
 
 from sdft_ray.errors import StageError
 from sdft_ray.models.loading import load_model
-from sdft_ray.pipeline import compress
-from sdft_ray.recipe import Recipe
-from sdft_ray.run import Run
-from sdft_ray.stages import files
+from sdft_ray.pipeline.compress import compress
+from sdft_ray.pipeline.run import Run
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
-from tests.tiny import SPECIAL_TOKENS
-from tests.worlds import RESOURCES, make_world, world_data
+from tests.support.tiny import SPECIAL_TOKENS
+from tests.support.worlds import RESOURCES, make_world, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

@@ -20,11 +20,12 @@ import ray
 
 from jobs.bench.support.generation import farm_rows, make_job
 from jobs.bench.support.processes import ray_processes
-from sdft_ray.resources import Resources
-from sdft_ray.stages import files, generate
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.stages import generate
 from sdft_ray.stages.session import ray_session
+from sdft_ray.store import files
 from sdft_ray.store.store import Store
-from tests.nodes import Cluster
+from tests.support.nodes import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -29,7 +29,7 @@ if any("dashboard/agent.py" in part for part in sys.orig_argv):
 
 START = """
 import json, psutil
-from sdft_ray.resources import Resources
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.session import ray_session
 
 with ray_session(Resources(cpus=2, object_store_bytes=100 * 2**20)) as capacity:

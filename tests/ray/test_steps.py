@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdft_ray.analysis.why import why, why_json
 from sdft_ray.models.loading import load_model
-from sdft_ray.pipeline import compress, damage
-from sdft_ray.recipe import Recipe
+from sdft_ray.pipeline.compress import compress, damage
+from sdft_ray.pipeline.run import Run
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.report.why import shown
-from sdft_ray.run import Run
-from sdft_ray.why import why, why_json
-from tests.worlds import RESOURCES, make_world, world_data
+from tests.support.worlds import RESOURCES, make_world, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

@@ -9,16 +9,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sdft_ray.evaluation.scores import Scores
-from sdft_ray.recipe_study import Study
-from sdft_ray.resources import Resources
-from sdft_ray.show_study import print_study
-from sdft_ray.stages import files
+from sdft_ray.cli.render_study import print_study
+from sdft_ray.pipeline.study import StudyRun, plan_study, run_study
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.recipe.study import Study
+from sdft_ray.recipe.yaml_model import dump_yaml
+from sdft_ray.statistics.scores import Scores
+from sdft_ray.store import files
 from sdft_ray.store.store import Store
-from sdft_ray.study import StudyRun, plan_study, run_study
-from sdft_ray.yaml_model import dump_yaml
-from tests.recipes import write_rows
-from tests.worlds import LIGHT, make_world, world_data
+from tests.support.recipes import write_rows
+from tests.support.worlds import LIGHT, make_world, world_data
 
 pytestmark = [
     pytest.mark.ray,

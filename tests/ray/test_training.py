@@ -22,10 +22,11 @@ import psutil
 import pytest
 
 from jobs.bench.support.processes import ray_processes
-from sdft_ray.stages import checkpoints, files, train
+from sdft_ray.stages import checkpoints, train
 from sdft_ray.stages.job import Job
+from sdft_ray.store import files
 from sdft_ray.training.plan import StepRecord
-from tests.training_job import ADDRESS, history, light, training_job, weights
+from tests.support.training_job import ADDRESS, history, light, training_job, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -42,7 +43,14 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 @contextmanager
 def running(folder: Path, resources: dict[str, Any], train: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
     """The step in a process of its own, with all that it starts ended at the end."""
-    command = [sys.executable, "-m", "tests.training_job", str(folder), json.dumps(resources), json.dumps(train)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.training_job",
+        str(folder),
+        json.dumps(resources),
+        json.dumps(train),
+    ]
     process = subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -197,7 +205,7 @@ def _lose_and_gain_a_node(folder: Path) -> list[int]:
     """
     import ray
 
-    from tests.nodes import Cluster
+    from tests.support.nodes import Cluster
 
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}

@@ -20,7 +20,7 @@ from sdft_ray.serving.admission import Admission
 from sdft_ray.serving.http import build_app
 from sdft_ray.serving.service import Served, Service
 from sdft_ray.serving.settings import ServedModel, ServeSettings
-from tests.scripted_engine import ScriptedEngine
+from tests.support.scripted_engine import ScriptedEngine
 
 
 @dataclass

@@ -137,7 +137,7 @@ class TestACluster:
 
     @pytest.fixture(scope="class")
     def cluster(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        from tests.nodes import Cluster
+        from tests.support.nodes import Cluster
 
         with pytest.MonkeyPatch.context() as changed:
             changed.setenv("HOME", str(tmp_path_factory.mktemp("home")))

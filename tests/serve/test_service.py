@@ -21,12 +21,12 @@ import pytest
 import torch
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
-from sdft_ray.evaluation.scores import Scores
 from sdft_ray.lab.export import TEACHER, export
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import prune_checkpoint
-from tests.asking import evaluate
+from sdft_ray.statistics.scores import Scores
 from tests.serve.service import Running, serving
+from tests.support.asking import evaluate
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -11,11 +11,11 @@ from sdft_ray.data.example import SEED_SCHEMA
 from sdft_ray.lab import sets
 from sdft_ray.lab.export import QUICKSTART, TEACHER
 from sdft_ray.models.source import ModelSource
-from sdft_ray.recipe import Recipe
-from sdft_ray.resources import Resources
-from sdft_ray.stages import files
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.job import Job
 from sdft_ray.stages.rows import ROW_GROUP
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
 

@@ -10,7 +10,7 @@ from sdft_ray.data.calibration import calibration_batches
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.data.example import SEED_SCHEMA
 from sdft_ray.errors import DataError, ModelError
-from tests.tiny import BOS_ID, make_tokenizer
+from tests.support.tiny import BOS_ID, make_tokenizer
 
 MANY = 10_000
 

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.errors import DataError, ModelError
-from tests.tiny import BOS_ID, CHAT_TEMPLATE, EOS_ID, make_tokenizer
+from tests.support.tiny import BOS_ID, CHAT_TEMPLATE, EOS_ID, make_tokenizer
 
 QUESTION, ANSWER = "How many apples?", "12 - 5 = 7 #### 7"
 

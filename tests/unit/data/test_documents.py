@@ -8,7 +8,7 @@ from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.data.documents import training_documents
 from sdft_ray.data.packing import pack
 from sdft_ray.errors import DataError
-from tests.tiny import make_model
+from tests.support.tiny import make_model
 
 LONG = " ".join(f"w{i}" for i in range(200))
 

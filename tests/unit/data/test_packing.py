@@ -13,7 +13,7 @@ from sdft_ray.data.packing import Document, PackedRows, attention_inputs, pack
 from sdft_ray.errors import DataError
 from sdft_ray.lab import sets
 from sdft_ray.lab.export import QUICKSTART, TEACHER
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe.recipe import Recipe
 
 ARRAYS = ("input_ids_NT", "loss_mask_NT", "segment_ids_NT", "position_ids_NT", "document_ids_NT")
 

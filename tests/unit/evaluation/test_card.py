@@ -12,9 +12,9 @@ import pytest
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.capabilities import CAPABILITIES, capability_of
 from sdft_ray.evaluation.card import Card, TaskCard, retention_card
-from sdft_ray.evaluation.paired import mcnemar, paired_bootstrap, recovery_interval
 from sdft_ray.evaluation.recovery import Estimate, recovery
-from sdft_ray.evaluation.scores import Scores, TaskScore, Written
+from sdft_ray.statistics.paired import mcnemar, paired_bootstrap, recovery_interval
+from sdft_ray.statistics.scores import Scores, TaskScore, Written
 
 N = 200
 WRITTEN = Written(N, 31.5, 0.25, 0.1, 0.4, {"1": 0.2, "8": 0.5})

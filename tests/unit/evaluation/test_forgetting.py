@@ -19,7 +19,7 @@ from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.forgetting import Forgetting, forgetting, perplexity_ratio, verdict
 from sdft_ray.evaluation.recovery import Estimate
 from sdft_ray.evaluation.shift import ResponseNll, response_nll
-from tests.tiny import build_model, make_tokenizer
+from tests.support.tiny import build_model, make_tokenizer
 
 PLAIN = ["Tom has 12 apples and gives 5 to Ann.", "7", "Sort the list: pear, fig, plum. " * 4, "Who is taller?"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.recovery import Estimate, recovery
-from sdft_ray.evaluation.scores import Scores, TaskScore
+from sdft_ray.statistics.scores import Scores, TaskScore
 
 N = 400
 
@@ -144,7 +144,7 @@ def test_different_tasks_or_metrics_are_refused() -> None:
 
 
 def test_light_rooms_load_neither_torch_nor_lm_eval() -> None:
-    modules = ["evaluation.recovery", "evaluation.scores"]
+    modules = ["evaluation.recovery", "statistics.scores"]
     modules += [f"generation.{name}" for name in ("answers", "numbers", "prompts", "selection", "sampler")]
     code = "import sys\n" + "".join(f"import sdft_ray.{name}\n" for name in modules)
     code += "print(sorted({'torch', 'transformers', 'vllm', 'lm_eval', 'ray', 'numpy'} & set(sys.modules)))"

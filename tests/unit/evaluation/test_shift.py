@@ -14,7 +14,7 @@ from sdft_ray.data.packing import Document
 from sdft_ray.errors import ModelError
 from sdft_ray.evaluation.recovery import Estimate
 from sdft_ray.evaluation.shift import ResponseNll, Shift, mean_nll, paired_gap, response_nll, shift, spread, verdict
-from tests.tiny import EOS_ID, FAMILIES, build_model, make_tokenizer
+from tests.support.tiny import EOS_ID, FAMILIES, build_model, make_tokenizer
 
 PAIRS = [
     ("what is 2 plus 2", "it is 4"),

@@ -22,8 +22,8 @@ from sdft_ray.evaluation.similarity import (
     likeness,
     load_embedder,
 )
-from tests.embedder import MAX_TOKENS, make_embedder
-from tests.tiny import make_model, make_tokenizer
+from tests.support.embedder import MAX_TOKENS, make_embedder
+from tests.support.tiny import make_model, make_tokenizer
 
 TEXTS = ["it is 4", "Ann is taller than Tom, and that is all.", "", "fig, pear, plum", "it is  5", "7"]
 

@@ -19,7 +19,7 @@ from sdft_ray.evaluation.rounds import ratio
 from sdft_ray.evaluation.speed import ModelSpeed, measure_speed
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.size import size_of
-from tests.tiny import make_model
+from tests.support.tiny import make_model
 
 STEP_S, TOKEN_S = 0.5, 0.125
 """A forward of a paced model takes so long, and so much more for every token in it."""

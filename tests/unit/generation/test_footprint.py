@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sdft_ray.generation.footprint import bytes_per_token, pass_bytes
-from sdft_ray.recipe import Generate
-from tests.tiny import build_model
+from sdft_ray.recipe.recipe import Generate
+from tests.support.tiny import build_model
 
 CONFIG = build_model("llama").config.to_dict()
 

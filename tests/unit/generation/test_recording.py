@@ -14,8 +14,8 @@ from sdft_ray.errors import ResourceError
 from sdft_ray.generation.sampler import Sampled, SamplingParams, ScriptedSampler, check_signals, row_seed
 from sdft_ray.generation.server_sampler import ServerSampler
 from sdft_ray.generation.transformers_sampler import TransformersSampler
-from sdft_ray.recipe import Generate
-from tests.tiny import build_model, make_model
+from sdft_ray.recipe.recipe import Generate
+from tests.support.tiny import build_model, make_model
 
 PROMPTS = [[1, 30, 31, 32], [1, 40], [1, 50, 51, 52, 53, 54, 55], [1, 60, 61]]
 SEEDS = [row_seed(0, f"row{i}", 0) for i in range(len(PROMPTS))]

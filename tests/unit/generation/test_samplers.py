@@ -19,7 +19,7 @@ from sdft_ray.generation.sampler import (
     row_seed,
 )
 from sdft_ray.generation.transformers_sampler import TransformersSampler
-from tests.tiny import EOS_ID, make_model
+from tests.support.tiny import EOS_ID, make_model
 
 PROMPTS = [[1, 30, 31, 32], [1, 40], [1, 50, 51, 52, 53, 54, 55], [1, 60, 61], [1, 33, 44, 55, 66, 77]]
 SEEDS = [row_seed(0, f"row{i}", 0) for i in range(len(PROMPTS))]

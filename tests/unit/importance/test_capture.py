@@ -6,7 +6,7 @@ from torch import nn
 
 from sdft_ray.errors import ModelError
 from sdft_ray.importance.capture import backbone_and_blocks, residual_stream
-from tests.tiny import FAMILIES, build_model
+from tests.support.tiny import FAMILIES, build_model
 
 IDS = torch.arange(3, 21).view(2, 9)
 

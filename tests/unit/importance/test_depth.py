@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sdft_ray.errors import DataError, ModelError
 from sdft_ray.importance.depth import measure
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 
 def batch(*lengths: int, width: int | None = None) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import yaml
 from sdft_ray.lab import sets
 from sdft_ray.lab.export import HELDOUT_PREFIX, TASK_PREFIX, export
 from sdft_ray.lab.families import ANNOTATORS, FAMILIES, Item
-from sdft_ray.recipe import Recipe
+from sdft_ray.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

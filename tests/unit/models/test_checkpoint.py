@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, read_header
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from sdft_ray.errors import ModelError, PlanError
 from sdft_ray.models.config import check_keep_blocks, config_with_blocks, layer_types
-from tests import tiny
+from tests.support import tiny
 
 BASE = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
 

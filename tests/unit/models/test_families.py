@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.families import FAMILIES, family_of, join_block, num_blocks_of, split_block
-from tests import tiny
+from tests.support import tiny
 
 OPTIONS = [
     pytest.param(family, overrides, id=f"{family}-{'-'.join(overrides) or 'plain'}")

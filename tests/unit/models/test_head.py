@@ -11,7 +11,7 @@ import torch
 from sdft_ray.errors import ModelError
 from sdft_ray.models.head import load_head
 from sdft_ray.models.loading import load_model
-from tests.tiny import FAMILIES, make_model
+from tests.support.tiny import FAMILIES, make_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from sdft_ray.models.licence import Licence, find_licence
-from tests.hub_server import Repo, hub_server
+from tests.support.hub_server import Repo, hub_server
 
 APACHE = "\n                                 Apache License\n                           Version 2.0, January 2004\n"
 MIT = "Copyright (c) 2026 Somebody\n\nPermission is hereby granted, free of charge, to any person obtaining a copy"

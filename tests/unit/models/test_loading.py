@@ -10,7 +10,7 @@ from transformers.utils import logging as hf_logging
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.loading import check_finite, load_model
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.mark.parametrize(

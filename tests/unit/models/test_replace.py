@@ -10,7 +10,7 @@ import torch
 from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.replace import write_with
-from tests import tiny
+from tests.support import tiny
 
 NAMES = ("model.layers.1.mlp.down_proj.weight", "model.norm.weight")
 

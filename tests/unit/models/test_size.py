@@ -10,7 +10,7 @@ import torch
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.size import size_of, size_with_blocks
-from tests import tiny
+from tests.support import tiny
 
 LLAMA31_8B = {
     "model_type": "llama",

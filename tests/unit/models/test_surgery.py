@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from sdft_ray.errors import ModelError, PlanError
 from sdft_ray.models.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from sdft_ray.models.surgery import drop_blocks
-from tests import tiny
+from tests.support import tiny
 
 
 def tensors_of(directory: Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.vocabulary import check_same_tokenizer, check_vocabulary
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture

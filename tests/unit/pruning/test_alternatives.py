@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sdft_ray.pruning.alternatives import Removal, removals
 from sdft_ray.pruning.plan import choose_blocks
-from sdft_ray.recipe_pruning import Depth
+from sdft_ray.recipe.pruning import Depth
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from sdft_ray.errors import PlanError
 from sdft_ray.models.channels import Channels
 from sdft_ray.pruning.plan import PruningPlan, choose_blocks, resolve_num_removed
-from sdft_ray.recipe_pruning import Depth
+from sdft_ray.recipe.pruning import Depth
 
 CONFIG = {
     "model_type": "llama",

@@ -17,8 +17,8 @@ from sdft_ray.models.size import size_of, size_with_blocks
 from sdft_ray.pruning.plan import resolve_num_removed
 from sdft_ray.pruning.target import Candidate, candidates, describe, resolve_target
 from sdft_ray.pruning.width import resolve_sizes
-from sdft_ray.recipe_pruning import Depth, Patch, Pruning, Target, Width
-from tests.counted_models import (
+from sdft_ray.recipe.pruning import Depth, Patch, Pruning, Target, Width
+from tests.support.counted_models import (
     CASES,
     DTYPE_BYTES,
     LLAMA,

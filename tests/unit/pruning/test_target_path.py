@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sdft_ray.errors import PlanError
 from sdft_ray.models.size import ModelSize, size_of
 from sdft_ray.pruning.target import Candidate, first_that_meets, path
-from sdft_ray.recipe_pruning import Depth, Width
-from tests.counted_models import CASES, NONE_GOES, OPEN, QWEN3, sizes_of
+from sdft_ray.recipe.pruning import Depth, Width
+from tests.support.counted_models import CASES, NONE_GOES, OPEN, QWEN3, sizes_of
 
 
 @pytest.mark.parametrize(("config", "spaces", "multiple_of"), CASES)

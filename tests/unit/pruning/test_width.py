@@ -13,7 +13,7 @@ from sdft_ray.errors import PlanError
 from sdft_ray.models.channels import Channels, config_with_channels
 from sdft_ray.models.families import family_of
 from sdft_ray.pruning.width import choose_channels, narrowed_config, resolve_sizes
-from sdft_ray.recipe_pruning import Width
+from sdft_ray.recipe.pruning import Width
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3",

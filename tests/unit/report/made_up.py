@@ -7,8 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from sdft_ray.evaluation.scores import Scores, TaskScore, Written
-from sdft_ray.recipe import Release
+from sdft_ray.recipe.recipe import Release
 from sdft_ray.report.kept_gather import retention
 from sdft_ray.report.kept_model import Retention
 from sdft_ray.report.model import (
@@ -34,6 +33,7 @@ from sdft_ray.report.model import (
     TextNats,
     TrialRow,
 )
+from sdft_ray.statistics.scores import Scores, TaskScore, Written
 from tests.unit.report.made_up_costs import FORGETTING, SPEED
 
 ADJACENT = (0.45, 0.09, 0.07, 0.06, 0.06, 0.06, 0.05, 0.07, 0.08, 0.07, 0.08, 0.15)

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdft_ray.evaluation.items import ITEMS
-from sdft_ray.evaluation.scores import Scores, TaskScore
-from sdft_ray.stages import files
+from sdft_ray.statistics.scores import Scores, TaskScore
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store, address_of
 

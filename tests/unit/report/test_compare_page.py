@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdft_ray.compare import compare
+from sdft_ray.analysis.compare import compare
 from sdft_ray.report.compare_examples import example_groups, shortened, shown
 from sdft_ray.report.compare_page import axis, changes_chart, render
 from sdft_ray.report.compare_words import mean_rows

@@ -14,11 +14,11 @@ from sdft_ray.report.forgetting_table import Cell, table
 from sdft_ray.report.gather import gather
 from sdft_ray.report.model import Likeness, Ratio, ReportData
 from sdft_ray.report.page import render
-from sdft_ray.stages import files
+from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store, address_of
-from tests.recipes import make_recipe
+from tests.support.recipes import make_recipe
 from tests.unit.report.made_up_costs import FORGETTING
 
 LEVELS = {"teacher": 1.0, "pruned": 2.0, "sft": 1.4}

@@ -11,10 +11,10 @@ import pytest
 from sdft_ray.report.gather import gather
 from sdft_ray.report.model import Cost
 from sdft_ray.report.rows import cost_notes
-from sdft_ray.stages import files
+from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store, address_of
-from tests.recipes import make_recipe
+from tests.support.recipes import make_recipe
 
 OLD = [{"step": step, "loss": 2.0 / step, "learning_rate": 0.1, "wall_s": 0.5} for step in (1, 2, 3)]
 COSTS: list[dict[str, Any]] = [

@@ -12,7 +12,7 @@ from sdft_ray.evaluation.rounds import over_rounds
 from sdft_ray.evaluation.speed import BatchSpeed, ModelSpeed
 from sdft_ray.report.model import ReportData
 from sdft_ray.report.speeds import SpeedTable, compared_speeds, speed_tables
-from tests.recipes import make_recipe
+from tests.support.recipes import make_recipe
 from tests.unit.report.made_up import report_data
 
 

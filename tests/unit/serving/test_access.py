@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sdft_ray import cli
+from sdft_ray.cli import app as cli
 from sdft_ray.errors import ServeError
 from sdft_ray.serving.access import (
     ANONYMOUS,

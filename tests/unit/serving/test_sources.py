@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from sdft_ray.cli_serving import _settings
+from sdft_ray.cli.serving import _settings
 from sdft_ray.errors import ModelError, ServeError, StoreError
 from sdft_ray.serving.sources import Located, locate, named
-from sdft_ray.stages import files
+from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store, address_of
-from tests.recipes import make_recipe
-from tests.tiny import make_model
+from tests.support.recipes import make_recipe
+from tests.support.tiny import make_model
 
 SCORES = {"teacher": 0.8, "pruned": 0.2, "sft": 0.4, "sdft": 0.6}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sdft_ray.serving.access import Key, hash_of
-from tests.scripted_engine import ScriptedEngine
+from tests.support.scripted_engine import ScriptedEngine
 from tests.unit.serving.room import (
     BEARER,
     CHAT,

@@ -18,16 +18,16 @@ from sdft_ray.data.signals import encode_hidden, encode_top, top_logprobs
 from sdft_ray.errors import DataError
 from sdft_ray.models.source import ModelSource
 from sdft_ray.models.surgery import drop_blocks
-from sdft_ray.stages import files
 from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import Job
 from sdft_ray.stages.select import _chosen
 from sdft_ray.stages.training_rows import training_rows
+from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST
 from sdft_ray.training.cached import CachedTeacher
-from tests.recipes import make_recipe
-from tests.tiny import BOS_ID, EOS_ID, make_model
-from tests.worlds import RESOURCES
+from tests.support.recipes import make_recipe
+from tests.support.tiny import BOS_ID, EOS_ID, make_model
+from tests.support.worlds import RESOURCES
 
 VOCAB, HIDDEN, K, ROW_TOKENS = 300, 32, 3, 64
 PRUNE, GENERATE, SELECT, TRAIN = (f"{stage}/{'5' * 16}" for stage in ("prune", "generate", "select", "train"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
-from sdft_ray.resources import Evaluate
+from sdft_ray.recipe.resources import Evaluate
 from sdft_ray.stages import evaluators
 from sdft_ray.stages.evaluators import Crew, leased
 

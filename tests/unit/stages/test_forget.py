@@ -22,17 +22,17 @@ from sdft_ray.evaluation.shift import mean_nll, response_nll, spread
 from sdft_ray.evaluation.similarity import embed, load_embedder
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.source import ModelSource
-from sdft_ray.stages import files
 from sdft_ray.stages.forget import _forget
 from sdft_ray.stages.gap import _gap
 from sdft_ray.stages.job import Job
 from sdft_ray.stages.likeness import _likeness
 from sdft_ray.stages.rows import make, read, read_spread
+from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
-from tests.embedder import make_embedder
-from tests.pruned_store import make_pruned_store, selected_row
-from tests.recipes import make_recipe
-from tests.worlds import RESOURCES
+from tests.support.embedder import make_embedder
+from tests.support.pruned_store import make_pruned_store, selected_row
+from tests.support.recipes import make_recipe
+from tests.support.worlds import RESOURCES
 
 SELECT, PRUNE, TEXTS, FORGET = (f"{stage}/" + "5" * 16 for stage in ("select", "prune", "texts", "forget"))
 THEIRS, OWN, LIKENESS = "evaluate/" + "6" * 16, "evaluate/" + "7" * 16, "likeness/" + "8" * 16

@@ -17,14 +17,14 @@ from sdft_ray.data.held_out import is_held_out
 from sdft_ray.evaluation.shift import mean_nll, paired_gap, response_nll
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.source import ModelSource
-from sdft_ray.stages import files
 from sdft_ray.stages.gap import _gap
 from sdft_ray.stages.job import Job
+from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
-from tests.pruned_store import make_pruned_store, selected_row
-from tests.recipes import make_recipe
-from tests.tiny import make_model
-from tests.worlds import RESOURCES
+from tests.support.pruned_store import make_pruned_store, selected_row
+from tests.support.recipes import make_recipe
+from tests.support.tiny import make_model
+from tests.support.worlds import RESOURCES
 
 KD = {"data": "reference", "objective": {"forward_kl": 1.0}}
 SELECT, PRUNE, GAP = "select/" + "5" * 16, "prune/" + "6" * 16, "gap/" + "7" * 16

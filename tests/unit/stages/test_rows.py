@@ -11,13 +11,13 @@ import pytest
 
 from sdft_ray.errors import DataError, EvaluationError
 from sdft_ray.models.source import ModelSource
-from sdft_ray.recipe import Recipe
-from sdft_ray.resources import Resources
-from sdft_ray.stages import files
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.job import Job, Made
 from sdft_ray.stages.rows import NUM_EXAMPLES, make
+from sdft_ray.store import files
 from sdft_ray.store.store import Store
-from tests.recipes import make_recipe
+from tests.support.recipes import make_recipe
 
 LONG = "a train leaves the old station at nine and reaches the far coast at noon how fast is it"
 SHORT = "which of these four stones is the hardest one"

@@ -18,14 +18,15 @@ from sdft_ray.importance.width import WidthMoments
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.size import size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config
-from sdft_ray.preflight import planned_size
+from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.pruning.plan import PruningPlan
-from sdft_ray.stages import files, measure, plan, prune
+from sdft_ray.stages import measure, plan, prune
 from sdft_ray.stages.job import Job
+from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
-from tests.recipes import make_recipe
-from tests.tiny import make_model
-from tests.worlds import RESOURCES
+from tests.support.recipes import make_recipe
+from tests.support.tiny import make_model
+from tests.support.worlds import RESOURCES
 
 CALIBRATION, MEASURE = "calibration/" + "1" * 16, "measure/" + "2" * 16
 PLAN, PRUNE = "plan/" + "3" * 16, "prune/" + "4" * 16

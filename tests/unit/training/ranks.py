@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from sdft_ray.data.packing import Document, PackedRows, pack
 from sdft_ray.errors import SdftError
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.lora import attach
 from sdft_ray.training.losses import Teacher
@@ -31,7 +31,7 @@ from sdft_ray.training.parallel import Ddp, Parallel, local_group
 from sdft_ray.training.sharding import Fsdp
 from sdft_ray.training.state import TrainState, load_state, save_state
 from sdft_ray.training.tail import tune_tail
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 # Two ranks share five rows, so that the second has a micro-batch less.
 PLAN = TrainPlan(num_steps=4, rows_per_step=5, learning_rate=3e-3, micro_batch_rows=2, checkpoint_every=1)

@@ -26,11 +26,11 @@ from sdft_ray.data.signals import (
     top_logprobs,
 )
 from sdft_ray.models.head import load_head
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.cached import CachedTeacher
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.losses import Teacher, response_loss
-from tests.tiny import build_model, make_model
+from tests.support.tiny import build_model, make_model
 
 VOCAB = 128
 LENGTHS, MARKED = [11, 7, 6, 5, 9, 3], [6, 3, 2, 4, 5, 1]

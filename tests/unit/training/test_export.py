@@ -12,7 +12,7 @@ from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.models.loading import load_model
 from sdft_ray.training.export import save_student
 from sdft_ray.training.lora import attach
-from tests.tiny import make_model
+from tests.support.tiny import make_model
 
 IDS = torch.arange(16)[None]
 

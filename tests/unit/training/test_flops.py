@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from sdft_ray.data.packing import Document, attention_inputs, pack
 from sdft_ray.models.families import FAMILIES
 from sdft_ray.models.size import size_of
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.flops import StepFlops, model_flops, num_pairs, training_flops
 from sdft_ray.training.lora import attach
 from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.tail import tune_tail
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 NUM_ROWS, ROW_TOKENS, NUM_LOSS_TOKENS = 2, 12, 2 * 5
 DISTILLED = Objective(forward_kl=1.0)

@@ -14,7 +14,7 @@ from sdft_ray.data.packing import Document, PackedRows, pack
 from sdft_ray.errors import DataError, DivergenceError
 from sdft_ray.training.held_out import held_out_loss
 from sdft_ray.training.loop import mean_loss
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 from tests.unit.training.test_parallel import Threads
 
 

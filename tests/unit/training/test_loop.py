@@ -15,7 +15,7 @@ from sdft_ray.errors import DataError, RecipeError, StoreError
 from sdft_ray.training.loop import StepRecord, TrainPlan, mean_loss, rows_of_step, train
 from sdft_ray.training.lora import attach
 from sdft_ray.training.state import TrainState, load_state, save_state
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 PLAN = TrainPlan(num_steps=4, rows_per_step=5, learning_rate=3e-3, clip_norm=1e9, checkpoint_every=1)
 

@@ -14,7 +14,7 @@ from sdft_ray.models.families import FAMILIES
 from sdft_ray.models.loading import load_model
 from sdft_ray.training.loop import TrainPlan, train
 from sdft_ray.training.lora import attach, merged
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 IDS = torch.arange(24).reshape(2, 12)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sdft_ray.data.packing import Document, PackedRows, attention_inputs, pack
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.objective import block_outputs, mapped_blocks, match_loss
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from sdft_ray.errors import ModelError
 from sdft_ray.models.loading import load_model
 from sdft_ray.training.merge import linear, merge_checkpoints, slerp
-from tests.tiny import make_model
+from tests.support.tiny import make_model
 
 
 def test_slerp_walks_the_circle() -> None:

@@ -17,7 +17,7 @@ from sdft_ray.training.device import PeakMemory, known_peak, peak_flops
 from sdft_ray.training.flops import training_flops
 from sdft_ray.training.loop import StepRecord, TrainPlan, rows_of_step, train
 from sdft_ray.training.meter import StepMeter
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 9, 12, 3, 16, 7)

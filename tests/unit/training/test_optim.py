@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdft_ray.training.optim import block_matrix_names, build_optimizer, scale_learning_rates
-from tests.tiny import FAMILIES, build_model
+from tests.support.tiny import FAMILIES, build_model
 
 
 def settings_by_name(model: Any, optimizers: list[torch.optim.Optimizer]) -> dict[str, tuple[str, float, float]]:

@@ -17,14 +17,14 @@ import torch
 
 from sdft_ray.data.packing import Document, PackedRows, pack
 from sdft_ray.errors import RecipeError
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.losses import Teacher
 from sdft_ray.training.parallel import Parallel, Single
 from sdft_ray.training.schedule import Precision
 from sdft_ray.training.state import TrainState, load_state, save_state
 from sdft_ray.training.weights import Weights
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 PLAN = TrainPlan(
     num_steps=2,
@@ -40,12 +40,12 @@ import sys
 from pathlib import Path
 import torch.distributed as dist
 from sdft_ray.data.packing import PackedRows
-from sdft_ray.recipe_arms import Objective
+from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.loop import TrainPlan, train
 from sdft_ray.training.losses import Teacher
 from sdft_ray.training.parallel import Ddp
 from sdft_ray.training.state import save_state
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 here, rank, plan = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{here}/meeting", rank=rank, world_size=2)

@@ -11,7 +11,7 @@ from sdft_ray.data.packing import Document, pack
 from sdft_ray.errors import ModelError
 from sdft_ray.training.loop import TrainPlan, train
 from sdft_ray.training.tail import tune_tail
-from tests.tiny import build_model
+from tests.support.tiny import build_model
 
 
 @pytest.mark.parametrize("tied", [True, False])

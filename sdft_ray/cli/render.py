@@ -1,0 +1,317 @@
+"""What the commands print: tables for people, built from values that other modules compute."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sdft_ray.generation.footprint import PassBytes
+    from sdft_ray.pipeline.explain import Explanation
+    from sdft_ray.pipeline.run import Run
+    from sdft_ray.report.why import Why
+    from sdft_ray.serving.access import Key
+    from sdft_ray.serving.compare import Row
+    from sdft_ray.serving.settings import ServeSettings
+    from sdft_ray.statistics.scores import Scores
+    from sdft_ray.store.store import Store
+
+_MARKS = {"done": "[green]done[/]", "missing": "[yellow]missing[/]", "waits": "[dim]waits[/]"}
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def print_explanation(explanation: Explanation) -> None:
+    """The steps, one a line, and the sizes."""
+    console = _console()
+    table = _plain_table("step", "state", "address", "why")
+    for line in explanation.lines:
+        short = line.address.rpartition("/")[2][:8]
+        table.add_row(line.step, _MARKS[line.status], short, line.why)
+    console.print(table)
+    done = sum(line.status == "done" for line in explanation.lines)
+    console.print(f"\n{done} of {len(explanation.lines)} steps are done.")
+    if explanation.generated is not None:
+        console.print(_pass_line(explanation.generated), soft_wrap=True)
+    if explanation.teacher is not None and explanation.pruned is None:
+        console.print("The pruned model's size is known once speeds are measured (step rate).")
+        return
+    if explanation.teacher is None or explanation.pruned is None:
+        console.print("Sizes are unknown: the teacher's config.json is out of reach (give teacher.config).")
+        return
+    console.print(_size_table(asdict(explanation.teacher), asdict(explanation.pruned)))
+
+
+def _pass_line(generated: PassBytes) -> str:
+    """The teacher's pass: what each product takes, and how the bound comes about."""
+    each = generated.per_token
+    products = [f"text {each.text:,}"]
+    products += [f"top log-probabilities {each.top_logprobs:,}"] if each.top_logprobs else []
+    products += [f"hidden states {each.hidden_states:,}"] if each.hidden_states else []
+    total = "size unknown" if generated.total is None else f"at most {readable_bytes(generated.total)}"
+    rows = "rows not counted yet" if generated.num_rows is None else f"{generated.num_rows:,} rows"
+    samples = f" x {generated.num_samples} samples" if generated.num_samples > 1 else ""
+    return (
+        f"generate writes {total}: {rows}{samples} x {generated.max_tokens:,} tokens x {each.total:,} bytes "
+        f"({', '.join(products)}); an upper bound, since most responses end before max_tokens"
+    )
+
+
+def readable_bytes(count: int) -> str:
+    """With a binary unit: 1.5 GiB."""
+    for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def explanation_json(explanation: Explanation) -> dict[str, Any]:
+    return asdict(explanation)
+
+
+def _size_table(teacher: dict[str, int], pruned: dict[str, int]) -> Table:
+    table = _plain_table("", "teacher", "pruned", "change", right=("teacher", "pruned", "change"))
+    for key, name in (
+        ("num_blocks", "decoder blocks"),
+        ("num_parameters", "parameters"),
+        ("matmul_flops_per_token", "matmul FLOPs per token"),
+        ("kv_bytes_per_token", "KV bytes per token"),
+    ):
+        before, after = teacher[key], pruned[key]
+        table.add_row(name, readable(before), readable(after), f"{100 * (after / before - 1):+.2f} %")
+    return table
+
+
+def readable(count: float) -> str:
+    """1,234 as it is; larger counts with three decimals and a unit: 8.030B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3f}{unit}"
+    return f"{count:,.0f}"
+
+
+def print_result(run: Run, *, stages: bool = False) -> None:
+    """The result table, optionally the stages, and the report's path."""
+    from sdft_ray.report.summary import overlap
+    from sdft_ray.report.table import gap_line, grid_line, kept_lines, result_table, size_line
+
+    console = _console()
+    data = run.report_data()
+    console.print()
+    console.print(result_table(data))
+    console.print(size_line(data))
+    for line in kept_lines(data):
+        console.print(line, soft_wrap=True)
+    if said := overlap(data):
+        console.print(said)
+    if data.gap is not None:
+        console.print(gap_line(data))
+    for arm, grid in data.grids.items():
+        console.print(grid_line(arm, grid), soft_wrap=True)
+    if data.correction is not None:
+        console.print(data.correction.verdict, soft_wrap=True)
+    if data.forgetting is not None:
+        console.print(data.forgetting.verdicts["text"], soft_wrap=True)
+    if stages:
+        console.print(_stage_table(run))
+    made = sum(not stage["skipped"] for stage in run.stages())
+    peak = run.record["peak_rss_bytes"]
+    memory = f", peak memory {peak / 2**30:.1f} GiB" if peak else ""
+    console.print(f"\n{made} of {len(run.stages())} steps ran, {run.record['wall_s']:.0f} s{memory}.")
+    console.print(f"Report: {_short(run.report_path)}", soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    """Relative to here when that is shorter to type."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # Ray may clear a job's folder away while it runs
+        return str(path)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _stage_table(run: Run) -> Table:
+    table = _plain_table("step", "address", "wall", "memory", "last run", right=("wall", "memory"))
+    for stage in run.stages():
+        table.add_row(
+            stage["name"],
+            stage["address"],
+            f"{stage['wall_s']:.1f} s",
+            f"{stage['peak_rss_bytes'] / 2**30:.2f} GiB",
+            "reused" if stage["skipped"] else "made",
+        )
+    return table
+
+
+def print_why(why: Why) -> None:
+    """Heat map, candidates, channels."""
+    from sdft_ray.report.why import shown
+
+    _console().print(shown(why))
+
+
+def print_runs(store: Store, *, as_json: bool = False) -> None:
+    """One line per run."""
+    records = [store.run(name) for name in store.runs()]
+    if as_json:
+        print(json.dumps([{"name": r["name"], "created": r["created"], "steps": len(r["steps"])} for r in records]))
+        return
+    console = _console()
+    if not records:
+        console.print(f"No runs in {store.url} yet; start with: sdft compress RECIPE", soft_wrap=True)
+        return
+    table = _plain_table("run", "created", "steps", "wall", right=("steps", "wall"))
+    for record in records:
+        created = record["created"][:16].replace("T", " ")
+        table.add_row(record["name"], created, str(len(record["steps"])), f"{record['wall_s']:.0f} s")
+    console.print(table)
+
+
+def print_verification(store: Store, name: str) -> bool:
+    """Check every artifact of a run; True when all are sound."""
+    console = _console()
+    sound = True
+    for step, entry in store.run(name)["steps"].items():
+        damaged = store.damaged_files(entry["address"])
+        sound &= not damaged
+        verdict = "[green]sound[/]" if not damaged else f"[red]damaged[/]: {', '.join(damaged)}"
+        console.print(f"{step:<18} {entry['address']:<28} {verdict}", soft_wrap=True)
+    if not sound:
+        console.print(f"Remove the damaged folders under {store.url} and run the recipe again.", soft_wrap=True)
+    return sound
+
+
+def print_gates(
+    teacher: Path | None, seed_set: str = "mixed", learning_rate: float | None = None, *, as_json: bool
+) -> bool:
+    """The four gates with their figures; True when all hold.
+
+    A teacher of one's own keeps those for the quickstart's set and rate in its record.
+    """
+    from sdft_ray.lab.export import TEACHER
+    from sdft_ray.lab.gates import check, plain_values, record_gates
+
+    gates = check(teacher or TEACHER, seed_set, learning_rate=learning_rate)
+    if teacher is not None and (seed_set, learning_rate) == ("mixed", None):
+        record_gates(teacher, gates)
+    if as_json:
+        print(json.dumps(plain_values(gates), indent=2))
+        return all(gate.passed for gate in gates)
+    table = _plain_table("gate", "bound", "figures", "")
+    for gate in gates:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in gate.values.items())
+        table.add_row(gate.name, gate.bound, figures, "[green]holds[/]" if gate.passed else "[red]fails[/]")
+    _console().print(table)
+    return all(gate.passed for gate in gates)
+
+
+def train_teacher(directory: Path, num_threads: int) -> bool:
+    """Train a laboratory teacher, say every now and then how far it is, and check its gates."""
+    from sdft_ray.lab.teacher import train_teacher as train
+    from sdft_ray.training.plan import StepRecord
+
+    console = _console()
+    started = time.monotonic()
+
+    def report(record: StepRecord) -> None:
+        if record.step % 100 == 0:
+            minutes = (time.monotonic() - started) / 60
+            console.print(f"step {record.step}: loss {record.loss:.3f}, {minutes:.1f} min")
+
+    record = train(directory, num_threads=num_threads, report=report)
+    console.print(
+        f"trained {directory} on {record['num_tokens'] / 1e6:.1f} M tokens in {record['wall_s'] / 60:.0f} min; "
+        "checking its gates",
+        soft_wrap=True,
+    )
+    return print_gates(directory, as_json=False)
+
+
+def print_service(settings: ServeSettings, url: str, took_s: float) -> None:
+    """What is served where, and how to ask it."""
+    console = _console()
+    table = _plain_table("model", "source", "engine", "draft")
+    for model in settings.models:
+        table.add_row(model.name, model.source, model.engine.kind, model.draft.source if model.draft else "")
+    console.print(table)
+    key = (
+        "" if settings.access.allow_anonymous or not settings.access.keys_file else " -H 'Authorization: Bearer sk-...'"
+    )
+    body = json.dumps({"model": settings.models[0].name, "messages": [{"role": "user", "content": "Hello"}]})
+    told = f"(a page to try it) after {took_s:.0f} s, OpenAI's API at {url}/v1"
+    console.print(f"\nReady at [bold]{url}[/] {told}", soft_wrap=True)
+    console.print(
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def print_keys(keys: Sequence[Key]) -> None:
+    """Names and limits."""
+    table = _plain_table(
+        "name", "expires", "models", "requests/min", "tokens/min", right=("requests/min", "tokens/min")
+    )
+    for key in keys:
+        limits = [f"{limit:,}" if limit else "" for limit in (key.requests_per_minute, key.tokens_per_minute)]
+        table.add_row(
+            key.id, f"{key.expires:%Y-%m-%d}" if key.expires else "never", ", ".join(key.models or ("all",)), *limits
+        )
+    _console().print(table)
+
+
+def print_scores(scores: Scores, *, as_json: bool) -> None:
+    """Task by task, with the standard error."""
+    if as_json:
+        print(json.dumps(scores.to_json()))
+        return
+    table = _plain_table("task", "metric", "score", "stderr", "items", right=("score", "stderr", "items"))
+    for name, score in scores.tasks.items():
+        stderr = "" if score.stderr is None else f"{score.stderr:.4f}"
+        table.add_row(name, score.metric, f"{score.value:.4f}", stderr, f"{score.n:,}")
+    _console().print(table)
+
+
+def print_comparison(rows: Sequence[Row], *, as_json: bool) -> None:
+    """Model by model; speeds also as ratios to the first one's with as many clients."""
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    columns = ("clients", "tokens/s", "ratio", "first", "median", "per step", "same")
+    table = _plain_table("model", *columns, right=columns)
+    first: dict[int, float] = {}
+    for row in rows:
+        ratio = row.tokens_per_s / first.setdefault(row.clients, row.tokens_per_s)
+        table.add_row(
+            row.model,
+            str(row.clients),
+            f"{row.tokens_per_s:,.1f}",
+            f"{ratio:.2f}",
+            f"{1000 * row.median_first_s:.0f} ms",
+            f"{row.median_s:.2f} s",
+            "" if row.acceptance_length is None else f"{row.acceptance_length:.2f}",
+            f"{100 * row.same_share:.0f} %",
+        )
+    console = _console()
+    console.print(table)
+    told = ["first: until the first token; same: answers that are word for word those of the first model"]
+    if any(row.acceptance_length is not None for row in rows):
+        told.append("per step: tokens that a step of the model gives, its own and what it accepts of the draft's")
+    console.print("\n".join(told), style="dim")

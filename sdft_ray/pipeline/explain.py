@@ -1,0 +1,105 @@
+"""`sdft explain`: the plan of work, before any of it is done. Needs no torch, no Ray, no GPU."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.generation.footprint import PassBytes, pass_bytes
+from sdft_ray.models.size import ModelSize, size_of
+from sdft_ray.models.source import read_config, resolve_source
+from sdft_ray.pipeline.preflight import planned_size
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.stages.graph import State, Step, nearest, resolve
+from sdft_ray.stages.sources import Sources
+from sdft_ray.store.store import Store
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step: what it is, where its result is or will be, and why it must run."""
+
+    step: str
+    status: str
+    address: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Steps in order, and the sizes that will come out; `None` where the teacher's config is out of reach.
+
+    `generated` is also None when the teacher's pass is done.
+    """
+
+    lines: tuple[Line, ...]
+    teacher: ModelSize | None
+    pruned: ModelSize | None
+    generated: PassBytes | None
+
+
+def explain(recipe: Recipe, store: Store) -> Explanation:
+    """What `compress` would do now. Raises `UserError` for what cannot work."""
+    source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
+    config = read_config(source, recipe.teacher.config)
+    states = resolve(recipe, store, Sources(recipe, store))
+    generated = None
+    if config is not None and states["generate"].status != "done":
+        generated = pass_bytes(recipe.generate, config, _num_seed_rows(recipe, states["seed"]))
+    return Explanation(
+        tuple(Line(name, state.status, state.address, _why(state, store)) for name, state in states.items()),
+        size_of(config) if config else None,
+        planned_size(recipe, config) if config else None,
+        generated,
+    )
+
+
+def _num_seed_rows(recipe: Recipe, seed: State) -> int | None:
+    """Rows of the seed set: as committed, else counted in a local file, else at most its limit; unchecked."""
+    if seed.manifest is not None:
+        return seed.manifest.summary["num_rows"]
+    path, limit = Path(recipe.seed_set.source), recipe.seed_set.limit
+    if not path.is_file():
+        return limit
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            count = pq.read_metadata(path).num_rows
+        except pa.ArrowException:
+            return limit  # `compress` says what is wrong with the file
+    else:
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+                count = sum(not line.isspace() for line in stream)
+        except (OSError, EOFError):
+            return limit
+    return count if limit is None else min(count, limit)
+
+
+def _why(state: State, store: Store) -> str:
+    if state.status == "waits":
+        stage, _, arm = state.waits.partition(":")
+        return f"waits for the choice of {arm}'s trial" if stage == "choose" else f"waits for the {state.waits}"
+    if state.status == "done":
+        assert state.manifest is not None
+        made = f"made {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
+        return made + _outcome(state.step, state.manifest.summary)
+    near = nearest(state, store)
+    if near is None:
+        return "never made"
+    manifest, changed = near
+    shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    return f"unlike {manifest.address[-16:][:6]}: {shown}"
+
+
+def _outcome(step: Step, summary: dict[str, Any]) -> str:
+    """How a trial ended, and which one was chosen."""
+    if "diverged" in summary:
+        return "; diverged"
+    if "held_out_loss" in summary:
+        return f"; held-out loss {summary['held_out_loss']:.3f}"
+    return f"; chose {step.inputs[summary['chosen']]}" if step.stage == "choose" else ""

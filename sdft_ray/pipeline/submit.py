@@ -1,0 +1,181 @@
+"""Send a recipe to a Ray cluster as a job, and watch it with the same view as a local run."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.errors import ResourceError, StoreError
+from sdft_ray.progress import open_view, parse_event
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.stages.graph import steps
+from sdft_ray.store.store import Store
+
+CARRIED_BYTES = 64 * 2**20
+"""Files and folders of a recipe up to this size travel with the job; larger ones must be where the cluster is."""
+
+NO_AGENT = (
+    "wait until it is up; if that does not help, its head node's job agent found its port taken: another Ray there has "
+    "52365, and `ray start --dashboard-agent-listen-port=0` takes a free one"
+)
+
+_PLACES = (
+    ("teacher", "model"),
+    ("teacher", "config"),
+    ("seed_set", "source"),
+    ("calibration", "source"),
+    ("forgetting", "source"),
+    ("forgetting", "embedding"),
+    ("evaluate", "include"),
+    ("gates",),
+)
+
+
+def submit(
+    recipe_path: Path,
+    address: str,
+    *,
+    store: str,
+    resources: Path | None = None,
+    name: str | None = None,
+    view: Any = "auto",
+    follow: bool = True,
+) -> int:
+    """Submit and, when following, wait. Returns 0 on success and 1 on failure of the job.
+
+    Job ids are `<run>-<attempt>`, because Ray never takes an id twice; what an earlier attempt finished is reused
+    from the store. Raises `ResourceError` when no Ray dashboard answers at `address`.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    recipe = Recipe.load(recipe_path)
+    name = name or recipe.name
+    if "://" not in store and not Path(store).is_absolute():
+        raise StoreError(f"store {store} is relative, and a job runs elsewhere", "give an absolute path or a URL")
+    try:
+        client = JobSubmissionClient(address)
+        attempt = _next_attempt(client, name)
+    except (ConnectionError, RuntimeError) as reason:
+        why = str(reason).splitlines()[0]
+        raise ResourceError(f"no Ray dashboard at {address}: {why}", "check the address and that Ray is up") from None
+    with tempfile.TemporaryDirectory() as folder:
+        carry(recipe, Path(folder), Store(store))
+        command = ["compress", "recipe.yaml", "--store", store, "--name", name, "--progress", "json"]
+        if resources is not None:
+            shutil.copy(resources, Path(folder) / "resources.yaml")
+            command += ["--resources", "resources.yaml"]
+        job_id = _send(
+            client,
+            entrypoint=f"python -m sdft_ray.cli {shlex.join(command)}",
+            submission_id=f"{name}-{attempt}",
+            runtime_env={"working_dir": folder},
+        )
+    if not follow:
+        print(f"submitted {job_id}")
+        return 0
+    return asyncio.run(_follow(client, job_id, [step.name for step in steps(recipe)], view))
+
+
+def _send(client: Any, *, patience_s: float = 60.0, **job: Any) -> str:
+    """Submit a job; its id. A cluster that has just come up is asked for a while: it takes no jobs at first.
+
+    Raises `ResourceError` when the cluster refuses.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as reason:
+            without_agent = "No available agent" in str(reason)
+            if not without_agent or time.monotonic() > deadline:
+                why = str(reason).strip().splitlines()[0].rstrip(".")
+                then = NO_AGENT if without_agent else "see its dashboard, and try again"
+                raise ResourceError(f"the cluster takes no job: {why}", then) from None
+        time.sleep(1.0)
+
+
+def carry(recipe: Recipe, folder: Path, store: Store) -> None:
+    """Write `recipe.yaml` into a folder, and put the small files that it names where the cluster finds them.
+
+    That is the store, under their digest, where it is a shared disk. Otherwise they travel in the job's own folder,
+    which Ray unpacks on every node.
+    """
+    data = recipe.model_dump(mode="python")
+    for *parts, field in _PLACES:
+        holder = data[parts[0]] if parts else data
+        if holder is None:
+            continue  # a part that this recipe leaves out
+        value = holder[field]
+        if value is None or not Path(value).exists() or _size(Path(value)) > CARRIED_BYTES:
+            continue
+        source = Path(value)
+        if store.is_local:
+            holder[field] = str(_kept(source, store))
+        else:
+            holder[field] = "./" + "_".join([*parts, field, source.name])
+            _copy(source, folder / holder[field])
+    (folder / "recipe.yaml").write_text(Recipe.parse(data).to_yaml(), encoding="utf-8")
+
+
+def _kept(source: Path, store: Store) -> Path:
+    target = Path(store.url) / "carried" / store.outside_digest(source)[:16] / source.name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{source.name}.{uuid.uuid4().hex}.partial")
+        _copy(source, partial)
+        partial.rename(target)
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    copy = shutil.copytree if source.is_dir() else shutil.copy
+    copy(source, target)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _next_attempt(client: Any, name: str) -> int:
+    taken = {job.submission_id for job in client.list_jobs() if job.submission_id}
+    return next(number for number in range(1, len(taken) + 2) if f"{name}-{number}" not in taken)
+
+
+async def _follow(client: Any, job_id: str, names: list[str], view: Any) -> int:
+    """Feed the job's events to a view until it ends; show the rest of its log when it failed."""
+    rest: list[str] = []
+    with open_view(view, names) as shown:
+        async for line in _lines(client.tail_job_logs(job_id)):
+            event = parse_event(line)
+            if event is not None:
+                shown.handle(event)
+            elif line.strip():
+                rest.append(line)
+    status = client.get_job_status(job_id)
+    while not status.is_terminal():
+        await asyncio.sleep(0.5)
+        status = client.get_job_status(job_id)
+    succeeded = status.value == "SUCCEEDED"
+    for line in rest if succeeded else rest[-20:]:
+        print(line)
+    print(f"job {job_id}: {status.value.lower()}")
+    return 0 if succeeded else 1
+
+
+async def _lines(chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Whole lines from chunks that end anywhere."""
+    kept = ""
+    async for chunk in chunks:
+        *whole, kept = (kept + chunk).split("\n")
+        for line in whole:
+            yield line
+    if kept:
+        yield kept

@@ -1,0 +1,1 @@
+"""What is made (`Recipe`, `Study`) and how it is executed (`Resources`): strict, frozen, YAML in and out."""

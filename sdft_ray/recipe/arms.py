@@ -1,0 +1,258 @@
+"""Parts of the recipe that say how a pruned model is trained again, and how students are merged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.functional_validators import WrapValidator
+
+from sdft_ray.recipe.yaml_model import StrictPart, one_or_several
+
+LongRows = Literal["refuse", "drop", "cut_prompt"]
+Rate = Annotated[float, Field(gt=0)]
+"""A learning rate."""
+Rates = Annotated[Rate | tuple[Rate, ...], WrapValidator(one_or_several)]
+Seeds = Annotated[int | tuple[int, ...], WrapValidator(one_or_several)]
+"""In YAML a number, or a list to try side by side."""
+NumRows = Annotated[int | None, Field(ge=1)]
+"""Train on so many rows of the set alone, drawn by their ids, the same for every arm: a larger number takes in the
+smaller ones. None takes all."""
+
+
+class Lora(StrictPart):
+    """Low-rank adapters (arXiv:2106.09685) on every linear map of a block; folded into the weights at the end."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Objective(StrictPart):
+    """What training minimises over response tokens: a sum of terms, each times its weight; weight 0 leaves one out.
+
+    The teacher, in the same process, reads what the student reads. `forward_kl: 1, cross_entropy: 0` is the logit
+    distillation of Minitron (arXiv:2407.14679). With cached signals no teacher runs: training reads what generation
+    kept, which is conditioned on the rewriting prompt, so on the reference (context distillation, not Minitron's: see
+    `data/signals.py`). Rows that trained on their reference have no signals: they add cross-entropy alone, and are
+    left out where that has weight 0. An objective reads the teacher in one of the two ways, not in both.
+    """
+
+    cross_entropy: float = Field(default=1.0, ge=0)
+    """Of the response itself."""
+    forward_kl: float = Field(default=0.0, ge=0)
+    """From teacher to student: cover what the teacher may say."""
+    reverse_kl: float = Field(default=0.0, ge=0)
+    """From student to teacher: say nothing that the teacher would not."""
+    jensen_shannon: float = Field(default=0.0, ge=0)
+    """Generalised, between the two: see `beta` (arXiv:2306.13649)."""
+    top_k_kl: float = Field(default=0.0, ge=0)
+    """From teacher to student over the tokens that `generate.top_logprobs` kept and one tail for all others: at most
+    the forward KL, equal to it when every token is kept. Always cached."""
+    hidden_cosine: float = Field(default=0.0, ge=0)
+    """1 - cosine between what the student's blocks put out and what the teacher's did there, mean over blocks."""
+    hidden_mse: float = Field(default=0.0, ge=0)
+    """Likewise, the mean squared difference per channel."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of both distributions in all divergences, which are multiplied by its square (arXiv:1503.02531)."""
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """The teacher's share in the mixture of the Jensen-Shannon divergence."""
+    signals: Literal["online", "cached"] = "online"
+    """Where whole distributions of the teacher come from: a teacher beside the student, or `generate.hidden_states`
+    through the teacher's output head."""
+
+    @property
+    def divergences(self) -> tuple[str, ...]:
+        """Terms that compare distributions, weight above 0."""
+        names = ("forward_kl", "reverse_kl", "jensen_shannon", "top_k_kl")
+        return tuple(name for name in names if getattr(self, name))
+
+    @property
+    def cached(self) -> dict[str, str]:
+        """Terms computed from what generation kept, each with the field of `Generate` that keeps it."""
+        products = {name: "hidden_states" for name in self.divergences if self.signals == "cached"}
+        return products | ({"top_k_kl": "top_logprobs"} if self.top_k_kl else {})
+
+    @property
+    def matches(self) -> tuple[str, ...]:
+        """Terms that compare hidden states, weight above 0."""
+        return tuple(name for name in ("hidden_cosine", "hidden_mse") if getattr(self, name))
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """All terms with weight above 0."""
+        told = ("cross_entropy",) if self.cross_entropy else ()
+        return (*told, *self.divergences, *self.matches)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher runs beside the student."""
+        return bool(self._asked)
+
+    @property
+    def _asked(self) -> list[str]:
+        return [name for name in (*self.divergences, *self.matches) if name not in self.cached]
+
+    @model_validator(mode="after")
+    def _has_a_term(self) -> Self:
+        if not self.terms:
+            raise ValueError("an objective needs a term with a weight above 0, such as cross_entropy: 1")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_the_teacher(self) -> Self:
+        if self.signals == "cached" and "hidden_states" not in self.cached.values():
+            raise ValueError("signals: cached is for forward_kl, reverse_kl and jensen_shannon; none has a weight")
+        if self.cached and self._asked:
+            told = f"{next(iter(self.cached))} reads cached signals and {self._asked[0]} needs the teacher online"
+            raise ValueError(f"{told}; leave one out" + ("" if self.matches else ", or set signals: cached"))
+        if self.top_k_kl and self.temperature != 1:
+            raise ValueError("top_k_kl is for temperature 1: the mass of the tail at another is not known")
+        return self
+
+
+class Arm(StrictPart):
+    """One way to recover. `reference` is plain supervised fine-tuning, `distilled` is self-data."""
+
+    data: Literal["reference", "distilled"]
+    learning_rate: Rates
+    """A list makes a grid with `seed`: all are trained, and `train.held_out` decides which one is the student."""
+    seed: Seeds = 0
+    objective: Objective = Objective()
+    num_rows: NumRows = None
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        """RATE, or RATE#SEED with several seeds -> that one training, in ascending order."""
+        rates = self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
+        return {
+            f"{rate!r}#{seed}" if len(seeds) > 1 else f"{rate!r}": Trial(
+                data=self.data, learning_rate=rate, seed=seed, objective=self.objective, num_rows=self.num_rows
+            )
+            for rate in sorted(rates)
+            for seed in sorted(seeds)
+        }
+
+    @model_validator(mode="after")
+    def _signals_speak_of_rewrites(self) -> Self:
+        if self.objective.cached and self.data != "distilled":
+            raise ValueError(f"{next(iter(self.objective.cached))} from cached signals needs data: distilled")
+        return self
+
+
+class Trial(StrictPart):
+    """One training of an arm."""
+
+    data: Literal["reference", "distilled"]
+    learning_rate: Rate
+    seed: int = 0
+    objective: Objective = Objective()
+    num_rows: NumRows = None
+
+
+class Train(StrictPart):
+    """Recovery training, shared by all arms. One of `num_steps` and `num_epochs`."""
+
+    arms: dict[str, Arm] = Field(min_length=1)
+    held_out: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the rows that no arm is trained on, drawn by their ids; arms with several trials choose by them."""
+    lora: Lora | None = None
+    """Adapters in place of weights."""
+    tail_blocks: int | None = Field(default=None, ge=0)
+    """Tune the output head, the final norm and so many of the last blocks alone; every weight with neither of both."""
+    row_tokens: int = Field(default=2048, ge=8)
+    """Length of a packed row; a document must fit."""
+    long_rows: LongRows = "refuse"
+    """What becomes of a training row that does not fit: an error before anything starts, left out and counted, or the
+    beginning of its instruction cut off, and counted. An answer is never cut."""
+    rows_per_step: int = Field(default=32, ge=1)
+    """Packed rows per optimizer step, over all workers."""
+    tokens_per_step: int | None = Field(default=None, ge=8)
+    """The same in tokens, padding included: as many whole rows as it holds. Give one of both."""
+    num_steps: int | None = Field(default=None, ge=1)
+    num_epochs: float | None = Field(default=None, gt=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Make the running mean of the weights the student, such as 0.999 for thousands of steps."""
+
+    @property
+    def step_rows(self) -> int:
+        """Packed rows of one optimizer step."""
+        return self.rows_per_step if self.tokens_per_step is None else self.tokens_per_step // self.row_tokens
+
+    @model_validator(mode="after")
+    def _one_step_size(self) -> Self:
+        if self.tokens_per_step is not None:
+            if self.rows_per_step != type(self).model_fields["rows_per_step"].default:
+                raise ValueError("give one of rows_per_step, tokens_per_step")
+            if self.tokens_per_step < self.row_tokens:
+                raise ValueError(f"tokens_per_step holds no row: row_tokens is {self.row_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps, num_epochs")
+        if self.lora is not None and self.tail_blocks is not None:
+            raise ValueError("give lora or tail_blocks, not both")
+        bad = [name for name in self.arms if name in {"teacher", "pruned"} or not name.isidentifier()]
+        if bad:
+            raise ValueError(f"{bad[0]!r} cannot name an arm: use letters, digits and _, not teacher or pruned")
+        grids = [name for name, arm in self.arms.items() if len(arm.trials) > 1]
+        if grids and not self.held_out:
+            raise ValueError(
+                f"arm {grids[0]!r} has several trials and nothing to choose by: "
+                "set train.held_out, the share of rows kept out of training, such as 0.1"
+            )
+        return self
+
+    def trials_of(self, arm: str) -> dict[str, Trial]:
+        """Name -> a training of the arm: ARM where there is one, else ARM@RATE or ARM@RATE#SEED."""
+        trials = self.arms[arm].trials
+        return {arm if len(trials) == 1 else f"{arm}@{label}": trial for label, trial in trials.items()}
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        """Those of all arms."""
+        return {name: trial for arm in self.arms for name, trial in self.trials_of(arm).items()}
+
+
+class TeacherCorrection(StrictPart):
+    """Brief tuning of the unpruned teacher on the distillation data (arXiv:2408.11796, section 3).
+
+    Arms with a teacher in their objective compare with the corrected one; self-data stays the original's own. What
+    is not named here is as in `train`. One of `num_steps` and `num_epochs`.
+    """
+
+    data: Literal["reference", "distilled"]
+    learning_rate: Rate
+    num_steps: int | None = Field(default=None, ge=1)
+    num_epochs: float | None = Field(default=None, gt=0)
+    seed: int = 0
+    lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps, num_epochs")
+        return self
+
+
+class Merge(StrictPart):
+    """One student out of two arms: a point on the way between their weights (arXiv:2410.09982)."""
+
+    arms: tuple[str, str]
+    kind: Literal["slerp", "linear"] = "slerp"
+    t: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.5,), min_length=1)
+    """Shares of the second arm. One makes the student NAME, several make NAME_25, NAME_50, ... side by side."""
+
+    def students(self, name: str) -> dict[str, float]:
+        """Student -> its share."""
+        if len(self.t) == 1:
+            return {name: self.t[0]}
+        return {f"{name}_{100 * t:.4g}".replace(".", "_"): t for t in self.t}

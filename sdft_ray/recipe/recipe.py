@@ -1,0 +1,404 @@
+"""The recipe: the identity of one compression. Strict, frozen, YAML in and out.
+
+A recipe says *what* is made; `sdft_ray.recipe.resources.Resources` says how it is executed. Two recipes with equal
+content name the same artifacts, whatever file, machine or order of keys they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic.functional_validators import AfterValidator, WrapValidator
+
+from sdft_ray.errors import RecipeError
+from sdft_ray.recipe.arms import Arm, Merge, TeacherCorrection, Train
+from sdft_ray.recipe.pruning import Pruning
+from sdft_ray.recipe.suites import with_suite
+from sdft_ray.recipe.yaml_model import (
+    StrictPart,
+    as_frozen,
+    describe_validation_error,
+    dump_yaml,
+    one_or_several,
+    read_yaml,
+)
+
+AnswerKind = Literal["number", "choice", "text", "list", "json", "function_call", "code", "callable", "none"]
+"""How a response is checked (see `sdft_ray.generation.checks`); `none` means that it is not."""
+
+MAX_TOP_LOGPROBS = 128
+"""Most log-probabilities per token that are kept."""
+
+
+def _relative_to_recipe(value: str, info: ValidationInfo) -> str:
+    """Make a path absolute against the recipe's folder when something lies there; leave names alone."""
+    base: Path | None = (info.context or {}).get("base")
+    if base is None or "://" in value or Path(value).is_absolute():
+        return value
+    candidate = (base / value).resolve()
+    looks_like_path = value.startswith(".") or Path(value).suffix in {".jsonl", ".parquet", ".json", ".txt"}
+    return str(candidate) if looks_like_path or candidate.exists() else value
+
+
+Place = Annotated[str, AfterValidator(_relative_to_recipe)]
+"""A file, directory or URL, or the name of something on a hub. Relative paths start at the recipe's folder.
+
+Identity is the digest of what lies there, never the path: `stages.sources.Sources` replaces one by the other."""
+
+
+class Teacher(StrictPart):
+    """The unpruned model. A hub name is pinned to the commit `revision`; a directory to its files' digest."""
+
+    model: Place
+    revision: str | None = None
+    config: Place | None = None
+    """A copy of the model's config.json, so that a recipe can be sized where the hub is out of reach."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    trust_remote_code: bool = False
+
+
+class RowSource(StrictPart):
+    """Rows from JSONL or Parquet, or a named data set (`gsm8k`, `dolly`, `alpaca_cleaned`), train split."""
+
+    source: Place
+    revision: str | None = None
+    """Commit of a named set; None takes the newest and records it."""
+    columns: dict[str, str] = Field(default={})
+    """Our column (`id`, `instruction`, `reference`, `answer_kind`, `check`, `family`) to theirs."""
+    answer_kind: AnswerKind = "none"
+    """Used for rows that do not carry their own."""
+    check: str = ""
+    """Likewise: a JSON schema, Python tests, or `module:function`, as the answer kind wants."""
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Decontaminate(StrictPart):
+    """Leave out seed rows that share `ngram` words in a row with a question of the evaluation tasks; 0 keeps all.
+
+    13 is GPT-3's choice (arXiv:2005.14165, appendix C). For shorter questions see `sdft_ray.data.decontamination`.
+    """
+
+    ngram: int = Field(default=13, ge=0)
+
+
+class SeedSet(RowSource):
+    """Rows to rewrite and to train on."""
+
+    decontaminate: Decontaminate = Decontaminate()
+
+
+class Calibration(RowSource):
+    """Rows used only to measure; each is cut to `max_tokens`."""
+
+    max_tokens: int = Field(default=2048, ge=2)
+
+
+class Forgetting(RowSource):
+    """Text that nothing is tuned on, to tell what each model has lost; rows as a calibration set may have them."""
+
+    num_rows: int = Field(default=256, ge=1)
+    """Scored at most, spread evenly over the source."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Each row is cut to so many."""
+    embedding: Place | None = None
+    """Folder or hub name of a model of sentence embeddings, to compare answers with those of the teacher."""
+    embedding_revision: str | None = None
+    """Commit of a hub name; None takes the newest."""
+
+
+class Generate(StrictPart):
+    """How the teacher rewrites the seed set in its own words (arXiv:2410.09982, section 3)."""
+
+    template: str = "own_words"
+    """Name of a shipped template, or the text of one with `{instruction}` and `{reference}`."""
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=512, ge=1)
+    seed: int = 0
+    num_samples: int = Field(default=1, ge=1)
+    """Samples asked for at most per prompt; the first that passes selection ends the asking."""
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
+    """Likeliest tokens kept per response token, with log-probabilities and the tail's mass; 0 keeps none.
+
+    These and hidden states are conditioned on the rewriting prompt, so on the reference: see `data/signals.py`.
+    Both are counted in bytes by `sdft explain`."""
+    hidden_states: bool = False
+    """Keep what the output head takes in, bfloat16: exact full-vocabulary distillation for depth-pruned students."""
+    attempt: int = Field(default=1, ge=1)
+    """Raised by `sdft retry`: rows that failed are asked again, all others are taken over."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError("num_samples above 1 needs a temperature above 0: greedy samples are all the same")
+        return self
+
+
+class Gap(StrictPart):
+    """How far reference and rewrite lie from the teacher, measured before training."""
+
+    num_rows: int = Field(default=512, ge=1)
+    """Rows whose rewrite was kept that are scored at most, spread evenly over the set."""
+
+
+class Task(StrictPart):
+    """One lm-eval task. `metric` None takes acc_norm, acc or exact_match, whichever the task has first."""
+
+    name: str
+    num_fewshot: int | None = Field(default=None, ge=0)
+    metric: str | None = None
+
+
+class Samples(StrictPart):
+    """Several answers to each question of the generation tasks, for pass@k beside the greedy score."""
+
+    num: int = Field(default=8, ge=2)
+    temperature: float = Field(default=0.8, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+
+
+class Evaluate(StrictPart):
+    """What teacher, pruned model and students are asked. `suite: NAME` stands for the fields of `recipe_suites`."""
+
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    include: Place | None = None
+    """A folder of further lm-eval task files."""
+    limit: int | None = Field(default=None, ge=1)
+    apply_chat_template: bool = True
+    tuned: tuple[str, ...] = ()
+    """Tasks of the same kind as the fine-tuning set; all others count as off-domain."""
+    seed: int = 0
+    samples: Samples | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suite(cls, data: Any) -> Any:
+        return with_suite(data)
+
+    @model_validator(mode="after")
+    def _tuned_are_tasks(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError("a task is named twice")
+        stray = sorted(set(self.tuned) - set(names))
+        if stray:
+            raise ValueError(f"tuned names {stray[0]!r}, which is not among tasks")
+        return self
+
+
+def _ascending(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    return tuple(sorted(value)) if isinstance(value, tuple) else value
+
+
+_Rows = Annotated[int, Field(ge=1)]
+BatchRows = Annotated[_Rows | tuple[_Rows, ...], WrapValidator(one_or_several), AfterValidator(_ascending)]
+"""In YAML a number, or a list to measure one after another, in whatever order."""
+
+
+class Release(StrictPart):
+    """What a student must keep to be marked as releasable. Recovery is student over teacher, of mean scores or of a
+    task's."""
+
+    min_recovery: float | None = Field(default=None, gt=0)
+    min_task_recovery: float | None = Field(default=None, gt=0)
+    no_task_below_pruned: bool = False
+    """No task may be worse, beyond chance, than after pruning alone."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.min_recovery is None and self.min_task_recovery is None and not self.no_task_below_pruned:
+            raise ValueError("give min_recovery, min_task_recovery or no_task_below_pruned, or leave release out")
+        return self
+
+
+class Speed(StrictPart):
+    """Measured speed: `batch_rows` prompts of `prompt_tokens` at once, then `new_tokens` greedy tokens each.
+
+    A target in speed is measured with the largest batch alone.
+    """
+
+    batch_rows: BatchRows = (1, 16)
+    """By default one client, and a batch."""
+    prompt_tokens: int = Field(default=64, ge=1)
+    new_tokens: int = Field(default=64, ge=2)
+    rounds: int = Field(default=5, ge=1)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """All sizes, ascending."""
+        return self.batch_rows if isinstance(self.batch_rows, tuple) else (self.batch_rows,)
+
+    @property
+    def largest_batch(self) -> int:
+        return self.batches[-1]
+
+
+_FIRST = ("name", "description", "replicate", "teacher", "seed_set", "calibration", "steps")
+"""How a recipe begins on paper."""
+
+
+class PruningStep(Pruning):
+    """An earlier step of iterative compression: prune, recover by one arm, go on from there (arXiv:2407.14679)."""
+
+    arm: Arm
+    num_steps: int | None = Field(default=None, ge=1)
+    num_epochs: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps, num_epochs")
+        if len(self.arm.trials) > 1:
+            raise ValueError("the arm of an earlier step has one learning rate and one seed")
+        return self
+
+
+class Recipe(Pruning):
+    """One compression, from teacher to evaluated students."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
+    description: str = ""
+    replicate: int = Field(default=1, ge=1)
+    """Raise it to run everything once more under new addresses."""
+    teacher: Teacher
+    seed_set: SeedSet
+    calibration: Calibration
+    steps: tuple[PruningStep, ...] = ()
+    """Prunings before this one, each with its recovery, in turn; the first starts from the teacher."""
+    generate: Generate = Generate()
+    gap: Gap = Gap()
+    forgetting: Forgetting | None = None
+    """Without it nobody asks what was forgotten."""
+    train: Train
+    teacher_correction: TeacherCorrection | None = None
+    merges: dict[str, Merge] = Field(default={})
+    """Students made of two arms, evaluated like the arms."""
+    evaluate: Evaluate
+    speed: Speed = Speed()
+    gates: Place | None = None
+    """A JSON file of conditions for a fair comparison and whether they hold, to be printed in the report."""
+    release: Release | None = None
+    """Without it students are not judged."""
+
+    @property
+    def merged(self) -> dict[str, tuple[Merge, float]]:
+        """Student -> the merge that makes it, and its share of the second arm."""
+        return {
+            student: (merge, t) for name, merge in self.merges.items() for student, t in merge.students(name).items()
+        }
+
+    @property
+    def correction(self) -> Train | None:
+        """The teacher's own training, as one with the single arm `teacher`."""
+        asked = self.teacher_correction
+        if asked is None:
+            return None
+        arm = Arm(data=asked.data, learning_rate=asked.learning_rate, seed=asked.seed)
+        own = {name: getattr(asked, name) for name in ("num_steps", "num_epochs", "lora")}
+        return self.train.model_copy(update={**own, "tail_blocks": None, "arms": {"teacher": arm}})
+
+    @property
+    def prunings(self) -> dict[str, Recipe]:
+        """What each pruning in turn is made by: `step1`, `step2`, ..., as recipes without steps, and "", itself."""
+        earlier = {}
+        for number, step in enumerate(self.steps, 1):
+            part = {name: getattr(step, name) for name in Pruning.model_fields}
+            length = {"num_steps": step.num_steps, "num_epochs": step.num_epochs}
+            train = self.train.model_copy(update={**length, "arms": {f"step{number}": step.arm}})
+            earlier[f"step{number}"] = self.model_copy(update={**part, "train": train, "steps": (), "merges": {}})
+        return {**earlier, "": self}
+
+    def made_by(self, about: str) -> Recipe:
+        """The recipe of an earlier step where `about` names one (`step1`), else this one."""
+        return self.prunings.get(about, self)
+
+    @model_validator(mode="after")
+    def _previous_is_another(self) -> Self:
+        if self.distil_from == "previous" and not self.steps:
+            raise ValueError("distil_from: previous is for recipes with `steps`; without, there is the original alone")
+        return self
+
+    @model_validator(mode="after")
+    def _correction_is_used(self) -> Self:
+        if self.teacher_correction and not any(arm.objective.needs_teacher for _, arm in self._arms()):
+            raise ValueError(
+                "teacher_correction has no use: no arm compares with a teacher; "
+                "give one an objective such as {forward_kl: 1}, or leave the correction out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _matched_states_are_of_one_size(self) -> Self:
+        for number, (name, recipe) in enumerate(self.prunings.items()):
+            for arm, asked in recipe.train.arms.items():
+                where = f"steps.{number}.arm" if name else f"train.arms.{arm}"
+                if asked.objective.matches and recipe.width is not None and recipe.width.hidden is not None:
+                    raise ValueError(
+                        f"{where} compares hidden states, and with width.hidden the student's are shorter "
+                        "than the teacher's; leave one of both out"
+                    )
+                if asked.objective.matches and number and recipe.distil_from == "original":
+                    raise ValueError(
+                        f"{where} compares hidden states block by block, which the model before this step has and the "
+                        "original no longer: set distil_from: previous"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _cached_signals_are_generated(self) -> Self:
+        for where, arm in self._arms():
+            for term, product in arm.objective.cached.items():
+                if not getattr(self.generate, product):
+                    raise ValueError(f"{where}: {term} needs generate.{product}, which is off")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        taken = {f"step{number}" for number in range(1, len(self.steps) + 1)} | ({"patched"} if self.patch else set())
+        for name in (*self.train.arms, *self.merged):
+            if name in taken:
+                raise ValueError(f"{name!r} is the name of another model of this recipe; call the arm otherwise")
+        return self
+
+    def _arms(self) -> Iterator[tuple[str, Arm]]:
+        """All arms, with where they stand."""
+        yield from ((f"steps.{index}.arm", step.arm) for index, step in enumerate(self.steps))
+        yield from ((f"train.arms.{name}", arm) for name, arm in self.train.arms.items())
+
+    @model_validator(mode="after")
+    def _merges_have_arms(self) -> Self:
+        names = [student for name, merge in self.merges.items() for student in merge.students(name)]
+        taken = {"teacher", "pruned", *self.train.arms}
+        for name in names:
+            if name in taken or not name.isidentifier() or names.count(name) > 1:
+                raise ValueError(f"{name!r} cannot name a merge: use letters, digits and _, and no name twice")
+        for merge in self.merges.values():
+            stray = [arm for arm in merge.arms if arm not in self.train.arms]
+            if stray or merge.arms[0] == merge.arms[1]:
+                raise ValueError(f"a merge takes two different arms of train.arms, not {' and '.join(merge.arms)}")
+        return self
+
+    @classmethod
+    def parse(cls, data: Any, *, base: Path | None = None, origin: str = "recipe") -> Recipe:
+        """Validate plain data. Raises `RecipeError` that names the field and, if near, the one meant."""
+        try:
+            return cls.model_validate(as_frozen(data), context={"base": base})
+        except ValidationError as error:
+            raise RecipeError(*describe_validation_error(error, cls, origin)) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a YAML file; relative paths inside it start at its folder. Raises `RecipeError`."""
+        path = Path(path)
+        return cls.parse(read_yaml(path, RecipeError), base=path.resolve().parent, origin=str(path))
+
+    def to_yaml(self) -> str:
+        """The recipe without fields that equal their default."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        for part, written in ((self, content), *zip(self.steps, content.get("steps", ()), strict=True)):
+            if "depth" in part.model_fields_set:  # even one that keeps every block is said on purpose
+                written["depth"] = part.depth.model_dump(mode="json", exclude_defaults=True)
+        return dump_yaml({name: content[name] for name in (*_FIRST, *content) if name in content})

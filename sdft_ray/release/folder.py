@@ -1,0 +1,145 @@
+"""A folder: a local directory, or any URL that fsspec can write to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import fsspec
+from fsspec.callbacks import Callback
+from fsspec.implementations.local import LocalFileSystem
+
+from sdft_ray.errors import StoreError, UserError
+from sdft_ray.release.piece import CHUNK_BYTES, Piece, Watch, is_visible
+from sdft_ray.store.urls import without_secrets
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CREDENTIALS = re.compile(r"//[^/\s@]+@")
+
+
+class Folder:
+    """Local files are written beside their place and moved there whole; elsewhere fsspec's driver uploads them."""
+
+    repository = ""
+
+    def __init__(self, url: str) -> None:
+        local = "://" not in url or url.startswith(("file://", "local://"))
+        path = url.removeprefix("file://").removeprefix("local://")
+        given = str(Path(path).expanduser().resolve()) if local else url.rstrip("/")
+        self.url = given if local else without_secrets(given)
+        with self._failing("opened"):
+            self._fs, root = fsspec.core.url_to_fs(given)
+        self._root = str(root).rstrip("/")
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    def names(self) -> list[str]:
+        with self._failing("read"):
+            self._fs.invalidate_cache()
+            if self._fs.isfile(self._root):
+                raise StoreError(f"{self.url} is a file", "name a folder; it is made when missing")
+            try:
+                found = self._fs.find(self._root)
+            except FileNotFoundError:
+                return []
+        names = (str(path).removeprefix(self._root).lstrip("/") for path in found)
+        return sorted(name for name in names if is_visible(name))
+
+    def holds(self, piece: Piece) -> bool:
+        path = self._path(piece.name)
+        with self._failing("read"):
+            if not self._fs.isfile(path) or self._fs.size(path) != piece.num_bytes:
+                return False
+            digest = hashlib.sha256()
+            with self._fs.open(path, "rb") as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    digest.update(chunk)
+        return digest.hexdigest() == piece.sha256
+
+    def read(self, name: str) -> bytes:
+        with self._failing("read"):
+            return self._fs.cat_file(self._path(name))
+
+    def send(self, pieces: Sequence[Piece], watch: Watch) -> None:
+        if self._is_local:
+            self._check_room(sum(piece.num_bytes for piece in pieces))
+        for piece in pieces:
+            with self._failing("written"):
+                (self._write if self._is_local else self._upload)(piece, watch)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _check_room(self, num_bytes: int) -> None:
+        existing = next(path for path in (Path(self._root), *Path(self._root).parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if free < num_bytes:
+            told = f"{num_bytes:,} bytes are to be written to {self.url}, and {free:,} are free there"
+            raise StoreError(told, "free some, or choose another destination")
+
+    def _write(self, piece: Piece, watch: Watch) -> None:
+        target = Path(self._path(piece.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".sdft-{piece.sha256[:12]}.partial")  # a push that was killed is gone over
+        digest, done = hashlib.sha256(), 0
+        try:
+            with partial.open("wb") as out:
+                for chunk in piece.chunks():
+                    out.write(chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    watch(piece.name, done)
+                out.flush()
+                os.fsync(out.fileno())
+            if digest.hexdigest() != piece.sha256:
+                raise StoreError(f"{piece.name} changed while it was sent", "sdft verify, then push again")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _upload(self, piece: Piece, watch: Watch) -> None:
+        path = self._path(piece.name)
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if isinstance(piece.content, bytes):
+            self._fs.pipe_file(path, piece.content)
+        else:
+            told = Callback(hooks={"watch": lambda size, value, **_: watch(piece.name, value)})
+            self._fs.put_file(str(piece.content), path, callback=told)
+        self._fs.invalidate_cache()
+        arrived = self._fs.size(path)
+        if arrived != piece.num_bytes:
+            told = f"{piece.name} has {arrived:,} of {piece.num_bytes:,} bytes in {self.url}"
+            raise StoreError(told, "push again; what arrived whole is not sent twice")
+        watch(piece.name, piece.num_bytes)
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong becomes one line: drivers raise what the libraries of their services raise."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as reason:  # noqa: BLE001  (botocore's errors, for one, have no parent in common with others)
+            raise StoreError(f"{self.url} cannot be {what}: {_line(reason)}", _hint(reason)) from None
+
+
+def _line(reason: BaseException) -> str:
+    told = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    return _CREDENTIALS.sub("//", (told.splitlines() or [""])[0].strip()) or type(reason).__name__
+
+
+def _hint(reason: Exception) -> str:
+    if isinstance(reason, ImportError):
+        return "install the driver, such as sdft_ray[s3] or sdft_ray[gcs]"
+    if isinstance(reason, ValueError):
+        return "give hf://OWNER/NAME, a path, or a URL such as s3://BUCKET/FOLDER"
+    if isinstance(reason, OSError) and reason.errno in _FULL:
+        return "free some space, then push again; what arrived whole is not sent twice"
+    if isinstance(reason, PermissionError | FileExistsError | NotADirectoryError | NotImplementedError):
+        return "choose a destination that you may write to"
+    return "check address, credentials and network, then push again; what arrived whole is not sent twice"

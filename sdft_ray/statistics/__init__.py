@@ -1,0 +1,1 @@
+"""Statistical inference over items, seeds and data-set sizes: paired and crossed intervals, learning curves."""
