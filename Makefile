@@ -87,12 +87,13 @@ $(BENCH_VENV)/.installed: requirements/bench.txt | $(UV)
 bench: dev bench-env
 	@for script in jobs/bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
-# Exact pins from the *.in files. No registry host is written into them. The tools take either platform's setuptools,
-# which differ.
+# Exact pins of what pyproject.toml and the *.in files ask for. No registry host is written into them. The tools take
+# either platform's setuptools, which differ.
 PIN := $(UV) pip compile --quiet --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11
+ASKED := pyproject.toml --extra serve --extra eval
 pins: $(UV)
-	$(PIN) $(SOURCES) --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
-	$(PIN) requirements/gpu.in -o requirements/gpu.txt
+	$(PIN) $(SOURCES) --override requirements/overrides.txt $(ASKED) --extra cpu -o requirements/cpu.txt
+	$(PIN) $(ASKED) --extra gpu -o requirements/gpu.txt
 	$(PIN) -c requirements/cpu.txt --no-emit-package setuptools requirements/dev.in -o requirements/dev.txt
 	grep -v '^setuptools==' requirements/cpu.txt | $(PIN) $(BENCH_SOURCES) -c - requirements/bench.in -o requirements/bench.txt
 
