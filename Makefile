@@ -30,7 +30,7 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python $(SOURCES) $(OVERRID
 # Ray starts a dozen Python processes; without cached bytecode each of them compiles torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test fast check bench bench-env pins install dev clean
+.PHONY: quickstart test fast check pythons bench bench-env pins install dev clean
 .DEFAULT_GOAL := quickstart
 
 install: $(VENV)/.installed-$(PLATFORM)
@@ -75,6 +75,19 @@ check: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The rooms that need no torch, on every Python that pyproject.toml names; a missing one is named.
+PYTHONS ?= 3.11 3.12 3.13
+LIGHT_TESTS := tests/contracts/test_imports.py $(addprefix tests/unit/,recipe statistics store progress)
+pythons: $(UV)
+	@for version in $(PYTHONS); do \
+	    python$$version -c "" 2>/dev/null || { echo "Python $$version is not on this machine: not checked"; continue; }; \
+	    env=build/python$$version; echo "Python $$version:"; \
+	    $(UV) venv --quiet --allow-existing --python "$$(python$$version -c 'import sys; print(sys.executable)')" $$env && \
+	    $(UV) pip install --quiet --python $$env/bin/python -c requirements/cpu.txt -c requirements/dev.txt -r requirements/light.in && \
+	    $$env/bin/python -W error -m compileall -q -f sdft_ray && \
+	    $$env/bin/python -m pytest $(LIGHT_TESTS) || exit 1; \
+	done
 
 # Peers' packages, apart from ours. They are pinned to the CPU build of torch: on a GPU no peer is measured.
 bench-env: $(BENCH_VENV)/.installed
