@@ -31,7 +31,7 @@ from sdft_ray.models.size import size_with_blocks
 from sdft_ray.pipeline.compress import compress
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
-from sdft_ray.report.model import ReportData
+from sdft_ray.report.run.model import ReportData
 
 RATES = (0.0005, 0.001)
 KD = {"cross_entropy": 0.0, "forward_kl": 1.0}

@@ -14,10 +14,10 @@ from typing import Any
 
 from sdft_ray.errors import EvaluationError, StoreError
 from sdft_ray.pipeline.run import Run
-from sdft_ray.report.answers import Key, Mark, read_answers, read_marks
-from sdft_ray.report.compare_figures import Figures, is_right_or_wrong
-from sdft_ray.report.comparison import Comparison, Example, Model
-from sdft_ray.report.gather import read_scores, recoveries
+from sdft_ray.report.comparison.answers import Key, Mark, read_answers, read_marks
+from sdft_ray.report.comparison.gather import Figures, is_right_or_wrong
+from sdft_ray.report.comparison.model import Comparison, Example, Model
+from sdft_ray.report.run.gather import read_scores, recoveries
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest

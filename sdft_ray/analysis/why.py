@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sdft_ray.errors import StoreError
 from sdft_ray.pipeline.compress import damage
 from sdft_ray.pruning.alternatives import removals
-from sdft_ray.report.model import Distances, Plan
-from sdft_ray.report.why import Candidate, Channel, Why
+from sdft_ray.report.run.model import Distances, Plan
+from sdft_ray.report.run.why import Candidate, Channel, Why
 from sdft_ray.store import files
 
 if TYPE_CHECKING:

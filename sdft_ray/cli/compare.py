@@ -35,12 +35,12 @@ def compare(
     from rich.console import Console
 
     from sdft_ray.analysis.compare import compare as compare_models
-    from sdft_ray.report.compare_table import shown
+    from sdft_ray.report.comparison.terminal import shown
     from sdft_ray.store.store import Store
 
     found = compare_models(Store(store or os.environ.get("SDFT_STORE") or ".sdft"), models, num_examples=examples)
     if html is not None:
-        from sdft_ray.report.compare_page import render
+        from sdft_ray.report.comparison.page import render
 
         try:
             html.write_text(render(found), encoding="utf-8")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sdft_ray.generation.footprint import PassBytes
     from sdft_ray.pipeline.explain import Explanation
     from sdft_ray.pipeline.run import Run
-    from sdft_ray.report.why import Why
+    from sdft_ray.report.run.why import Why
     from sdft_ray.serving.access import Key
     from sdft_ray.serving.compare import Row
     from sdft_ray.serving.settings import ServeSettings
@@ -109,8 +109,8 @@ def readable(count: float) -> str:
 
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
-    from sdft_ray.report.summary import overlap
-    from sdft_ray.report.table import gap_line, grid_line, kept_lines, result_table, size_line
+    from sdft_ray.report.run.terminal import gap_line, grid_line, kept_lines, result_table, size_line
+    from sdft_ray.report.run.words import overlap
 
     console = _console()
     data = run.report_data()
@@ -162,7 +162,7 @@ def _stage_table(run: Run) -> Table:
 
 def print_why(why: Why) -> None:
     """Heat map, candidates, channels."""
-    from sdft_ray.report.why import shown
+    from sdft_ray.report.run.why import shown
 
     _console().print(shown(why))
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from sdft_ray.pipeline.study import Planned, Shared, StudyRun, rows_file
-from sdft_ray.report.numbers import seconds
-from sdft_ray.report.study_model import StudyData
+from sdft_ray.report.study.model import StudyData
+from sdft_ray.report.toolbox.numbers import seconds
 
 if TYPE_CHECKING:
     from sdft_ray.recipe.study import Study
@@ -37,7 +37,7 @@ def print_plan(study: Study, plan: Planned) -> None:
 
 def print_study(run: StudyRun, store: Store, *, as_json: bool) -> None:
     """The result, and where its files lie."""
-    from sdft_ray.report.study_table import study_lines
+    from sdft_ray.report.study.terminal import study_lines
 
     data = data_of(run)
     places = write_files(run, data, store)
@@ -53,7 +53,7 @@ def print_study(run: StudyRun, store: Store, *, as_json: bool) -> None:
 
 def data_of(run: StudyRun) -> StudyData:
     """What page, figure and terminal show. Raises `DataError` for a table that is no whole study."""
-    from sdft_ray.report.study_gather import gather_study
+    from sdft_ray.report.study.gather import gather_study
 
     return gather_study(
         run.rows,
@@ -67,9 +67,9 @@ def data_of(run: StudyRun) -> StudyData:
 
 def write_files(run: StudyRun, data: StudyData, store: Store) -> dict[str, str]:
     """Rows, page, figure and table, in place of those of an earlier run: what -> where."""
-    from sdft_ray.report.study import render_study
-    from sdft_ray.report.study_figure import study_figure
-    from sdft_ray.report.study_markdown import study_markdown
+    from sdft_ray.report.study.figure import study_figure
+    from sdft_ray.report.study.markdown import study_markdown
+    from sdft_ray.report.study.page import render_study
 
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / FIGURE

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sdft_ray.report.gather import gather
-from sdft_ray.report.page import render
+from sdft_ray.report.run.gather import gather
+from sdft_ray.report.run.page import render
 from sdft_ray.stages.job import Job, Made, Meter
 from sdft_ray.store import files
 

@@ -10,10 +10,10 @@ from typing import Any
 from sdft_ray.errors import StoreError
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import parse_yaml
-from sdft_ray.report.gather import gather
-from sdft_ray.report.kept_model import Kept
-from sdft_ray.report.model import ReportData
-from sdft_ray.report.training import student_manifest
+from sdft_ray.report.run.gather import gather
+from sdft_ray.report.run.kept_model import Kept
+from sdft_ray.report.run.model import ReportData
+from sdft_ray.report.run.training import student_manifest
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store

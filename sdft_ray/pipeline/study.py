@@ -18,7 +18,7 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.recipe.study import Group, Size, Study, arm_name, groups, rate_recipe, seed_recipe, size_of_study
 from sdft_ray.recipe.yaml_model import dump_yaml
-from sdft_ray.report.gather import read_scores
+from sdft_ray.report.run.gather import read_scores
 from sdft_ray.stages.graph import Step, steps
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store.manifest import Manifest

@@ -19,13 +19,13 @@ from sdft_ray.errors import StoreError, UserError
 from sdft_ray.models.licence import Licence, find_licence
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.release.card_facts import CardFacts, Origin, card_facts, teacher_origin
 from sdft_ray.release.folder import Folder
 from sdft_ray.release.hub import SCHEME, Repository
+from sdft_ray.release.model_card import model_card
 from sdft_ray.release.piece import Destination, Piece, Watch
-from sdft_ray.report.card_facts import CardFacts, Origin, card_facts, teacher_origin
-from sdft_ray.report.model import ReportData
-from sdft_ray.report.model_card import model_card
-from sdft_ray.report.training import student_manifest
+from sdft_ray.report.run.model import ReportData
+from sdft_ray.report.run.training import student_manifest
 from sdft_ray.store.fingerprint import file_digest, fingerprint
 from sdft_ray.store.manifest import Manifest
 

@@ -13,7 +13,7 @@ from sdft_ray.models.loading import load_model
 from sdft_ray.pipeline.compress import compress, damage
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.report.why import shown
+from sdft_ray.report.run.why import shown
 from tests.support.worlds import RESOURCES, make_world, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sdft_ray.report import numbers
+from sdft_ray.report.toolbox import numbers
 from sdft_ray.serving.access import Key, hash_of
 from tests.serve.playground import FACTS, Playground, playground, scripted, wait_until
 

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from sdft_ray.analysis.compare import compare
 from sdft_ray.cli import app as cli
 from sdft_ray.errors import EvaluationError, StoreError, UserError
-from sdft_ray.report.compare_figures import Figures, rejected_by_holm
-from sdft_ray.report.compare_words import details, verdict
-from sdft_ray.report.comparison import Comparison
+from sdft_ray.report.comparison.gather import Figures, rejected_by_holm
+from sdft_ray.report.comparison.model import Comparison
+from sdft_ray.report.comparison.words import details, verdict
 from sdft_ray.statistics.paired import paired_bootstrap
 from sdft_ray.statistics.scores import Written
 from sdft_ray.store.store import Store
@@ -338,7 +338,7 @@ def test_no_line_is_longer_than_the_terminal(store: Store, columns: int) -> None
 
 
 def test_nothing_heavy_is_loaded() -> None:
-    code = "import sys, sdft_ray.analysis.compare, sdft_ray.report.compare_table; print(*sys.modules)"
+    code = "import sys, sdft_ray.analysis.compare, sdft_ray.report.comparison.terminal; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "sdft_ray.statistics.paired" in loaded

@@ -15,10 +15,10 @@ import pytest
 from sdft_ray.cli.render import print_result
 from sdft_ray.evaluation.release import Bounds
 from sdft_ray.pipeline.run import Run
-from sdft_ray.report.gather import read_scores
-from sdft_ray.report.model import ReportData
-from sdft_ray.report.page import render
-from sdft_ray.report.summary import warnings
+from sdft_ray.report.run.gather import read_scores
+from sdft_ray.report.run.model import ReportData
+from sdft_ray.report.run.page import render
+from sdft_ray.report.run.words import warnings
 from sdft_ray.stages.graph import VERSIONS
 from sdft_ray.statistics.paired import paired_bootstrap, recovery_interval
 from sdft_ray.store import files

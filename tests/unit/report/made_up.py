@@ -8,9 +8,8 @@ from functools import cache
 import numpy as np
 
 from sdft_ray.recipe.recipe import Release
-from sdft_ray.report.kept_gather import retention
-from sdft_ray.report.kept_model import Retention
-from sdft_ray.report.model import (
+from sdft_ray.report.run.kept_model import Retention
+from sdft_ray.report.run.model import (
     Arm,
     Correction,
     Cost,
@@ -33,6 +32,7 @@ from sdft_ray.report.model import (
     TextNats,
     TrialRow,
 )
+from sdft_ray.report.run.retention import retention
 from sdft_ray.statistics.scores import Scores, TaskScore, Written
 from tests.unit.report.made_up_costs import FORGETTING, SPEED
 

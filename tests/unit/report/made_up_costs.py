@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdft_ray.report.model import BatchSpeed, Compared, Forgetting, Likeness, Nats, Ratio, Speed, Spread
+from sdft_ray.report.run.model import BatchSpeed, Compared, Forgetting, Likeness, Nats, Ratio, Speed, Spread
 
 
 def by_text(text: float, reference: float, distilled: float, stderr: float) -> dict[str, Nats]:

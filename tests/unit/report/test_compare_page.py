@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from sdft_ray.analysis.compare import compare
-from sdft_ray.report.compare_examples import example_groups, shortened, shown
-from sdft_ray.report.compare_page import axis, changes_chart, render
-from sdft_ray.report.compare_words import mean_rows
-from sdft_ray.report.comparison import Comparison
+from sdft_ray.report.comparison.examples import example_groups, shortened, shown
+from sdft_ray.report.comparison.model import Comparison
+from sdft_ray.report.comparison.page import axis, changes_chart, render
+from sdft_ray.report.comparison.words import mean_rows
 from sdft_ray.store.store import Store
 from tests.unit.report.made_up_comparison import CHOSEN, GENERATED, make_store
 from tests.unit.report.test_page import Reader

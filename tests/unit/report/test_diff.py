@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdft_ray.report.diff import side_by_side
+from sdft_ray.report.toolbox.diff import side_by_side
 
 text = st.text(alphabet="ab 1.,\n+=", max_size=40)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdft_ray.report.blocks_figure import Cell, block_ticks, heat_map, influence
-from sdft_ray.report.charts import MAX_POINTS, loss_chart, recovery_chart, smoothed
-from sdft_ray.report.model import LossPoint, Plan, Ratio
+from sdft_ray.report.run.blocks_figure import Cell, block_ticks, heat_map, influence
+from sdft_ray.report.run.charts import MAX_POINTS, loss_chart, recovery_chart, smoothed
+from sdft_ray.report.run.model import LossPoint, Plan, Ratio
 from tests.unit.report.made_up import distances, report_data
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sdft_ray.evaluation.shift import ResponseNll, mean_nll, paired_gap
-from sdft_ray.report.forgetting import forgetting
-from sdft_ray.report.forgetting_table import Cell, table
-from sdft_ray.report.gather import gather
-from sdft_ray.report.model import Likeness, Ratio, ReportData
-from sdft_ray.report.page import render
+from sdft_ray.report.run.forgetting import forgetting
+from sdft_ray.report.run.forgetting_table import Cell, table
+from sdft_ray.report.run.gather import gather
+from sdft_ray.report.run.model import Likeness, Ratio, ReportData
+from sdft_ray.report.run.page import render
 from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sdft_ray.report.gather import gather
-from sdft_ray.report.model import Cost
-from sdft_ray.report.rows import cost_notes
+from sdft_ray.report.run.gather import gather
+from sdft_ray.report.run.model import Cost
+from sdft_ray.report.run.rows import cost_notes
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store, address_of

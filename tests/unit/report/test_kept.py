@@ -14,13 +14,13 @@ import pytest
 from sdft_ray.evaluation.card import retention_card
 from sdft_ray.evaluation.release import Bounds, judge
 from sdft_ray.recipe.recipe import Release
-from sdft_ray.report.kept_gather import retention
-from sdft_ray.report.kept_model import Figure, Judgement, Kept, Retention
-from sdft_ray.report.kept_table import DASH, GENERATED, SCORED, Cell, Row, Student, students
-from sdft_ray.report.kept_words import beyond_chance, released, reversals
-from sdft_ray.report.model import Recovery, ReportData
-from sdft_ray.report.page import render
-from sdft_ray.report.table import kept_lines
+from sdft_ray.report.run.kept_model import Figure, Judgement, Kept, Retention
+from sdft_ray.report.run.kept_table import DASH, GENERATED, SCORED, Cell, Row, Student, students
+from sdft_ray.report.run.kept_words import beyond_chance, released, reversals
+from sdft_ray.report.run.model import Recovery, ReportData
+from sdft_ray.report.run.page import render
+from sdft_ray.report.run.retention import retention
+from sdft_ray.report.run.terminal import kept_lines
 from sdft_ray.statistics.paired import paired_bootstrap
 from sdft_ray.statistics.scores import Scores
 from tests.unit.report.made_up import FAMILIES, RELEASE, SCORES, TUNED, evaluated, kept, recovery_of, task_score

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sdft_ray.report.model import Plan, Recovery, ReportData, Score
+from sdft_ray.report.run.model import Plan, Recovery, ReportData, Score
 from tests.unit.report.made_up import distances, report_data
 
 

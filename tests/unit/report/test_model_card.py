@@ -17,9 +17,9 @@ from sdft_ray.models.licence import Licence
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import parse_yaml
-from sdft_ray.report.card_facts import card_facts, portable
-from sdft_ray.report.model_card import _speedup, model_card
-from sdft_ray.report.training import student_manifest
+from sdft_ray.release.card_facts import card_facts, portable
+from sdft_ray.release.model_card import _speedup, model_card
+from sdft_ray.report.run.training import student_manifest
 from tests.support.finished_run import CORRECT, REASONS, finished_run
 from tests.support.recipes import make_recipe
 from tests.unit.report.made_up import report_data

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdft_ray.report import numbers
-from sdft_ray.report.numbers import THIN
+from sdft_ray.report.toolbox import numbers
+from sdft_ray.report.toolbox.numbers import THIN
 
 
 def spaced(text: str) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sdft_ray import report
-from sdft_ray.report.kept_model import Retention
-from sdft_ray.report.model import Gap, Plan, ReportData, Sample
-from sdft_ray.report.page import render
+from sdft_ray.report.run.kept_model import Retention
+from sdft_ray.report.run.model import Gap, Plan, ReportData, Sample
+from sdft_ray.report.run.page import render
 from tests.unit.report.made_up import FAMILIES, distances, report_data
 from tests.unit.report.test_figures import contrast
 

@@ -10,8 +10,8 @@ import pytest
 
 from sdft_ray.evaluation.rounds import over_rounds
 from sdft_ray.evaluation.speed import BatchSpeed, ModelSpeed
-from sdft_ray.report.model import ReportData
-from sdft_ray.report.speeds import SpeedTable, compared_speeds, speed_tables
+from sdft_ray.report.run.model import ReportData
+from sdft_ray.report.run.speeds import SpeedTable, compared_speeds, speed_tables
 from tests.support.recipes import make_recipe
 from tests.unit.report.made_up import report_data
 

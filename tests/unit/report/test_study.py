@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from sdft_ray.errors import DataError
-from sdft_ray.report.numbers import THIN
-from sdft_ray.report.study_fit import covariance, recovery_moves
-from sdft_ray.report.study_gather import gather_study
-from sdft_ray.report.study_model import ALL, OFF_DOMAIN, TUNED, Interval, Panel, StudyData
-from sdft_ray.report.study_words import bounds, cells_compared, fit_words, plain_text, signed, verdict
+from sdft_ray.report.study.fit import covariance, recovery_moves
+from sdft_ray.report.study.gather import gather_study
+from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, Interval, Panel, StudyData
+from sdft_ray.report.study.words import bounds, cells_compared, fit_words, plain_text, signed, verdict
+from sdft_ray.report.toolbox.numbers import THIN
 from sdft_ray.statistics.crossed import crossed_mean, crossed_recovery
 from tests.unit.report import made_up_study as made_up
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from sdft_ray.report.study_gather import gather_study
-from sdft_ray.report.study_markdown import study_markdown
-from sdft_ray.report.study_model import ALL, OFF_DOMAIN, Interval, StudyData
+from sdft_ray.report.study.gather import gather_study
+from sdft_ray.report.study.markdown import study_markdown
+from sdft_ray.report.study.model import ALL, OFF_DOMAIN, Interval, StudyData
 from tests.unit.report import made_up_study as made_up
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sdft_ray.report.study import render_study
-from sdft_ray.report.study_charts import Rows, row_axis, share_axis, small_plots, tick_sizes
-from sdft_ray.report.study_figure import COLORS, study_figure
-from sdft_ray.report.study_gather import gather_study
-from sdft_ray.report.study_model import ALL, OFF_DOMAIN, TUNED, Interval, StudyData
-from sdft_ray.report.study_table import study_lines
-from sdft_ray.report.study_words import plain_text, verdict
+from sdft_ray.report.study.charts import Rows, row_axis, share_axis, small_plots, tick_sizes
+from sdft_ray.report.study.figure import COLORS, study_figure
+from sdft_ray.report.study.gather import gather_study
+from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, Interval, StudyData
+from sdft_ray.report.study.page import render_study
+from sdft_ray.report.study.terminal import study_lines
+from sdft_ray.report.study.words import plain_text, verdict
 from tests.unit.report import made_up_study as made_up
 from tests.unit.report.test_page import Reader
 
@@ -245,6 +245,6 @@ def test_the_terminal_view_fits(study: StudyData, width: int) -> None:
 
 def test_the_terminal_view_loads_nothing_heavy() -> None:
     heavy = ["torch", "ray", "jinja2", "matplotlib", "numpy", "pyarrow"]
-    code = f"import sys, sdft_ray.report.study_table; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, sdft_ray.report.study.terminal; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,10 +7,10 @@ import statistics
 
 import pytest
 
-from sdft_ray.report.kept_model import Bounded, Lead, Retention, Truncation
-from sdft_ray.report.model import Decontamination, Ratio, ReportData, Score
-from sdft_ray.report.numbers import THIN
-from sdft_ray.report.summary import comparison, groups, mean_score, overlap, ranked_arms, verdict, warnings
+from sdft_ray.report.run.kept_model import Bounded, Lead, Retention, Truncation
+from sdft_ray.report.run.model import Decontamination, Ratio, ReportData, Score
+from sdft_ray.report.run.words import comparison, groups, mean_score, overlap, ranked_arms, verdict, warnings
+from sdft_ray.report.toolbox.numbers import THIN
 from tests.unit.report.made_up import FAMILIES, SCORES, TUNED, report_data, stderr
 
 

@@ -8,8 +8,8 @@ import sys
 
 from rich.console import Console
 
-from sdft_ray.report.model import Gap, ReportData
-from sdft_ray.report.table import gap_line, grid_line, result_table, size_line
+from sdft_ray.report.run.model import Gap, ReportData
+from sdft_ray.report.run.terminal import gap_line, grid_line, result_table, size_line
 from tests.unit.report.made_up import FAMILIES, GRID, report_data
 
 
@@ -99,7 +99,7 @@ def test_grid_line() -> None:
 
 def test_the_terminal_views_load_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "ray", "jinja2", "matplotlib", "numpy"]
-    imports = "import sys, sdft_ray.report.table, sdft_ray.progress"
+    imports = "import sys, sdft_ray.report.run.terminal, sdft_ray.progress"
     code = f"{imports}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,1 @@
+"""One run: its page, and its result in the terminal."""

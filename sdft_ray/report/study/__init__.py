@@ -1,0 +1,1 @@
+"""A study: many runs, their curves and comparisons."""

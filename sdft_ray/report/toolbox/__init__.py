@@ -1,0 +1,1 @@
+"""What all pages share: numbers, tables, figures, Markdown, differences of texts."""
