@@ -22,7 +22,7 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 def on_files(files: Any, config: Any) -> Any:
     """Add pages whose source lies outside of docs/."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
     for page, source in GENERATED.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
