@@ -105,7 +105,7 @@ bench: dev bench-env
 .PHONY: docs
 docs: $(DOCS_VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --strict
-	@echo "build/docs/index.html"
+	@echo "build/docs/index.html; with search: python3 -m http.server --directory build/docs"
 
 $(DOCS_VENV)/.installed: requirements/docs.txt | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(BIN)/python $(DOCS_VENV)

@@ -49,7 +49,7 @@ def test_every_stage_of_its_picture_is_one() -> None:
 
     flow = PAGE.split("## The flow")[1].split("## Rooms")[0]
     picture = flow.split("```")[1]
-    drawn = set(re.findall(r"(?:-->|\+-->) ([a-z]+)", picture)) - {"pruned", "student", "distilled"}
+    drawn = set(re.findall(r"--> ([a-z]+)", picture)) - {"students", "distilled"}
     named = set(re.findall(r"`([a-z]+)`", flow.split("```")[2]))
     assert drawn | named <= set(VERSIONS)
     assert set(VERSIONS) - drawn - named == {"seed", "calibration", "texts", "why"}
