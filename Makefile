@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
+DOCS_VENV ?= .venv-docs
 PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 STORE ?= .sdft
 LAB := build/lab
@@ -99,6 +100,17 @@ $(BENCH_VENV)/.installed: requirements/bench.txt | $(UV)
 
 bench: dev bench-env
 	@for script in jobs/bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+# The site of docs/, in an environment of its own: mkdocs reads the sources, so neither torch nor Ray is needed.
+.PHONY: docs
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --strict
+	@echo "build/docs/index.html; with search: python3 -m http.server --directory build/docs"
+
+$(DOCS_VENV)/.installed: requirements/docs.txt | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(BIN)/python $(DOCS_VENV)
+	$(UV) pip install --quiet --python $(DOCS_VENV)/bin/python -r requirements/docs.txt
+	@touch $@
 
 # Exact pins of what pyproject.toml and the *.in files ask for. No registry host is written into them. The tools take
 # either platform's setuptools, which differ.
