@@ -1,4 +1,4 @@
-"""Engines against transformers' own `generate` and log-softmax, and against each other."""
+"""The transformers engine against transformers' own `generate` and log-softmax; vLLM's engine: test_vllm.py."""
 
 from __future__ import annotations
 
@@ -137,11 +137,11 @@ def check_penalties(engine: Engine, model: Any) -> None:
     assert written != greedy(model, prompt, 20)
 
 
-CHECKS = (check_log_probabilities, check_greedy_answers, check_penalties)
+MODEL_CHECKS = (check_log_probabilities, check_greedy_answers, check_penalties)
 OTHER_CHECKS = (check_stops, check_only_the_prompt, check_seeds, check_a_crowd_with_seeds)
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", MODEL_CHECKS)
 def test_transformers_against_the_model(check: Any, engine: TransformersEngine, model: Any) -> None:
     check(engine, model)
 
@@ -158,32 +158,3 @@ def test_leaving_early_ends_the_work(engine: TransformersEngine) -> None:
 
     asyncio.run(leave())
     asyncio.run(asyncio.wait_for(pieces_of(engine, Ask(PROMPTS[1], 3)), 20))
-
-
-def test_vllm_keeps_the_same_promises(model: Any) -> None:
-    from sdft_ray.engines.vllm import VllmEngine
-
-    async def checks() -> None:
-        found = VllmEngine.start(TEACHER, SETTINGS)
-        loop = asyncio.get_running_loop()
-
-        class Here:
-            """The engine belongs to this loop; the checks wait in a thread."""
-
-            def answer(self, ask: Ask) -> Any:
-                return self._told(ask)
-
-            async def _told(self, ask: Ask) -> Any:
-                for piece in await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(pieces_of(found, ask), loop)):
-                    yield piece
-
-        here: Any = Here()
-        try:
-            for check in CHECKS:
-                await asyncio.to_thread(check, here, model)
-            for check in OTHER_CHECKS:
-                await asyncio.to_thread(check, here)
-        finally:
-            found.close()
-
-    asyncio.run(checks())

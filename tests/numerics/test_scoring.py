@@ -1,12 +1,8 @@
-"""Likelihoods of given tokens: transformers, one row at a time by hand, and a real vLLM engine."""
+"""Likelihoods of given tokens: batched passes of transformers against one row at a time."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -23,14 +19,14 @@ pytestmark = pytest.mark.slow
 _VOCABULARY = range(20, 1200)  # no special tokens
 
 
-def _some(count: int) -> list[Scoring]:
+def some_scorings(count: int) -> list[Scoring]:
     """Contexts of many lengths; one final token or several, alone or behind others that are scored."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     found = []
     for _ in range(count):
-        ids = tuple(chance.choice(_VOCABULARY) for _ in range(chance.randrange(2, 90)))
-        finals = tuple(chance.sample(_VOCABULARY, chance.choice([1, 1, 4])))
-        found.append(Scoring(ids, min(chance.choice([0, 0, 1, 5]), len(ids) - 1), finals))
+        ids = tuple(rng.choice(_VOCABULARY) for _ in range(rng.randrange(2, 90)))
+        finals = tuple(rng.sample(_VOCABULARY, rng.choice([1, 1, 4])))
+        found.append(Scoring(ids, min(rng.choice([0, 0, 1, 5]), len(ids) - 1), finals))
     return found
 
 
@@ -39,7 +35,7 @@ def model() -> Any:
     return load_model(TEACHER, "float32")
 
 
-def _by_hand(model: Any, asked: Scoring) -> list[tuple[float, bool]]:
+def by_hand(model: Any, asked: Scoring) -> list[tuple[float, bool]]:
     found = []
     for final in asked.finals:
         ids = [*asked.ids, final]
@@ -51,7 +47,7 @@ def _by_hand(model: Any, asked: Scoring) -> list[tuple[float, bool]]:
     return found
 
 
-def _assert_same(found: list[Scored], wanted: list[list[tuple[float, bool]]]) -> None:
+def assert_same(found: list[Scored], wanted: list[list[tuple[float, bool]]]) -> None:
     for scored, naive in zip(found, wanted, strict=True):
         assert [greedy for _, greedy in scored.finals] == [greedy for _, greedy in naive]
         logprobs = [logprob for logprob, _ in scored.finals]
@@ -60,9 +56,9 @@ def _assert_same(found: list[Scored], wanted: list[list[tuple[float, bool]]]) ->
 
 @pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
 def test_batches_give_what_one_row_gives(model: Any, batch_tokens: int) -> None:
-    asked = _some(40)
+    asked = some_scorings(40)
     found = dict(score(model, asked, batch_tokens=batch_tokens))
-    _assert_same([found[index] for index in range(40)], [_by_hand(model, one) for one in asked])
+    assert_same([found[index] for index in range(40)], [by_hand(model, one) for one in asked])
 
 
 def test_what_greedy_decoding_writes_is_the_likeliest(model: Any) -> None:
@@ -75,39 +71,3 @@ def test_what_greedy_decoding_writes_is_the_likeliest(model: Any) -> None:
     finals = sampler.submit_score(asked).result().finals
     sampler.close()
     assert [greedy for _, greedy in finals] == [True, False]
-
-
-_ENGINE = """
-import json, sys
-from sdft_ray.generation.scoring import Scoring
-from sdft_ray.generation.vllm_sampler import VllmSampler
-
-asked = json.loads(sys.stdin.read())
-sampler = VllmSampler(asked["model"], dtype="float32", kv_cache_bytes=32 << 20)
-waiting = [sampler.submit_score(Scoring(tuple(ids), count, tuple(finals))) for ids, count, finals in asked["rows"]]
-print("ANSWERS" + json.dumps([one.result().finals for one in waiting]))
-sampler.close()
-"""
-
-
-def test_vllm_gives_the_same_likelihoods(model: Any) -> None:
-    asked = _some(60)
-    given = {"model": str(TEACHER), "rows": [[one.ids, one.num_scored, one.finals] for one in asked]}
-    environment = {
-        **os.environ,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _ENGINE],
-        check=False,
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("ANSWERS"))
-    found = [Scored(tuple((logprob, greedy) for logprob, greedy in row)) for row in json.loads(line[7:])]
-    _assert_same(found, [_by_hand(model, one) for one in asked])

@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks
 from tests.support import tiny
-from tests.support.engines import decoded_by_vllm
 
 pytestmark = pytest.mark.slow
 
@@ -163,18 +162,3 @@ def test_configs_from_before_layer_types(tmp_path, family, overrides, absent):
     for block in (1, 2):
         teacher.model.layers[block] = Skip()  # type: ignore[index, operator]
     assert torch.equal(logits_of(load_model(tmp_path / "t", "auto"), tokens()), logits_of(teacher, tokens()))
-
-
-@pytest.mark.timeout(1200)
-def test_stock_vllm_decodes_the_same_tokens(tmp_path):
-    """Every family, untied where vLLM can hold it so; heads of 32 channels, the fewest that its kernels take."""
-    prompt, new_tokens = tokens()[0, :20].tolist(), 10
-    expected = {}
-    for family in tiny.FAMILIES:
-        heads = {"hidden": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-        wide = {"head_dim": 32, "query_pre_attn_scalar": 32} if family.startswith(("gemma", "qwen3")) else {}
-        model: Any = pruned_pair(tmp_path / family, family, CONTIGUOUS, tied=family == "gemma2", **heads, **wide)[1]
-        options: dict[str, Any] = {"do_sample": False, "max_new_tokens": new_tokens}
-        out = model.generate(torch.tensor([prompt]), min_new_tokens=new_tokens, **options)
-        expected[tmp_path / family / "t"] = out[0, len(prompt) :].tolist()
-    assert decoded_by_vllm(list(expected), prompt, new_tokens) == list(expected.values())

@@ -17,7 +17,7 @@ from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.surgery import prune_checkpoint
 from tests.serve.service import Running, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.service]
 
 QUESTIONS = [f"A farmer has {n} hens and sells {n % 7}. How many are left?" for n in range(11, 23)]
 

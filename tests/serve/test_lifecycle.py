@@ -23,7 +23,7 @@ from sdft_ray.serving.access import add_key, make_key, new_secret
 from sdft_ray.serving.front import HEADER_TIMEOUT_S, free_ports
 from tests.serve.service import Crowd, Running, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.service]
 
 BODY: dict[str, Any] = {"model": "teacher", "prompt": "A farmer has 12 hens", "max_tokens": 60, "temperature": 2.0}
 # This engine comes up faster than vLLM; what is tested here is around it.

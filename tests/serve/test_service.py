@@ -28,7 +28,7 @@ from sdft_ray.statistics.scores import Scores
 from tests.serve.service import Running, serving
 from tests.support.asking import evaluate
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.service]
 
 QUESTION = "A farmer has 12 hens and sells 5. How many are left?"
 
