@@ -1,6 +1,8 @@
 # make quickstart   install, compress the laboratory teacher on local Ray, print the table and the report's path
-# make test         install, then run every test; ARGS="tests/unit -x" goes to pytest instead
+# make test         install, then run the tests that every change has to pass; ARGS="tests/unit -x" goes to pytest instead
 # make fast         only the tests that start neither Ray nor an engine
+# make nightly      every test: those of `make test`, and larger versions of some of them
+# make check        lint, format, types, import contracts
 # make bench        every benchmark; those that compare with a peer's package make .venv-bench for it
 # Python 3.11 or newer. A GPU is detected; PLATFORM=cpu or PLATFORM=gpu overrides.
 
@@ -31,7 +33,7 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python $(SOURCES) $(OVERRID
 # Ray starts a dozen Python processes; without cached bytecode each of them compiles torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test fast check pythons bench bench-env pins install dev clean
+.PHONY: quickstart test nightly fast check pythons docs bench bench-env pins install dev clean
 .DEFAULT_GOAL := quickstart
 
 install: $(VENV)/.installed-$(PLATFORM)
@@ -57,19 +59,29 @@ quickstart: install
 	@$(BIN)/sdft lab export $(LAB) --quiet
 	@$(BIN)/sdft compress $(LAB)/quickstart.yaml --store $(STORE) --name quickstart
 
-# Two processes share the tests. Those that start engines or Ray come last: they wait a lot and may do it together,
-# but for services, whose engines need the whole machine.
+# The gate of every change, and everything, in three parts each: what starts neither Ray nor an engine; what does, on
+# two processes, of which each has one Ray; and services, whose engines need the whole machine.
+# Durations go to the terminal, all results to build/test-results/ as JUnit XML.
+PYTEST = mkdir -p build/test-results && $(BIN)/pytest --durations=30 --durations-min=1 \
+    --junitxml=build/test-results/$(1).xml
+ON_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: dev
 ifdef ARGS
-	$(BIN)/pytest $(ARGS)
+	$(call PYTEST,chosen) $(ARGS)
 else
-	$(MAKE) --no-print-directory fast
-	$(BIN)/pytest -n 2 --dist loadfile -m "slow or ray" --ignore=tests/serve
-	$(BIN)/pytest -m "slow or ray" tests/serve
+	@$(MAKE) --no-print-directory fast
+	$(call PYTEST,slow) $(ON_TWO) -m "(slow or ray) and not service and not nightly"
+	$(call PYTEST,services) -m "service and not nightly"
 endif
 
+nightly: dev
+	@$(MAKE) --no-print-directory fast
+	$(call PYTEST,slow) $(ON_TWO) -m "(slow or ray or nightly) and not service"
+	$(call PYTEST,services) -m "service"
+
 fast: dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not ray and not gpu"
+	$(call PYTEST,fast) $(ON_TWO) -m "not slow and not ray and not service and not nightly"
 
 check: dev
 	$(BIN)/ruff check .

@@ -1,11 +1,11 @@
-"""One local Ray for each module of tests that needs one, with its own home so that nothing outside is written."""
+"""One local Ray for each process of tests, the order of tests, and the rule that nothing is skipped in CI."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,28 +13,66 @@ import pytest
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only get in each other's way on tiny models
-# Ray keeps the first token that a process saw, and looks for it in the home of the day.
+# Ray keeps the first token that a process saw, and looks for it in the current HOME.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # What `datasets` prepares from made data would stay in the user's cache for good. It reads this when imported.
+    # Otherwise what `datasets` prepares from generated data would stay in the user's cache. It reads this on import.
     _prepared = tempfile.TemporaryDirectory(prefix="sdft_ray_tests_")
     os.environ["HF_DATASETS_CACHE"] = _prepared.name
 
+REQUIRE_ALL = os.environ.get("SDFT_REQUIRE_ALL", "") not in ("", "0")
+"""Set in CI: a test that cannot run there fails instead of being skipped."""
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="session")
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of three logical CPUs, which all tests of a module share."""
+    """A Ray of three logical CPUs, which all tests of this process share, with a HOME of its own.
+
+    A test that kills Ray, needs a cluster or settings of its own starts it in a process of its own.
+    """
     import ray
 
     from sdft_ray.recipe.resources import Resources
     from sdft_ray.stages.session import ray_session
 
-    home = tmp_path_factory.mktemp("home")
-    before = os.environ.get("HOME", str(Path.home()))
-    os.environ["HOME"] = str(home)
+    user_home = os.environ.get("HOME", str(Path.home()))
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
     try:
         with ray_session(Resources(cpus=3, object_store_bytes=100 * 2**20)):
+            os.environ["HOME"] = user_home
             yield
         assert not ray.is_initialized()
     finally:
-        os.environ["HOME"] = before
+        os.environ["HOME"] = user_home
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In one process, tests without Ray come first, since Ray stays to the end.
+
+    With several processes they come last: small files then fill what the large ones leave, and all end together.
+    """
+    ray_first = "PYTEST_XDIST_WORKER" in os.environ
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None) != ray_first)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not hasattr(report, "wasxfail"):
+        _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if REQUIRE_ALL and report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"nothing is skipped where SDFT_REQUIRE_ALL is set: {reason}"

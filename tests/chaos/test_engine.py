@@ -6,7 +6,7 @@ import pytest
 
 from jobs.bench.restart import Case, run, serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.nightly]
 
 
 def test_a_killed_engine_costs_no_row() -> None:

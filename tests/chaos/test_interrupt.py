@@ -48,7 +48,10 @@ def _until(process: subprocess.Popen[str], kind: str, stage: str) -> None:
     pytest.fail(f"the run ended without {kind} of {stage}: {process.stderr.read() if process.stderr else ''}")
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+@pytest.mark.parametrize(
+    "signal_number",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGKILL, id="kill", marks=pytest.mark.nightly)],
+)
 def test_a_stopped_run_continues(tmp_path: Path, signal_number: signal.Signals) -> None:
     folder = make_world(tmp_path)
     recipe = world_data(folder)

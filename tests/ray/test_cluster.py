@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import dump_yaml
 from sdft_ray.store.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 RESOURCES = {
     "generate": {"cpus": 0.8, "resources": {"generation": 0.1}},
@@ -31,28 +33,41 @@ RESOURCES = {
 
 @pytest.fixture
 def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Head, a node for generation and a node for training; the address of the job server."""
-    import ray
-
-    from tests.support.nodes import Cluster
-
-    assert not ray.is_initialized()
+    """The address of the job server of three nodes, in a process of their own: this one may have a Ray already."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     # The cluster's `python` is the one that has the package, as in a container.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_three_nodes, args=(theirs,))
+    process.start()
+    try:
+        assert ours.poll(300), "the cluster did not start"
+        yield ours.recv()
+    finally:
+        ours.send("end")
+        process.join(120)
+        assert process.exitcode == 0
+
+
+def _three_nodes(pipe: Connection) -> None:
+    """Head, a node for generation and a node for training, until a message comes."""
+    from tests.support.nodes import Cluster
+
     memory = 100 * 2**20
     cluster = Cluster()
     try:
-        # Another Ray on this machine may have the port that job agents listen on unless told otherwise; without one,
-        # the head takes no jobs.
+        # Another Ray on this machine may have the port that job agents listen on unless another is named; without
+        # one, the head takes no jobs.
         ports: dict[str, Any] = {"dashboard_port": 0, "dashboard_agent_listen_port": 0}
         head = cluster.add_node(
             num_cpus=1, object_store_memory=memory, include_dashboard=True, dashboard_host="127.0.0.1", **ports
         )
         cluster.add_node(num_cpus=1, object_store_memory=memory, resources={"generation": 1})
         cluster.add_node(num_cpus=1, object_store_memory=memory, resources={"training": 1})
-        yield f"http://{head.webui_url}"
+        pipe.send(f"http://{head.webui_url}")
+        pipe.recv()
     finally:
         cluster.shutdown()
 

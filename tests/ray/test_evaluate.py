@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
 from ray.exceptions import RayTaskError
 
+from jobs.bench.support.processes import ray_processes
 from sdft_ray.evaluation.harness import Asked
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
@@ -103,11 +103,8 @@ def alone(folder: Path, model: str) -> Scores:
 
 
 def actor_pids() -> list[int]:
-    return sorted(
-        process.pid
-        for process in psutil.process_iter(["name", "cmdline"])
-        if any("Evaluator" in part for part in process.info["cmdline"] or ())
-    )
+    """Of the Ray of this process: others may evaluate on this machine at the same time."""
+    return sorted(process.pid for process in ray_processes("Evaluator"))
 
 
 def test_one_pool_asks_one_model_after_another(folder: Path) -> None:

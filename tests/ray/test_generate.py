@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,12 +38,11 @@ from sdft_ray.recipe.recipe import Generate
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import generate
 from sdft_ray.stages.job import Job, Made
-from sdft_ray.stages.session import ray_session
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 NUM_ROWS = 1000
 
@@ -52,15 +52,7 @@ SIGNALS = {"max_tokens": 24, "top_logprobs": 32, "hidden_states": True}
 
 def _resources(**changes: Any) -> Resources:
     part = {"sampler": "scripted", "cpus": 0.5, "max_sequences": 64, **changes}
-    return Resources.model_validate({"cpus": 2, "generate": part})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        with ray_session(_resources()):
-            yield
+    return Resources.model_validate({"generate": part})
 
 
 def _rows(job: Job, name: str = files.GENERATED) -> pa.Table:
@@ -75,7 +67,7 @@ def _commit(job: Job, made: Made) -> None:
 
 
 @pytest.fixture(scope="module")
-def expected(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def expected(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The table of a run that nobody disturbs."""
     job = make_job(Store(str(tmp_path_factory.mktemp("whole"))), _resources(), farm_rows(NUM_ROWS))
     generate.run(job)
@@ -83,7 +75,7 @@ def expected(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (Path(job.store_url) / job.address / files.GENERATED).read_bytes()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
 def test_a_killed_actor_costs_no_row(seed: int, tmp_path: Path, expected: bytes) -> None:
     job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.007, max_actors=2), farm_rows(NUM_ROWS))
     with _killing_actors(seed, wait_s=(0.1, 0.8)):
@@ -126,6 +118,27 @@ def _killing_actors(seed: int, *, wait_s: tuple[float, float]) -> Iterator[None]
         stop.set()
         killer.join()
     assert killed
+
+
+def test_the_pool_grows_while_work_waits_and_ends_with_it(tmp_path: Path) -> None:
+    resources = _resources(max_actors=2, scripted_delay_s=0.01, chunks_in_flight=1)
+    job = make_job(Store(str(tmp_path)), resources, farm_rows(2000))
+    sizes: list[int] = []
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(generate.run, job)
+        while not running.done():
+            time.sleep(0.05)
+            sizes.append(len(ray_processes("MapWorker")))
+        assert running.result().summary["num_rows"] == 2000
+    assert max(sizes) == 2
+    assert 1 in sizes[: sizes.index(2)]
+    end = time.monotonic() + 120
+    while ray_processes("MapWorker") and time.monotonic() < end:
+        time.sleep(0.2)
+    assert ray_processes("MapWorker") == []
+    assert _rows(job)["example_id"].to_pylist() == [f"row-{n}" for n in range(2000)]
+    log = (tmp_path / job.address / files.PROGRESS).read_text().splitlines()
+    assert {1, 2} <= {json.loads(line)["actors"] for line in log}
 
 
 def test_a_grown_seed_set_asks_for_the_new_rows_only(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,17 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.store import files
 from sdft_ray.training.loop import mean_loss
-from tests.support.worlds import LIGHT, make_world, world_data
+from tests.support.worlds import LIGHT, world_data
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.usefixtures("local_ray"),
-    pytest.mark.timeout(900),  # four trainings on two workers each
+    pytest.mark.timeout(900),  # four trainings
 ]
 
-RESOURCES = Resources.model_validate({**LIGHT, "generate": {"sampler": "scripted", "cpus": 0.5}})
+SCRIPTED = {"generate": {"sampler": "scripted", "cpus": 0.5}, "train": {**LIGHT["train"], "num_workers": 1}}
+RESOURCES = Resources.model_validate({**LIGHT, **SCRIPTED})
 HELD_OUT = 0.4
 KD = {"data": "reference", "objective": {"cross_entropy": 0.5, "forward_kl": 1.0}}
 GRID = {**KD, "learning_rate": (1e-3, 4e-3, 1e30)}
@@ -41,15 +41,12 @@ FIXED = {**KD, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Responses are not checked, so that every rewrite of the scripted sampler is kept."""
-    folder = make_world(tmp_path_factory.mktemp("world"))
-    rows = [{"id": f"r{i}", "instruction": f"what is {i}", "reference": f"it is {i} and {2 * i}"} for i in range(16)]
-    (folder / "unchecked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
+def folder(world: Path) -> Path:
+    """Every rewrite of the scripted sampler is kept, since responses are not checked."""
+    return world
 
 
-def recipe(folder: Path, arms: dict[str, Any], *, corrected: bool = True) -> Recipe:
+def recipe(folder: Path, arms: dict[str, Any]) -> Recipe:
     data = world_data(folder)
     correction = {"data": "reference", "learning_rate": 3e-3, "num_steps": 4}
     return Recipe.parse(
@@ -57,7 +54,7 @@ def recipe(folder: Path, arms: dict[str, Any], *, corrected: bool = True) -> Rec
             **data,
             "seed_set": {"source": str(folder / "unchecked.jsonl")},
             "train": {**data["train"], "num_steps": 4, "held_out": HELD_OUT, "arms": arms},
-            "teacher_correction": correction if corrected else None,
+            "teacher_correction": correction,
         }
     )
 
@@ -177,7 +174,8 @@ def test_a_lost_rate_alone_is_refused_before_anything_runs(folder: Path, grid: R
 
 
 def test_when_all_diverge_the_run_says_so(folder: Path, grid: Run) -> None:
-    hopeless = recipe(folder, {"kd": {**KD, "learning_rate": (1e29, 1e30)}}, corrected=False)
+    """One of them is known from the grid."""
+    hopeless = recipe(folder, {"kd": {**KD, "learning_rate": (1e29, 1e30)}})
     with pytest.raises(DivergenceError, match=r"all 2 trials diverged.*name lower learning rates"):
         compress(hopeless, str(folder / "store"), RESOURCES, name="hopeless", view="none")
     assert "hopeless" not in grid.store.runs()

@@ -16,12 +16,15 @@ from sdft_ray.models.loading import load_model
 from sdft_ray.pipeline.compress import compress
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.support.tiny import SPECIAL_TOKENS
 from tests.support.worlds import RESOURCES, make_world, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+ONE_WORKER = RESOURCES.model_copy(update={"train": RESOURCES.train.model_copy(update={"num_workers": 1})})
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +52,8 @@ def _made(run: Run) -> set[str]:
     return {stage["name"] for stage in run.stages() if not stage["skipped"]}
 
 
-def _again(folder: Path, name: str, **changes: object) -> Run:
-    return compress(_recipe(folder, **changes), str(folder / "store"), RESOURCES, name=name, view="none")
+def _again(folder: Path, name: str, resources: Resources = RESOURCES, **changes: object) -> Run:
+    return compress(_recipe(folder, **changes), str(folder / "store"), resources, name=name, view="none")
 
 
 def test_everything_is_made_and_says_so(first: Run) -> None:
@@ -108,7 +111,7 @@ def test_a_second_run_executes_nothing(folder: Path, first: Run) -> None:
 
 
 def test_a_changed_depth_does_not_regenerate(folder: Path, first: Run) -> None:
-    made = _made(_again(folder, "deeper", depth={"remove_blocks": 2}))
+    made = _made(_again(folder, "deeper", ONE_WORKER, depth={"remove_blocks": 2}))
     assert made.isdisjoint({"seed", "calibration", "measure", "generate", "select", "evaluate:teacher"})
     assert made >= {"plan", "prune", "gap", "train:sft", "train:sdft", "evaluate:pruned"}
 

@@ -7,6 +7,7 @@ one process finds actors that are gone.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -30,12 +31,7 @@ from tests.support.nodes import Cluster
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 MEMORY = 80 * 2**20
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+NIGHTLY = pytest.mark.nightly
 
 
 def _pool_size() -> int:
@@ -56,10 +52,16 @@ def _cluster() -> Iterator[Cluster]:
 
 
 def _in_a_fresh_process(function: Callable[..., None], *arguments: object) -> None:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        executor.submit(function, *arguments).result()
+    """With an environment of its own: the Ray of this process may be running."""
+    with tempfile.TemporaryDirectory() as home, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", home)
+            patch.setenv("RAY_AUTH_MODE", "disabled")
+            running = executor.submit(function, *arguments)  # starts the process
+        running.result()
 
 
+@pytest.mark.nightly
 def test_the_pool_grows_when_a_node_joins_and_shrinks_at_the_end_of_the_work(tmp_path: Path) -> None:
     _in_a_fresh_process(_grow_and_shrink, tmp_path)
 
@@ -90,7 +92,7 @@ def _grow_and_shrink(folder: Path) -> None:
     assert {1, 2} <= {json.loads(line)["actors"] for line in log}
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 4])
+@pytest.mark.parametrize("cpus", [pytest.param(1, marks=NIGHTLY), 2, pytest.param(4, marks=NIGHTLY)])
 def test_no_deadlock(cpus: int, tmp_path: Path) -> None:
     """With the default share of a CPU per actor, and as many actors asked for as could never fit."""
     _in_a_fresh_process(_generate, cpus, tmp_path)

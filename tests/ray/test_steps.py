@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,18 +14,19 @@ from sdft_ray.models.loading import load_model
 from sdft_ray.pipeline.compress import compress, damage
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.report.run.why import shown
-from tests.support.worlds import RESOURCES, make_world, world_data
+from tests.support.worlds import LIGHT, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
+RESOURCES = Resources.model_validate({**LIGHT, "train": {**LIGHT["train"], "num_workers": 1}})
 ARM = {"data": "reference", "learning_rate": 1e-3, "objective": {"forward_kl": 1.0}}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = make_world(tmp_path_factory.mktemp("steps"))
-    data = world_data(folder)
+def run(world: Path) -> Run:
+    data = world_data(world)
     first = {"depth": {"metric": "perplexity", "remove_blocks": 1}, "arm": ARM, "num_steps": 1}
     recipe = Recipe.parse(
         {
@@ -38,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "train": {**data["train"], "arms": {"kd": ARM}},
         }
     )
-    return compress(recipe, str(folder / "store"), RESOURCES, name="steps", view="none")
+    return compress(recipe, str(world / "store"), RESOURCES, name="steps", view="none")
 
 
 def _weights(run: Run, step: str) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
 from tests.support.recipes import write_rows
-from tests.support.worlds import LIGHT, make_world, world_data
+from tests.support.worlds import LIGHT, world_data
 
 pytestmark = [
     pytest.mark.ray,
@@ -48,37 +48,51 @@ STUDY: dict[str, Any] = {
     "seeds": [0, 1],
     "budget": {"max_trainings": 10},
 }
+SMALL: dict[str, Any] = {"learning_rates": [1e-3], "rates_at": None, "seeds": [0]}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_world(tmp_path_factory.mktemp("world"))
-    data = world_data(folder)
+def folder(world: Path) -> Path:
+    data = world_data(world)
     data["train"] = {**data["train"], "held_out": 0.3}
-    data["seed_set"] = {"source": str(write_rows(folder / "many.jsonl", 24))}
-    (folder / "recipe.yaml").write_text(dump_yaml(json.loads(json.dumps(data))), encoding="utf-8")
-    (folder / "study.yaml").write_text(dump_yaml(STUDY), encoding="utf-8")
-    return folder
+    data["seed_set"] = {"source": str(write_rows(world / "many.jsonl", 24))}
+    (world / "recipe.yaml").write_text(dump_yaml(json.loads(json.dumps(data))), encoding="utf-8")
+    return world
+
+
+@pytest.fixture(scope="module", params=["small", pytest.param("whole", marks=pytest.mark.nightly)])
+def is_whole(request: pytest.FixtureRequest) -> bool:
+    return request.param == "whole"
 
 
 @pytest.fixture(scope="module")
-def store(folder: Path) -> Store:
-    return Store(str(folder / "store"))
+def study(folder: Path, is_whole: bool) -> Study:
+    """The small one has one learning rate and one seed."""
+    path = folder / "study.yaml"
+    path.write_text(dump_yaml(STUDY if is_whole else STUDY | SMALL), encoding="utf-8")
+    return Study.load(path)
 
 
 @pytest.fixture(scope="module")
-def done(folder: Path, store: Store) -> StudyRun:
-    study = Study.load(folder / "study.yaml")
-    plan = plan_study(study, store)
+def store(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Of its own: what is in it is counted."""
+    return Store(str(tmp_path_factory.mktemp("study")))
+
+
+@pytest.fixture(scope="module")
+def done(study: Study, store: Store, is_whole: bool) -> StudyRun:
+    size = plan_study(study, store).size
     # 2 arms x 2 rates at one size; both sizes and seeds, of which the first seed at that size is there.
-    assert (plan.size.num_rate_trainings, plan.size.num_seed_trainings, plan.num_done) == (4, 6, 0)
+    expected = (4, 6) if is_whole else (0, 4)
+    assert (size.num_rate_trainings, size.num_seed_trainings) == expected
+    assert plan_study(study, store).num_done == 0
     return run_study(study, store, RESOURCES, view="none")
 
 
-def test_the_table_says_what_the_scores_say(done: StudyRun, store: Store) -> None:
+def test_the_table_says_what_the_scores_say(done: StudyRun, store: Store, is_whole: bool) -> None:
     rows = done.rows.to_pylist()
     keys = {(row["remove_blocks"], row["arm"], row["num_rows"], row["seed"], row["task"]) for row in rows}
-    assert len(keys) == len(rows) == 2 * 2 * 2
+    assert len(keys) == len(rows) == 2 * 2 * (2 if is_whole else 1)
     assert {row["learning_rate"] for row in rows} == {1e-3}  # the other one diverges
     assert {(row["arm"], row["metric"]) for row in rows} == {("sft", "angular_distance"), ("tail", "tail")}
     assert {(row["remove_blocks"], row["num_blocks"]) for row in rows} == {(2, 2)}
@@ -93,9 +107,9 @@ def test_the_table_says_what_the_scores_say(done: StudyRun, store: Store) -> Non
         assert row["teacher_score"] == pytest.approx(sum(row["teacher_items"]) / row["n"])
 
 
-def test_sizes_are_nested_and_trainings_are_shared(done: StudyRun, store: Store) -> None:
+def test_sizes_are_nested_and_trainings_are_shared(done: StudyRun, store: Store, is_whole: bool) -> None:
     trained = store.manifests("train")
-    assert len(trained) == 10
+    assert len(trained) == (10 if is_whole else 4)
     sizes = {manifest.step: manifest.summary.get("num_rows") for manifest in trained}
     assert all(sizes.values())
     assert done.shared.num_made == done.shared.num_artifacts
@@ -104,21 +118,20 @@ def test_sizes_are_nested_and_trainings_are_shared(done: StudyRun, store: Store)
 
 
 def test_running_it_again_makes_nothing_and_draws_the_same(
-    done: StudyRun, folder: Path, store: Store, capsys: pytest.CaptureFixture[str]
+    done: StudyRun, study: Study, folder: Path, store: Store, is_whole: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = Study.load(folder / "study.yaml")
-    assert plan_study(study, store).num_done == 10
+    assert plan_study(study, store).num_done == (10 if is_whole else 4)
     again = run_study(study, store, RESOURCES, view="none")
     assert again.rows.equals(done.rows)
     assert again.shared.num_made == 0
     print_study(again, store, as_json=True)
-    told = json.loads(capsys.readouterr().out)
-    assert pq.read_table(told["Rows"]).equals(done.rows)
-    assert Path(told["Table"]).read_text(encoding="utf-8").startswith("|  | recovery | against sft | ")
-    page = Path(told["Page"]).read_text(encoding="utf-8")
+    output = json.loads(capsys.readouterr().out)
+    assert pq.read_table(output["Rows"]).equals(done.rows)
+    assert Path(output["Table"]).read_text(encoding="utf-8").startswith("|  | recovery | against sft | ")
+    page = Path(output["Page"]).read_text(encoding="utf-8")
     assert "tiny_study" in page
     assert str(folder) not in page
-    assert Path(told["Figure"]).read_bytes().startswith(b"\x89PNG")
+    assert Path(output["Figure"]).read_bytes().startswith(b"\x89PNG")
 
 
 def test_two_sets_for_one_cache_are_rewritten_in_turn(folder: Path, tmp_path: Path) -> None:

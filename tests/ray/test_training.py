@@ -1,6 +1,6 @@
 """Recovery training on real Ray: whoever dies, and whatever becomes of a checkpoint, the same student comes out.
 
-Each run has a Ray of its own, in a process of its own, so that all of it can be killed.
+Runs share the Ray of this process, but for those that a test kills with all of their Ray or that need nodes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from multiprocessing import get_context
@@ -20,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from jobs.bench.support.processes import ray_processes
 from sdft_ray.stages import checkpoints, train
@@ -28,31 +30,43 @@ from sdft_ray.store import files
 from sdft_ray.training.plan import StepRecord
 from tests.support.training_job import ADDRESS, history, light, training_job, weights
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("local_ray")]
 
 ROOT = Path(__file__).parents[2]
-SLOW = {"num_steps": 160}
+LONG = {"num_steps": 160}
 """Long enough to be killed in: a step takes some 20 ms."""
+GENTLE: dict[str, Any] = {"arms": {"sft": {"data": "reference", "learning_rate": 1e-5}}}
+"""A learning rate at which any number of workers ends alike."""
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+def finish(folder: Path, resources: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Run to the end; the step's summary."""
+    return train.run(training_job(folder, light(**resources), **changes)).summary
 
 
 @contextmanager
-def running(folder: Path, resources: dict[str, Any], train: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
-    """The step in a process of its own, with all that it starts ended at the end."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.training_job",
-        str(folder),
-        json.dumps(resources),
-        json.dumps(train),
-    ]
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Iterator[Future[Any]]:
+    """The block may look at the run and disturb it; at its end the run has ended, and its error is raised."""
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(function, *arguments)
+        yield running
+        running.result()
+
+
+@contextmanager
+def own_process(folder: Path, changes: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """The step with a Ray of its own, in a process of its own; all of it has ended at the end of the block."""
+    command = [sys.executable, "-m", "tests.support.training_job", str(folder), "{}", json.dumps(changes)]
+    home = folder / "home"
+    home.mkdir()
     process = subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(home)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     family: list[psutil.Process] = []
     try:
@@ -81,89 +95,81 @@ def _kill(process: psutil.Process) -> None:
         pass
 
 
-def finish(folder: Path, resources: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
-    """Run to the end; the step's summary."""
-    with running(folder, resources, train) as process:
-        out, err = process.communicate(timeout=480)
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
-
-
 def whole_checkpoints(folder: Path) -> list[Path]:
     """Those that Ray has on its list, oldest first."""
     run = folder / "store/work" / ADDRESS / checkpoints.RUN_NAME
     try:
-        told = json.loads((run / "checkpoint_manager_snapshot.json").read_text())
+        snapshot = json.loads((run / "checkpoint_manager_snapshot.json").read_text())
     except (OSError, ValueError):
         return []
-    return [run / result["checkpoint_dir_name"] for result in told["checkpoint_results"]]
+    return [run / result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]]
 
 
-def wait_for_checkpoints(folder: Path, process: subprocess.Popen[str], number: int) -> list[Path]:
+def wait_for_checkpoints(folder: Path, number: int, is_running: Callable[[], bool]) -> list[Path]:
     end = time.monotonic() + 300
-    while len(found := whole_checkpoints(folder)) < number:
-        assert process.poll() is None, process.communicate()[1][-3000:]
+    while len(whole := whole_checkpoints(folder)) < number:
+        assert is_running(), "the run ended without a checkpoint"
         assert time.monotonic() < end, "no checkpoint came"
         time.sleep(0.05)
-    return found
+    return whole
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("undisturbed")
-    summary = finish(folder, {}, SLOW)
+    summary = finish(folder, {}, LONG)
     assert (summary["num_workers"], summary["notes"]) == (2, [])
-    job = training_job(folder, light(), **SLOW)
+    job = training_job(folder, light(), **LONG)
     assert [record["step"] for record in history(job)] == list(range(1, 161))
     return job
 
 
 def assert_same_run(folder: Path, undisturbed: Job) -> None:
     """Every step once, every loss and every weight to the bit."""
-    job = training_job(folder, light(), **SLOW)
+    job = training_job(folder, light(), **LONG)
     curve = [(record["step"], record["loss"], record["grad_norm"]) for record in history(job)]
     assert curve == [(record["step"], record["loss"], record["grad_norm"]) for record in history(undisturbed)]
     assert weights(job) == weights(undisturbed)
 
 
 def test_a_killed_worker_changes_nothing(tmp_path: Path, undisturbed: Job) -> None:
-    with running(tmp_path, {}, SLOW) as process:
-        wait_for_checkpoints(tmp_path, process, 1)
-        _workers(process)[1].kill()
-        _, err = process.communicate(timeout=480)
-    assert process.returncode == 0, err[-3000:]
+    with in_thread(finish, tmp_path, {}, LONG) as running:
+        wait_for_checkpoints(tmp_path, 1, lambda: not running.done())
+        _workers()[1].kill()
     assert_same_run(tmp_path, undisturbed)
 
 
 def test_a_killed_worker_of_a_sharded_run_costs_nothing(tmp_path: Path) -> None:
     """Every worker has a part of the state; what comes out is what one process alone makes of the same rows."""
-    gentle = {**SLOW, "arms": {"sft": {"data": "reference", "learning_rate": 1e-5}}}
-    with running(tmp_path, {"strategy": "fsdp", "keep_checkpoints": 50}, gentle) as process:
-        newest = wait_for_checkpoints(tmp_path, process, 1)[-1]
+    gentle = {**LONG, **GENTLE}
+    with in_thread(finish, tmp_path, {"strategy": "fsdp", "keep_checkpoints": 50}, gentle) as running:
+        newest = wait_for_checkpoints(tmp_path, 1, lambda: not running.done())[-1]
         pieces = {path.name for path in newest.iterdir()} - {files.HISTORY}
-        _workers(process)[1].kill()
-        _, err = process.communicate(timeout=480)
-    assert process.returncode == 0, err[-3000:]
+        _workers()[1].kill()
     assert pieces == {f"state-0000{rank}-of-00002.{kind}" for rank in (1, 2) for kind in ("json", "safetensors")}
     assert_like_one_process(training_job(tmp_path, light(), **gentle))
 
 
-def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = ray_processes("RayTrainWorker", process.pid)
-    assert len(found) == 2
-    return found
+def _workers() -> list[psutil.Process]:
+    workers = ray_processes("RayTrainWorker")
+    assert len(workers) == 2
+    return workers
 
 
 def assert_like_one_process(job: Job) -> None:
-    found, alone = history(job), _alone(job)
-    assert [record["step"] for record in found] == [record.step for record in alone]
-    assert [record["loss"] for record in found] == pytest.approx([record.loss for record in alone], abs=1e-5)
+    records, alone = history(job), _alone(job)
+    assert [record["step"] for record in records] == [record.step for record in alone]
+    assert [record["loss"] for record in records] == pytest.approx([record.loss for record in alone], abs=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["bit", "history", "list"])
+@pytest.mark.parametrize(
+    "damage",
+    ["bit", pytest.param("history", marks=pytest.mark.nightly), pytest.param("list", marks=pytest.mark.nightly)],
+)
 def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(damage: str, tmp_path: Path, undisturbed: Job) -> None:
-    with running(tmp_path, {}, SLOW) as process:
-        wait_for_checkpoints(tmp_path, process, 2)
+    """What a damage looks like to the function that reads: tests/unit/stages/test_checkpoints.py."""
+    with own_process(tmp_path, LONG) as process:
+        wait_for_checkpoints(tmp_path, 2, lambda: process.poll() is None)
         for member in [psutil.Process(process.pid), *_family(process)]:
             _kill(member)
     run = tmp_path / "store/work" / ADDRESS / checkpoints.RUN_NAME
@@ -177,12 +183,49 @@ def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(damage: str, tm
         (newest / files.HISTORY).unlink(missing_ok=True)
     else:
         os.truncate(run / "checkpoint_manager_snapshot.json", 40)
-    summary = finish(tmp_path, {}, SLOW)
+    summary = finish(tmp_path, {}, LONG)
     if damage != "list":
         assert any(newest.name in note for note in summary["notes"])
     assert_same_run(tmp_path, undisturbed)
 
 
+def test_a_group_grows_when_there_is_room(tmp_path: Path) -> None:
+    """One worker fits beside a placeholder; when that goes, the second joins in."""
+    resources = {"cpus": 1.4, "num_workers": (1, 2), "resize_every_s": 1.0, "checkpoint_every": 50}
+    changes = {"num_steps": 600, **GENTLE}
+    sizes: list[int] = []
+    placeholder = ray.remote(Placeholder).options(num_cpus=1).remote()
+    ray.get(placeholder.ready.remote())
+    with in_thread(finish, tmp_path, resources, changes) as running:
+        for num_workers in new_checkpoints(tmp_path, lambda: not running.done()):
+            sizes.append(num_workers)
+            if len(sizes) == 1:
+                ray.kill(placeholder)
+    assert [size for size, _ in groupby(sizes)] == [1, 2], sizes
+    assert_like_one_process(training_job(tmp_path, light(), **changes))
+
+
+class Placeholder:
+    """Takes room on the cluster."""
+
+    def ready(self) -> None:
+        """Returns when the placeholder has its place."""
+
+
+def new_checkpoints(folder: Path, is_running: Callable[[], bool]) -> Iterator[int]:
+    """How many workers there are, each time that a checkpoint has come."""
+    newest: list[Path] = []
+    while is_running():
+        time.sleep(0.1)
+        last = whole_checkpoints(folder)[-1:]
+        if not last or last == newest:
+            continue
+        newest = last
+        if num_workers := len(ray_processes("RayTrainWorker")):  # the group of the last checkpoint may have gone
+            yield num_workers
+
+
+@pytest.mark.nightly
 def test_workers_come_and_go_with_their_nodes(tmp_path: Path) -> None:
     """In a process of its own: Ray's test cluster leaves its mark on the one that it runs in."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
@@ -191,10 +234,7 @@ def test_workers_come_and_go_with_their_nodes(tmp_path: Path) -> None:
     assert_like_one_process(training_job(tmp_path, light(), **PATIENT))
 
 
-PATIENT: dict[str, Any] = {
-    "num_steps": 1500,
-    "arms": {"sft": {"data": "reference", "learning_rate": 1e-5}},
-}
+PATIENT: dict[str, Any] = {"num_steps": 1500, **GENTLE}
 
 
 def _lose_and_gain_a_node(folder: Path) -> list[int]:
@@ -203,11 +243,11 @@ def _lose_and_gain_a_node(folder: Path) -> list[int]:
     What counts is who trained, so the next thing happens only when two checkpoints have come: a worker that is left
     over from a group, or one that still starts, writes none.
     """
-    import ray
-
     from tests.support.nodes import Cluster
 
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    home = folder / "home"
+    home.mkdir()
+    os.environ |= {"HOME": str(home), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     resources = light(cpus=1.0, num_workers=(1, 2), resize_every_s=1.0, checkpoint_every=50)
     job = training_job(folder, resources, **PATIENT)
@@ -217,18 +257,9 @@ def _lose_and_gain_a_node(folder: Path) -> list[int]:
         lost = cluster.add_node(**node)
         cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False)
-        with ThreadPoolExecutor(1) as thread:
-            run = thread.submit(train.run, job)
-            newest: list[Path] = []
+        with in_thread(train.run, job) as running:
             is_replaced = False
-            while not run.done():
-                time.sleep(0.1)
-                found = whole_checkpoints(folder)[-1:]
-                if not found or found == newest:
-                    continue
-                newest, num_workers = found, len(ray_processes("RayTrainWorker"))
-                if not num_workers:  # the group of the last checkpoint is gone already
-                    continue
+            for num_workers in new_checkpoints(folder, lambda: not running.done()):
                 sizes.append(num_workers)
                 if lost is not None and sizes[-2:] == [2, 2]:
                     cluster.remove_node(lost, allow_graceful=False)
@@ -236,7 +267,6 @@ def _lose_and_gain_a_node(folder: Path) -> list[int]:
                 elif lost is None and not is_replaced and sizes[-2:] == [1, 1]:
                     cluster.add_node(**node)
                     is_replaced = True
-            run.result()
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -258,13 +288,12 @@ def _alone(job: Job) -> list[StepRecord]:
 
 
 def test_divergence_ends_the_run_at_once_and_names_rows(tmp_path: Path) -> None:
-    arms = {"arms": {"sft": {"data": "reference", "learning_rate": 1e30}}}
-    with running(tmp_path, {}, arms) as process:
-        _, err = process.communicate(timeout=480)
-    assert process.returncode != 0
-    told = err[err.index("DivergenceError") :]
-    assert "training diverged at step" in told
-    assert "which hold row-" in told
+    with pytest.raises(Exception, match="DivergenceError") as caught:
+        finish(tmp_path, {}, {"arms": {"sft": {"data": "reference", "learning_rate": 1e30}}})
+    text = "".join(traceback.format_exception(caught.value))
+    error = text[text.index("DivergenceError") :]
+    assert "training diverged at step" in error
+    assert "which hold row-" in error
     assert len(list((tmp_path / "store/work" / ADDRESS / checkpoints.RUN_NAME).glob("checkpoint_2*"))) <= 2
 
 
@@ -280,14 +309,14 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path) -> None:
         filler = disk / "filler"
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         filler.write_bytes(bytes(free - 700_000))  # not enough for two checkpoints
-        with running(disk, {"keep_checkpoints": 1, "max_failures": 0}, {}) as process:
-            out, err = process.communicate(timeout=480)
-        if process.returncode:
-            assert "No space left on device" in err
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(finish, disk, {"keep_checkpoints": 1, "max_failures": 0}, {})
+        if error := running.exception():
+            assert "No space left on device" in "".join(traceback.format_exception(error))
             filler.unlink()
             finish(disk, {}, {})
         else:
-            assert any("no room for the checkpoint" in note for note in json.loads(out.splitlines()[-1])["notes"])
+            assert any("no room for the checkpoint" in note for note in running.result()["notes"])
         assert [record["step"] for record in history(job)] == list(range(1, 41))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
