@@ -74,7 +74,7 @@ def ours(job: Job) -> tuple[float, dict[str, dict[str, Any]]]:
     made: Made = evaluate.run(job)
     seconds = time.perf_counter() - start
     assert made.files, "the step places its files"
-    rows = pq.read_table(Path(job.store.url.removeprefix("file://")) / job.address / files.ITEMS).to_pylist()
+    rows = pq.read_table(job.store.staged(job.address, made.files) / files.ITEMS).to_pylist()
     return seconds, {row["item"]: row for row in rows}
 
 

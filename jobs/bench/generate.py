@@ -30,7 +30,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -130,7 +129,7 @@ def run_stage(num_rows: int) -> dict[str, float]:
         time.sleep(SETTLE_S)
         called = time.time()
         made = generate.run(job)
-        log = (Path(folder) / job.address / files.PROGRESS).read_text().splitlines()
+        log = (job.store.staged(job.address, made.files) / files.PROGRESS).read_text().splitlines()
         done = datetime.fromisoformat(json.loads(log[-1])["time"]).timestamp()
     ready = made.summary["first_ready"]
     seen = figures(called, ready, done - ready, made.summary["response_tokens"])

@@ -30,11 +30,6 @@ Record = tuple[str, dict[str, Any]]
 """Where a row stands ("line 7"), and its fields."""
 
 
-def read_rows(source: str, **options: Any) -> pa.Table:
-    """All tables of `read_tables` as one, for sets that fit in memory."""
-    return pa.concat_tables(read_tables(source, **options)).combine_chunks()
-
-
 def read_tables(
     source: str,
     *,

@@ -38,7 +38,7 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
         check_tail(recipe, sizes[""])
     if config is not None and any(part.patch for part in recipe.prunings.values()):
         check_patchable(family_of(config))
-    num_rows = check_rows(recipe)
+    num_rows = check_rows(recipe, runs_code_here=_runs_code_here(states))
     if config is not None and sizes is not None:
         generated = pass_bytes(recipe.generate, config, num_rows)
         check_disk(recipe, store, size_of(config), sizes, generated, states)
@@ -97,8 +97,14 @@ def check_local_cpus(resources: Resources, stages: set[str]) -> None:
 
     if os.environ.get("RAY_ADDRESS"):
         return  # the cluster's own figures are checked once it is joined
-    cpus = resources.cpus or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    check_capacity(stages, resources, Capacity(float(cpus or 1), float("inf")))
+    check_capacity(stages, resources, Capacity(float(resources.cpus or _local_cpus()), float("inf")))
+
+
+def _local_cpus() -> int:
+    """CPUs that this process may use, where the system tells, else CPUs of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, State]) -> None:
@@ -166,10 +172,17 @@ def _training_bytes(asked: Train, size: ModelSize) -> int:
     return 2 * size.weight_bytes + (3 * 4 * size.num_parameters if asked.lora is None else size.weight_bytes // 10)
 
 
-def check_rows(recipe: Recipe) -> int:
-    """Both row sources are read to the end, so that a malformed line 49,999 shows now. Returns the seed set's rows.
+def _runs_code_here(states: Mapping[str, State]) -> bool:
+    """Whether responses of answer kind `code` are still to be checked, by workers of this machine."""
+    missing = any(states[name].status != "done" for name in ("generate", "select"))
+    return missing and not os.environ.get("RAY_ADDRESS")
 
-    Rows that share words with a test question still count here; some of the rest must be held out if any are to be.
+
+def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
+    """Read both row sources to the end, so that a malformed line 49,999 is reported now; the seed set's rows.
+
+    Rows that share words with a test question are counted too; of the others some must be held out if any are to be.
+    With `runs_code_here`, rows of answer kind `code` need the sandbox on this machine (`SandboxError`).
     """
     from sdft_ray.data.held_out import is_held_out
     from sdft_ray.generation.prompts import resolve_template
@@ -179,10 +192,16 @@ def check_rows(recipe: Recipe) -> int:
     deque(read(recipe.calibration), maxlen=0)
     fraction = recipe.train.held_out
     num_rows = num_held_out = 0
+    answer_kinds: set[str] = set()
     for table in read(recipe.seed_set):
         num_rows += table.num_rows
+        answer_kinds |= set(table["answer_kind"].unique().to_pylist())
         if fraction:
             num_held_out += sum(is_held_out(name, fraction) for name in table["example_id"].to_pylist())
+    if runs_code_here and "code" in answer_kinds:
+        from sdft_ray.generation.sandbox import check_sandbox
+
+        check_sandbox()
     if fraction and not 0 < num_held_out < num_rows:
         raise DataError(
             f"train.held_out {fraction:g} holds out {num_held_out} of {num_rows} rows",

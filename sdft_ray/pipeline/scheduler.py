@@ -96,6 +96,7 @@ class Walk:
             teacher=resolve_source(self.recipe.teacher.model, self.recipe.teacher.revision),
             inputs=inputs,
             identity=state.identity,
+            driver=platform.node(),
             progress=Ticker(board, self.shown(state.step.name)),
         )
         with self.store.lock(state.address):
@@ -103,13 +104,16 @@ class Walk:
             if done is not None:
                 return done
             started = time.monotonic()
-            made = run_report(job) if state.step.stage == "report" else runner(state.step.stage)(job)
+            try:
+                made = run_report(job) if state.step.stage == "report" else runner(state.step.stage)(job)
+            except Exception:
+                done = self.store.manifest(state.address)
+                if done is None:
+                    raise
+                return done  # a driver on another machine has committed this step and dropped its work directory
             # What a user waits for: start of the workers included.
             usage = replace(made.usage, wall_s=time.monotonic() - started)
-            manifest = self._manifest(state, inputs, made.files, usage, made.summary)
-            self.store.commit(manifest)
-            self.store.discard(made.superseded)
-        return manifest
+            return self.store.commit(self._manifest(state, inputs, made.files, usage, made.summary), made.superseded)
 
     def _manifest(
         self, state: State, inputs: dict[str, str], files: Any, usage: Usage, summary: dict[str, Any]

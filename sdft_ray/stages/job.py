@@ -44,6 +44,8 @@ class Job:
     progress: Progress
     identity: dict[str, Any] = field(default_factory=dict)
     """What the step's fingerprint was computed from."""
+    driver: str = ""
+    """Host of the driver: `Store.lock` admits one driver of each host to a step."""
 
     @property
     def arm(self) -> str:
@@ -74,7 +76,7 @@ class Job:
     def output(self, made: Made) -> Iterator[Path]:
         """An empty directory to fill; when the block ends well its files are placed and listed in `made`."""
         store = self.store
-        directory = store.work(self.address) / "output"
+        directory = store.work(self.address) / f"output-{self.driver}"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         yield directory

@@ -27,6 +27,7 @@ def _prune(job: Job) -> Made:
         plan = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))
         job.progress(0, len(plan.keep_blocks), "blocks")
         start = job.model("start")
+        plan.validate(Checkpoint.open(start).config)
         max_shard_bytes = job.resources.max_shard_bytes
         prune_checkpoint(start, directory, plan.keep_blocks, plan.channels, max_shard_bytes=max_shard_bytes)
         checkpoint = Checkpoint.open(directory)

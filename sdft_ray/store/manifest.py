@@ -31,6 +31,7 @@ class Manifest:
 
     `identity` is the very canonical JSON whose sha256 is `fingerprint`. `inputs` maps roles to addresses.
     `summary` holds small facts (row counts, a plan) that other steps and `sdft show` read without the files.
+    `folder` is where the files lie below the address: "" in a local store, which holds them beside the manifest.
     """
 
     step: str
@@ -46,6 +47,12 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str = ""
     created: str = ""
+    folder: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where the files lie, relative to the store's root."""
+        return f"{self.address}/{self.folder}" if self.folder else self.address
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False)

@@ -1,27 +1,41 @@
 """The store: artifacts at `ROOT/<stage>/<16 hex>/`, on a local path or any fsspec URL.
 
-A step fills a work directory, `place` puts its files under the address, and `commit` writes the manifest last.
-A crash at any point leaves either a committed artifact or none. A work directory is stable, so a killed step
-finds what it had finished. On a local root, workers of several nodes need it on a shared file system.
+A step fills a work directory, `place` stages its files, and `commit` makes them the artifact, manifest last. A crash
+at any point leaves either a committed artifact or none. A work directory is stable, so a killed step continues where
+it stopped. On a local root, workers of several nodes need it on a shared file system.
+
+Several drivers may make one step at the same time, on machines that share nothing but the store. Each stages its files
+in a folder that is named by their digests, so none touches what another has written, and the first commit wins:
+
+    local       files wait in the work directory; `commit` renames that folder, manifest included, to the free address
+    elsewhere   files are uploaded to `ADDRESS/<16 hex>/`, and the manifest, which names that folder, is put by a
+                conditional request that fails where there is one
+
+The commit of a later driver takes over the artifact that is there and removes its own files. Files of a driver that was
+killed before its commit are removed by the next commit of that step; `unfinished` lists them until then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
 from sdft_ray.errors import StoreError
-from sdft_ray.store.fingerprint import content_digest, file_digest, listed_files
+from sdft_ray.store.atomic import create, replacing, write_file, write_to
+from sdft_ray.store.fingerprint import content_digest, file_digest, fingerprint, listed_files
 from sdft_ray.store.manifest import FileEntry, Manifest
 
 MANIFEST = "manifest.json"
@@ -83,24 +97,25 @@ class Store:
         return directory
 
     def _download(self, manifest: Manifest, directory: Path) -> None:
-        partial = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}")
-        for name, entry in manifest.files.items():
-            target = partial / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get_file(f"{self._root}/{manifest.address}/{name}", str(target))
-            if file_digest(target) != entry.sha256:
-                raise StoreError(f"{manifest.address}/{name} does not match its digest", "sdft verify, then run again")
-        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        with contextlib.suppress(OSError):  # another process was first
-            partial.rename(directory)
-        shutil.rmtree(partial, ignore_errors=True)
+        with replacing(directory) as partial:
+            for name, entry in manifest.files.items():
+                target = partial / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(f"{self._root}/{manifest.place}/{name}", str(target))
+                if file_digest(target) != entry.sha256:
+                    raise StoreError(
+                        f"{manifest.address}/{name} does not match its digest", "sdft verify, then run again"
+                    )
+            partial.mkdir(parents=True, exist_ok=True)
+            (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
     def damaged_files(self, address: str) -> list[str]:
         """Names of files that are missing or whose bytes differ from the manifest. Empty means sound."""
         manifest = self.manifest(address)
         if manifest is None:
             raise StoreError(f"nothing is committed at {address} in {self.url}", "see sdft ls")
-        return [name for name, entry in manifest.files.items() if self._digest(f"{address}/{name}") != entry.sha256]
+        place = manifest.place
+        return [name for name, entry in manifest.files.items() if self._digest(f"{place}/{name}") != entry.sha256]
 
     def _digest(self, relative: str) -> str | None:
         with tempfile.TemporaryDirectory() as folder:
@@ -154,21 +169,24 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, address: str) -> Iterator[None]:
-        """Hold a step for this process, so that two runs on one machine never fill one work directory."""
-        import fcntl
+        """Hold a step for this process, so that two runs on one machine never fill one work directory.
 
-        path = self.work(address).with_suffix(".lock")
-        with path.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StoreError(f"another run is making {address} in {self.url}", "wait until it ends") from None
+        Runs on several machines are kept apart by `commit`. Raises `StoreError` while another process holds the step.
+        """
+        lock = FileLock(self.work(address).with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreError(f"another run is making {address} in {self.url}", "wait until it ends") from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def place(self, address: str, directory: Path) -> dict[str, FileEntry]:
-        """Move (local root) or upload the files of `directory` to the address; return their digests.
+        """Stage the files of `directory`, which is moved (local root) or uploaded; return their digests.
 
-        The artifact does not exist until `commit`. Files left there by a run that died are replaced.
+        The artifact does not exist until `commit`. Raises `StoreError` when it is committed already.
         """
         if self.manifest(address) is not None:
             raise StoreError(f"{address} is committed already", "artifacts are never overwritten; change the recipe")
@@ -176,38 +194,84 @@ class Store:
             path.relative_to(directory).as_posix(): FileEntry(file_digest(path), path.stat().st_size)
             for path in listed_files(directory)
         }
-        target = f"{self._root}/{address}"
-        if self._fs.exists(target):
-            self._fs.rm(target, recursive=True)
         if self.is_local:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(str(directory), target)
-        else:
-            for name in files:
-                self._fs.makedirs(f"{target}/{Path(name).parent.as_posix()}", exist_ok=True)
-                self._fs.put_file(str(directory / name), f"{target}/{name}")
-            shutil.rmtree(directory)
+            staged = self.staged(address, files)
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.move(directory, staged)
+            return files
+        target = f"{self._root}/{address}/{_folder_of(files)}"
+        for name in files:
+            self._fs.makedirs(f"{target}/{Path(name).parent.as_posix()}", exist_ok=True)
+            self._fs.put_file(str(directory / name), f"{target}/{name}")
+        shutil.rmtree(directory)
         return files
 
-    def commit(self, manifest: Manifest) -> None:
-        """Write the manifest, which makes the artifact exist, and drop the work directory."""
-        self._write(f"{manifest.address}/{MANIFEST}", manifest.to_json())
-        shutil.rmtree(self.work(manifest.address), ignore_errors=True)
+    def commit(self, manifest: Manifest, superseded: Iterable[str] = ()) -> Manifest:
+        """Make what `place` has staged the artifact, and drop the work directory.
+
+        Returns the manifest that counts: this one, or that of another driver, which was first; then the files staged
+        here are removed. If it is this one, `superseded` files (relative to the root) are removed.
+        Raises `StoreError` when the staged files are gone and no other driver has committed.
+        """
+        address = manifest.address
+        won = self._commit_local(manifest) if self.is_local else self._commit_remote(manifest)
+        committed = self.manifest(address)
+        if committed is None:
+            raise StoreError(f"the files of {address} are gone from {self.url}", "run again")
+        if won:
+            self.discard(superseded)
+        shutil.rmtree(self.work(address), ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(f"{self._root}/work/{manifest.address}", recursive=True)
+            self._fs.rm(f"{self._root}/work/{address}", recursive=True)
+        return committed
+
+    def _commit_local(self, manifest: Manifest) -> bool:
+        target, staged = Path(self._root) / manifest.address, self.staged(manifest.address, manifest.files)
+        if not manifest.files:
+            staged.mkdir(parents=True, exist_ok=True)
+        if not staged.is_dir():  # the driver that was first has dropped the work directory
+            return False
+        write_file(staged / MANIFEST, manifest.to_json())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return _take_place(staged, target)
+
+    def _commit_remote(self, manifest: Manifest) -> bool:
+        folder = _folder_of(manifest.files) if manifest.files else ""
+        here = f"{self._root}/{manifest.address}"
+        ours = replace(manifest, folder=folder)
+        won = create(self._fs, f"{here}/{MANIFEST}", ours.to_json().encode())
+        committed = self.manifest(manifest.address)
+        if committed is not None and committed.folder:  # any other belongs to a driver that is late, or was killed
+            self._fs.invalidate_cache()
+            for path in map(str, self._fs.ls(here, detail=False)):
+                if path.rstrip("/").rsplit("/", 1)[-1] not in (committed.folder, MANIFEST):
+                    with contextlib.suppress(FileNotFoundError):
+                        self._fs.rm(path, recursive=True)
+        return won
+
+    def staged(self, address: str, files: Mapping[str, FileEntry]) -> Path:
+        """Where files wait for their commit on a local root."""
+        return self.work(address) / f"placed-{_folder_of(files)}"
+
+    def unfinished(self) -> list[str]:
+        """Folders below the root with files of no artifact: their step runs now, or its driver was killed.
+
+        Such as `work/train/0123456789abcdef` in a local store, `train/0123456789abcdef/fedcba9876543210` elsewhere.
+        """
+        hexes = "[0-9a-f]" * ADDRESS_HEX
+        found = [f"work/{'/'.join(path.split('/')[-2:])}" for path in self._listed(f"work/*/{hexes}")]
+        if self.is_local:
+            return sorted(found)
+        committed = {manifest.place for manifest in self.manifests()}
+        staged = ("/".join(path.split("/")[-3:]) for path in self._listed(f"*/{hexes}/{hexes}"))
+        return sorted([*found, *(place for place in staged if place not in committed and place[:5] != "work/")])
+
+    def _listed(self, pattern: str) -> list[str]:
+        self._fs.invalidate_cache()
+        return [str(path).rstrip("/") for path in self._fs.glob(f"{self._root}/{pattern}")]
 
     def _write(self, relative: str, text: str) -> None:
-        target = f"{self._root}/{relative}"
-        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        if not self.is_local:
-            self._fs.pipe_file(target, text.encode())
-            return
-        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}")
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(target)
+        write_to(self._fs, f"{self._root}/{relative}", text)
 
     def _scratch(self) -> Path:
         """Node-local room for copies of a remote store."""
@@ -238,9 +302,7 @@ class Store:
 
         What a study says is drawn from artifacts and can be drawn again.
         """
-        target = f"{self._root}/studies/{name}/{file}"
-        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        self._fs.pipe_file(target, data)
+        write_to(self._fs, f"{self._root}/studies/{name}/{file}", data)
         return self.url_of(f"studies/{name}/{file}")
 
     # -- digests of what lies outside ------------------------------------------------------------------------
@@ -270,3 +332,29 @@ class Store:
             return json.loads((Path(self._root) / "work/digests.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return {}
+
+
+def _folder_of(files: Mapping[str, FileEntry]) -> str:
+    """Name of the folder that files are staged in: equal files, one folder."""
+    return fingerprint({name: asdict(entry) for name, entry in files.items()})[:ADDRESS_HEX]
+
+
+def _take_place(staged: Path, target: Path) -> bool:
+    """Rename a folder to a free address; False where an artifact lies there. Raises `FileNotFoundError`."""
+    for _ in range(10):
+        try:
+            staged.rename(target)
+            return True
+        except OSError as reason:
+            if reason.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if (target / MANIFEST).exists():
+            return False
+        # Files without a manifest: earlier versions put them there before the commit, and somebody was killed.
+        aside = staged.with_name(f"abandoned-{uuid.uuid4().hex[:12]}")
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(aside)
+        if (aside / MANIFEST).exists():  # committed meanwhile by another driver: back with it
+            aside.rename(target)
+            return False
+    raise StoreError(f"{target} is taken again and again", "end all other runs over this store, and run again")

@@ -28,6 +28,7 @@ from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
 from tests.support.asking import result_of
+from tests.support.staged import output_of
 from tests.support.tiny import make_model
 from tests.support.worlds import world_data, write_tasks
 
@@ -89,7 +90,7 @@ def silent(done: int, total: int, unit: str) -> None:
 
 def scores_of(job: Job, made: Made) -> Scores:
     assert set(made.files) == {files.SCORES, files.ITEMS}
-    path = Path(job.store.url.removeprefix("file://")) / job.address
+    path = output_of(job)
     scores = Scores.from_json(json.loads((path / files.SCORES).read_text(encoding="utf-8")))
     items = pq.read_table(path / files.ITEMS).to_pylist()
     assert {(row["task"], row["item"], row["value"]) for row in items} == {

@@ -41,6 +41,7 @@ from sdft_ray.stages.job import Job, Made
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
+from tests.support.staged import output_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -56,14 +57,13 @@ def _resources(**changes: Any) -> Resources:
 
 
 def _rows(job: Job, name: str = files.GENERATED) -> pa.Table:
-    return pq.read_table(Path(job.store_url) / job.address / name)
+    return pq.read_table(output_of(job) / name)
 
 
 def _commit(job: Job, made: Made) -> None:
     """What the pipeline does after a stage."""
     manifest = Manifest("generate", "generate", job.address, "6" * 64, "{}", {}, made.files, Usage(), made.summary)
-    job.store.commit(manifest)
-    job.store.discard(made.superseded)
+    job.store.commit(manifest, made.superseded)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def expected(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> bytes
     job = make_job(Store(str(tmp_path_factory.mktemp("whole"))), _resources(), farm_rows(NUM_ROWS))
     generate.run(job)
     assert _rows(job)["example_id"].to_pylist() == [f"row-{n}" for n in range(NUM_ROWS)]
-    return (Path(job.store_url) / job.address / files.GENERATED).read_bytes()
+    return (output_of(job) / files.GENERATED).read_bytes()
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
@@ -80,7 +80,7 @@ def test_a_killed_actor_costs_no_row(seed: int, tmp_path: Path, expected: bytes)
     job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.007, max_actors=2), farm_rows(NUM_ROWS))
     with _killing_actors(seed, wait_s=(0.1, 0.8)):
         generate.run(job)
-    assert (tmp_path / job.address / files.GENERATED).read_bytes() == expected
+    assert (output_of(job) / files.GENERATED).read_bytes() == expected
 
 
 def test_a_task_of_several_chunks_is_taken_up_where_its_actor_died(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_progress_for_machines(tmp_path: Path) -> None:
     ours = DataContext.get_current().copy()
     job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.005), farm_rows(400))
     generate.run(job)
-    lines = [json.loads(line) for line in (tmp_path / job.address / files.PROGRESS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (output_of(job) / files.PROGRESS).read_text().splitlines()]
     assert lines[0]["rows_done"] == 0
     assert lines[-1]["rows_done"] == lines[-1]["rows"] == 400
     assert lines[-1]["actors"] == 1
@@ -194,7 +194,7 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, expected: bytes) -> None:
     made = generate.run(job)
     assert made.summary["damaged_parts"] == 2
     assert made.summary["rows_reused"] == NUM_ROWS - lost
-    assert (tmp_path / job.address / files.GENERATED).read_bytes() == expected
+    assert (output_of(job) / files.GENERATED).read_bytes() == expected
 
 
 def _odd_rows(num_too_long: int) -> pa.Table:

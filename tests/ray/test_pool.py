@@ -27,6 +27,7 @@ from sdft_ray.stages.session import ray_session
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
 from tests.support.nodes import Cluster
+from tests.support.staged import output_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -86,9 +87,9 @@ def _grow_and_shrink(folder: Path) -> None:
     assert len(made.summary["nodes"]) == 2
     assert max(sizes) == 2
     assert set(sizes[: sizes.index(2)]) <= {0, 1}
-    table = pq.read_table(folder / job.address / files.GENERATED)
+    table = pq.read_table(output_of(job) / files.GENERATED)
     assert table["example_id"].to_pylist() == [f"row-{n}" for n in range(9_000)]
-    log = (folder / job.address / files.PROGRESS).read_text().splitlines()
+    log = (output_of(job) / files.PROGRESS).read_text().splitlines()
     assert {1, 2} <= {json.loads(line)["actors"] for line in log}
 
 

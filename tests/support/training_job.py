@@ -24,6 +24,7 @@ from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
 from tests.support.recipes import recipe_data
+from tests.support.staged import output_of
 from tests.support.tiny import make_model
 
 NUM_ROWS = 40
@@ -83,13 +84,13 @@ def _commit(store: Store, address: str, directory: Path) -> None:
 
 def history(job: Job) -> list[dict[str, Any]]:
     """Step records of a run that ended well."""
-    text = (Path(job.store_url) / job.address / files.HISTORY).read_text(encoding="utf-8")
+    text = (output_of(job) / files.HISTORY).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def weights(job: Job) -> bytes:
     """The student's tensors as they lie on disk."""
-    return (Path(job.store_url) / job.address / "model.safetensors").read_bytes()
+    return (output_of(job) / "model.safetensors").read_bytes()
 
 
 def main(folder: str, resources: str, changes: str) -> None:

@@ -12,11 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdft_ray.data.example import SEED_SCHEMA, example_id
-from sdft_ray.data.sources import read_rows, read_tables
+from sdft_ray.data.sources import read_tables
 from sdft_ray.errors import DataError
 from tests.unit.data.turns import turns
 
 GOOD = {"instruction": "What is 2 + 2?", "reference": "It is 4. #### 4"}
+
+
+def read_rows(source: str, **options: Any) -> pa.Table:
+    """All tables of `read_tables` as one."""
+    return pa.concat_tables(read_tables(source, **options)).combine_chunks()
 
 
 def write(path: Path, *rows: Any) -> str:

@@ -240,6 +240,36 @@ def test_too_few_cpus(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "train needs 4 CPUs" in error
 
 
+def test_cpus_of_the_resources_count_where_the_system_tells_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no `sched_getaffinity`."""
+    from sdft_ray.errors import ResourceError
+    from sdft_ray.pipeline.preflight import check_local_cpus
+    from sdft_ray.recipe.resources import Resources
+
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    few = Resources.model_validate({"cpus": 1, "train": {"num_workers": 4}})
+    with pytest.raises(ResourceError, match="train needs 4 CPUs at once and there are 1"):
+        check_local_cpus(few, {"train"})
+    check_local_cpus(few.model_copy(update={"cpus": None}), {"train"})
+
+
+def test_code_that_cannot_be_isolated_here(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sdft_ray.generation import sandbox
+
+    row = {"id": "a", "instruction": "add", "reference": "x", "answer_kind": "code", "check": "assert add(1, 2) == 3"}
+    seed_set = _seed_file(world, json.dumps(row) + "\n")
+    resources = world / "some.yaml"
+    resources.write_text("train: {num_workers: 1}", encoding="utf-8")
+    monkeypatch.setattr(sandbox, "_CHILD", "import os\nos.write(3, b'no namespace')")  # as where the kernel refuses
+    sandbox.check_sandbox.cache_clear()
+    arguments = ("--resources", resources, "--store", world / "store")
+    assert "code cannot be isolated" in _fails(monkeypatch, capsys, "compress", _recipe(world, **seed_set), *arguments)
+
+
 def test_signals_that_the_sampler_cannot_give(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

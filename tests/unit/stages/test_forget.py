@@ -32,6 +32,7 @@ from sdft_ray.store.store import MANIFEST, Store
 from tests.support.embedder import make_embedder
 from tests.support.pruned_store import make_pruned_store, selected_row
 from tests.support.recipes import make_recipe
+from tests.support.staged import commit_output, output_of
 from tests.support.worlds import RESOURCES
 
 SELECT, PRUNE, TEXTS, FORGET = (f"{stage}/" + "5" * 16 for stage in ("select", "prune", "texts", "forget"))
@@ -83,8 +84,8 @@ def _texts(root: Path) -> pa.Table:
     """What stage `texts` makes, committed."""
     folder = root / "store" / TEXTS
     if not folder.exists():
-        make(_job(root, "texts", TEXTS, {}))
-        (folder / MANIFEST).write_text("{}", encoding="utf-8")
+        job = _job(root, "texts", TEXTS, {})
+        commit_output(job, make(job))
     return pq.read_table(folder / files.ROWS)
 
 
@@ -111,8 +112,9 @@ def test_three_kinds_of_text_are_scored_under_one_model(root: Path, model: str) 
     table = _texts(root)
     told.clear()
     inputs = {"texts": TEXTS, "data": SELECT} | ({"model": PRUNE} if model == "pruned" else {})
-    made = _forget(_job(root, f"forget:{model}", FORGET, inputs, gap={"num_rows": 8}))
-    written = json.loads((root / "store" / FORGET / files.FORGET).read_text(encoding="utf-8"))
+    job = _job(root, f"forget:{model}", FORGET, inputs, gap={"num_rows": 8})
+    made = _forget(job)
+    written = json.loads((output_of(job) / files.FORGET).read_text(encoding="utf-8"))
     assert {name: written[name] for name in made.summary} == made.summary
     assert made.summary["num_kept"] == 20
     assert made.summary["num_rows"] == {"text": 9, "reference": 8, "distilled": 8}
@@ -146,10 +148,11 @@ def test_the_rows_are_those_of_the_gap(root: Path) -> None:
     asked: dict[str, Any] = {"gap": {"num_rows": 6}}
     job = _job(root, "forget:pruned", FORGET, {"texts": TEXTS, "data": SELECT, "model": PRUNE}, **asked)
     _forget(job)
-    rows = json.loads((root / "store" / FORGET / files.FORGET).read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((output_of(job) / files.FORGET).read_text(encoding="utf-8"))["rows"]
     gap = "gap/" + "9" * 16
-    _gap(replace(job, step="gap", address=gap, inputs={"data": SELECT, "pruned": PRUNE}))
-    of_gap = json.loads((root / "store" / gap / files.GAP).read_text(encoding="utf-8"))["rows"]
+    gap_job = replace(job, step="gap", address=gap, inputs={"data": SELECT, "pruned": PRUNE})
+    _gap(gap_job)
+    of_gap = json.loads((output_of(gap_job) / files.GAP).read_text(encoding="utf-8"))["rows"]
     for text in ("reference", "distilled"):
         expected = {row["example_id"]: pytest.approx(row["pruned"][text], rel=1e-5) for row in of_gap}
         assert rows[text] == expected
@@ -158,8 +161,9 @@ def test_the_rows_are_those_of_the_gap(root: Path) -> None:
 def test_rows_that_are_held_out_come_first(root: Path) -> None:
     _texts(root)
     train = {"num_steps": 1, "held_out": 0.4, "arms": {"sft": {"data": "reference", "learning_rate": 1e-3}}}
-    made = _forget(_job(root, "forget:teacher", FORGET, {"texts": TEXTS, "data": SELECT}, train=train))
-    rows = json.loads((root / "store" / FORGET / files.FORGET).read_text(encoding="utf-8"))["rows"]
+    job = _job(root, "forget:teacher", FORGET, {"texts": TEXTS, "data": SELECT}, train=train)
+    made = _forget(job)
+    rows = json.loads((output_of(job) / files.FORGET).read_text(encoding="utf-8"))["rows"]
     held = [f"r{i}" for i in range(30) if i % 3 and is_held_out(f"r{i}", 0.4)]
     assert list(rows["distilled"]) == held
     assert made.summary["held_out"] is True
@@ -197,7 +201,7 @@ def test_written_answers_are_compared_item_by_item(root: Path) -> None:
     inputs = {"teacher_answers": THEIRS, "answers": OWN}
     job = _job(root, "likeness:sft", LIKENESS, inputs, asked={"embedding": str(root / "embedder")})
     made = _likeness(job, ModelSource(directory=str(root / "embedder")))
-    written = json.loads((root / "store" / LIKENESS / files.LIKENESS).read_text(encoding="utf-8"))
+    written = json.loads((output_of(job) / files.LIKENESS).read_text(encoding="utf-8"))
     assert {name: written[name] for name in made.summary} == made.summary
     embedder = load_embedder(root / "embedder")
     first_ND, second_ND = (embed(embedder, ANSWERS[address], batch_tokens=1)[0].numpy() for address in (THEIRS, OWN))

@@ -23,6 +23,7 @@ from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.support.pruned_store import make_pruned_store, selected_row
 from tests.support.recipes import make_recipe
+from tests.support.staged import output_of
 from tests.support.tiny import make_model
 from tests.support.worlds import RESOURCES
 
@@ -56,11 +57,12 @@ told: list[tuple[int, int, str]] = []
 def test_kept_rows_are_scored_with_both_texts_and_models(root: Path) -> None:
     rows = [selected_row(i, kept=i % 3 != 0) for i in range(30)]
     told.clear()
-    made = _gap(_job(root, rows, gap={"num_rows": 8}))
+    job = _job(root, rows, gap={"num_rows": 8})
+    made = _gap(job)
     assert made.summary["num_kept"] == 20
     assert made.summary["num_rows"] == 8
     assert "two standard errors" in made.summary["verdict"]
-    written = json.loads((root / "store" / GAP / files.GAP).read_text(encoding="utf-8"))
+    written = json.loads((output_of(job) / files.GAP).read_text(encoding="utf-8"))
     assert {name: written[name] for name in made.summary} == made.summary
     chosen = [row for row in rows if row["example_id"] in {part["example_id"] for part in written["rows"]}]
     assert len(chosen) == 8

@@ -18,6 +18,7 @@ from sdft_ray.stages.rows import NUM_EXAMPLES, make
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
 from tests.support.recipes import make_recipe
+from tests.support.staged import output_of
 
 LONG = "a train leaves the old station at nine and reaches the far coast at noon how fast is it"
 SHORT = "which of these four stones is the hardest one"
@@ -75,7 +76,7 @@ def _make(folder: Path, recipe: Recipe, step: str = "seed") -> tuple[Made, list[
         progress=lambda done, total, unit: None,
     )
     made = make(job)
-    return made, pq.read_table(folder / "store" / job.address / files.ROWS)["example_id"].to_pylist()
+    return made, pq.read_table(output_of(job) / files.ROWS)["example_id"].to_pylist()
 
 
 def test_overlapping_rows_are_left_out_counted_and_named(folder: Path) -> None:

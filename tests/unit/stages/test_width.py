@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from sdft_ray.data.example import SEED_SCHEMA
+from sdft_ray.errors import PlanError
 from sdft_ray.importance.width import WidthMoments
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.size import size_with_blocks
@@ -25,6 +24,7 @@ from sdft_ray.stages.job import Job
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.support.recipes import make_recipe
+from tests.support.staged import commit_output, output_of
 from tests.support.tiny import make_model
 from tests.support.worlds import RESOURCES
 
@@ -51,32 +51,27 @@ def job(tmp_path: Path) -> Job:
 
 
 def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-
-    def done(address: str, **summary: Any) -> None:
-        (store / address / MANIFEST).write_text(json.dumps(summary), encoding="utf-8")
-
-    measure._stored(job, [measure._shard(job, index, 2) for index in range(2)])
+    measured = commit_output(job, measure._stored(job, [measure._shard(job, index, 2) for index in range(2)]))
     whole = WidthMoments.from_bytes(measure._shard(job, 0, 1)[0][files.WIDTH_MOMENTS])
-    content = (store / MEASURE / files.WIDTH_MOMENTS).read_bytes()
+    content = (measured / files.WIDTH_MOMENTS).read_bytes()
     found = WidthMoments.from_bytes(content)
     assert found.num_sequences == whole.num_sequences == 9
     assert found.to_bytes() == WidthMoments.from_bytes(found.to_bytes()).to_bytes()
     for key, values in whole.sums.items():
         np.testing.assert_allclose(found.sums[key], values, rtol=1e-5)
 
-    done(MEASURE)
-    made = plan.run(replace(job, step="plan", address=PLAN, inputs={"measure": MEASURE}))
+    planning = replace(job, step="plan", address=PLAN, inputs={"measure": MEASURE})
+    made = plan.run(planning)
     assert made.summary["widths"] == {"hidden": [24, 32], "mlp": [40, 64], "heads": [2, 4]}
-    chosen = PruningPlan.from_json((store / PLAN / files.PLAN).read_text(encoding="utf-8"))
+    chosen = PruningPlan.from_json((commit_output(planning, made) / files.PLAN).read_text(encoding="utf-8"))
     assert made.summary["plan"] == chosen.identity()
     assert chosen.keep_blocks == (0, 1, 2)
     assert chosen.channels.hidden == tuple(sorted(np.argsort(-found.scores("hidden"))[:24].tolist()))
     assert chosen.channels.mlp is not None
     assert chosen.channels.mlp[2] == tuple(sorted(np.argsort(-found.scores("mlp")[2])[:40].tolist()))
 
-    done(PLAN)
-    made = prune._prune(replace(job, step="prune", address=PRUNE, inputs={"plan": PLAN}))
+    pruning = replace(job, step="prune", address=PRUNE, inputs={"plan": PLAN})
+    made = prune._prune(pruning)
     config = read_config(job.teacher, None)
     assert config is not None
     sizes = made.summary["sizes"]
@@ -84,7 +79,7 @@ def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> Non
     assert planned is not None
     assert sizes["pruned"]["num_parameters"] == planned.num_parameters
     assert sizes["teacher"]["num_parameters"] == size_with_blocks(config, 4).num_parameters
-    model = load_model(store / PRUNE, "float32")
+    model = load_model(output_of(pruning), "float32")
     assert sum(weight.numel() for weight in model.parameters()) == sizes["pruned"]["num_parameters"]
     assert bool(torch.isfinite(model(input_ids=torch.arange(9)[None]).logits).all())
 
@@ -92,3 +87,12 @@ def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> Non
 def test_without_width_nothing_more_is_measured(job: Job) -> None:
     plain = replace(job, recipe=job.recipe.model_copy(update={"width": None}))
     assert set(measure._shard(plain, 0, 1)[0]) == {files.DEPTH_SCORES}
+
+
+def test_a_plan_for_another_model_is_refused(job: Job, tmp_path: Path) -> None:
+    other = PruningPlan("qwen3", 5, (0, 1, 2))
+    (tmp_path / "store" / PLAN).mkdir(parents=True)
+    (tmp_path / "store" / PLAN / files.PLAN).write_text(other.to_json(), encoding="utf-8")
+    (tmp_path / "store" / PLAN / MANIFEST).write_text("{}", encoding="utf-8")
+    with pytest.raises(PlanError, match="the plan is for a qwen3 of 5 blocks, the model is a qwen3 of 4"):
+        prune._prune(replace(job, step="prune", address=PRUNE, inputs={"plan": PLAN}))

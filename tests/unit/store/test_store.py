@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
+import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdft_ray.errors import StoreError
+from sdft_ray.store.atomic import write_to
 from sdft_ray.store.fingerprint import canonical_json, content_digest, file_digest, fingerprint
-from sdft_ray.store.manifest import Manifest, Usage
+from sdft_ray.store.manifest import FileEntry, Manifest, Usage
 from sdft_ray.store.store import MANIFEST, Store, address_of
 
 ADDRESS = address_of("prune", "ab" * 32)
@@ -22,8 +27,7 @@ def _commit(store: Store, address: str = ADDRESS, text: str = "weights") -> Mani
     files = store.place(address, output)
     stage = address.split("/")[0]
     manifest = Manifest(stage, stage, address, "ab" * 32, "{}", {}, files, Usage(1.5, 0, 10, 3), {"n": 1})
-    store.commit(manifest)
-    return manifest
+    return store.commit(manifest)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -143,3 +147,121 @@ def test_digests_have_known_values(tmp_path: Path) -> None:
 def test_values_without_a_stable_form_are_refused(value: object) -> None:
     with pytest.raises(TypeError):
         canonical_json(value)
+
+
+def _stage(store: Store, text: str) -> Manifest:
+    """Stage an artifact of `text` as a driver does, and return what it would commit."""
+    output = store.work(ADDRESS) / f"output-{uuid.uuid4().hex}"
+    output.mkdir()
+    (output / "weights.txt").write_text(text, encoding="utf-8")
+    return Manifest("prune", "prune", ADDRESS, "ab" * 32, "{}", {}, store.place(ADDRESS, output), Usage(), {"by": text})
+
+
+def _sound(store: Store) -> str:
+    """What the committed artifact says, after a check of its bytes."""
+    manifest = store.manifest(ADDRESS)
+    assert manifest is not None
+    assert store.damaged_files(ADDRESS) == []
+    text = (store.path(ADDRESS) / "weights.txt").read_text(encoding="utf-8")
+    assert manifest.summary == {"by": text}
+    assert store.unfinished() == []
+    return text
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_drivers_the_first_commit_counts_and_the_other_takes_it_over(store: Store, first: int) -> None:
+    """Two machines with one bucket: their locks do not see each other, and training gives other bytes each time."""
+    drivers = [Store(store.url), Store(store.url)]
+    staged = [_stage(driver, text) for driver, text in zip(drivers, ("one", "two"), strict=True)]
+    committed = [drivers[number].commit(staged[number]) for number in (first, 1 - first)]
+    assert committed[0] == committed[1]
+    assert _sound(store) == ("one", "two")[first]
+
+
+def test_a_driver_that_is_late_by_a_whole_commit_changes_nothing(store: Store) -> None:
+    late = _stage(Store(store.url), "late")
+    early = Store(store.url)
+    early.commit(_stage(early, "early"))
+    with pytest.raises(StoreError, match="never overwritten"):
+        _stage(Store(store.url), "later still")
+    assert Store(store.url).commit(late).summary == {"by": "early"}
+    assert _sound(store) == "early"
+
+
+def test_what_one_driver_finds_superseded_stays_when_another_was_first(store: Store) -> None:
+    one, two = _stage(store, "one"), _stage(store, "two")
+    store.write_study("s", "part", b"rows")
+    store.commit(one)
+    store.commit(two, ["studies/s/part"])
+    assert store._fs.exists(f"{store._root}/studies/s/part")
+    other = address_of("prune", "cd" * 32)
+    store.commit(Manifest("prune", "prune", other, "cd" * 32, "{}", {}, {}, Usage()), ["studies/s/part"])
+    assert not store._fs.exists(f"{store._root}/studies/s/part")
+
+
+def test_files_of_a_killed_driver_are_listed_and_the_next_commit_removes_them(store: Store) -> None:
+    _stage(store, "killed before its commit")
+    (left,) = {path for path in store.unfinished() if "prune" in path}
+    assert store._fs.exists(f"{store._root}/{left}")
+    store.commit(_stage(store, "second attempt"))
+    assert _sound(store) == "second attempt"
+    assert not store._fs.exists(f"{store._root}/{left}")
+
+
+def test_a_driver_whose_staged_files_are_gone_commits_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    manifest = _stage(store, "x")
+    shutil.rmtree(store.work(ADDRESS))
+    with pytest.raises(StoreError, match=r"the files of .* are gone"):
+        store.commit(manifest)
+    assert store.manifest(ADDRESS) is None
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_artifacts_of_earlier_versions_are_read_and_their_half_placed_files_replaced(
+    scheme: str, tmp_path: Path
+) -> None:
+    """They lay directly at the address, placed there before the manifest."""
+    store = Store(f"{scheme}{tmp_path}" if scheme else str(tmp_path))
+    write_to(store._fs, f"{store._root}/{ADDRESS}/weights.txt", "half")
+    store.commit(_stage(store, "whole"))
+    assert _sound(store) == "whole"
+    old = address_of("train", "ef" * 32)
+    write_to(store._fs, f"{store._root}/{old}/a.txt", "kept")
+    entry = FileEntry(hashlib.sha256(b"kept").hexdigest(), 4)
+    text = Manifest("train:a", "train", old, "ef" * 32, "{}", {}, {"a.txt": entry}, Usage()).to_json()
+    without_folder = {name: value for name, value in json.loads(text).items() if name != "folder"}
+    write_to(store._fs, f"{store._root}/{old}/{MANIFEST}", json.dumps(without_folder))
+    assert store.damaged_files(old) == []
+    assert (store.path(old) / "a.txt").read_text(encoding="utf-8") == "kept"
+
+
+def _race(url: str, text: str, staged: Any, go: Any) -> None:
+    """A driver on a machine of its own: no lock, its own moment."""
+    store = Store(url)
+    manifest = _stage(store, text)
+    staged.release()
+    go.wait(30)
+    store.commit(manifest)
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one"), ("both",)])
+def test_two_processes_over_one_disk_with_locks_of_their_own(order: tuple[str, ...], tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    staged, go = context.Semaphore(0), {name: context.Event() for name in ("one", "two")}
+    drivers = {name: context.Process(target=_race, args=(str(tmp_path), name * 1000, staged, go[name])) for name in go}
+    for driver in drivers.values():
+        driver.start()
+    for _ in drivers:
+        assert staged.acquire(timeout=60)
+    if order == ("both",):
+        for event in go.values():
+            event.set()
+    for name in order if order != ("both",) else ():
+        go[name].set()
+        drivers[name].join(60)
+    for driver in drivers.values():
+        driver.join(60)
+        assert driver.exitcode == 0
+    found = _sound(Store(str(tmp_path)))
+    assert found in ({"one" * 1000, "two" * 1000} if order == ("both",) else {order[0] * 1000})
