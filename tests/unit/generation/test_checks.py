@@ -119,13 +119,13 @@ def test_a_function_of_the_users() -> None:
 @pytest.mark.parametrize(
     ("kind", "check", "error"),
     [
-        ("json", "{", "no JSON schema"),
-        ("json", '{"type": "objekt"}', "no JSON schema"),
+        ("json", "{", "not a JSON schema"),
+        ("json", '{"type": "objekt"}', "not a JSON schema"),
         ("json", "", ""),
         ("code", "", "needs tests"),
-        ("code", "assert (", "no Python"),
+        ("code", "assert (", "not valid Python"),
         ("code", "assert True", ""),
-        ("callable", "nowhere", "names no function"),
+        ("callable", "nowhere", "does not name a function"),
         ("callable", "nowhere:f", "cannot load"),
         ("callable", "json:nothing", "cannot load"),
         ("callable", "json:__doc__", "not callable"),
