@@ -35,7 +35,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.support.generation import laboratory_rows, make_job
+from tests.support.generation_job import laboratory_rows, make_job
 
 BOUND_RATIO = 0.95
 BOUND_STARTUP = 1.3

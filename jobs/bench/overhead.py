@@ -23,12 +23,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.support.generation import farm_rows, make_job
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import generate
 from sdft_ray.stages.session import ray_session
 from sdft_ray.stages.watch import MemoryWatch
 from sdft_ray.store.store import Store
+from tests.support.generation_job import farm_rows, make_job
 
 POOL = {"sampler": "scripted", "cpus": 0.45, "min_actors": 2, "max_actors": 2, "max_sequences": 64}
 BOUND_ROWS_PER_S = 10_000

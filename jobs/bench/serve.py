@@ -42,10 +42,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from jobs.bench.support.processes import ray_processes
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.serving.front import free_ports
 from sdft_ray.serving.load import Load, chat_body, press
+from tests.support.processes import ray_processes
 
 BOUND, BOUND_STREAMING, BOUND_LATENCY_S = 0.9, 0.75, 0.010
 REPLICA = "ServeReplica:"

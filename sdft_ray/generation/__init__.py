@@ -1,1 +1,1 @@
-"""Self-data: the rewriting prompt, the samplers that answer it, and the choice of what to train on."""
+"""Self-data distillation: the rewriting prompt, the samplers, and the selection of training responses."""

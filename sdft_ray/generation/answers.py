@@ -1,9 +1,9 @@
-"""Answers inside responses: typed extraction and typed equality.
+"""Typed answers: how the final answer is extracted from a response, and when two answers are equal.
 
-Five kinds: a number (exact), a choice letter A to J, a text, a list of items, or none (nothing to check). An
-answer that is announced (`#### ...`, `\\boxed{...}`, "the answer is ...", "Answer: ...") goes before one that
-has to be guessed, a later announcement before an earlier one, and an announcement that can be read in two
-ways is no answer. No answer never equals anything, not even another missing answer.
+Five kinds: a number (exact), a choice letter A to J, a text, a list of items, or none (nothing to check). An explicit
+answer (`#### ...`, `\\boxed{...}`, "the answer is ...", "Answer: ...") has precedence over a guessed one, and a later
+explicit answer over an earlier one. An explicit answer that is ambiguous counts as no answer. A missing answer is equal
+to nothing, not even to another missing answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sdft_ray.generation.numbers import Number, equal_numbers, number_at, number
 
 @dataclass(frozen=True)
 class Answer:
-    """A number as `Number`, a choice as its capital letter, a text normalised, a list as normalised items."""
+    """`value` is a `Number`, a choice as a capital letter, a normalised text, or a tuple of normalised items."""
 
     kind: str
     value: Number | str | tuple[str, ...]
@@ -39,7 +39,7 @@ def extract(kind: str, text: str) -> Answer | None:
 
 
 def equal(kind: str, a: Answer | None, b: Answer | None) -> bool:
-    """Whether two answers of this kind say the same. False when either is missing or of another kind."""
+    """Whether two answers of this kind are equal. False if either is missing or of another kind."""
     if a is None or b is None or a.kind != kind or b.kind != kind:
         return False
     if isinstance(a.value, Number) and isinstance(b.value, Number):
@@ -47,7 +47,7 @@ def equal(kind: str, a: Answer | None, b: Answer | None) -> bool:
     return a.value == b.value
 
 
-# --- announcements ------------------------------------------------------------------------------------------
+# --- explicit answers ---------------------------------------------------------------------------------------
 
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -58,12 +58,12 @@ _PHRASE = re.compile(
 )
 
 _REST_OF_LINE = re.compile(r"\s*(.*)")
-"""An announcement at the end of its line is kept on the next one that says something."""
+"""An announcement at the end of a line refers to the next line that is not empty."""
 _MAX_ANNOUNCEMENTS = 100
 
 
 def _announced(text: str) -> Iterator[str]:
-    """What follows each announcement, the last first: up to the end of the line, or inside the braces."""
+    """The text after each announcement (to the end of the line, or inside the braces), last one first."""
     starts = [(match.end(), False) for pattern in (_HASHES, _PHRASE) for match in pattern.finditer(text)]
     starts += [(match.end(), True) for match in _BOXED.finditer(text)]
     for start, braced in sorted(starts, reverse=True)[:_MAX_ANNOUNCEMENTS]:
@@ -76,7 +76,7 @@ def _inside_braces(text: str, start: int) -> str:
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
             return text[start:end]
-    return ""  # cut off before it was closed
+    return ""  # truncated before the closing brace
 
 
 # --- numbers ------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ _ENUMERATOR = re.compile(r"^[ \t]*(?:\d{1,3}[.)](?=[ \t]+\S)|step[ \t]+\d+)", re
 
 
 class _AmbiguousError(Exception):
-    """An announcement that names more than one answer."""
+    """An explicit answer with more than one reading."""
 
 
 def _number(text: str) -> Number | None:
@@ -106,17 +106,17 @@ def _number(text: str) -> Number | None:
                 return value
     except _AmbiguousError:
         return None
-    # Nothing is announced: the last number, unless it is a list item's or one of two that stand side by side.
+    # No explicit answer: the last number, unless it numbers a list item or directly follows another number.
     if len(_ENUMERATOR.findall(text)) > 1:
         text = _ENUMERATOR.sub("", text)
-    found = numbers_in(text)
-    if len(found) > 1 and _SIDE_BY_SIDE.fullmatch(text, found[-2][2], found[-1][1]):
+    numbers = numbers_in(text)
+    if len(numbers) > 1 and _SIDE_BY_SIDE.fullmatch(text, numbers[-2][2], numbers[-1][1]):
         return None
-    return found[-1][0] if found else None
+    return numbers[-1][0] if numbers else None
 
 
 def _number_in_segment(segment: str) -> Number | None:
-    """The number that a segment opens with; None when the segment is prose. Raises `_AmbiguousError`."""
+    """The number at the start of a segment; None if the segment is prose. Raises `_AmbiguousError`."""
     lead = _NUMBER_LEAD.match(segment)
     start = lead.end() if lead else 0
     parsed = number_at(segment, start)
@@ -127,7 +127,7 @@ def _number_in_segment(segment: str) -> Number | None:
     number, end = parsed
     rest = segment[end:]
     if _ARITHMETIC.match(rest):
-        # "5 + 3 = 8" is answered by what stands behind the last equals sign; "5 + 3" is not worked out.
+        # The answer of "5 + 3 = 8" follows the last equals sign; "5 + 3" is not evaluated.
         if "=" not in rest:
             raise _AmbiguousError
         return _number_in_segment(rest.rsplit("=", 1)[1])
@@ -187,7 +187,7 @@ def _letter_in_segment(segment: str) -> str | None:
         raise _AmbiguousError
     bracketed = bool(match["open"]) and bool(match["close"])
     if bracketed or _LETTER_REST.match(rest):
-        # "the answer is a because" could be an article gone astray; "is a." could not.
+        # In "the answer is a because", "a" may be an article; in "is a." it cannot.
         return letter.upper() if bracketed or letter.isupper() or not rest.strip(" .!\n") else None
     # A and I are words; other capitals before a word are letters.
     return letter if letter.isupper() and letter not in "AI" else None
@@ -196,28 +196,28 @@ def _letter_in_segment(segment: str) -> str | None:
 # --- texts and lists ----------------------------------------------------------------------------------------
 
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]]{2})[.!?](?=\s+[A-Z])")
-_KEPT_MARKS = frozenset("#&%@*")
+_MEANINGFUL_MARKS = frozenset("#&%@*")
 _QUOTES_AND_BRACKETS = "\"'“”‘’`[](){}<> \t"
 
 
 def normalize(text: str, *, articles: bool = False) -> str:
     """NFKC, lower case, no punctuation, single spaces; English articles are dropped unless `articles`.
 
-    Marks that carry meaning stay: those between digits (3.5, 1/2), the sign of a number, and `# & % @ *`.
+    Marks with a meaning stay: those between digits (3.5, 1/2), the sign of a number, and `# & % @ *`.
     """
     text = unicodedata.normalize("NFKC", text).casefold().replace("\u2212", "-")
-    kept: list[str] = []
+    chars: list[str] = []
     for i, char in enumerate(text):
-        if not unicodedata.category(char).startswith("P") or char in _KEPT_MARKS:
-            kept.append(char)
+        if not unicodedata.category(char).startswith("P") or char in _MEANINGFUL_MARKS:
+            chars.append(char)
             continue
         before, after = text[i - 1 : i], text[i + 1 : i + 2]
         is_sign = char == "-" and after.isdigit() and not before.isalnum()
         if is_sign or (before.isdigit() and after.isdigit()):
-            kept.append(char)
+            chars.append(char)
         elif unicodedata.category(char) == "Pd" or char in "/_":
-            kept.append(" ")
-    words = "".join(kept).split()
+            chars.append(" ")
+    words = "".join(chars).split()
     return " ".join(word for word in words if articles or word not in ("a", "an", "the"))
 
 
@@ -247,7 +247,7 @@ def _list(text: str) -> tuple[str, ...] | None:
 
 
 def _items(segment: str) -> tuple[str, ...]:
-    """Items between commas or semicolons where there are any, else between spaces."""
+    """Items separated by commas or semicolons; without those, by spaces."""
     bracket = re.match(r"\s*[\[({]([^\[\](){}\n]*)[\])}]", segment)
     segment = bracket[1] if bracket else _SENTENCE_END.split(segment, maxsplit=1)[0].strip().rstrip(".")
     if re.search(r"[,;]", segment):

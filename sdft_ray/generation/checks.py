@@ -1,4 +1,4 @@
-"""Typed checks: does a response answer like its reference, or pass what its row demands?
+"""Typed checks: whether a response agrees with its reference, or passes the check of its row.
 
 | answer kind | passes when | `check` of the row |
 |---|---|---|
@@ -9,7 +9,7 @@
 | callable | `function(row, response)` is true | `module:function` |
 | none | always | - |
 
-No answer never passes, not even against a reference without one.
+A response without an answer never passes, not even if the reference has none either.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Verdict = Literal["kept", "mismatch", "no_answer", "no_reference_answer"]
 
 
 def verdict(row: Mapping[str, str], response: str) -> Verdict:
-    """How `response` does against the row's `reference_response`, `answer_kind` and `check`."""
+    """The result of checking `response` against the row's `reference_response`, `answer_kind` and `check`."""
     kind = row["answer_kind"]
     if kind == "none":
         return "kept"
@@ -36,7 +36,7 @@ def verdict(row: Mapping[str, str], response: str) -> Verdict:
 
 
 def check_error(kind: str, check: str) -> str:
-    """What is wrong with a row's `check`, or "": told when the seed set is read, before anything is generated."""
+    """What is wrong with a row's `check`, or "". Called when the seed set is read, before anything is generated."""
     if kind == "code":
         return _code_error(check)
     if kind == "callable":
@@ -52,40 +52,40 @@ def check_error(kind: str, check: str) -> str:
 
 def _by_answer(row: Mapping[str, str], response: str) -> Verdict:
     kind = row["answer_kind"]
-    expected, found = extract(kind, row["reference_response"]), extract(kind, response)
+    expected, actual = extract(kind, row["reference_response"]), extract(kind, response)
     if expected is None:
         return "no_reference_answer"
-    if found is None:
+    if actual is None:
         return "no_answer"
-    return _kept_if(equal(kind, expected, found))
+    return _verdict_of(equal(kind, expected, actual))
 
 
 def _json(row: Mapping[str, str], response: str) -> Verdict:
-    found = find_json(response)
+    actual = find_json(response)
     if row["check"]:
-        return "no_answer" if found is None else _kept_if(_validator(row["check"]).is_valid(_plain(found)))
+        return "no_answer" if actual is None else _verdict_of(_validator(row["check"]).is_valid(_plain(actual)))
     expected = find_json(row["reference_response"])
     if expected is None:
         return "no_reference_answer"
-    return "no_answer" if found is None else _kept_if(same_json(expected.value, found.value))
+    return "no_answer" if actual is None else _verdict_of(same_json(expected.value, actual.value))
 
 
 def _function_call(row: Mapping[str, str], response: str) -> Verdict:
-    expected, found = find_calls(row["reference_response"]), find_calls(response)
+    expected, actual = find_calls(row["reference_response"]), find_calls(response)
     if not expected:
         return "no_reference_answer"
-    return "no_answer" if not found else _kept_if(same_calls(expected, found))
+    return "no_answer" if not actual else _verdict_of(same_calls(expected, actual))
 
 
 def _code(row: Mapping[str, str], response: str) -> Verdict:
     from sdft_ray.generation.sandbox import run_tests
 
     code = find_code(response)
-    return "no_answer" if code is None else _kept_if(run_tests(code, row["check"]).outcome == "passed")
+    return "no_answer" if code is None else _verdict_of(run_tests(code, row["check"]).outcome == "passed")
 
 
 def _callable(row: Mapping[str, str], response: str) -> Verdict:
-    return _kept_if(bool(_function(row["check"])(dict(row), response)))
+    return _verdict_of(bool(_function(row["check"])(dict(row), response)))
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, str], str], Verdict]] = {
@@ -96,14 +96,14 @@ _CHECKS: dict[str, Callable[[Mapping[str, str], str], Verdict]] = {
 }
 
 
-def _kept_if(passes: bool) -> Verdict:
+def _verdict_of(passes: bool) -> Verdict:
     return "kept" if passes else "mismatch"
 
 
-def _plain(found: Json) -> Any:
-    """With ordinary numbers, for a validator that knows no fractions."""
+def _plain(json_value: Json) -> Any:
+    """The value with int and float in place of `Fraction`, which the validator does not know."""
     return json.loads(
-        json.dumps(found.value, default=lambda number: int(number) if number.denominator == 1 else float(number))
+        json.dumps(json_value.value, default=lambda number: int(number) if number.denominator == 1 else float(number))
     )
 
 
@@ -123,9 +123,9 @@ def _schema_error(schema: str) -> str:
         parsed = json.loads(schema)
         validator_for(parsed).check_schema(parsed)
     except ValueError as reason:
-        return f"`check` is no JSON schema: {reason}"
+        return f"`check` is not a JSON schema: {reason}"
     except SchemaError as reason:
-        return f"`check` is no JSON schema: {reason.message}"
+        return f"`check` is not a JSON schema: {reason.message}"
     return ""
 
 
@@ -135,20 +135,20 @@ def _code_error(tests: str) -> str:
     try:
         compile(tests, "check", "exec")
     except (SyntaxError, ValueError) as reason:
-        return f"the tests in `check` are no Python: {reason}"
+        return f"the tests in `check` are not valid Python: {reason}"
     return ""
 
 
 @lru_cache(maxsize=64)
 def _function(name: str) -> Callable[[dict[str, str], str], Any]:
-    """The user's function behind `module:function`. Raises `DataError`."""
+    """The function that `module:function` names. Raises `DataError`."""
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise DataError(f"{name!r} names no function", "write `module:function` into `check`")
+        raise DataError(f"{name!r} does not name a function", "write `module:function` into `check`")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as reason:
-        raise DataError(f"cannot load {name}: {reason}", "install the module where the workers run") from None
+        raise DataError(f"cannot load {name}: {reason}", "install the module on every worker machine") from None
     if not callable(function):
-        raise DataError(f"{name} is not callable", "name a function of row and response")
+        raise DataError(f"{name} is not callable", "name a function that takes a row and a response")
     return function

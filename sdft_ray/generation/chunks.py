@@ -1,8 +1,12 @@
-"""Which rows of a seed set still want an answer, and how they are cut into chunks of work.
+"""Which rows of a seed set still need an answer, and how they are divided into chunks of work.
 
-A row is known by its key: a digest of everything about it that shapes its answers. Keys, not positions, are
-compared with what earlier runs finished, so rows may be added, removed or moved between runs. All state is a
-few numpy arrays: 24 bytes a row, whatever the length of the texts.
+A row has two identifiers. `example_id` names it in all artifacts: stages join by it, and the sampling seed is derived
+from it. It may be given by the user, and then says nothing about the content. `row_key` (a digest of `example_id` and
+of every field that affects the answers: texts, answer kind, check) decides whether a cached answer is still valid: a
+row whose text or check has changed gets a new key and is sampled again, although its `example_id` stayed the same.
+
+Keys, not positions, are compared with the cache, so rows may be added, removed or moved between runs. The state is a
+few numpy arrays of 24 bytes per row, whatever the length of the texts.
 """
 
 from __future__ import annotations
@@ -24,7 +28,10 @@ Keys = NDArray[np.void]
 
 
 def row_key(*fields: str) -> bytes:
-    """Digest of the fields, with their lengths, so that text cannot move from one to the next unseen."""
+    """Digest of the fields, each with its length, so that moving text from one field to the next changes the key.
+
+    It identifies a row together with its content; see the module docstring for why `example_id` alone does not suffice.
+    """
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for field in fields:
         content = field.encode()
@@ -34,7 +41,7 @@ def row_key(*fields: str) -> bytes:
 
 
 def keys_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: Sequence[str]) -> Keys:
-    """Keys of all rows, in order."""
+    """Keys of all rows, in order; `columns` are the fields of `row_key`."""
     keys = bytearray()  # millions of rows: no second copy to join
     for batch in batches:
         fields_of_rows = zip(*(batch[name].to_pylist() for name in columns), strict=True)
@@ -44,14 +51,14 @@ def keys_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: Sequence[str]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of work: rows by position, and a name that depends on their keys alone."""
+    """A unit of work: positions of rows, and a name derived from their keys alone."""
 
     name: str
     positions: NDArray[np.int32]
 
 
 def runs_of(positions: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Ascending positions as runs without a gap: first, length, first, length, ...; mostly one run."""
+    """Ascending positions as contiguous runs: first, length, first, length, ...; usually one run."""
     firsts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)
     lengths = np.diff(firsts, append=len(positions))
     return np.stack([positions[firsts], lengths.astype(np.int32)], axis=1).ravel()
@@ -63,22 +70,22 @@ def positions_of(runs: Sequence[int]) -> NDArray[np.int64]:
 
 
 class Ledger:
-    """Where the answer of each row of a seed set lies.
+    """Records which source contains the answer of each row of a seed set.
 
-    A source is whatever `load` can turn into a table with a `row_key` column: parts of a cache, a row group.
+    A source is anything that `load` turns into a table with a `row_key` column: parts of the row cache, a row group.
     """
 
     def __init__(self, keys: Keys) -> None:
         assert len(keys) < 2**31, "positions are int32"
         self.num_rows = len(keys)
-        # As bytes numpy can sort them; fixed length, so that stripped trailing zeros make no two keys equal.
+        # numpy sorts byte strings but not void; at a fixed length, stripped trailing zeros make no two keys equal.
         self._keys = keys.view(f"S{KEY_BYTES}")
         self._order: NDArray[np.int64] | None = None
         self._source_of = np.full(len(keys), -1, dtype=np.int32)
         self._sources: list[Any] = []
 
     def find(self, source: Any, keys: Keys) -> int:
-        """Note that `source` answers the rows with these keys; how many of them are wanted and were missing."""
+        """Record that `source` answers the rows with these keys; returns how many of them were missing until now."""
         if self._order is None:
             self._order = np.argsort(self._keys, kind="stable")
         if not self.num_rows or not len(keys):
@@ -90,14 +97,14 @@ class Ledger:
         return self.place(source, positions[self._source_of[positions] < 0])
 
     def place(self, source: Any, positions: NDArray[Any]) -> int:
-        """Note that `source` answers the rows at `positions`; returns how many."""
+        """Record that `source` answers the rows at `positions`; returns how many."""
         if len(positions):
             self._source_of[positions] = len(self._sources)
             self._sources.append(source)
         return len(positions)
 
     def sources(self) -> Sequence[Any]:
-        """Everything that was noted, whether it answers one row or many."""
+        """All recorded sources."""
         return self._sources
 
     def missing(self) -> NDArray[np.int32]:
@@ -105,7 +112,7 @@ class Ledger:
         return np.flatnonzero(self._source_of < 0).astype(np.int32)
 
     def chunks(self) -> Iterator[Chunk]:
-        """The missing rows, cut into chunks of `CHUNK_ROWS`."""
+        """The missing rows in chunks of at most `CHUNK_ROWS`."""
         missing = self.missing()
         for start in range(0, len(missing), CHUNK_ROWS):
             positions = missing[start : start + CHUNK_ROWS]
@@ -113,36 +120,36 @@ class Ledger:
             yield Chunk(digest.hexdigest(), positions)
 
     def assemble(self, load: Callable[[Any], pa.Table], *, window_rows: int = 4096) -> Iterator[pa.Table]:
-        """All answers in the order of the seed set, a window of rows at a time; every row must have a source.
+        """All answers in the order of the seed set, one window of rows at a time; every row must have a source.
 
-        Raises `KeyError` when a source does not hold a row that it was noted for.
+        Raises `KeyError` if a source lacks a row that was recorded for it.
         """
-        held: dict[int, pa.Table] = {}
+        loaded: dict[int, pa.Table] = {}
         for start in range(0, self.num_rows, window_rows):
             source_of = self._source_of[start : start + window_rows]
-            assert (source_of >= 0).all(), "assemble when nothing is missing"
-            held = {int(s): held[s] if s in held else load(self._sources[s]) for s in np.unique(source_of)}
+            assert (source_of >= 0).all(), "assemble only when no row is missing"
+            loaded = {int(s): loaded[s] if s in loaded else load(self._sources[s]) for s in np.unique(source_of)}
             tables, places = [], []
-            for source, table in held.items():
-                wanted = start + np.flatnonzero(source_of == source)
-                rows, counts = _rows_of(table, self._keys[wanted])
+            for source, table in loaded.items():
+                needed = start + np.flatnonzero(source_of == source)
+                rows, counts = _rows_of(table, self._keys[needed])
                 tables.append(table.take(pa.array(rows)))
-                places.append(np.repeat(wanted, counts))
-            # Stable: the samples of one row stay in their order.
+                places.append(np.repeat(needed, counts))
+            # Stable: samples of the same row stay in order.
             yield pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
 
 
-def _rows_of(table: pa.Table, wanted: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers of all samples of the wanted keys, key by key, and how many each key has.
+def _rows_of(table: pa.Table, needed: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers of all samples of the given keys, key by key, and the number of samples of each key.
 
-    Two workers that both believed to own a chunk may both have written it: the first one's rows count.
+    If two workers have both written a chunk, the rows of the first one are used.
     """
     keys = table_keys(table).view(f"S{KEY_BYTES}")
     order = np.argsort(keys, kind="stable")
-    first = np.searchsorted(keys[order], wanted, side="left")
-    counts = np.searchsorted(keys[order], wanted, side="right") - first
+    first = np.searchsorted(keys[order], needed, side="left")
+    counts = np.searchsorted(keys[order], needed, side="right") - first
     if not counts.all():
-        raise KeyError("a source lacks a row that it was noted for")
+        raise KeyError("a source lacks a row that was recorded for it")
     rank = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
     rows = order[np.repeat(first, counts) + rank]
     fresh = table["sample_index"].to_numpy()[rows] == rank

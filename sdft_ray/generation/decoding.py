@@ -1,8 +1,8 @@
-"""Decoding with a transformers model: left-padded batches, a cache, one stream of noise per row.
+"""Decoding with a transformers model: left-padded batches, a KV cache, one random generator per row.
 
-A row's tokens depend on its prompt, the parameters and its seed, never on its neighbours (up to rounding in
-the forward pass): noise is drawn per row, and the chosen token is the argmax of log-probability plus Gumbel
-noise, which is an exact draw from the softmax (Gumbel 1954; Maddison et al., arXiv:1411.0030).
+A row's tokens depend on its prompt, the parameters and its seed, not on the other rows of the batch (up to rounding in
+the forward pass): noise is drawn per row, and the sampled token is the argmax of log-probability plus Gumbel noise,
+which is an exact sample from the softmax (Gumbel 1954; Maddison et al., arXiv:1411.0030).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sdft_ray.generation.recording import SignalRecorder
 from sdft_ray.generation.sampler import SamplingParams
 
 Decoded = tuple[list[int], Literal["stop", "length"], Signals | None]
-"""New tokens, the end token included, why they end, and what was asked for besides, token by token."""
+"""New token ids with the end token, the finish reason, and the requested signals per token."""
 
 
 class Truncation(Protocol):
-    """What `kept_logits` reads of sampling parameters."""
+    """The sampling parameters that `kept_logits` reads."""
 
     @property
     def temperature(self) -> float: ...
@@ -34,7 +34,7 @@ class Truncation(Protocol):
 
 
 def kept_logits(logits_BV: Tensor, params: Truncation) -> Tensor:
-    """Logits over the temperature (above 0), -inf outside top-k and then outside top-p."""
+    """Logits divided by the temperature (above 0), set to -inf outside top-k and then outside top-p; (B, V)."""
     logits_BV = logits_BV / params.temperature
     if 0 < params.top_k < logits_BV.shape[-1]:
         smallest_B1 = logits_BV.topk(params.top_k, dim=-1).values[:, -1:]
@@ -42,7 +42,7 @@ def kept_logits(logits_BV: Tensor, params: Truncation) -> Tensor:
     if params.top_p < 1:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
         probabilities_BV = sorted_BV.softmax(dim=-1)
-        # A token stays when the likelier ones before it do not reach top_p yet: the first always stays.
+        # A token stays if the more likely ones before it sum to less than top_p: the first always stays.
         outside_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV >= params.top_p
         outside_BV[:, 0] = False
         logits_BV = logits_BV.masked_fill(outside_BV.scatter(-1, order_BV, outside_BV), -torch.inf)
@@ -50,7 +50,7 @@ def kept_logits(logits_BV: Tensor, params: Truncation) -> Tensor:
 
 
 def choose_tokens(logits_BV: Tensor, params: Truncation, noise: Sequence[torch.Generator]) -> Tensor:
-    """One token id per row, shape B. Each generator advances by V draws; it is on the CPU everywhere."""
+    """One token id per row, shape (B,). Each generator advances by V draws; it is always on the CPU."""
     if params.temperature == 0:
         return logits_BV.argmax(dim=-1)
     size = logits_BV.shape[-1]
@@ -62,14 +62,14 @@ def choose_tokens(logits_BV: Tensor, params: Truncation, noise: Sequence[torch.G
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer, by the model's generation settings and its tokenizer."""
+    """End-of-sequence token ids from the generation config of the model and from its tokenizer."""
     ends = model.generation_config.eos_token_id
     own = [ends] if isinstance(ends, int) else list(ends or [])
     return {*own, tokenizer.eos_token_id} - {None}
 
 
 def left_padded(prompts_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both B x T int64, every prompt ending in the last column."""
+    """Token ids and attention mask, both (B, T) int64; every prompt ends in the last column."""
     longest = max(len(ids) for ids in prompts_ids)
     ids_BT = torch.zeros(len(prompts_ids), longest, dtype=torch.int64)
     mask_BT = torch.zeros_like(ids_BT)
@@ -90,10 +90,10 @@ def decode(
     max_model_tokens: int,
     is_stopped: Callable[[list[int]], bool] | None = None,
 ) -> list[Decoded]:
-    """Answer non-empty prompts as one batch with a causal LM of transformers, in order.
+    """Generate responses to non-empty prompts as one batch with a causal LM of transformers, in order.
 
-    `max_model_tokens` bounds prompt and response together, row by row. `is_stopped` is asked of a row's new tokens
-    after each, the newest last.
+    `max_model_tokens` limits prompt plus response of each row. `is_stopped` is called with a row's new tokens after
+    each token, newest last.
     """
 
     def ends(ids: list[int]) -> bool:
@@ -135,10 +135,11 @@ def _decode(
 def batch_steps(
     model: Any, prompts_ids: Sequence[Sequence[int]]
 ) -> Generator[tuple[Tensor, list[int]], tuple[Tensor, Collection[int]], None]:
-    """Forward passes over non-empty prompts as one batch, with a cache: logits of the next token, B x V in float32.
+    """Forward passes over non-empty prompts as one batch, with a KV cache.
 
-    Beside them stand the prompts' numbers, row by row. Send a token for every row (B, int64), and the numbers of the
-    prompts that go on; some others may still be in the next batch. To be run without gradients.
+    Yields the logits of the next token, (B, V) float32, and the index of the prompt behind each row. Send one token
+    per row, (B,) int64, and the indices of the prompts that continue; some finished ones may still be in the next
+    batch. Run it without gradients.
     """
     in_batch = list(range(len(prompts_ids)))  # the prompt behind every row of the tensors
     ids_BT, mask_BT = left_padded(prompts_ids, model.device)
@@ -156,11 +157,11 @@ def batch_steps(
         tokens_B, running = yield logits_BV.float(), in_batch
         positions_BT = positions_BT[:, -1:] + 1
         if len(running) <= len(in_batch) // 2:
-            # Finished rows cost as much as running ones; dropping them in halves keeps the copying small.
-            kept = [row for row, i in enumerate(in_batch) if i in running]
-            rows = torch.tensor(kept, dtype=torch.int64, device=mask_BT.device)
+            # Finished rows cost as much as running ones; dropping them only at half the batch limits the copying.
+            remaining = [row for row, i in enumerate(in_batch) if i in running]
+            rows = torch.tensor(remaining, dtype=torch.int64, device=mask_BT.device)
             cache.batch_select_indices(rows)
             tokens_B, mask_BT, positions_BT = tokens_B[rows], mask_BT[rows], positions_BT[rows]
-            in_batch = [in_batch[row] for row in kept]
+            in_batch = [in_batch[row] for row in remaining]
         ids_BT = tokens_B[:, None]
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(in_batch), 1)], dim=-1)

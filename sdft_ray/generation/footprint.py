@@ -1,4 +1,4 @@
-"""How many bytes the teacher's pass will write, from the recipe and a config.json alone."""
+"""Estimated output size of the generate stage, from the recipe and config.json alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sdft_ray.recipe.recipe import Generate
 
 @dataclass(frozen=True)
 class PassBytes:
-    """An upper bound: every response as long as `max_tokens`, every row asked `num_samples` times, nothing
-    compressed. `num_rows` and `total` are None where the seed set cannot be counted without fetching it.
+    """An upper bound in bytes: every response has `max_tokens` tokens, every row `num_samples` samples, and nothing is
+    compressed. `num_rows` and `total` are None if the seed set cannot be counted without a download.
     """
 
     num_rows: int | None
@@ -23,7 +23,7 @@ class PassBytes:
 
 
 def bytes_per_token(generate: Generate, config: Config) -> TokenBytes:
-    """What a response token of this teacher takes, product by product. Raises `ModelError` for a bad config."""
+    """Bytes per response token of this teacher, for each kind of output. Raises `ModelError` for a bad config."""
     spaces = family_of(config).space_sizes(config)
     return token_bytes(
         top_logprobs=generate.top_logprobs,
@@ -34,7 +34,7 @@ def bytes_per_token(generate: Generate, config: Config) -> TokenBytes:
 
 
 def pass_bytes(generate: Generate, config: Config, num_rows: int | None) -> PassBytes:
-    """The whole pass over a seed set."""
+    """The upper bound for a seed set of `num_rows` rows."""
     each = bytes_per_token(generate, config)
     row = each.total * generate.max_tokens * generate.num_samples
     total = None if num_rows is None else num_rows * row

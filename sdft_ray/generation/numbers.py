@@ -1,7 +1,7 @@
-"""Exact numbers as people write them: reading one at a given place, finding all, comparing two.
+"""Exact parsing of numbers in natural text: one at a given index, all in a text, and equality of two.
 
-Everything is a `Fraction`; nothing passes through a float. What can be read in two ways ("3 4", "3,5", "3-5",
-"3:45", "12/25/2020", "1.2.3") is no number.
+Values are `Fraction`, never float. Ambiguous text ("3 4", "3,5", "3-5", "3:45", "12/25/2020", "1.2.3") is not parsed as
+a number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_DIGITS = 400
-"""Longer figures and larger exponents are no numbers: exact arithmetic on them would cost too much."""
+"""More digits, or a larger exponent, are not parsed: exact arithmetic on them would be too slow."""
 
 _SCALES: dict[str, Fraction] = {
     "%": Fraction(1, 100), "percent": Fraction(1, 100), "dozen": Fraction(12), "thousand": Fraction(1000),
@@ -23,7 +23,7 @@ _SCALES: dict[str, Fraction] = {
 
 @dataclass(frozen=True)
 class Number:
-    """`figure` is what is written, `scale` the size of its unit: 1/100 for a percent sign, 1 for none."""
+    """`figure` is the number as written, `scale` the size of its unit: 1/100 for a percent sign, 1 without a unit."""
 
     figure: Fraction
     scale: Fraction = Fraction(1)
@@ -35,9 +35,9 @@ class Number:
 
 
 def equal_numbers(a: Number, b: Number) -> bool:
-    """Equal value, or the same figure with the scale left out on one side ("50%" and 50, "2 dozen" and 2).
+    """Equal value, or the same figure where one side omits the scale ("50%" and 50, "2 dozen" and 2).
 
-    A percentage below one is compared by value only: "0.5%" is not 0.5.
+    A percentage below one is compared only by value: "0.5%" is not 0.5.
     """
     if a.value == b.value:
         return True
@@ -59,14 +59,14 @@ _LATEX_WORDS = {
 
 def _write_fraction(match: re.Match[str]) -> str:
     numerator, denominator = (match[2] or match[3] or "").strip(), (match[4] or match[5] or "").strip()
-    # The space keeps 3\frac{1}{4} a mixed number; -\frac{1}{2} must stay glued.
+    # The space makes 3\frac{1}{4} a mixed number; the sign of -\frac{1}{2} must stay adjacent.
     return f"{match[1]} {numerator}/{denominator}" if match[1] else f"{numerator}/{denominator}"
 
 
 def plain(text: str) -> str:
-    """Text in one way of writing: Unicode forms, minus signs, LaTeX and Markdown.
+    """Text with normalised Unicode, minus signs, LaTeX and Markdown.
 
-    NFKC alone turns 10² into 102 and 3½ into 31/2, so those are written out first.
+    NFKC alone turns 10² into 102 and 3½ into 31/2, so superscripts and fractions are replaced first.
     """
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
@@ -110,7 +110,7 @@ _CLUSTER = re.compile(r"[\w.,:/^$€£%+-]*")
 
 
 def number_at(text: str, start: int) -> tuple[Number, int] | None:
-    """The clear number that starts at `start` in `plain` text, if there is one, and the index after it."""
+    """The unambiguous number that starts at index `start` of `plain` text, and the index after it; else None."""
     match = _NUMBER.match(text, start)
     if match is None or _GLUED_BEFORE.search(text[max(0, start - 2) : start]):
         return None
@@ -137,7 +137,7 @@ def _figure(match: re.Match[str]) -> Fraction | None:
         denominator = Fraction(parts["denominator2"])
         return Fraction(parts["numerator2"]) / denominator if denominator else None
     if match["figure"].startswith("0") and "," in match["figure"]:
-        return None  # 0,125 is somebody's decimal comma
+        return None  # 0,125 has a decimal comma
     figure = Fraction(parts["figure"])
     power = int(parts.get("power", 1))
     exponent = int(parts.get("exponent1") or parts.get("exponent2") or 0)
@@ -147,7 +147,7 @@ def _figure(match: re.Match[str]) -> Fraction | None:
 
 
 def _scale(match: re.Match[str]) -> Fraction | None:
-    """Size of the unit; None when glued letters are something else: 5m is five metres, $5m five million."""
+    """Size of the unit; None if the adjacent letters are something else: 5m is five metres, $5m five million."""
     if match["scale"]:
         return _SCALES[match["scale"].replace(" ", "")]
     if not match["suffix"]:
@@ -156,16 +156,16 @@ def _scale(match: re.Match[str]) -> Fraction | None:
 
 
 def numbers_in(text: str) -> list[tuple[Number, int, int]]:
-    """Every clear number in `plain` text with its start and end, left to right."""
-    found: list[tuple[Number, int, int]] = []
+    """Every unambiguous number in `plain` text with start and end index, left to right."""
+    numbers: list[tuple[Number, int, int]] = []
     position = 0
     while match := _NUMBER.search(text, position):
         parsed = number_at(text, match.start())
         if parsed is None:
-            # Skip all that is glued together, so that 3:45 does not leave a 45 behind.
+            # Skip the whole run of adjacent characters, so that 3:45 does not yield 45.
             cluster = _CLUSTER.match(text, match.start())
             position = max(match.start() + 1, cluster.end() if cluster else 0)
         else:
-            found.append((parsed[0], match.start(), parsed[1]))
+            numbers.append((parsed[0], match.start(), parsed[1]))
             position = parsed[1]
-    return found
+    return numbers

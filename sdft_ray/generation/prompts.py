@@ -1,4 +1,4 @@
-"""The rewriting prompt: one user turn that shows an instruction and its reference response.
+"""The rewriting prompt: one user turn with an instruction and its reference response.
 
 The teacher answers the instruction in its own words (arXiv:2402.13669, figure 2; arXiv:2410.09982, section
 3). A template is plain text with the two fields `{instruction}` and `{reference}`. Fields are replaced as
@@ -29,7 +29,7 @@ your own order and your own style. Show the steps that you would normally show. 
 answer, and write that answer in the same form as above, so that the two can be compared. Address only the \
 person who made the request: do not mention that you were shown a response, do not comment on it, and do not \
 announce a rewrite. Begin with your response."""
-"""For instruction-tuned models at large, which need to be told what must not show."""
+"""For general instruction-tuned models, which need explicit instructions on what to leave out."""
 
 TEMPLATES: dict[str, str] = {"own_words": OWN_WORDS, "own_words_detailed": OWN_WORDS_DETAILED}
 """Shipped templates by name."""
@@ -38,9 +38,9 @@ _FIELD = re.compile(r"\{(instruction|reference)\}")
 
 
 def resolve_template(template: str) -> str:
-    """The text behind the name of a shipped template, or `template` itself when it is the text of one.
+    """The text of the shipped template with this name, or `template` itself if it is a template text.
 
-    Raises `RecipeError` when it is neither: the text of a template holds both fields.
+    Raises `RecipeError` if it is neither: a template text contains both fields.
     """
     text = TEMPLATES.get(template, template)
     missing = sorted({"instruction", "reference"} - set(_FIELD.findall(text)))
@@ -49,13 +49,15 @@ def resolve_template(template: str) -> str:
     if len(template) < 60 and "{" not in template and "\n" not in template:
         near = difflib.get_close_matches(template, TEMPLATES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped templates: {', '.join(TEMPLATES)}"
-        raise RecipeError(f"no rewriting template is called {template!r}", hint)
+        raise RecipeError(f"unknown rewriting template {template!r}", hint)
     fields = " and ".join(f"{{{name}}}" for name in missing)
-    raise RecipeError(f"the rewriting template lacks {fields}", "show both the instruction and the reference in it")
+    raise RecipeError(
+        f"the rewriting template lacks {fields}", "a template contains both the instruction and the reference"
+    )
 
 
 def render_rewrite(template: str, instruction: str, reference: str) -> str:
-    """The user turn for one seed row. `template` is a shipped name or a text; raises as `resolve_template`.
+    """The user turn for one seed row. `template` is a name or a text; raises as `resolve_template`.
 
     Fields inside `instruction` or `reference` are data and are not replaced.
     """

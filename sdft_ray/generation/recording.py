@@ -1,4 +1,4 @@
-"""Signals beside the text, taken from a transformers model while it decodes."""
+"""Records token-level signals (top-k log-probabilities, hidden states) of a transformers model during decoding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sdft_ray.data.signals import Signals, top_logprobs
 from sdft_ray.generation.sampler import SamplingParams
 
 _Step = tuple[list[int], tuple[NDArray[Any], ...]]
-"""The prompts behind the rows of a step, and its arrays: ids and log-probabilities (B x K), hidden states (B x D)."""
+"""Prompt indices of the rows of a step, and its arrays: ids and log-probabilities (B, K), hidden states (B, D)."""
 
 
 class SignalRecorder:
-    """What `SamplingParams` ask for, step by step. Only what will be kept leaves the device.
+    """Records the signals that `SamplingParams` request, step by step. Only what is stored leaves the device.
 
-    The hidden state is the input of the output head, seen by a hook: by definition what the head multiplies, after
-    the final norm, and no other block's state is held for it.
+    The hidden state is the input of the output head (after the final norm), captured by a forward hook; hidden states
+    of other blocks are not stored.
     """
 
     def __init__(self, model: Any, params: SamplingParams) -> None:
@@ -33,19 +33,19 @@ class SignalRecorder:
 
     def __enter__(self) -> SignalRecorder:
         if self._params.hidden_states:
-            self._hook = self._model.get_output_embeddings().register_forward_pre_hook(self._see)
+            self._hook = self._model.get_output_embeddings().register_forward_pre_hook(self._capture)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._params.hidden_states:
             self._hook.remove()
 
-    def _see(self, module: Any, arguments: tuple[Tensor, ...]) -> None:
+    def _capture(self, module: Any, arguments: tuple[Tensor, ...]) -> None:
         del module
         self._head_input_BTD = arguments[0]
 
     def add(self, logits_BV: Tensor, in_batch: Sequence[int]) -> None:
-        """One step: raw float32 logits, and the prompt behind each row."""
+        """Record one step: raw float32 logits, (B, V), and the prompt index of each row."""
         arrays: list[NDArray[Any]] = []
         if self._params.top_logprobs:
             logprobs_BV = logits_BV[:, : self._vocab_size].log_softmax(dim=-1)
@@ -59,7 +59,7 @@ class SignalRecorder:
             self._steps.append((list(in_batch), tuple(arrays)))
 
     def signals(self, prompt: int, num_tokens: int) -> Signals | None:
-        """Those of the first `num_tokens` steps of a prompt, by its number; None when none were asked for."""
+        """Signals of the first `num_tokens` steps of the prompt with this index; None if none were requested."""
         if not self._params.asks_signals:
             return None
         rows = [tuple(a[in_batch.index(prompt)] for a in arrays) for in_batch, arrays in self._steps[:num_tokens]]

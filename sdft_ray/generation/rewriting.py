@@ -1,4 +1,4 @@
-"""Answering one chunk of rows with a sampler, and committing what is finished before much of it can be lost."""
+"""Samples one chunk of rows and commits finished rows early, so that a crash loses little."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """One seed row on its way: its key, its id, the prompt (a user turn) and what a sample must pass."""
+    """One seed row to sample: key, id, prompt (a user turn) and the check that a sample must pass."""
 
     row_key: bytes
     example_id: str
@@ -28,7 +28,7 @@ class Asked:
 
 @dataclass
 class Answered:
-    """What a chunk came to: its parts in the cache and what they took."""
+    """Result of a chunk: its parts in the row cache, and token counts."""
 
     parts: list[str] = field(default_factory=list)
     num_rows: int = 0
@@ -42,8 +42,8 @@ class Answered:
 class CommitBuffer:
     """Finished rows of all chunks that a worker has open, at most `max_rows` of them uncommitted.
 
-    `commit` maps a chunk's name, the number of the part and its records to the part's name. When the buffer is
-    full, the chunk with the most finished rows is written, so that a part is as large as can be.
+    `commit` maps the name of a chunk, the index of the part and its records to the name of the part. When the buffer is
+    full, the chunk with the most finished rows is written, so that parts are as large as possible.
     """
 
     def __init__(self, commit: Callable[[str, int, list[Record]], str], max_rows: int = 64) -> None:
@@ -54,20 +54,20 @@ class CommitBuffer:
         self._parts: dict[str, list[str]] = {}
 
     def open(self, chunk: str, parts: Sequence[str] = ()) -> None:
-        """Begin a chunk of which `parts` were committed before."""
+        """Start a chunk of which `parts` are committed already."""
         with self._lock:
             self._finished[chunk] = []
             self._parts[chunk] = list(parts)
 
     def add(self, chunk: str, samples: list[Record]) -> None:
-        """All samples of one finished row."""
+        """Add all samples of one finished row."""
         with self._lock:
             self._finished[chunk].append(samples)
             if sum(map(len, self._finished.values())) >= self._max_rows:
                 self._write(max(self._finished, key=lambda name: len(self._finished[name])))
 
     def close(self, chunk: str) -> list[str]:
-        """Commit the rest of a chunk; the names of all its parts."""
+        """Commit the rest of a chunk; returns the names of all its parts."""
         with self._lock:
             if self._finished[chunk]:
                 self._write(chunk)
@@ -92,19 +92,19 @@ def answer_chunk(
     parts: Sequence[str] = (),
     turn: AbstractContextManager[Any] | None = None,
 ) -> Answered:
-    """Sample every row, up to `num_samples` times until a sample passes; rows finish in any order.
+    """Sample every row until a sample passes, at most `num_samples` times; rows finish in any order.
 
-    `turn` is held while the rows are handed in. A lock that all chunks of a sampler share keeps their rows from
-    mixing in its queue: then chunks finish, and are followed by new ones, one after another. Mixed ones would finish
-    together and leave the sampler with little to do.
+    `turn` is entered while the rows are submitted. With one lock for all chunks of a sampler, their rows do not mix in
+    its queue, so chunks finish one after another and are replaced by new ones. Mixed chunks would all finish at the
+    same time and leave the sampler idle.
 
-    What is finished is committed even when the sampler dies half way; its exception then passes through.
+    Finished rows are committed even if the sampler dies; its exception is then re-raised.
     """
     answered = Answered(num_rows=len(rows))
     finished: queue.SimpleQueue[tuple[int, int, Any]] = queue.SimpleQueue()
     samples: list[list[Record]] = [[] for _ in rows]
 
-    def ask(index: int, sample_index: int) -> None:
+    def submit(index: int, sample_index: int) -> None:
         seed_of_sample = row_seed(seed, rows[index].example_id, sample_index)
         future = sampler.submit(rows[index].prompt, params, seed_of_sample)
         future.add_done_callback(lambda done: finished.put((index, sample_index, done)))
@@ -113,7 +113,7 @@ def answer_chunk(
     try:
         with turn or nullcontext():
             for index in range(len(rows)):
-                ask(index, 0)
+                submit(index, 0)
         num_open = len(rows)
         while num_open:
             index, sample_index, done = finished.get()
@@ -122,7 +122,7 @@ def answer_chunk(
             samples[index].append(_record(row, sample_index, sampled))
             _count(answered, sampled)
             if sampled.finish_reason != "error" and sample_index + 1 < num_samples and not row.passes(sampled):
-                ask(index, sample_index + 1)
+                submit(index, sample_index + 1)
                 continue
             if sampled.finish_reason == "error":
                 for record in samples[index]:
@@ -150,7 +150,7 @@ def _record(row: Asked, sample_index: int, sampled: Sampled) -> Record:
 
 
 def _signal_columns(sampled: Sampled) -> Record:
-    """Columns that are there only when signals were asked for, and the row was answered."""
+    """Signal columns; None unless signals were requested and the row was sampled."""
     signals = sampled.signals
     if signals is None:
         return dict.fromkeys(("response_ids", "top_ids", "top_logprobs", "hidden_states"))

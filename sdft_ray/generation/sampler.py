@@ -1,9 +1,9 @@
-"""One seam over several ways to sample from a language model: vLLM, transformers, a server, and a script.
+"""One interface to several samplers: vLLM, transformers, an OpenAI-compatible server, and a scripted one for tests.
 
-A prompt is handed in and a future comes back, so a sampler may hold many prompts at once and finish them in
-any order. A prompt that cannot be sampled (empty, too long, refused) comes back with `finish_reason ==
-"error"`; it never takes its neighbours down. A future raises only when the sampler itself is of no more use,
-`EngineError` where a new one may do better. Nothing here needs torch or vLLM at import.
+`submit` takes a prompt and returns a future, so a sampler can process many prompts at once and finish them in any
+order. A prompt that cannot be sampled (empty, too long, refused) gives a result with `finish_reason == "error"` and
+does not affect other prompts. A future raises only if the sampler itself is unusable; `EngineError` means that a new
+sampler may work. This module imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "error"]
 
 _WHY_NOT = {
-    ("vllm", "hidden_states"): "vLLM hands them out through a CUDA-only connector, before the final norm",
-    ("server", "top_logprobs"): "a server tells the texts of likely tokens, not their ids, and few of them",
-    ("server", "hidden_states"): "a server does not tell them",
-    ("scripted", "top_logprobs"): "it asks no model",
-    ("scripted", "hidden_states"): "it asks no model",
+    ("vllm", "hidden_states"): "vLLM exposes them only through a CUDA-only connector, and before the final norm",
+    ("server", "top_logprobs"): "a server returns the texts of a few likely tokens, not their ids",
+    ("server", "hidden_states"): "a server does not return them",
+    ("scripted", "top_logprobs"): "it runs no model",
+    ("scripted", "hidden_states"): "it runs no model",
 }
-"""Which sampler cannot give which signal. A text stands for several token ids, so ids cannot be guessed from it."""
+"""Signals that a sampler cannot provide, and why. One text may have several token ids, so ids cannot be inferred."""
 
 
 class EngineError(RuntimeError):
-    """The engine of a sampler is gone, and with it whatever waited for it."""
+    """The engine of a sampler has died, and with it all pending requests."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose tokens. Temperature 0 is greedy and ignores `top_p`, `top_k` and the seeds.
+    """Sampling parameters. Temperature 0 is greedy and ignores `top_p`, `top_k` and the seeds.
 
-    `top_p` in (0, 1] keeps the smallest set of tokens with at least that probability, `top_k` the k likeliest
-    (0: all). `max_tokens` bounds the response. A response ends at the model's own end-of-text tokens, at
-    `stop_token_ids`, and where its text holds one of the `stop` texts, with which it then ends, give or take a token.
-    `top_logprobs` (0 to 128; all of a smaller vocabulary) and `hidden_states` ask for `Signals`,
-    whose values do not depend on the other fields but for the tokens chosen.
+    `top_p` in (0, 1] keeps the smallest set of tokens with at least that probability, `top_k` the k most likely tokens
+    (0: all). `max_tokens` limits the response. A response ends at the model's end-of-sequence tokens, at
+    `stop_token_ids`, and where its text contains one of the `stop` texts; it then includes that text, and possibly the
+    rest of the token in which it ends. `top_logprobs` (0 to 128; at most the vocabulary) and `hidden_states` request
+    `Signals`, whose values do not depend on the other fields, except through the sampled tokens.
     """
 
     temperature: float = 0.0
@@ -74,18 +74,18 @@ class SamplingParams:
             ("max_tokens", self.max_tokens >= 1, "1 or more"),
             ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}"),
         )
-        for name, fine, wanted in checks:
-            if not fine:
-                raise RecipeError(f"{name} is {getattr(self, name)}", f"make it {wanted}")
+        for name, valid, allowed in checks:
+            if not valid:
+                raise RecipeError(f"{name} is {getattr(self, name)}", f"make it {allowed}")
 
 
 @dataclass(frozen=True)
 class Sampled:
     """One response; `text` has no special tokens.
 
-    `token_ids` holds the end token too where `finish_reason` is "stop"; a server does not tell its ids, only
-    their number `response_tokens`. `error` is "" unless `finish_reason` is "error"; then `text` and `token_ids`
-    are empty. `signals` has a position for each of `token_ids`; None unless they were asked for.
+    `token_ids` includes the end token if `finish_reason` is "stop"; a server returns only their number,
+    `response_tokens`. `error` is "" unless `finish_reason` is "error"; then `text` and `token_ids` are empty. `signals`
+    has one position per token of `token_ids`; None unless requested.
     """
 
     text: str
@@ -98,38 +98,38 @@ class Sampled:
 
     @classmethod
     def failed(cls, error: str, prompt_tokens: int = 0) -> Sampled:
-        """What stands for a prompt that could not be sampled."""
+        """The result for a prompt that could not be sampled."""
         return cls("", (), "error", error, prompt_tokens)
 
 
 class Sampler(Protocol):
-    """Anything that answers prompts, many at a time. Methods may be called from any thread."""
+    """Generates responses to prompts, many at a time. Methods may be called from any thread."""
 
     def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
-        """Ask for one response to a user turn. `seed` is that of the sample, see `row_seed`.
+        """Request one response to a user turn. `seed` is the seed of the sample, see `row_seed`.
 
-        Raises `ResourceError` for signals that it cannot give.
+        Raises `ResourceError` for signals that this sampler cannot provide.
         """
         ...
 
     def close(self) -> None:
-        """Stop, and give back what is held. The sampler is of no use afterwards."""
+        """Stop and release all resources. The sampler cannot be used afterwards."""
         ...
 
 
 def check_signals(sampler: str, params: SamplingParams | Generate) -> None:
-    """Raises `ResourceError` when `sampler`, as the resources name it, cannot give the signals asked for."""
+    """Raise `ResourceError` if `sampler` (its name in the resources) cannot provide the requested signals."""
     for signal in ("top_logprobs", "hidden_states"):
         why = _WHY_NOT.get((sampler, signal))
         if getattr(params, signal) and why:
             raise ResourceError(
-                f"the {sampler} sampler cannot give generate.{signal}: {why}",
-                f"set generate.sampler: transformers in the resources, or leave {signal} out of the recipe",
+                f"the {sampler} sampler cannot provide generate.{signal}: {why}",
+                f"set generate.sampler: transformers in the resources, or remove {signal} from the recipe",
             )
 
 
 def row_seed(seed: int, example_id: str, sample_index: int) -> int:
-    """Seed of one sample, in [0, 2**63): a hash of what it belongs to, never of where it stands."""
+    """Seed of one sample, in [0, 2**63): a hash of the row and the sample index, independent of the row's position."""
     digest = hashlib.sha256(f"{seed}\0{example_id}\0{sample_index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -145,7 +145,7 @@ def prompt_error(prompt_ids: Sequence[int], max_model_tokens: int, vocab_size: i
 
 
 class LocalSampler:
-    """Base of samplers that hold a model: prompts become token ids once, by the chat format, so with one BOS."""
+    """Base class of samplers with a local model. Prompts are tokenized once, by the chat format, so with one BOS."""
 
     max_model_tokens: int
     vocab_size: int
@@ -155,7 +155,7 @@ class LocalSampler:
 
         self._tokenizer: Any = tokenizer
         self._chat = ChatFormat(tokenizer)
-        self._tokenizing = threading.Lock()  # a tokenizer keeps the settings of a call in itself
+        self._tokenizing = threading.Lock()  # a call to a tokenizer changes its state
 
     def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
         """See `Sampler.submit`."""
@@ -167,7 +167,7 @@ class LocalSampler:
         return self.submit_ids(ids, params, seed)
 
     def submit_ids(self, prompt_ids: Sequence[int], params: SamplingParams, seed: int) -> Future[Sampled]:
-        """Ask for one response to token ids."""
+        """Request one response to a prompt of token ids."""
         error = prompt_error(prompt_ids, self.max_model_tokens, self.vocab_size)
         if error:
             return finished(Sampled.failed(error, len(prompt_ids)))
@@ -181,16 +181,16 @@ class LocalSampler:
         """One response per prompt, in order; waits for all."""
         if len(prompts_ids) != len(seeds):
             raise ValueError(f"{len(prompts_ids)} prompts but {len(seeds)} seeds")
-        asked = [self.submit_ids(ids, params, seed) for ids, seed in zip(prompts_ids, seeds, strict=True)]
-        return [future.result() for future in asked]
+        futures = [self.submit_ids(ids, params, seed) for ids, seed in zip(prompts_ids, seeds, strict=True)]
+        return [future.result() for future in futures]
 
     def text_of(self, token_ids: Sequence[int]) -> str:
-        """The text of a response, without special tokens."""
+        """The decoded text of a response, without special tokens."""
         with self._tokenizing:
             return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
-    def submit_score(self, asked: Scoring) -> Future[Scored]:
-        """Ask how likely the model holds given tokens. They must fit the context and be of the vocabulary."""
+    def submit_score(self, request: Scoring) -> Future[Scored]:
+        """Request the log-probabilities of given tokens, which must fit the context and be in the vocabulary."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -202,23 +202,23 @@ class LocalSampler:
 
 
 def finished(sampled: Sampled) -> Future[Sampled]:
-    """A future that holds its result already."""
+    """A future that already has its result."""
     future: Future[Sampled] = Future()
     future.set_result(sampled)
     return future
 
 
 def digest_words(prompt: str) -> str:
-    """The scripted sampler's own answer: eight words that depend on every character of the prompt."""
+    """The default response of the scripted sampler: eight words that depend on every character of the prompt."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
     return " ".join(digest[start : start + 8] for start in range(0, 64, 8))
 
 
 class ScriptedSampler:
-    """Answers from a function, for dry runs, tests, and for measuring everything around a model. No signals.
+    """Returns the value of a function, for dry runs, tests and overhead measurements. No signals.
 
-    `respond` maps a user turn to the response, after `delay_s` seconds. A text longer than `max_tokens` words
-    (parted by single spaces) is cut there and finishes with "length". Words count as tokens. An exception in
+    `respond` maps a user turn to the response, after `delay_s` seconds. A text of more than `max_tokens` words
+    (separated by single spaces) is truncated and finishes with "length". Words count as tokens. An exception in
     `respond` is not caught.
     """
 
@@ -234,9 +234,9 @@ class ScriptedSampler:
             time.sleep(self._delay_s)
         words = self._respond(prompt).split(" ")
         reason: FinishReason = "stop" if len(words) <= params.max_tokens else "length"
-        kept = words[: params.max_tokens]
+        words = words[: params.max_tokens]
         num_prompt = prompt.count(" ") + 1
-        return finished(Sampled(" ".join(kept), (), reason, "", num_prompt, len(kept)))
+        return finished(Sampled(" ".join(words), (), reason, "", num_prompt, len(words)))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""

@@ -1,7 +1,7 @@
-"""Conditional selection: train on the teacher's own response if it passes, on the reference otherwise.
+"""Conditional selection: train on the teacher's own response if it passes, on the reference response otherwise.
 
-The rule of arXiv:2410.09982, section 3: a rewrite is kept when its answer equals the reference's. Rewrites
-that were cut off, are empty, or talk about the reference that the prompt showed are never kept.
+The rule of arXiv:2410.09982, section 3: a rewrite is kept if its answer equals that of the reference. Rewrites that
+are truncated or empty, or that mention the reference in the prompt, are never kept.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Reason = Literal[
     "too_long",
     "error",
 ]
-"""Why a row trains on what it does; all but "kept" fall back to the reference response.
+"""Why a row has its training response; for all but "kept" that is the reference response.
 
 `mismatch`: the answers differ. `no_answer`: the rewrite has none. `no_reference_answer`: the reference has
 none, so nothing can be checked. `truncated`: the rewrite hit the token limit. `empty`: it has no visible
-character. `leaked_reference`: it mentions the reference shown in the prompt. `too_long`: it does not fit a
+character. `leaked_reference`: it mentions the reference in the prompt. `too_long`: it does not fit a
 training row. `error`: it could not be sampled.
 """
 REASONS: tuple[str, ...] = get_args(Reason)
@@ -36,7 +36,7 @@ REASONS: tuple[str, ...] = get_args(Reason)
 
 @dataclass(frozen=True)
 class Selected:
-    """The response to train on, where it comes from, and why."""
+    """The response to train on, its source, and the reason."""
 
     response: str
     source: Literal["distilled", "reference"]
@@ -48,8 +48,8 @@ def select(
 ) -> Selected:
     """Choose between the distilled and the reference response of one row.
 
-    `row` has the columns of `SEED_SCHEMA` that matter: instruction, reference_response, answer_kind, check.
-    `finish_reason` is "stop", "length" or "error"; `fits` says whether a response can be trained on.
+    `row` has these columns of `SEED_SCHEMA`: instruction, reference_response, answer_kind, check.
+    `finish_reason` is "stop", "length" or "error"; `fits` returns whether a response fits a training row.
     """
     reason = _reason(row, distilled, finish_reason, fits)
     if reason == "kept":
@@ -72,10 +72,10 @@ def _reason(row: Mapping[str, str], distilled: str, finish_reason: str, fits: Ca
 
 
 def kept_sample(row: Mapping[str, str], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The sample that a row of `SELECTED_SCHEMA` trains on; None where its reference was kept.
+    """The sample that a row of `SELECTED_SCHEMA` trains on; None if that is the reference.
 
-    `samples` are those of the row, in the order in which they were tried. What `select` says depends on a sample's
-    text and on how it ended, and only ended ones are kept: the first with the kept text that ended is the one.
+    `samples` are those of the row, in the order in which they were drawn. The result of `select` depends only on the
+    text and the finish reason of a sample, so it is the first sample with the selected text that finished with "stop".
     """
     if row["source"] != "distilled":
         return None
@@ -87,24 +87,23 @@ def kept_sample(row: Mapping[str, str], samples: Iterable[Mapping[str, Any]]) ->
 
 
 # --- leaks --------------------------------------------------------------------------------------------------
-# A leak is a phrase about the response that the prompt showed. The same words can be honest: "the reference
-# count", "the reference letter", "the given solution" of an acid. So each pattern names the noun it depends
-# on, and a match is honest when the instruction or the reference response speaks of that noun in the same way
-# themselves.
+# A leak is a phrase about the response in the prompt. The same words can be legitimate: "the reference count", "the
+# reference letter", "the given solution" of an acid. So each pattern names the noun that it depends on, and a match is
+# legitimate if the instruction or the reference response uses that noun in the same way.
 
 _RESPONSE = r"(?:answer|response|solution|explanation|reply|output|text|completion|passage|version)s?"
-_SHOWN = r"(?:given|provided|supplied|shown|above|original|sample|example|model)"
+_ATTRIBUTE = r"(?:given|provided|supplied|shown|above|original|sample|example|model)"
 
 _REFERENCE_RESPONSE = re.compile(rf"\breference(?:d)?\s+(?P<noun>{_RESPONSE})\b", re.IGNORECASE)
 _BARE_REFERENCE = re.compile(
-    rf"\b(?:the|this|that|your)\s+(?:{_SHOWN}\s+)?reference(?=\s*(?:[.,;:!?)\"']|$)"
+    rf"\b(?:the|this|that|your)\s+(?:{_ATTRIBUTE}\s+)?reference(?=\s*(?:[.,;:!?)\"']|$)"
     r"|\s+(?:says?|states?|gives?|shows?|mentions?|explains?|uses?|is|was|has|does|provided|given|above|and|but|in)\b)"
     r"|^[ \t]*\W{0,3}reference\W{0,3}:",
     re.IGNORECASE | re.MULTILINE,
 )
 _OWN_WORDS = re.compile(r"\b(?:in|using)\s+(?:my|your|our)\s+own\s+(?P<noun>words)\b", re.IGNORECASE)
-_SHOWN_RESPONSE = re.compile(
-    rf"\b(?:the|this|your)\s+{_SHOWN}\s+(?P<noun>answer|response|reply|solution)\b"
+_GIVEN_RESPONSE_PATTERN = re.compile(
+    rf"\b(?:the|this|your)\s+{_ATTRIBUTE}\s+(?P<noun>answer|response|reply|solution)\b"
     r"|\bthe\s+(?P<noun2>answer|response|reply|solution)\s+(?:(?:that\s+)?(?:was|is)\s+)?"
     r"(?:provided|supplied|shown|given\s+(?:above|here|to\s+me))\b",
     re.IGNORECASE,
@@ -117,10 +116,9 @@ _REWRITE = re.compile(
 
 
 def leaks_reference(instruction: str, reference: str, distilled: str) -> bool:
-    """Whether the rewrite gives away that its prompt showed a reference response.
+    """Whether the rewrite reveals that its prompt contained a reference response.
 
-    Phrases that the instruction or the reference use themselves are honest, and so are other senses of the
-    word.
+    Phrases that also occur in the instruction or the reference are no leaks, and neither are other senses of a word.
     """
     honest = f"{instruction}\n{reference}"
 
@@ -134,11 +132,11 @@ def leaks_reference(instruction: str, reference: str, distilled: str) -> bool:
         return True
     if _OWN_WORDS.search(distilled) and not uses(r"\bown\s+words\b"):
         return True
-    for match in _SHOWN_RESPONSE.finditer(distilled):
+    for match in _GIVEN_RESPONSE_PATTERN.finditer(distilled):
         noun = (match["noun"] or match["noun2"]).lower()
-        # A solution may be an acid; an answer is honest when the request itself shows one.
-        shown_in_request = rf"(?:{_SHOWN}|this|my|his|her|their|following|'s)\s+{noun}\b|\b{noun}\s*:"
-        if not uses(rf"\b{noun}" if noun == "solution" else shown_in_request):
+        # A solution may be an acid; an answer is legitimate if the request itself contains one.
+        in_request = rf"(?:{_ATTRIBUTE}|this|my|his|her|their|following|'s)\s+{noun}\b|\b{noun}\s*:"
+        if not uses(rf"\b{noun}" if noun == "solution" else in_request):
             return True
     rewritten = _REWRITE.search(distilled)
     return rewritten is not None and not uses(r"\b(?:re-?phras|re-?writ|re-?word|paraphras)")

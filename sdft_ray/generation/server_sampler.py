@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as a sampler."""
+"""A sampler that uses an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _FINISH_REASONS = {"stop": "stop", "length": "length"}
 
 
 class ServerSampler:
-    """Chat completions of a server that already runs the teacher; it applies the chat template itself.
+    """Chat completions of a server that already runs the teacher and applies its chat template.
 
-    Busy servers, dropped connections and time-outs are tried again with growing pauses, `max_retries` times a
-    prompt; what the server refuses for good becomes a failed row. It gives no signals: `top_logprobs` of the
-    OpenAI protocol names tokens by text, at most 20 on most servers.
+    Requests to a busy server, dropped connections and timeouts are retried with exponential backoff, `max_retries`
+    times per prompt; a prompt that the server rejects becomes a failed row. No signals: `top_logprobs` of the OpenAI
+    protocol identifies tokens by text, at most 20 on most servers.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class ServerSampler:
         max_retries: int = 8,
         escape: Callable[[str], str] = lambda prompt: prompt,
     ) -> None:
-        """`base_url` ends in `/v1`; `model` is the name that the server knows the teacher by.
+        """`base_url` ends in `/v1`; `model` is the name of the teacher on the server.
 
-        The server would obey control tokens that a prompt spells out; `escape` makes them plain text, see
+        The server would interpret control tokens in the text of a prompt; `escape` breaks them, see
         `sdft_ray.data.chat.ChatFormat.break_control_tokens`.
         """
         from openai import OpenAI
@@ -45,17 +45,17 @@ class ServerSampler:
     def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
         """See `Sampler.submit`."""
         check_signals("server", params)
-        return self._pool.submit(self._ask, prompt, params, seed)
+        return self._pool.submit(self._request, prompt, params, seed)
 
     def close(self) -> None:
-        """Drop what waits, and the connections."""
+        """Cancel pending requests and close the connections."""
         self._pool.shutdown(cancel_futures=True)
         self._client.close()
 
-    def _ask(self, prompt: str, params: SamplingParams, seed: int) -> Sampled:
+    def _request(self, prompt: str, params: SamplingParams, seed: int) -> Sampled:
         from openai import APIStatusError, AuthenticationError, OpenAIError
 
-        # Fields that OpenAI's own API lacks go in the body; vLLM, SGLang and llama.cpp know them.
+        # Fields that the OpenAI API does not define go into the body; vLLM, SGLang and llama.cpp accept them.
         extra: dict[str, Any] = {}
         if params.top_k:
             extra["top_k"] = params.top_k

@@ -1,7 +1,7 @@
-"""Structured answers inside responses: JSON values, function calls, Python code.
+"""Structured answers in responses: JSON values, function calls, Python code.
 
-Each reader takes the text of a response and gives the value, or None where there is none or more than one
-reading. Numbers inside JSON are exact: 0.1 stays 1/10, and true is not 1.
+Each `find_*` function takes the text of a response and returns the value, or None if there is none or if it is
+ambiguous. Numbers in JSON are exact: 0.1 is 1/10, and true is not 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_STARTS = 200
 
 
 def fenced(text: str, languages: frozenset[str]) -> list[str]:
-    """Contents of the code blocks in these languages (lower case; "" is a block without one), in order."""
+    """Contents of the fenced code blocks in these languages (lower case; "" for a block without one), in order."""
     return [match[3] for match in _FENCE.finditer(text) if match[2].lower() in languages]
 
 
@@ -31,7 +31,7 @@ def fenced(text: str, languages: frozenset[str]) -> list[str]:
 
 def _exact(digits: str) -> Fraction:
     if len(digits) > MAX_DIGITS or abs(int(re.split("[eE]", digits + "e0")[1])) > MAX_DIGITS:
-        raise ValueError("a number too long to be exact")
+        raise ValueError("the number has too many digits")
     return Fraction(digits)
 
 
@@ -40,10 +40,10 @@ def _refuse(name: str) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("duplicate key")
+    return content
 
 
 _DECODER = json.JSONDecoder(parse_int=_exact, parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_distinct)
@@ -62,21 +62,21 @@ def parse_json(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Json:
-    """A JSON value; a wrapper, because null is a value and None is none."""
+    """A JSON value; wrapped, because null is a value and None means that there is none."""
 
     value: Any
 
 
 def find_json(text: str) -> Json | None:
-    """The JSON object or array of a response: the whole text, a code block, or the longest one between words.
+    """The JSON object or array of a response: the whole text, a code block, or the longest one within prose.
 
-    Two different ones of equal standing are no answer.
+    Two different candidates of the same rank are no answer.
     """
     text = text.strip()[:_MAX_JSON_CHARS]
     for candidates in ([text], fenced(text, frozenset({"json", ""}))):
-        found = [value for candidate in candidates if (value := _parsed(candidate)) is not None]
-        if found:
-            return found[0] if all(same_json(value.value, found[0].value) for value in found) else None
+        values = [value for candidate in candidates if (value := _parsed(candidate)) is not None]
+        if values:
+            return values[0] if all(same_json(value.value, values[0].value) for value in values) else None
     spans = sorted(_embedded(text), key=lambda span: -span[0])
     if not spans or (len(spans) > 1 and spans[0][0] == spans[1][0] and not same_json(spans[0][1], spans[1][1])):
         return None
@@ -92,7 +92,7 @@ def _parsed(text: str) -> Json | None:
 
 
 def _embedded(text: str) -> Iterator[tuple[int, Any]]:
-    """Length and value of each object or array that does not lie inside another."""
+    """Length and value of each object or array that is not nested in another."""
     position = 0
     for _ in range(_MAX_STARTS):
         start = min((i for i in (text.find("{", position), text.find("[", position)) if i >= 0), default=-1)
@@ -108,7 +108,7 @@ def _embedded(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def same_json(a: Any, b: Any) -> bool:
-    """Equal values: key order is nothing, item order is, true is not 1 and 1 is 1.0."""
+    """Whether values are equal: key order does not matter, item order does; true is not 1, and 1 is 1.0."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same_json(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -121,7 +121,7 @@ def same_json(a: Any, b: Any) -> bool:
 
 @dataclass(frozen=True)
 class Call:
-    """One call: a function's name and its arguments by name."""
+    """One function call: the name of the function and its arguments by name."""
 
     name: str
     arguments: dict[str, Any]
@@ -132,7 +132,7 @@ _ARGUMENTS = ("arguments", "parameters", "args", "input")
 
 
 def find_calls(text: str) -> list[Call] | None:
-    """The calls of a response, in order: `<tool_call>` tags, JSON in the usual shapes, or Python calls by keyword."""
+    """The calls of a response, in order: `<tool_call>` tags, JSON in the usual forms, or Python keyword calls."""
     tagged = [match[2] for match in _TAGGED.finditer(text)]
     if tagged:
         calls = [_calls_in(value.value) if (value := _parsed(one.strip())) else None for one in tagged]
@@ -154,10 +154,10 @@ def _calls_in(value: Any) -> list[Call] | None:
     if isinstance(value.get("function"), dict):
         return _calls_in(value["function"])
     name = value.get("name", value.get("function"))
-    given = [value[key] for key in _ARGUMENTS if key in value]
-    if not isinstance(name, str) or len(given) != 1:
+    candidates = [value[key] for key in _ARGUMENTS if key in value]
+    if not isinstance(name, str) or len(candidates) != 1:
         return None
-    arguments = given[0]
+    arguments = candidates[0]
     if isinstance(arguments, str):  # OpenAI writes the arguments as JSON in a string
         parsed = _parsed(arguments)
         arguments = parsed.value if parsed else None
@@ -165,7 +165,7 @@ def _calls_in(value: Any) -> list[Call] | None:
 
 
 def _python_calls(text: str) -> list[Call] | None:
-    """`f(a=1)` or `[f(a=1), g(b="x")]`, literals only, alone in the text, in a code block or on the last line."""
+    """`f(a=1)` or `[f(a=1), g(b="x")]` with literals only: the whole text, a code block or the last line."""
     lines = [line for line in text.splitlines() if line.strip()]
     for candidate in [text, *fenced(text, frozenset({"python", "py", "tool_code", ""}))[-1:], *lines[-1:]]:
         try:
@@ -179,13 +179,13 @@ def _python_calls(text: str) -> list[Call] | None:
 
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise ValueError("not a call by keyword")
+        raise ValueError("not a keyword call")
     literals = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     return Call(ast.unparse(node.func), parse_json(json.dumps(literals)))
 
 
 def same_calls(a: list[Call], b: list[Call]) -> bool:
-    """The same calls, in any order: parallel calls have none."""
+    """Whether both contain the same calls, in any order: parallel calls are unordered."""
     left = list(b)
     for call in a:
         match = next((c for c in left if c.name == call.name and same_json(c.arguments, call.arguments)), None)
@@ -201,7 +201,7 @@ def same_calls(a: list[Call], b: list[Call]) -> bool:
 def find_code(text: str) -> str | None:
     """The Python code of a response: the first code block that defines something, else the first that parses.
 
-    Without any block the whole text, if it is code.
+    Without a code block: the whole text, if it is code.
     """
     blocks = [block for block in fenced(text, frozenset({"python", "python3", "py", ""})) if _tree(block) is not None]
     if not blocks:

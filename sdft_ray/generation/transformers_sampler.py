@@ -1,4 +1,4 @@
-"""A transformers model as a sampler, for machines without vLLM and for comparison with it."""
+"""A sampler that uses a transformers model, for machines without vLLM and as a reference."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ToScore = tuple["Scoring", Future["Scored"]]
 
 
 class TransformersSampler(LocalSampler):
-    """A transformers model in this process. A thread decodes what waits, batch after batch.
+    """A transformers model in this process. A thread decodes the pending requests, batch by batch.
 
-    Sampled rows are reproducible from their seeds and do not depend on what else is in the batch; the same
-    seed draws other tokens than it does in vLLM. Greedy rows agree with vLLM up to rounding. It gives every signal.
+    Sampled rows are reproducible from their seeds and do not depend on the rest of the batch; vLLM samples other tokens
+    for the same seed. Greedy rows agree with vLLM up to rounding. All signals are available.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class TransformersSampler(LocalSampler):
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
         self._waiting.put((prompt_ids, params, seed, future))
 
-    def submit_score(self, asked: Scoring) -> Future[Scored]:
+    def submit_score(self, request: Scoring) -> Future[Scored]:
         """See `LocalSampler.submit_score`."""
         future: Future[Scored] = Future()
-        self._waiting.put((asked, future))
+        self._waiting.put((request, future))
         return future
 
     def close(self) -> None:
-        """Finish what is asked and stop."""
+        """Finish pending requests and stop."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -74,27 +74,27 @@ class TransformersSampler(LocalSampler):
         closing = False
         while not closing:
             waiting = [self._waiting.get()]
-            time.sleep(0.01)  # prompts come in crowds: let this one gather
+            time.sleep(0.01)  # prompts arrive in bursts: wait for the rest of this one
             while not self._waiting.empty():
                 waiting.append(self._waiting.get())
             closing = None in waiting
             requests = [request for request in waiting if request is not None]
             self._score([request for request in requests if len(request) == 2])
-            # Rows of like length waste the least padding.
-            asked = sorted((request for request in requests if len(request) == 4), key=lambda r: -len(r[0]))
-            while asked:
-                params = asked[0][1]
-                batch = [request for request in asked if request[1] == params][: self._max_sequences]
-                asked = [request for request in asked if all(request is not taken for taken in batch)]
+            # Rows of similar length need the least padding.
+            pending = sorted((request for request in requests if len(request) == 4), key=lambda r: -len(r[0]))
+            while pending:
+                params = pending[0][1]
+                batch = [request for request in pending if request[1] == params][: self._max_sequences]
+                pending = [request for request in pending if all(request is not other for other in batch)]
                 self._answer(batch, params)
 
     def _score(self, requests: list[_ToScore]) -> None:
         from sdft_ray.generation.scoring import score
 
         try:
-            for index, scored in score(self._model, [asked for asked, _ in requests]):
+            for index, scored in score(self._model, [request for request, _ in requests]):
                 requests[index][1].set_result(scored)
-        except Exception as reason:  # noqa: BLE001  (those who wait must hear of it)
+        except Exception as reason:  # noqa: BLE001  (pending futures must get any error)
             for _, future in requests:
                 if not future.done():
                     future.set_exception(reason)
@@ -113,7 +113,7 @@ class TransformersSampler(LocalSampler):
                 max_model_tokens=self.max_model_tokens,
                 is_stopped=_stopped_by(self.text_of, params.stop),
             )
-        except Exception as reason:  # noqa: BLE001  (those who wait must hear of it)
+        except Exception as reason:  # noqa: BLE001  (pending futures must get any error)
             for *_, future in batch:
                 future.set_exception(reason)
             return
@@ -123,10 +123,10 @@ class TransformersSampler(LocalSampler):
 
 
 def _stopped_by(text_of: Callable[[list[int]], str], stop: Sequence[str]) -> Callable[[list[int]], bool] | None:
-    """Whether the text of the newest tokens holds one of the `stop` texts; None where there are none."""
+    """A function that returns whether the newest tokens contain one of the `stop` texts; None if there are none."""
     if not stop:
         return None
-    # A token may be a single byte of a character, and the text may begin within one.
+    # A token may be a single byte of a character, and the text may start within a token.
     reach = max(len(text.encode()) for text in stop) + 4
 
     def is_stopped(ids: list[int]) -> bool:

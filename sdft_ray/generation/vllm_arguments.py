@@ -1,19 +1,18 @@
-"""What vLLM's engines must be told wherever we start one."""
+"""vLLM engine arguments that are required wherever an engine is started."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _AT_LEAST = 4096
-"""Tokens of one step."""
+"""Minimum of `max_num_batched_tokens`: tokens of one engine step."""
 
 
 def keep_prompts_whole(arguments: Any) -> None:
-    """On a CPU, have no prompt fed in parts (`arguments` are vLLM's `EngineArgs`, changed in place).
+    """On a CPU, disable chunked prefill (`arguments` are vLLM's `EngineArgs`, modified in place).
 
-    A prompt that does not fit into what a step may still take would be cut in two, and if its request has a seed, the
-    engine dies of it (seen in 0.32: "CPU Generator does not use offset"): one such client, or one crowd, would end
-    what all others wait for.
+    A prompt that does not fit into the rest of a step would be split, and if its request has a seed, the engine crashes
+    (observed in vLLM 0.32: "CPU Generator does not use offset"), and all pending requests fail with it.
     """
     from vllm.platforms import current_platform
 

@@ -1,4 +1,4 @@
-"""vLLM as a sampler: the offline engine, stepped by a thread of its own."""
+"""A sampler that uses the offline engine of vLLM, stepped by its own thread."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ if TYPE_CHECKING:
     from sdft_ray.generation.scoring import Scored, Scoring
 
 _Request = tuple[list[int], Any, Future[Any], Callable[[Any], Any]]
-"""Prompt, vLLM's parameters, who waits, and what makes their answer out of vLLM's output."""
+"""Prompt, vLLM's parameters, the future of the caller, and the function that converts vLLM's output to its result."""
 
 
 class VllmSampler(LocalSampler):
     """vLLM's offline engine over a local checkpoint.
 
-    Prompts join the running batch as they come and leave it as they finish, whoever asked for them: the engine
-    never drains between two callers. With VLLM_ENABLE_V1_MULTIPROCESSING=0 in the environment before vLLM is
-    first imported, the engine runs in this process and starts twice as fast; that is the caller's choice, and
-    both ways give the same responses.
+    Continuous batching across callers: prompts join the running batch when submitted and leave it when finished. If
+    VLLM_ENABLE_V1_MULTIPROCESSING=0 is in the environment before vLLM is first imported, the engine runs in this
+    process and starts twice as fast; both ways give the same responses.
 
     Top log-probabilities come with the text. Final hidden states do not: `extract_hidden_states` with its
-    `ExampleHiddenStatesConnector` (read in vLLM 0.32) is a debugging aid that needs CUDA streams, writes one file per
-    request, and holds the sum before the final norm. So they are refused here.
+    `ExampleHiddenStatesConnector` (as of vLLM 0.32) is a debugging aid that needs CUDA streams, writes one file per
+    request, and contains the states before the final norm. So they are refused here.
     """
 
     def __init__(
@@ -51,14 +50,14 @@ class VllmSampler(LocalSampler):
         enforce_eager: bool = True,
         tensor_parallel: int = 1,
     ) -> None:
-        """Start the engine. `kv_cache_bytes` is what the key-value cache takes, never a share of the machine.
+        """Start the engine. `kv_cache_bytes` is the size of the KV cache, not a fraction of the machine's memory.
 
-        `max_model_tokens` (prompt and response together) defaults to the model's own context; `max_sequences`
-        rows are decoded together at most.
+        `max_model_tokens` (prompt plus response) defaults to the context length of the model; at most `max_sequences`
+        rows are decoded at the same time.
         """
         from vllm import LLM, EngineArgs
 
-        length: Any = max_model_tokens  # None takes the model's own, whatever the annotation says
+        length: Any = max_model_tokens  # None means the context length of the model, despite vLLM's annotation
         arguments = EngineArgs(
             model=str(model_dir),
             dtype=dtype,  # type: ignore[arg-type]
@@ -69,7 +68,7 @@ class VllmSampler(LocalSampler):
             tensor_parallel_size=tensor_parallel,
             trust_remote_code=False,
             max_logprobs=MAX_TOP_LOGPROBS,
-            logprobs_mode="raw_logprobs",  # of the model, whatever the sampling
+            logprobs_mode="raw_logprobs",  # of the model, before temperature and truncation
         )
         keep_prompts_whole(arguments)
         self._engine = LLM.from_engine_args(arguments).llm_engine
@@ -80,40 +79,40 @@ class VllmSampler(LocalSampler):
         self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
         self._thread.start()
-        if hasattr(self._engine.engine_core, "outputs_queue"):  # the engine is a process of its own
+        if hasattr(self._engine.engine_core, "outputs_queue"):  # the engine runs in its own process
             threading.Thread(target=self._watch, name="vllm-watch", daemon=True).start()
 
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
         check_signals("vllm", params)
         self._waiting.put((prompt_ids, _vllm_params(params, seed, self.vocab_size), future, self._finish))
 
-    def submit_score(self, asked: Scoring) -> Future[Scored]:
-        """See `LocalSampler.submit_score`. One request per final token, unless the finals alone are scored.
+    def submit_score(self, request: Scoring) -> Future[Scored]:
+        """See `LocalSampler.submit_score`. One vLLM request per final token, unless only the finals are scored.
 
-        A sequence that fills the context loses one token more at its beginning than in the other samplers.
+        A sequence that fills the context loses one more token at its beginning than in the other samplers.
         """
-        room = self.max_model_tokens - 1  # vLLM cannot but add a token of its own
-        if not asked.num_scored:
+        room = self.max_model_tokens - 1  # vLLM always generates at least one token
+        if not request.num_scored:
             future: Future[Scored] = Future()
-            params = scoring_params(logprob_token_ids=list(asked.finals))
-            self._waiting.put((list(asked.ids[-room:]), params, future, partial(next_token, asked.finals)))
+            params = scoring_params(logprob_token_ids=list(request.finals))
+            self._waiting.put((list(request.ids[-room:]), params, future, partial(next_token, request.finals)))
             return future
         parts: list[Future[tuple[float, bool]]] = []
-        for final in asked.finals:
+        for final in request.finals:
             part: Future[tuple[float, bool]] = Future()
-            finish = partial(prompt_end, asked.num_scored + 1)
-            self._waiting.put(([*asked.ids, final][-room:], scoring_params(prompt_logprobs=0), part, finish))
+            finish = partial(prompt_end, request.num_scored + 1)
+            self._waiting.put(([*request.ids, final][-room:], scoring_params(prompt_logprobs=0), part, finish))
             parts.append(part)
         return together(parts)
 
     def close(self) -> None:
-        """Finish what is asked, stop the engine and give its memory back."""
+        """Finish pending requests, stop the engine and free its memory."""
         self._waiting.put(None)
         self._thread.join()
         self._engine.engine_core.shutdown()
 
     def _serve(self) -> None:
-        """Step the engine for as long as anything is asked. An error of the engine goes to everyone who waits."""
+        """Step the engine while there are requests. If the engine fails, all pending futures get the error."""
         running: dict[str, tuple[Future[Any], Callable[[Any], Any]]] = {}
         number = 0
         try:
@@ -122,7 +121,7 @@ class VllmSampler(LocalSampler):
                     if request is None and not running:
                         return
                     if request is None:
-                        self._waiting.put(None)  # come back to it when all are answered
+                        self._waiting.put(None)  # handled again when all requests are finished
                         break
                     prompt_ids, params, future, finish = request
                     running[str(number)] = future, finish
@@ -132,16 +131,16 @@ class VllmSampler(LocalSampler):
                     if output.finished:
                         future, finish = running.pop(output.request_id)
                         future.set_result(finish(output))
-        except Exception as reason:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
+        except Exception as reason:  # noqa: BLE001  (pending futures must get any error)
             died = EngineError(f"vLLM's engine: {type(reason).__name__}: {reason}")
             died.__cause__ = reason
             self._fail(died, [future for future, _ in running.values()])
 
     def _watch(self) -> None:
-        """Wake the thread that steps when the engine's process is gone.
+        """Wake the stepping thread if the engine process dies.
 
-        A step waits for the next output; when the engine dies under it, vLLM 0.32 notes the death and ends the
-        connection, but its synchronous client waits on.
+        A step waits for the next output; if the engine process dies, vLLM 0.32 detects it and closes the connection,
+        but its synchronous client keeps waiting.
         """
         client: Any = self._engine.engine_core
         while self._thread.is_alive():
@@ -159,7 +158,7 @@ class VllmSampler(LocalSampler):
     def _fail(self, reason: EngineError, running: Iterable[Future[Any]]) -> None:
         for future in running:
             future.set_exception(reason)
-        while (request := self._waiting.get()) is not None:  # later prompts must not wait for ever
+        while (request := self._waiting.get()) is not None:  # later prompts must not wait forever
             request[2].set_exception(reason)
 
     def _finish(self, output: Any) -> Sampled:
@@ -173,7 +172,7 @@ class VllmSampler(LocalSampler):
         return Sampled(self.text_of(token_ids), token_ids, reason, "", prompt_tokens, len(token_ids), signals)
 
     def _signals(self, flat: Any, num_tokens: int) -> Signals | None:
-        """From vLLM's flat lists: per position the chosen token, then the k likeliest."""
+        """From vLLM's flat lists: per position the sampled token, then the k most likely ones."""
         if flat is None:
             return None
         ids_TK = np.asarray(flat.token_ids).reshape(num_tokens, -1)[:, 1:]
@@ -193,8 +192,8 @@ def _vllm_params(params: SamplingParams, seed: int, vocab_size: int) -> Any:
         seed=seed if params.temperature > 0 else None,
         stop_token_ids=list(params.stop_token_ids),
         logprobs=min(params.top_logprobs, vocab_size) or None,
-        flat_logprobs=True,  # plain lists in place of an object per token and rank
-        # Decoding whole responses gives the same text as the other samplers, and costs less.
+        flat_logprobs=True,  # plain lists instead of one object per token and rank
+        # Detokenizing whole responses gives the same text as the other samplers and is cheaper.
         detokenize=bool(params.stop),
         stop=list(params.stop) or None,
         output_kind=RequestOutputKind.FINAL_ONLY,

@@ -1,4 +1,4 @@
-"""Likelihoods out of vLLM: it tells those of a prompt's own tokens, and those of chosen tokens after it."""
+"""Log-probabilities from vLLM: of the tokens of a prompt, and of given tokens after it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 from sdft_ray.generation.scoring import Scored
 
 
-def scoring_params(**asked: Any) -> Any:
-    """vLLM's parameters for a request that wants likelihoods; it cannot but write one token."""
+def scoring_params(**options: Any) -> Any:
+    """vLLM's parameters for a scoring request; vLLM always generates at least one token."""
     from vllm import SamplingParams as VllmParams
     from vllm.sampling_params import RequestOutputKind
 
     kind = RequestOutputKind.FINAL_ONLY
-    return VllmParams(max_tokens=1, temperature=0.0, flat_logprobs=True, detokenize=False, output_kind=kind, **asked)
+    return VllmParams(max_tokens=1, temperature=0.0, flat_logprobs=True, detokenize=False, output_kind=kind, **options)
 
 
 def next_token(finals: Sequence[int], output: Any) -> Scored:
-    """vLLM lists the likeliest token, which it took, and those that were asked for."""
+    """Log-probabilities of `finals`; vLLM lists them after the most likely token, which it generated."""
     completion = output.outputs[0]
     known = dict(zip(completion.logprobs.token_ids, completion.logprobs.logprobs, strict=True))
     return Scored(tuple((known[token], token == completion.token_ids[0]) for token in finals))
 
 
 def prompt_end(num_scored: int, output: Any) -> tuple[float, bool]:
-    """The sum over the prompt's last tokens, and whether each was the likeliest."""
+    """Sum of the log-probabilities of the last prompt tokens, and whether each was the most likely token."""
     flat = output.prompt_logprobs
-    assert len(flat.logprobs) == len(output.prompt_token_ids) - 1, "one figure for each token but the first"
+    assert len(flat.logprobs) == len(output.prompt_token_ids) - 1, "one value for each token but the first"
     return math.fsum(flat.logprobs[-num_scored:]), all(rank == 1 for rank in flat.ranks[-num_scored:])
 
 
 def together(parts: Sequence[Future[tuple[float, bool]]]) -> Future[Scored]:
-    """Done when all are; fails with the first that fails."""
+    """A future that is done when all parts are; it fails with the first part that fails."""
     future: Future[Scored] = Future()
     lock = threading.Lock()
     left = len(parts)

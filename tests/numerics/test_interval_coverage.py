@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from jobs.bench.coverage import BOUND_HIGH, BOUND_LOW, ability, coverage, scored
 from sdft_ray.statistics.paired import paired_bootstrap
+from tests.support.interval_worlds import BOUND_HIGH, BOUND_LOW, ability, coverage, scored
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from jobs.bench.support.processes import ray_processes
 from ray.exceptions import RayTaskError
 
-from jobs.bench.support.processes import ray_processes
 from sdft_ray.evaluation.harness import Asked
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe

@@ -26,8 +26,6 @@ import ray
 import torch
 from ray.data import DataContext
 
-from jobs.bench.support.generation import farm_rows, make_job
-from jobs.bench.support.processes import ray_processes
 from sdft_ray.data.example import GENERATED_SCHEMA, SEED_SCHEMA
 from sdft_ray.data.signals import decode_hidden, decode_top
 from sdft_ray.errors import DataError
@@ -41,6 +39,8 @@ from sdft_ray.stages.job import Job, Made
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
+from tests.support.generation_job import farm_rows, make_job
+from tests.support.processes import ray_processes
 from tests.support.staged import output_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

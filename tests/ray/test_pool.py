@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.bench.support.generation import farm_rows, make_job
-from jobs.bench.support.processes import ray_processes
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import generate
 from sdft_ray.stages.session import ray_session
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
+from tests.support.generation_job import farm_rows, make_job
 from tests.support.nodes import Cluster
+from tests.support.processes import ray_processes
 from tests.support.staged import output_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

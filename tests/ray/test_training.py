@@ -23,11 +23,11 @@ import psutil
 import pytest
 import ray
 
-from jobs.bench.support.processes import ray_processes
 from sdft_ray.stages import checkpoints, train
 from sdft_ray.stages.job import Job
 from sdft_ray.store import files
 from sdft_ray.training.plan import StepRecord
+from tests.support.processes import ray_processes
 from tests.support.training_job import ADDRESS, history, light, training_job, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("local_ray")]

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import psutil
 
-from jobs.bench.support.processes import ray_processes
 from sdft_ray.serving.front import free_ports
+from tests.support.processes import ray_processes
 
 START_S = 480
 

@@ -1,4 +1,4 @@
-"""Checks of structured answers: JSON, function calls, code in its sandbox, a function of the user's."""
+"""Checks of structured answers: JSON, function calls, code and its tests, a function of the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import pytest
 
 from sdft_ray.generation.checks import check_error, verdict
-from sdft_ray.generation.sandbox import check_sandbox, run_tests
 
 SCHEMA = json.dumps(
     {
@@ -120,13 +119,13 @@ def test_a_function_of_the_users() -> None:
 @pytest.mark.parametrize(
     ("kind", "check", "error"),
     [
-        ("json", "{", "no JSON schema"),
-        ("json", '{"type": "objekt"}', "no JSON schema"),
+        ("json", "{", "not a JSON schema"),
+        ("json", '{"type": "objekt"}', "not a JSON schema"),
         ("json", "", ""),
         ("code", "", "needs tests"),
-        ("code", "assert (", "no Python"),
+        ("code", "assert (", "not valid Python"),
         ("code", "assert True", ""),
-        ("callable", "nowhere", "names no function"),
+        ("callable", "nowhere", "does not name a function"),
         ("callable", "nowhere:f", "cannot load"),
         ("callable", "json:nothing", "cannot load"),
         ("callable", "json:__doc__", "not callable"),
@@ -137,40 +136,3 @@ def test_a_function_of_the_users() -> None:
 def test_a_bad_check_is_told_when_it_is_read(kind: str, check: str, error: str) -> None:
     assert (error in check_error(kind, check)) is True
     assert bool(check_error(kind, check)) is bool(error)
-
-
-HARMFUL = {
-    "network": ("import socket; socket.create_connection(('127.0.0.1', 9), timeout=2)", "Network is unreachable"),
-    "memory": ("x = bytearray(10**9)", "MemoryError"),
-    "file": ("open('f', 'wb').write(b'x' * 10**7)", "File too large"),
-    "exit": ("import sys; sys.exit(0)", "before its tests were done"),
-    "forged": ("import os; os.write(3, b'passed' * 9); os._exit(0)", "before its tests were done"),
-}
-
-
-@pytest.mark.parametrize("case", HARMFUL)
-def test_the_sandbox_holds(case: str) -> None:
-    code, detail = HARMFUL[case]
-    ran = run_tests(code, "")
-    assert ran.outcome == "failed"
-    assert detail in ran.detail
-
-
-@pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(60)"])
-def test_the_sandbox_ends_what_does_not_end(code: str) -> None:
-    assert run_tests(code, "", cpu_s=1, wall_s=2).outcome == "timeout"
-
-
-def test_nothing_outlives_the_sandbox() -> None:
-    import psutil
-
-    marker = "7654.25"
-    ran = run_tests(f"import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep({marker})", "pass")
-    assert ran.outcome == "passed"
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-
-
-def test_the_environment_does_not_reach_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET", "1")
-    assert run_tests("", "import os; assert not os.environ.get('SECRET')").outcome == "passed"
-    check_sandbox()

@@ -36,11 +36,11 @@ def test_only_the_short_template_says_reference() -> None:
 @pytest.mark.parametrize(
     ("template", "message", "hint"),
     [
-        ("own_word", "no rewriting template is called 'own_word'", "own_words"),
-        ("zzz", "no rewriting template is called 'zzz'", "own_words, own_words_detailed"),
-        ("Say it again: {instruction}", "lacks {reference}", "show both"),
-        ("Rewrite {reference}", "lacks {instruction}", "show both"),
-        ("Rewrite\nit", "lacks {instruction} and {reference}", "show both"),
+        ("own_word", "unknown rewriting template 'own_word'", "own_words"),
+        ("zzz", "unknown rewriting template 'zzz'", "own_words, own_words_detailed"),
+        ("Say it again: {instruction}", "lacks {reference}", "contains both"),
+        ("Rewrite {reference}", "lacks {instruction}", "contains both"),
+        ("Rewrite\nit", "lacks {instruction} and {reference}", "contains both"),
     ],
 )
 def test_template_without_both_fields_is_refused(template: str, message: str, hint: str) -> None:

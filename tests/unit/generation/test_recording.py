@@ -121,7 +121,7 @@ def test_recorded_rows_do_not_depend_on_their_neighbours(tmp_path: Path) -> None
 )
 def test_signals_that_a_sampler_cannot_give_are_refused(sampler: str, asked: dict[str, Any]) -> None:
     with pytest.raises(
-        ResourceError, match=f"the {sampler} sampler cannot give generate.{next(iter(asked))}"
+        ResourceError, match=f"the {sampler} sampler cannot provide generate.{next(iter(asked))}"
     ) as caught:
         check_signals(sampler, Generate(**asked))
     assert "transformers" in caught.value.hint
@@ -135,6 +135,6 @@ def test_signals_that_a_sampler_can_give_are_not() -> None:
 
 def test_samplers_refuse_by_themselves() -> None:
     for sampler in (ScriptedSampler(), ServerSampler("http://127.0.0.1:9/v1", "none")):
-        with pytest.raises(ResourceError, match=r"cannot give generate\.top_logprobs"):
+        with pytest.raises(ResourceError, match=r"cannot provide generate\.top_logprobs"):
             sampler.submit("hello", SamplingParams(top_logprobs=1), 0)
         sampler.close()

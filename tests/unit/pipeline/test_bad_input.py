@@ -277,7 +277,7 @@ def test_signals_that_the_sampler_cannot_give(
     resources.write_text("train: {num_workers: 1}", encoding="utf-8")  # vLLM is the default
     recipe = _recipe(world, generate={"max_tokens": 16, "hidden_states": True})
     error = _fails(monkeypatch, capsys, "compress", recipe, "--resources", resources, "--store", world / "store")
-    assert "the vllm sampler cannot give generate.hidden_states" in error
+    assert "the vllm sampler cannot provide generate.hidden_states" in error
     assert "generate.sampler: transformers" in error
 
 
