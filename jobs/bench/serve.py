@@ -44,7 +44,7 @@ from rich.table import Table
 
 from jobs.bench.support.processes import ray_processes
 from sdft_ray.lab.export import TEACHER
-from sdft_ray.serving.front import free_ports
+from sdft_ray.serving.haproxy import free_ports
 from sdft_ray.serving.load import Load, chat_body, press
 
 BOUND, BOUND_STREAMING, BOUND_LATENCY_S = 0.9, 0.75, 0.010

@@ -63,14 +63,14 @@ def serve(
 
     from sdft_ray.cli.render import print_service
     from sdft_ray.recipe.resources import Resources
-    from sdft_ray.serving.front import Door, joined_certificate
+    from sdft_ray.serving.haproxy import ListenAddress, joined_certificate
     from sdft_ray.serving.local import service
 
     if (certificate is None) != (tls_key is None):
         raise ServeError("--tls-certificate and --tls-key go together", "give both")
     with tempfile.TemporaryDirectory(prefix="sdft-tls-") as folder:
         pem = joined_certificate(certificate, tls_key, Path(folder)) if certificate and tls_key else None
-        door = Door(host, port, pem)
+        door = ListenAddress(host, port, pem)
         settings = _settings(sources or [], config, store, engine, draft, key_file, allow_anonymous)
         typer.echo(f"starting {', '.join(model.name for model in settings.models)} ...", err=True)
         stopping, began = threading.Event(), time.monotonic()

@@ -19,7 +19,7 @@ import httpx
 import psutil
 
 from jobs.bench.support.processes import ray_processes
-from sdft_ray.serving.front import free_ports
+from sdft_ray.serving.haproxy import free_ports
 
 START_S = 480
 
