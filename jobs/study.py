@@ -1,11 +1,14 @@
-"""`sdft study` as a job's entry point: `python jobs/study.py STUDY [--resources FILE] [--store URL]`."""
+"""`sdft study` as the entry point of a cluster job: many recipes that share artifacts, and one curve.
+
+    python jobs/study.py STUDY --resources resources.yaml --store s3://bucket/sdft --progress json
+
+Exit codes and continuation as in `jobs/compress.py`.
+"""
 
 from __future__ import annotations
 
-import sys
-
-from sdft_ray.cli.app import main
+from sdft_ray.cli.app import run_command
+from sdft_ray.cli.study import study
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "study")
-    main()
+    run_command(study)

@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdft_ray.lab.export import TEACHER
-from sdft_ray.serving.front import free_ports
+from sdft_ray.serving.haproxy import free_ports
 from sdft_ray.serving.load import Load, chat_body, press
 from tests.support.processes import ray_processes
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sdft_ray.cli.options import JsonOpt, StoreOpt, open_store
 from sdft_ray.errors import StoreError
 
 
@@ -16,40 +16,38 @@ def compare(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="RUN/MODEL, where MODEL is teacher, pruned, patched or a student; RUN alone is its best student, or "
-            "all its models if nothing else is named. The first one is the baseline.",
+            help="RUN/MODEL, where MODEL is teacher, pruned, patched or a student. RUN alone: its best student; as the "
+            "only argument, all its models. The first model is the baseline.",
         ),
     ],
-    store: Annotated[
-        str | None, typer.Option("--store", metavar="URL", help="Artifact store. [env SDFT_STORE; default .sdft]")
-    ] = None,
+    store: StoreOpt = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page, with answers that changed.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also write an HTML page, which shows changed answers."),
     ] = None,
     examples: Annotated[
-        int, typer.Option(min=0, help="Items at most for each pair and direction that the page shows.")
+        int, typer.Option(min=0, help="Changed answers on the page, at most, per pair of models and direction.")
     ] = 12,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    as_json: JsonOpt = False,
 ) -> None:
-    """Set evaluated models side by side: scores, differences with intervals, items that went from right to wrong."""
+    """Compare evaluated models: scores, differences with confidence intervals, items that changed."""
     from rich.console import Console
 
     from sdft_ray.analysis.compare import compare as compare_models
     from sdft_ray.report.comparison.terminal import shown
-    from sdft_ray.store.store import Store
 
-    found = compare_models(Store(store or os.environ.get("SDFT_STORE") or ".sdft"), models, num_examples=examples)
+    comparison = compare_models(open_store(store), models, num_examples=examples)
     if html is not None:
         from sdft_ray.report.comparison.page import render
 
         try:
-            html.write_text(render(found), encoding="utf-8")
+            html.write_text(render(comparison), encoding="utf-8")
         except OSError as reason:
-            raise StoreError(f"cannot write {html}: {reason.strerror}", "name another file with --html") from None
+            raise StoreError(f"cannot write {html}: {reason.strerror}", "give another path with --html") from None
     if as_json:
-        typer.echo(found.to_json())
+        typer.echo(comparison.to_json())
         return
     console = Console(highlight=False)
-    console.print(shown(found))
-    told = f"Page: {html}" if html else "A page with answers that changed: the same command with --html compare.html"
-    console.print(f"\n{told}", soft_wrap=True, markup=False)
+    console.print(shown(comparison))
+    page = f"Page: {html}" if html else "For a page that shows changed answers, add: --html compare.html"
+    console.print(f"\n{page}", soft_wrap=True, markup=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sdft_ray.cli.options import JsonOpt, RunArg, StoreOpt, open_store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,37 +19,40 @@ if TYPE_CHECKING:
     from sdft_ray.release.push import Pushed
 
 _LARGE_BYTES = 64 * 2**20
-"""Releases below it are through before a bar could be read."""
+"""A smaller release is sent so fast that nobody could read a progress bar."""
 
 
 def push(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a run; see `sdft ls`.")],
-    student: Annotated[str, typer.Argument(metavar="STUDENT", help="An arm or a merge of it; see `sdft show NAME`.")],
+    name: RunArg,
+    student: Annotated[
+        str, typer.Argument(metavar="STUDENT", help="An arm or a merge of the run; `sdft show NAME` lists them.")
+    ],
     destination: Annotated[
         str,
-        typer.Argument(metavar="DESTINATION", help="hf://OWNER/NAME, a folder, or s3://, gs:// and the like."),
+        typer.Argument(metavar="DESTINATION", help="hf://OWNER/NAME, a folder, or a URL such as s3://BUCKET/FOLDER."),
     ],
-    store: Annotated[
-        str | None, typer.Option("--store", metavar="URL", help="Artifact store. [env SDFT_STORE; default .sdft]")
-    ] = None,
+    store: StoreOpt = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Make the hub's repository public; it is private without.")
+        bool, typer.Option("--public", help="Create a public repository on the hub; the default is private.")
     ] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Even if it missed its recipe's release bounds.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be sent.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Release it even if it is outside the recipe's release bounds.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and list the files, but send nothing.")
+    ] = False,
+    as_json: JsonOpt = False,
 ) -> None:
-    """Release a student: weights, tokenizer, recipe and model card, to the hub, a bucket or a folder.
+    """Release a student: send weights, tokenizer, recipe and model card to the hub, a bucket or a folder.
 
-    A destination that holds something else is never overwritten. A push that was cut off is run again.
+    Other files at the destination are never overwritten. After an interruption, run the same command again.
     """
     from rich.console import Console
 
     from sdft_ray.pipeline.run import Run
     from sdft_ray.release.push import prepare
-    from sdft_ray.store.store import Store
 
-    run = Run.open(Store(store or os.environ.get("SDFT_STORE") or ".sdft"), name)
+    run = Run.open(open_store(store), name)
     ready = prepare(run, student, destination, private=not public, anyway=anyway)
     if not as_json:
         _print_plan(Console(highlight=False), ready.pushed, dry_run)
@@ -61,26 +65,26 @@ def push(
 
 
 def _print_plan(console: Console, planned: Pushed, dry_run: bool) -> None:
-    """What is to be sent, and what is there."""
+    """The files, and which of them are at the destination already."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("file", "bytes", "", box=None, pad_edge=False, header_style="bold")
     table.columns[1].justify = "right"
     for file in planned.files:
-        table.add_row(escape(file.name), f"{file.num_bytes:,}", "" if file.sent else "[dim]there already[/]")
+        table.add_row(escape(file.name), f"{file.num_bytes:,}", "" if file.sent else "[dim]already there[/]")
     console.print(table)
     num = sum(file.sent for file in planned.files)
-    verb = "would go" if dry_run else "go"
-    told = f"{num} of {len(planned.files)} files, {planned.num_bytes:,} bytes, {verb} to {planned.url}"
+    sending = "would be sent" if dry_run else "are sent"
+    summary = f"{num} of {len(planned.files)} files, {planned.num_bytes:,} bytes, {sending} to {planned.url}"
     if not num:
-        told = f"all {len(planned.files)} files are there already; nothing to send to {planned.url}"
-    console.print(told, soft_wrap=True, markup=False)
+        summary = f"all {len(planned.files)} files are at {planned.url} already; there is nothing to send"
+    console.print(summary, soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager
 def _progress(total: int, *, quiet: bool) -> Iterator[Watch]:
-    """A bar on a terminal for what takes a while. The hub's library draws its own, on a terminal alone as well."""
+    """A progress bar for large releases, on a terminal only. The hub's library draws its own, also there only."""
     from huggingface_hub.utils import disable_progress_bars
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

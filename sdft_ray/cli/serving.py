@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sdft_ray.cli.options import JsonOpt, StoreOpt, open_store
 from sdft_ray.errors import ServeError
 
 if TYPE_CHECKING:
     from sdft_ray.serving.settings import ServeSettings
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of a service: made once, kept as hashes.")
+keys = typer.Typer(no_args_is_help=True, help="Create and revoke API keys of a service. Only their hashes are stored.")
 
 EndpointKeyOpt = Annotated[
-    str, typer.Option("--key-variable", metavar="NAME", help="Environment variable with the API key.")
+    str, typer.Option("--key-variable", metavar="NAME", help="Environment variable that holds the API key.")
 ]
-JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
 KeysOpt = Annotated[Path, typer.Option("--keys", metavar="FILE", help="Key file.")]
 _KEYS = Path("keys.yaml")
 
@@ -29,58 +29,63 @@ def serve(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME|ADDRESS|DIRECTORY]...",
-            help="A run's student (NAME), another of its models (NAME:teacher, NAME:pruned, NAME:ARM), all (NAME:all); "
-            "an artifact; or a Hugging Face directory.",
+            metavar="[MODEL]...",
+            help="NAME: the best student of a run. NAME:teacher, NAME:pruned, NAME:ARM: another model of it. NAME:all: "
+            "all its models. Also: the address of an artifact, or a Hugging Face model directory.",
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings YAML, in place of names.")
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings YAML file, instead of arguments.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback want keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback it needs keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     engine: Annotated[
-        Literal["vllm", "transformers"], typer.Option(help="transformers is for where vLLM does not run.")
+        Literal["vllm", "transformers"],
+        typer.Option(help="Use transformers where vLLM is not available; it is slower."),
     ] = "vllm",
     draft: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Serve each other model once more with this one as its draft.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Speculative decoding: serve every other model a second time, as MODEL+draft, with this draft model.",
+        ),
     ] = None,
     key_file: Annotated[
-        Path | None, typer.Option("--keys", metavar="FILE", help="Keys that are let in; see `sdft keys`.")
+        Path | None, typer.Option("--keys", metavar="FILE", help="File of accepted API keys; see `sdft keys`.")
     ] = None,
-    allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Let in everyone without a key.")] = False,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help="Accept requests without an API key.")
+    ] = False,
     certificate: Annotated[
-        Path | None, typer.Option("--tls-certificate", metavar="PEM", help="Speak TLS with this certificate.")
+        Path | None, typer.Option("--tls-certificate", metavar="PEM", help="Serve HTTPS with this certificate.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Its private key.")] = None,
-    store: Annotated[
-        str | None, typer.Option("--store", metavar="URL", help="Artifact store. [env SDFT_STORE; default .sdft]")
-    ] = None,
+    store: StoreOpt = None,
 ) -> None:
-    """Serve models over HTTP with OpenAI's API, and a page to try them side by side. Ctrl-C ends it in good order."""
+    """Serve models with an OpenAI-compatible API, and a web page to compare them. Ctrl-C shuts down gracefully."""
     import tempfile
     import time
 
     from sdft_ray.cli.render import print_service
     from sdft_ray.recipe.resources import Resources
-    from sdft_ray.serving.front import Door, joined_certificate
+    from sdft_ray.serving.haproxy import ListenAddress, joined_certificate
     from sdft_ray.serving.local import service
 
     if (certificate is None) != (tls_key is None):
-        raise ServeError("--tls-certificate and --tls-key go together", "give both")
+        raise ServeError("--tls-certificate and --tls-key must be given together", "give both")
     with tempfile.TemporaryDirectory(prefix="sdft-tls-") as folder:
         pem = joined_certificate(certificate, tls_key, Path(folder)) if certificate and tls_key else None
-        door = Door(host, port, pem)
+        address = ListenAddress(host, port, pem)
         settings = _settings(sources or [], config, store, engine, draft, key_file, allow_anonymous)
         typer.echo(f"starting {', '.join(model.name for model in settings.models)} ...", err=True)
         stopping, began = threading.Event(), time.monotonic()
-        with service(settings, door, Resources()):
-            print_service(settings, door.url, time.monotonic() - began)
+        with service(settings, address, Resources()):
+            print_service(settings, address.url, time.monotonic() - began)
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: stopping.set())
             stopping.wait()
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            typer.echo("finishing what is under way (Ctrl-C again: at once) ...", err=True)
+            typer.echo("finishing the requests in flight (Ctrl-C again: stop now) ...", err=True)
 
 
 def _settings(
@@ -92,8 +97,8 @@ def _settings(
     from sdft_ray.store.store import Store
 
     if bool(sources) == (config is not None):
-        raise ServeError("say what to serve: names, or --config FILE", "try `sdft ls` for names")
-    url = Store(store or os.environ.get("SDFT_STORE") or ".sdft").url
+        raise ServeError("give either names of models or --config FILE", "`sdft ls` lists the runs")
+    url = open_store(store).url
     if config is not None:
         settings = ServeSettings.load(config)
     else:
@@ -105,7 +110,7 @@ def _settings(
     if draft is not None:
         proposer, *others = named((draft,), Store(settings.store or url))
         if others:
-            raise ServeError(f"--draft {draft} names several models", "name one, as in NAME:ARM")
+            raise ServeError(f"--draft {draft} means several models", "give one, such as NAME:ARM")
         drafted = [
             model.model_copy(update={"name": f"{model.name}+draft", "draft": Draft(source=proposer.source)})
             for model in settings.models
@@ -123,35 +128,39 @@ def _settings(
 
 @keys.command(name="new")
 def keys_new(
-    name: Annotated[str, typer.Argument(help="The client's name, for logs and metrics.")],
+    name: Annotated[str, typer.Argument(help="Name of the client in logs and metrics.")],
     file: KeysOpt = _KEYS,
-    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires. [default: never]")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A model that it may ask; repeat. [default: all]")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until the key expires. Default: never.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Limit, per replica. Default: none.")] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Limit on prompt and answer tokens, per replica. Default: none.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model that the key may use; can be repeated. Default: all.")
+    ] = None,
     only_print: Annotated[
-        bool, typer.Option("--print", help="Write no file; print ID:SHA256 for $SDFT_API_KEYS.")
+        bool, typer.Option("--print", help="Write no file; print ID:SHA256 for $SDFT_API_KEYS instead.")
     ] = False,
 ) -> None:
-    """Make a key and show it, this once. A running service takes it up within seconds."""
+    """Create an API key and print it, this once. A running service accepts it within seconds."""
     from datetime import UTC, datetime, timedelta
 
     from sdft_ray.serving.access import add_key, make_key, new_secret
 
     expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days else None
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    told = {"expires": expires, "models": tuple(model) if model else None, **limits}
-    if only_print and any(value is not None for value in told.values()):
+    fields = {"expires": expires, "models": tuple(model) if model else None, **limits}
+    if only_print and any(value is not None for value in fields.values()):
         raise ServeError(
-            "$SDFT_API_KEYS holds names and hashes alone", "leave out --print, and name the file with --keys"
+            "$SDFT_API_KEYS can hold only names and hashes, no limits", "leave out --print, and give --keys FILE"
         )
     secret = new_secret()
-    key = make_key(secret, id=name, **told)
+    key = make_key(secret, id=name, **fields)
     if only_print:
         typer.echo(f"{key.id}:{key.sha256}")
     else:
         add_key(file, key)
-        typer.echo(f"wrote {name} to {file}; the key itself is shown this once:", err=True)
+        typer.echo(f"wrote {name} to {file}; the key itself is shown only now:", err=True)
     typer.echo(secret)
 
 
@@ -160,7 +169,7 @@ def keys_revoke(
     name: Annotated[str, typer.Argument(help="The client's name.")],
     file: KeysOpt = _KEYS,
 ) -> None:
-    """Take a key out of the file. A running service refuses it within seconds."""
+    """Remove a key from the file. A running service refuses it within seconds."""
     from sdft_ray.serving.access import remove_key
 
     remove_key(file, name)
@@ -169,7 +178,7 @@ def keys_revoke(
 
 @keys.command(name="list")
 def keys_list(file: KeysOpt = _KEYS) -> None:
-    """The names in a key file, with their limits; never a key, which the file does not hold."""
+    """List the names in a key file with their limits. The keys themselves are not in the file."""
     from sdft_ray.cli.render import print_keys
     from sdft_ray.serving.access import read_keys
 
@@ -178,44 +187,51 @@ def keys_list(file: KeysOpt = _KEYS) -> None:
 
 def evaluate(
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="lm-eval tasks, tags or groups.")],
-    endpoint: Annotated[str, typer.Option(metavar="URL", help="Server with OpenAI's API; the URL ends in /v1.")],
-    model: Annotated[str, typer.Option(help="The model's name there.")],
-    tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="Directory with its tokenizer.")],
-    include: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of task files.")] = None,
-    limit: Annotated[int | None, typer.Option(help="First items of each task.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(help="Examples in each prompt. [default: the task's own]")] = None,
-    chat_template: Annotated[bool, typer.Option(help="Ask in the model's chat format.")] = True,
-    num_concurrent: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible server; the URL ends in /v1.")],
+    model: Annotated[str, typer.Option(help="Name of the model on the server.")],
+    tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="Directory with the model's tokenizer.")],
+    include: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of lm-eval task files.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first items of each task. Default: all.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Few-shot examples in each prompt. Default: the task's own number.")
+    ] = None,
+    no_chat_template: Annotated[
+        bool, typer.Option("--no-chat-template", help="Do not apply the model's chat template to prompts.")
+    ] = False,
+    num_concurrent: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 16,
     key_variable: EndpointKeyOpt = "SDFT_API_KEY",
     as_json: JsonOpt = False,
 ) -> None:
-    """Score a served model with lm-eval, as a recipe's step `evaluate` scores one in process."""
+    """Evaluate a served model with lm-eval, with the same scoring as a recipe's `evaluate` steps."""
     from sdft_ray.cli.render import print_scores
     from sdft_ray.evaluation.endpoint import Endpoint, evaluate_endpoint
     from sdft_ray.evaluation.harness import Asked
 
     key = os.environ.get(key_variable)
-    place = Endpoint(endpoint.rstrip("/"), model, tokenizer, key=key, num_concurrent=num_concurrent)
-    asked = Asked(tasks, include, limit, num_fewshot, apply_chat_template=chat_template)
-    print_scores(evaluate_endpoint(place, asked), as_json=as_json)
+    server = Endpoint(endpoint.rstrip("/"), model, tokenizer, key=key, num_concurrent=num_concurrent)
+    config = Asked(tasks, include, limit, num_fewshot, apply_chat_template=not no_chat_template)
+    print_scores(evaluate_endpoint(server, config), as_json=as_json)
 
 
 def bench_serve(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Server with OpenAI's API; the URL ends in /v1.")],
-    model: Annotated[list[str], typer.Option(help="A model there; repeat. Answers are compared with the first one's.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="OpenAI-compatible server; the URL ends in /v1.")],
+    model: Annotated[list[str], typer.Option(help="Model on the server; can be repeated. The first is the baseline.")],
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One prompt a line, text or JSON. [default: eight of ours]")
+        Path | None,
+        typer.Option(metavar="FILE", help="One prompt per line, text or JSON. Default: eight built-in prompts."),
     ] = None,
-    clients: Annotated[list[int] | None, typer.Option(min=1, help="Requests at a time; repeat. [default: 1]")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
+    clients: Annotated[
+        list[int] | None, typer.Option(min=1, help="Concurrent requests; can be repeated. Default: 1.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per answer.")] = 128,
     key_variable: EndpointKeyOpt = "SDFT_API_KEY",
     as_json: JsonOpt = False,
 ) -> None:
-    """Compare served models on the same prompts: teacher, student, teacher with the student as its draft."""
+    """Measure the speed of served models on the same prompts, and whether their answers are equal."""
     from sdft_ray.cli.render import print_comparison
     from sdft_ray.serving.compare import PROMPTS, compare, read_prompts
 
-    asked = read_prompts(prompts) if prompts else PROMPTS
+    texts = read_prompts(prompts) if prompts else PROMPTS
     key = os.environ.get(key_variable)
-    rows = compare(url.rstrip("/"), model, asked, clients=clients or [1], max_tokens=max_tokens, key=key)
+    rows = compare(url.rstrip("/"), model, texts, clients=clients or [1], max_tokens=max_tokens, key=key)
     print_comparison(rows, as_json=as_json)

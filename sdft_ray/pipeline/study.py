@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 
 from sdft_ray.pipeline.preflight import preflight
 from sdft_ray.pipeline.scheduler import Walk, run_missing
+from sdft_ray.pipeline.step import needed_steps
 from sdft_ray.progress import ViewName, open_view
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.recipe.study import Group, Size, Study, arm_name, groups, rate_recipe, seed_recipe, size_of_study
 from sdft_ray.recipe.yaml_model import dump_yaml
 from sdft_ray.report.run.gather import read_scores
-from sdft_ray.stages.graph import Step, steps
+from sdft_ray.stages.graph import steps
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
@@ -137,19 +138,10 @@ def rows_file(rows: pa.Table) -> bytes:
 def _walk(study: Study, group: Group, recipe: Recipe, stage: str, store: Store, resources: Resources) -> Walk:
     """Over what the steps of one stage need, and no more: no page, no speed."""
     known = steps(recipe)
-    wanted = _needed(known, {step.name for step in known if step.stage == stage})
+    wanted = needed_steps(known, {step.name for step in known if step.stage == stage})
     walk = Walk(recipe, store, resources, f"{study.name}-{group.name}", known, wanted, label=group.name)
     walk.refresh()
     return walk
-
-
-def _needed(known: Sequence[Step], names: Collection[str]) -> frozenset[str]:
-    """The steps called `names` and all that they are made from."""
-    needed = set(names)
-    for step in reversed(known):
-        if step.name in needed:
-            needed |= set(step.inputs.values())
-    return frozenset(needed)
 
 
 def _seed_walk(study: Study, group: Group, rated: Walk | None, store: Store, resources: Resources) -> Walk:

@@ -55,10 +55,6 @@ class Load:
         return sum(each.num_tokens for each in self.good) / self.took_s
 
     @property
-    def events_per_s(self) -> float:
-        return sum(each.num_events for each in self.good) / self.took_s
-
-    @property
     def median_s(self) -> float:
         return statistics.median(each.took_s for each in self.good)
 

@@ -1,4 +1,4 @@
-"""A service on this machine, on a Ray of its own or on the one it is part of, until it is told to stop."""
+"""`sdft serve`: run the service from this machine, on a local Ray or on the cluster that this machine belongs to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from sdft_ray.errors import ServeError
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.serving.access import key_ring
-from sdft_ray.serving.front import Door, drain, environment
+from sdft_ray.serving.haproxy import ListenAddress, drain, environment, refusal
 from sdft_ray.serving.settings import ServeSettings
 from sdft_ray.serving.sources import locate
 from sdft_ray.store.store import Store
@@ -22,8 +22,8 @@ from sdft_ray.store.store import Store
 log = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # by default 15: whatever else runs here would come before who waits for an answer
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # by default 0.1, for which it uses 3 % of a core
+    "RAY_worker_niceness": "0",  # default 15, which lets any other process delay answers
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # default 0.1, which costs 3 % of a core
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -31,27 +31,27 @@ _ENVIRONMENT = {
 }
 
 
-def closed(settings: ServeSettings, door: Door) -> ServeSettings:
-    """The settings with loopback open to anyone on it, unless there are keys, or a file that may get some.
+def secured(settings: ServeSettings, address: ListenAddress) -> ServeSettings:
+    """The settings, with anonymous access allowed if the service listens on loopback and no keys are configured.
 
-    Raises `ServeError` for a service beyond loopback that has neither keys nor leave to do without.
+    Raises `ServeError` if other machines can reach the service and it has neither keys nor `allow_anonymous`.
     """
     access = settings.access
-    if key_ring(access).keys or access.allow_anonymous or (access.keys_file and door.is_loopback):
+    if key_ring(access).keys or access.allow_anonymous or (access.keys_file and address.is_loopback):
         return settings
-    if not door.is_loopback:
+    if not address.is_loopback:
         raise ServeError(
-            f"{door.host} can be reached by others, and there are no keys",
-            "make some with `sdft keys new` and give --keys FILE, or say --allow-anonymous",
+            f"other machines can reach {address.host}, and no API keys are configured",
+            "make some with `sdft keys new` and give --keys FILE, or give --allow-anonymous",
         )
     local = access.model_copy(update={"allow_anonymous": True, "local_hosts_only": True})
     return settings.model_copy(update={"access": local})
 
 
-def check(settings: ServeSettings, door: Door) -> ServeSettings:
-    """Everything that can be known to be wrong before a process starts. Raises `UserError`."""
-    door.check()
-    settings = closed(settings, door)
+def check(settings: ServeSettings, address: ListenAddress) -> ServeSettings:
+    """Fail-fast checks that run before any process starts. Raises `UserError`."""
+    address.check()
+    settings = secured(settings, address)
     store = Store(settings.store or ".sdft")
     for model in settings.models:
         locate(model.source, store)
@@ -61,28 +61,29 @@ def check(settings: ServeSettings, door: Door) -> ServeSettings:
 
 
 @contextmanager
-def service(settings: ServeSettings, door: Door, resources: Resources) -> Iterator[None]:
-    """Serve while the context lasts; then no new request is taken and those under way are finished.
+def service(settings: ServeSettings, address: ListenAddress, resources: Resources) -> Iterator[None]:
+    """Serve inside the context. At its end no new requests are accepted, and those in flight are finished.
 
-    Raises `UserError` for what cannot work, before anything starts where it can be known.
+    Raises `UserError`, before any process starts where the mistake can be found by then.
     """
-    settings = check(settings, door)
+    settings = check(settings, address)
     folder = Path(tempfile.mkdtemp(prefix="sdft-"))
     try:
-        os.environ.update(environment(door, folder, drain_s=settings.replicas.drain_s))
+        os.environ.update(environment(address, folder, drain_s=settings.replicas.drain_s))
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        with _running(settings, door, resources):
+        with _running(settings, address, resources, folder):
             yield
             if not drain(folder, settings.replicas.drain_s):
-                log.warning("some requests were not done after %g s", settings.replicas.drain_s)
+                log.warning("some requests were still unfinished after %g s", settings.replicas.drain_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _running(settings: ServeSettings, door: Door, resources: Resources) -> Iterator[None]:
+def _running(settings: ServeSettings, address: ListenAddress, resources: Resources, folder: Path) -> Iterator[None]:
     from ray import serve  # after the environment is set: Ray Serve reads it at import
+    from ray.exceptions import RayError
     from ray.serve.schema import LoggingConfig
 
     from sdft_ray.serving.deploy import APPLICATION, application
@@ -92,22 +93,25 @@ def _running(settings: ServeSettings, door: Door, resources: Resources) -> Itera
     with ExitStack() as ending:
         ending.enter_context(ray_session(resources))
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
-        serve.start(http_options={"host": "127.0.0.1", "port": door.port}, logging_config=quiet)
         try:
+            serve.start(http_options={"host": "127.0.0.1", "port": address.port}, logging_config=quiet)
             serve.run(application(settings), name=APPLICATION, route_prefix="/", blocking=False, logging_config=quiet)
-        except RuntimeError as reason:
-            raise ServeError(f"the service does not come up: {_cause(reason)}", "see the log of the replica") from None
+        except (RuntimeError, TimeoutError, RayError) as reason:
+            known = refusal(folder)
+            raise known or ServeError(
+                f"the service does not start: {_cause(reason)}", "see the replica's log"
+            ) from None
         try:
             yield
         finally:
-            # Ray's last words are about actors that were killed as they should be.
+            # Ray reports actors that were killed on purpose as errors.
             with native_errors_muted(), redirect_stdout(io.StringIO()):
                 serve.shutdown()
                 ending.close()
 
 
-def _cause(reason: RuntimeError) -> str:
-    """What the replica said, out of Ray Serve's account of it."""
+def _cause(reason: Exception) -> str:
+    """The replica's own error, from Ray Serve's message about it."""
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["no reason is given"])[-1]
+    return (errors or lines or ["no reason was given"])[-1]

@@ -6,8 +6,11 @@ import ast
 import importlib
 import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -329,13 +332,37 @@ def test_named_sets_and_suites_are_listed() -> None:
 # --- manifests, pins, stages ---------------------------------------------------------------------------------
 
 
-def test_the_job_on_a_cluster_calls_our_command() -> None:
+def test_the_job_on_a_cluster_calls_an_entry_point_of_the_image() -> None:
     manifest = yaml.safe_load((ROOT / "cluster/rayjob.yaml").read_text(encoding="utf-8"))
-    words = manifest["spec"]["entrypoint"].split()
-    assert words[:4] == ["python", "-m", "sdft_ray.cli", "compress"]
+    python, script, *words = manifest["spec"]["entrypoint"].split()
+    image = (ROOT / "cluster/Containerfile").read_text(encoding="utf-8")
+    home = re.findall(r"^WORKDIR (.+)$", image, re.MULTILINE)[-1]
+    assert (python, script) == ("python", f"{home}/jobs/compress.py")
+    assert "COPY jobs jobs" in image.splitlines()
+    assert (ROOT / "jobs/compress.py").is_file()
     assert manifest["spec"]["rayClusterSpec"]["authOptions"]["mode"] == "token"
-    known = {option for parameter in get_command(app).commands["compress"].params for option in parameter.opts}  # type: ignore[attr-defined]
-    assert {word for word in words if word.startswith("--")} <= known
+    known = options_of("compress")
+    given = {word for word in words if word.startswith("--")}
+    assert given >= {"--store", "--resources", "--progress"}
+    assert given <= known
+
+
+def options_of(job: str) -> set[str]:
+    """The options of an entry point, from its own help page."""
+    page = subprocess.run(
+        [sys.executable, ROOT / f"jobs/{job}.py", "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    return set(re.findall(r"--[a-z][a-z-]*", page.stdout))
+
+
+def test_the_entry_points_are_those_that_the_documents_name() -> None:
+    there = {path.name for path in (ROOT / "jobs").glob("*.py")}
+    assert there == {"compress.py", "study.py", "stage.py"}
+    for name in there:
+        assert options_of(name.removesuffix(".py")) >= {"--help", "--store", "--resources", "--progress"}
+    named = re.findall(r"jobs/(\w+\.py)", README + (ROOT / "cluster/rayjob.yaml").read_text(encoding="utf-8"))
+    assert set(named) <= there
 
 
 def serve_configs() -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-from sdft_ray.serving.front import free_ports
+from sdft_ray.serving.haproxy import free_ports
 from tests.support.processes import ray_processes
 
 START_S = 480

@@ -20,7 +20,8 @@ import yaml
 
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.serving.access import add_key, make_key, new_secret
-from sdft_ray.serving.front import HEADER_TIMEOUT_S, free_ports
+from sdft_ray.serving.haproxy import free_ports
+from sdft_ray.serving.haproxy_config import HEADER_TIMEOUT_S
 from tests.serve.service import Crowd, Running, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.service]

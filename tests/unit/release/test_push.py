@@ -303,7 +303,7 @@ class TestCommand:
     def test_it_prints_what_goes_where(self, run: Run, tmp_path: Path) -> None:
         asked = ["push", "quick", "sdft", str(tmp_path / "small"), "--store", run.store.url]
         planned = CliRunner().invoke(app, [*asked, "--dry-run"], env={"COLUMNS": "200"})
-        assert "would go to" in planned.output
+        assert "would be sent to" in planned.output
         assert not (tmp_path / "small").exists()
         done = CliRunner().invoke(app, asked, env={"COLUMNS": "200"})
         assert done.exit_code == 0

@@ -1,0 +1,62 @@
+"""Arguments and options that several commands share, and the values behind them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from sdft_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from sdft_ray.progress import ViewName
+    from sdft_ray.recipe.resources import Resources
+    from sdft_ray.store.store import Store
+
+RecipeArg = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe YAML file.")]
+RunArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run; `sdft ls` lists them.")]
+StoreOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="URL", help="Artifact store: a path, s3://, gs://. Default: $SDFT_STORE, else .sdft."
+    ),
+]
+ResourcesOpt = Annotated[
+    Path | None,
+    typer.Option("--resources", metavar="FILE", help="Resources YAML file. Default: all CPUs of this machine."),
+]
+ViewOpt = Annotated[
+    str,
+    typer.Option("--progress", metavar="VIEW", help="auto, live, plain, json (one event per line) or none."),
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def store_url(given: str | None, resources: Resources | None = None) -> str:
+    """The first that is set: `--store`, $SDFT_STORE, `store` of the resources, `.sdft`."""
+    return given or os.environ.get("SDFT_STORE") or (resources.store if resources else None) or ".sdft"
+
+
+def open_store(given: str | None, resources: Resources | None = None) -> Store:
+    """The store at `store_url`."""
+    from sdft_ray.store.store import Store
+
+    return Store(store_url(given, resources))
+
+
+def load_resources(path: Path | None) -> Resources:
+    """The file's, or the defaults without one. Raises `ResourceError`."""
+    from sdft_ray.recipe.resources import Resources
+
+    return Resources.load(path) if path else Resources()
+
+
+def view_name(name: str) -> ViewName:
+    """Raises `UserError` for an unknown view."""
+    from sdft_ray.progress import VIEWS
+
+    if name not in VIEWS:
+        raise UserError(f"no progress view {name!r}", f"choose from {', '.join(VIEWS)}")
+    return cast("ViewName", name)
