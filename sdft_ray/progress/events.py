@@ -14,8 +14,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 class Event:
     """A change in the state of `stage`.
 
-    `done` and `total` count `unit`s; `total` is None while it is unknown. `wall_s` belongs to `stage_finished`. `detail`
-    is the reason for which a stage failed, or the text of a message.
+    `done` and `total` count `unit`s; `total` is None while it is unknown. `wall_s` belongs to `stage_finished`.
+    `detail` is the reason for which a stage failed, or the text of a message.
     """
 
     event: Kind

@@ -115,7 +115,9 @@ def test_mlflow_goes_on_where_training_does(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert interrupted(["mlflow"], str(tmp_path / "run")) == {}
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("p").experiment_id])
+    experiment = client.get_experiment_by_name("p")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params == {"learning_rate": "0.001", "betas": "[0.9, 0.95]"}
     history = client.get_metric_history(run.info.run_id, "loss")
@@ -136,7 +138,9 @@ def test_mlflow_shows_a_failed_training_as_failed(tmp_path: Path, monkeypatch: p
     trackers.close(finished=False)
     assert trackers.failures == {}
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("p").experiment_id])
+    experiment = client.get_experiment_by_name("p")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
 
 
