@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lm_eval
-import lm_eval.utils
 import numpy as np
 import torch
 from lm_eval.api.group import Group
@@ -26,6 +23,7 @@ from sdft_ray.evaluation.passes import Samples, pass_at_k
 from sdft_ray.evaluation.progress import ItemCounter, OnItem, quiet
 from sdft_ray.evaluation.questions import Ask
 from sdft_ray.evaluation.tasks import leaf_tasks, load_tasks
+from sdft_ray.evaluation.templates import compile_templates
 from sdft_ray.statistics.scores import Scores, TaskScore
 
 PREFERRED_METRICS = ("acc_norm", "acc", "exact_match")
@@ -102,13 +100,15 @@ def evaluate_with(make: Callable[[ItemCounter], Any], asked: Asked, on_item: OnI
     if asked.limit is not None and asked.limit < 1:
         raise EvaluationError(f"limit is {asked.limit}", "make it 1 or more, or leave it out")
     metrics = asked.metrics or {}
-    with quiet() as terminal, _compiled_templates():
+    with quiet() as terminal:
         by_name = load_tasks(asked.tasks, asked.include)
         for name, parts in by_name.items():
             fewshot = asked.num_fewshot
             _set_fewshot(leaf_tasks(parts), fewshot.get(name) if isinstance(fewshot, Mapping) else fewshot)
             _check_metric(name, leaf_tasks(parts), metrics.get(name))
         loaded = [part for parts in by_name.values() for part in parts]
+        for task in leaf_tasks(loaded):
+            compile_templates(task)
         total = sum(min(len(task.eval_docs), asked.limit or sys.maxsize) for task in leaf_tasks(loaded))
         lm = make(ItemCounter(total, on_item, terminal))
         chat = asked.apply_chat_template
@@ -121,18 +121,6 @@ def evaluate_with(make: Callable[[ItemCounter], Any], asked: Asked, on_item: OnI
     tasks = {score.task: score for score, _ in scored}
     truncated = sum(score.num_truncated for score in tasks.values())
     return Result(Scores(tasks, truncated, version("lm_eval")), [row for _, rows in scored for row in rows])
-
-
-@contextlib.contextmanager
-def _compiled_templates() -> Iterator[None]:
-    """Keep compiled templates for a block: lm-eval compiles a task's anew for every item, which takes a third of all
-    that it does before it asks."""
-    environment: Any = lm_eval.utils.env
-    environment.from_string = lru_cache(maxsize=1024)(environment.from_string)
-    try:
-        yield
-    finally:
-        del environment.from_string  # the method of the class stands again
 
 
 def _run(lm: Any, loaded: list[Task | Group], *, limit: int | None, apply_chat_template: bool, seed: int) -> Any:

@@ -1,7 +1,7 @@
-"""How far a run is: events, and the views that show them.
+"""Progress of a run: events, and the views that display them.
 
-An event is one JSON line, so that the log of a job on a far cluster can feed the same live view as a run at
-home. Views are context managers with `handle(event)`, which any thread may call.
+An event is one JSON line, so the log of a job on a remote cluster can feed the same live view as a local run. Views are
+context managers with `handle(event)`, which any thread may call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happened: one event, one JSON line."""
+"""Progress events, each one JSON line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to `stage`. `done` of `total` are in `unit`; `total` is None while unknown.
+    """A change in the state of `stage`.
 
-    `wall_s` goes with `stage_finished`; `detail` says why a stage failed, or is the text of a message.
+    `done` and `total` count `unit`s; `total` is None while it is unknown. `wall_s` belongs to `stage_finished`.
+    `detail` is the reason for which a stage failed, or the text of a message.
     """
 
     event: Kind
@@ -26,7 +27,7 @@ class Event:
     detail: str = ""
 
     def to_json(self) -> str:
-        """One line of ASCII, which no log can break or misread; every key is always there."""
+        """One line of ASCII, safe in any log; all keys are always present."""
         return json.dumps(asdict(self))
 
 
@@ -37,7 +38,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def parse_event(line: str) -> Event | None:
-    """The event that a log line holds, whatever prefix the log put before it; None for any other line."""
+    """The event in a log line, with or without a prefix added by the logger; None for any other line."""
     start = line.find('{"event"')
     if start < 0:
         return None

@@ -1,4 +1,9 @@
-"""The live view: a table that follows every running stage, readable at 80 columns."""
+"""The live view: a table with one line per stage, readable at 80 columns.
+
+Drawing is rich's (`Live`, `Table`, `ProgressBar`, `Spinner`). Rates and remaining time are computed here, not by
+`rich.progress.Progress`: that shows no rate for a stage with one update every 40 s, and keeps its last rate and
+remaining time when updates stop or a worker restarts (docs/libraries.md).
+"""
 
 from __future__ import annotations
 
@@ -21,41 +26,41 @@ from sdft_ray.progress.events import Event
 from sdft_ray.progress.plain import clock_time, seconds
 
 WINDOW_S = 30.0
-"""A rate is the slope over this much of the past: steady, yet it follows a stage that changes pace."""
+"""A rate is the slope over the last so many seconds: steady, yet it follows a stage that changes its speed."""
 MIN_SAMPLES = 4
 MIN_SPAN_S = 2.0
-"""Time left is shown once a rate rests on this many figures over this long."""
+"""A rate and the remaining time are shown once there are this many updates over this many seconds."""
 
 
 class _Pace:
-    """Figures of the recent past, and the rate that they show."""
+    """Recent updates of a stage, and the rate that follows from them."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, done: int) -> None:
         if self._samples and done < self._samples[-1][1]:
-            self._samples.clear()  # a worker started again from an earlier point
+            self._samples.clear()  # a worker restarted from an earlier point
         self._samples.append((now, done))
         while len(self._samples) > MIN_SAMPLES and now - self._samples[0][0] > WINDOW_S:
             self._samples.popleft()
 
     def rate(self, now: float) -> float | None:
-        """Units per second; None while too little is known. Falls when figures stop coming."""
+        """Units per second; None while there are too few updates. Falls when updates stop arriving."""
         if len(self._samples) < MIN_SAMPLES:
             return None
         (first, done_first), (last, done_last) = self._samples[0], self._samples[-1]
         span = last - first
         if span < MIN_SPAN_S or done_last <= done_first:
             return None
-        usual = span / (len(self._samples) - 1)
-        late = max(0.0, now - last - 3 * usual)
-        return (done_last - done_first) / (span + late)
+        interval = span / (len(self._samples) - 1)
+        overdue = max(0.0, now - last - 3 * interval)
+        return (done_last - done_first) / (span + overdue)
 
 
 @dataclass
 class _Line:
-    """One stage as the live view knows it."""
+    """The state of one stage."""
 
     name: str
     state: Literal["waiting", "running", "finished", "reused", "failed", "stopped"] = "waiting"
@@ -82,8 +87,8 @@ class _Row:
 class LiveView:
     """One line per stage on a terminal, redrawn in place; several stages may run at the same time.
 
-    80 columns are enough, wider terminals change nothing. When the stages do not fit the height, those that
-    ended and those that wait are only counted.
+    80 columns are enough; wider terminals look the same. When the terminal is too low for all stages, finished and
+    waiting ones are only counted.
     """
 
     def __init__(
@@ -116,14 +121,14 @@ class LiveView:
         self._live.stop()
 
     def handle(self, event: Event) -> None:
-        """Note the event; the next redraw shows it. A message is printed above the stages."""
+        """Record the event; the next redraw shows it. A message is printed above the stages."""
         if event.event == "message":
             self._console.print(Text(event.detail, style="dim"), soft_wrap=False)
             return
         with self._lock:
-            self._note(event, self._clock())
+            self._record(event, self._clock())
 
-    def _note(self, event: Event, now: float) -> None:
+    def _record(self, event: Event, now: float) -> None:
         line = self._lines.setdefault(event.stage, _Line(event.stage))
         if event.event == "stage_skipped":
             line.state = "reused"
@@ -146,16 +151,16 @@ class LiveView:
         return self._console.encoding.lower().startswith("utf") and not self._console.legacy_windows
 
     def render(self) -> RenderableType:
-        """What the terminal shows now."""
+        """The current content of the terminal."""
         with self._lock:
             lines = list(self._lines.values())
-            room = self._console.height - 3
+            max_lines = self._console.height - 3
             folded: list[Text] = []
-            if len(lines) > room:
+            if len(lines) > max_lines:
                 lines, folded = _folded(lines)
-            why = [Text(f"{line.name}: {line.detail}", style="red") for line in lines if line.detail]
-            shown = [Padding(text, (0, 0, 0, 2)) for text in (*why, *folded, self._footer())]
-            return Group(self._table(lines), *shown)
+            errors = [Text(f"{line.name}: {line.detail}", style="red") for line in lines if line.detail]
+            below = [Padding(text, (0, 0, 0, 2)) for text in (*errors, *folded, self._footer())]
+            return Group(self._table(lines), *below)
 
     def _table(self, lines: Sequence[_Line]) -> Table:
         longest = max((len(line.name) for line in self._lines.values()), default=0)
@@ -170,17 +175,17 @@ class LiveView:
         ]
         table = Table.grid(*columns, padding=(0, 1, 0, 0))
         for line in lines:
-            row = self._running(line) if line.state == "running" else self._still(line)
+            row = self._running_row(line) if line.state == "running" else self._other_row(line)
             table.add_row(row.mark, row.name, row.bar, row.count, *([row.rate] if roomy else []), row.ending)
         return table
 
-    def _running(self, line: _Line) -> _Row:
+    def _running_row(self, line: _Line) -> _Row:
         now = self._clock()
         rate = self._paces[line.name].rate(now)
-        ending = _left(line, rate, now - line.started)
+        ending = _remaining(line, rate, now - line.started)
         return _Row(self._spinner, Text(line.name, style="bold"), self._bar(line), _count(line), _rate(rate), ending)
 
-    def _still(self, line: _Line) -> _Row:
+    def _other_row(self, line: _Line) -> _Row:
         wall, dim_name = Text(seconds(line.wall_s)), Text(line.name, style="dim")
         if line.state == "finished":
             return _Row(self._mark("✔", "+", "green"), Text(line.name), count=_count(line), ending=wall)
@@ -212,12 +217,12 @@ class LiveView:
 
 
 def _folded(lines: Sequence[_Line]) -> tuple[list[_Line], list[Text]]:
-    """The lines that matter now, and a summary of the others."""
+    """Running, failed and stopped stages, and a summary of the others."""
     ended = sum(line.state in ("finished", "reused") for line in lines)
     waiting = sum(line.state == "waiting" for line in lines)
     summary = [f"{count} {word}" for count, word in ((ended, "done"), (waiting, "waiting")) if count]
-    shown = [line for line in lines if line.state in ("running", "failed", "stopped")]
-    return shown, [Text(", ".join(summary), style="dim")] if summary else []
+    active = [line for line in lines if line.state in ("running", "failed", "stopped")]
+    return active, [Text(", ".join(summary), style="dim")] if summary else []
 
 
 def _count(line: _Line) -> Text:
@@ -230,7 +235,7 @@ def _count(line: _Line) -> Text:
 
 
 def _whole(count: int) -> str:
-    """28,000, but 12.35M: narrow enough for two in a column."""
+    """28,000, but 12.35M: short enough for two numbers in one column."""
     return f"{count:,}" if count < 1_000_000 else f"{count / 1e6:,.2f}M"
 
 
@@ -244,8 +249,8 @@ def _rate(rate: float | None) -> Text:
     return Text(f"{rate * per:,.{digits}f}/{unit}", style="dim")
 
 
-def _left(line: _Line, rate: float | None, spent_s: float) -> Text:
-    """Time left where it can be told, else time spent."""
+def _remaining(line: _Line, rate: float | None, elapsed_s: float) -> Text:
+    """Remaining time if there is a rate and a total, else elapsed time."""
     if rate and line.total and line.done is not None and line.done < line.total:
         return Text(f"{clock_time((line.total - line.done) / rate)} left")
-    return Text(clock_time(spent_s), style="dim")
+    return Text(clock_time(elapsed_s), style="dim")

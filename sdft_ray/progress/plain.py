@@ -1,4 +1,4 @@
-"""Views without a terminal's arts: nothing, JSON lines, or a line per finished stage."""
+"""Views that need no terminal: none, JSON lines, or one line for each finished stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdft_ray.progress.events import Event
 
 
 class View(Protocol):
-    """Shows events between `__enter__` and `__exit__`."""
+    """Displays events between `__enter__` and `__exit__`."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *raised: object) -> None: ...
@@ -19,7 +19,7 @@ class View(Protocol):
 
 
 class _Silent:
-    """A context manager that has nothing to open or close."""
+    """A context manager with nothing to open or close."""
 
     def __enter__(self) -> Self:
         return self
@@ -29,7 +29,7 @@ class _Silent:
 
 
 class NoView(_Silent):
-    """Shows nothing."""
+    """Displays nothing."""
 
     def handle(self, event: Event) -> None:
         """Drop the event."""
@@ -50,7 +50,7 @@ class JsonView(_Silent):
 
 
 class PlainView(_Silent):
-    """For logs: one line when a stage finishes, is reused, or fails; nothing else."""
+    """For log files: one line when a stage finishes, is reused, or fails; nothing else."""
 
     def __init__(self, stream: IO[str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -64,18 +64,18 @@ class PlainView(_Silent):
             now = self._clock()
             if event.event == "stage_started":
                 self._started[event.stage] = now
-            said = self._words(event, now - self._started.get(event.stage, now))
-            if said:
-                self._stream.write(f"{event.stage}: {said}\n")
+            outcome = self._outcome(event, now - self._started.get(event.stage, now))
+            if outcome:
+                self._stream.write(f"{event.stage}: {outcome}\n")
                 self._stream.flush()
 
-    def _words(self, event: Event, waited_s: float) -> str:
+    def _outcome(self, event: Event, elapsed_s: float) -> str:
         if event.event == "stage_finished":
-            return f"done in {seconds(waited_s if event.wall_s is None else event.wall_s)}"
+            return f"done in {seconds(elapsed_s if event.wall_s is None else event.wall_s)}"
         if event.event == "stage_skipped":
             return "reused"
         if event.event == "stage_failed":
-            return f"failed after {seconds(waited_s)}: {event.detail}".rstrip(": ")
+            return f"failed after {seconds(elapsed_s)}: {event.detail}".rstrip(": ")
         return ""
 
 

@@ -148,6 +148,8 @@ def mcnemar(first: TaskScore, second: TaskScore) -> McNemar:
     Items on which both are right or both wrong say nothing; of the others, the number that only the first answers
     rightly is binomial with 1/2. Raises `EvaluationError` where items differ or a value is neither 0 nor 1.
     """
+    from scipy.special import bdtr
+
     _check_items(first, second)
     if {*first.items.values(), *second.items.values()} - {0.0, 1.0}:
         raise EvaluationError(
@@ -155,12 +157,8 @@ def mcnemar(first: TaskScore, second: TaskScore) -> McNemar:
         )
     only_first = sum(value > second.items[item] for item, value in first.items.items())
     only_second = sum(value < second.items[item] for item, value in first.items.items())
-    num = only_first + only_second
-    tail, ways = 0, 1
-    for k in range(min(only_first, only_second) + 1):
-        tail += ways  # C(num, k); one after the other, as they are large numbers that take long to compute afresh
-        ways = ways * (num - k) // (k + 1)
-    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**num))
+    tail = bdtr(min(only_first, only_second), only_first + only_second, 0.5)
+    return McNemar(only_first, only_second, min(1.0, 2 * float(tail)))
 
 
 # --- pairs of values ----------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
-"""The figures of a training run in TensorBoard, MLflow or Weights & Biases, beside its own history.
+"""Metrics of a training run sent to TensorBoard, MLflow or Weights & Biases, in addition to the stored history.
 
     check_trackers(["tensorboard"], directory)          # before training
     with build_trackers(["tensorboard"], project="quickstart", run_name="sft", directory=directory) as trackers:
         train(..., report=lambda record: trackers.log(record.step, values_of(record, plan.num_steps)))
 
-`directory` is a folder, or the URL of one, that belongs to this training alone and outlives it. An attempt that finds
-an earlier one's traces there continues its run. Each tracker works in a thread of its own: a slow one holds nothing up,
-and one that fails is dropped with a warning. What each writes where is said in `trackers`.
+`directory` is a folder, or its URL, that belongs to one training run and persists after it. An attempt that finds the
+files of an earlier attempt there continues the same tracker run. Each tracker works in its own thread: a slow tracker
+delays nothing, and a failing one is dropped with a warning. See `trackers` for what each writes, and where.
 """
 
 from __future__ import annotations
@@ -17,38 +17,33 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from sdft_ray.errors import ResourceError
 from sdft_ray.training.plan import StepRecord
+from sdft_ray.training.trackers import TRACKERS, Tracker
 
 _MODULES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
-"""What each tracker needs: any one of these."""
+"""The packages that a tracker can use; one of them must be installed."""
 _MAX_WAITING = 10_000
-"""Steps that a tracker may lag behind before it is dropped."""
+"""A tracker that lags behind by more steps is dropped."""
 _CLOSE_S = 60.0
-"""How long the end of training waits for a tracker, in all."""
+"""How long the end of training waits for all trackers together."""
 
 _SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 _log = logging.getLogger(__name__)
 
 
-class Tracker(Protocol):
-    """Takes named figures by step, steps rising from one call to the next."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def close(self, *, finished: bool = True) -> None:
-        """Write what is still held. `finished`: training came to its end."""
-        ...
-
-
 def values_of(record: StepRecord, num_steps: int) -> dict[str, float]:
-    """What trackers get of a step; `eta_s` is the time left at this step's pace. What was not measured is left out."""
-    measured = {
+    """The metrics of a step by name, without those that were not measured.
+
+    `eta_s` is the remaining time in seconds if all further steps take as long as this one.
+    """
+    metrics = {
         "loss": record.loss,
         **{f"terms/{name}": value for name, value in record.terms.items()},
         "grad_norm": record.grad_norm,
@@ -58,7 +53,7 @@ def values_of(record: StepRecord, num_steps: int) -> dict[str, float]:
         "peak_memory_bytes": record.peak_memory_bytes,
         "eta_s": (num_steps - record.step) * record.wall_s,
     }
-    return {name: float(value) for name, value in measured.items() if value is not None}
+    return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
 def check_trackers(names: Iterable[str], directory: str) -> None:
@@ -74,8 +69,8 @@ def check_trackers(names: Iterable[str], directory: str) -> None:
 
 
 def _check_remote(name: str, directory: str) -> None:
-    """What a tracker needs where there is no folder to write to."""
-    needs = {
+    """Raise `ResourceError` unless the tracker can write without a local folder."""
+    requirements = {
         "tensorboard": (find_spec("tensorboard"), "tensorboardX alone cannot write there: pip install tensorboard"),
         "mlflow": (os.environ.get("MLFLOW_TRACKING_URI"), "set MLFLOW_TRACKING_URI to a server"),
         "wandb": (
@@ -83,8 +78,8 @@ def _check_remote(name: str, directory: str) -> None:
             "set WANDB_API_KEY, or WANDB_DIR to a folder for offline runs",
         ),
     }
-    has, hint = needs[name]
-    if not has:
+    is_met, hint = requirements[name]
+    if not is_met:
         raise ResourceError(f"train.tracking: {name} has nowhere to write with a store at {directory}", hint)
 
 
@@ -96,39 +91,31 @@ def build_trackers(
     directory: str,
     config: Mapping[str, Any] | None = None,
 ) -> Trackers:
-    """Trackers by name; none for no names. `config` is shown with the run: plain values, nothing secret.
+    """Trackers by name; an empty `Trackers` if there are no names. `config` is shown with the run: plain values only,
+    no secrets.
 
-    They are opened in their threads, so that a server that does not answer counts as a failure on the way. Raises as
-    `check_trackers`.
+    Trackers are opened in their threads, so a server that does not answer counts as a failure during training. Raises
+    `ResourceError` as `check_trackers` does.
     """
     names = tuple(dict.fromkeys(names))
     check_trackers(names, directory)
-
-    def opener(name: str) -> Callable[[], Tracker]:
-        def opened() -> Tracker:
-            from sdft_ray.training import trackers
-
-            return trackers.TRACKERS[name](project, run_name, directory, config or {})
-
-        return opened
-
-    return Trackers({name: opener(name) for name in names})
+    return Trackers({name: partial(TRACKERS[name], project, run_name, directory, config or {}) for name in names})
 
 
 class Trackers:
-    """Several trackers as one, fed in the background. As a context manager it ends them, in good or bad order."""
+    """Several trackers behind one, fed in the background. As a context manager it closes them, also after an error."""
 
     def __init__(self, openers: Mapping[str, Callable[[], Tracker]], *, close_s: float = _CLOSE_S) -> None:
         self._feeds = [_Feed(name, opener) for name, opener in openers.items()]
         self._close_s = close_s
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Returns at once."""
+        """Hand the values to all trackers; returns at once."""
         for feed in self._feeds:
             feed.put(step, values)
 
     def close(self, *, finished: bool = True) -> None:
-        """Wait until all is written, but not for ever."""
+        """Wait until everything is written, but no longer than `close_s` seconds."""
         for feed in self._feeds:
             feed.end(finished)
         for feed in self._feeds:
@@ -136,7 +123,7 @@ class Trackers:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Why a tracker was dropped, by name."""
+        """Why a tracker was dropped, by its name."""
         return {feed.name: feed.failure for feed in self._feeds if feed.failure}
 
     def __enter__(self) -> Self:
@@ -149,25 +136,25 @@ class Trackers:
 
 
 class _Feed:
-    """One tracker in its thread. After its first failure it takes nothing more."""
+    """One tracker in its own thread. After its first failure it accepts nothing more."""
 
     def __init__(self, name: str, opener: Callable[[], Tracker]) -> None:
         self.name = name
         self.failure = ""
         self._open = opener
-        self._waiting: queue.SimpleQueue[tuple[int, Mapping[str, float]] | bool] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, Mapping[str, float]] | bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"tracking-{name}", daemon=True)
         self._thread.start()
 
     def put(self, step: int, values: Mapping[str, float]) -> None:
         if self.failure:
             return
-        if self._waiting.qsize() >= _MAX_WAITING:
+        if self._queue.qsize() >= _MAX_WAITING:
             self._fail(f"it is {_MAX_WAITING} steps behind")
-        self._waiting.put((step, values))
+        self._queue.put((step, values))
 
     def end(self, finished: bool) -> None:
-        self._waiting.put(finished)
+        self._queue.put(finished)
 
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
@@ -177,7 +164,7 @@ class _Feed:
     def _run(self) -> None:
         try:
             tracker = self._open()
-            while not isinstance(entry := self._waiting.get(), bool):
+            while not isinstance(entry := self._queue.get(), bool):
                 if self.failure:
                     return
                 tracker.log(*entry)

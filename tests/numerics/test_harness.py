@@ -8,13 +8,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import pytest
 import torch
 import yaml
 from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.utils import env
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.errors import EvaluationError, ModelError
+from sdft_ray.evaluation import harness
+from sdft_ray.evaluation.harness import Asked
 from sdft_ray.evaluation.lm import AskingLM
 from sdft_ray.evaluation.passes import Samples
 from sdft_ray.evaluation.questions import Likelihood, Likelihoods, Question
@@ -24,6 +29,8 @@ from tests.support.asking import evaluate, result_of
 from tests.support.tiny import make_model
 
 pytestmark = pytest.mark.slow
+
+LM_EVAL = (lm_eval, lm_eval.utils, env, ConfigurableTask)
 
 CHOICES = [
     {
@@ -104,7 +111,6 @@ def _naive(checkpoint: Path, folder: Path, **changes: Any) -> Any:
 
 
 def _plain(checkpoint: Path, folder: Path, by_file: dict[str, dict[str, Any]], **changes: Any) -> Any:
-    import lm_eval
     from lm_eval.tasks import TaskManager
 
     tasks = []
@@ -188,6 +194,20 @@ def test_nothing_is_printed_and_logging_is_put_back(
     assert capfd.readouterr() == ("", "")
     assert before == [(name, logging.getLogger(name).level) for name, _ in before]
     assert handlers == list(logging.getLogger().handlers)
+
+
+def test_lm_eval_is_not_patched_while_it_runs(checkpoint: Path, folder: Path) -> None:
+    before = [dict(vars(part)) for part in LM_EVAL]
+    during = []
+
+    def ask(questions: Sequence[Question]) -> Iterator[tuple[int, Likelihoods]]:
+        during.append([dict(vars(part)) for part in LM_EVAL])
+        for index, question in enumerate(questions):
+            assert isinstance(question, Likelihood)
+            yield index, Likelihoods(tuple((-1.0, False) for _ in question.finals))
+
+    harness.evaluate(checkpoint, Asked(["tiny_choice"], include=folder), ask)
+    assert during == [before]
 
 
 def test_fewshot_examples_and_their_seed(checkpoint: Path, folder: Path) -> None:

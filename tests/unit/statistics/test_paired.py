@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
+from fractions import Fraction
+from math import comb
 
 import numpy as np
 import pytest
@@ -269,6 +271,16 @@ def test_mcnemar_against_scipy(counts: tuple[int, int]) -> None:
     found = mcnemar(*map(score, table(3, *counts, 4)))
     assert found.p_value == pytest.approx(binomtest(counts[0], sum(counts)).pvalue, rel=1e-9)
     assert mcnemar(*map(score, table(3, counts[1], counts[0], 4))).p_value == found.p_value
+
+
+def test_mcnemar_against_exact_integers() -> None:
+    """Twice the sum of binomial coefficients up to the smaller count, over 2^n, as a fraction of whole numbers."""
+    for only_first, only_second in [(0, 0), (0, 1), (2, 2), (3, 9), (17, 4), (190, 260), (700, 900)]:
+        num = only_first + only_second
+        ways = sum(comb(num, k) for k in range(min(only_first, only_second) + 1))
+        expected = min(Fraction(1), Fraction(2 * ways, 2**num))
+        found = mcnemar(*map(score, table(3, only_first, only_second, 4)))
+        assert found.p_value == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_mcnemar_refusals() -> None:

@@ -74,12 +74,13 @@ EXPECTED = [(1, 11.0), (2, 12.0), (3, 13.0), (4, 24.0), (5, 25.0), (6, 26.0)]
 
 @pytest.mark.parametrize("place", ["folder", "url"])
 def test_tensorboard_goes_on_where_training_does(place: str, tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     directory = str(tmp_path / "a b" / "run") if place == "folder" else f"memory://{tmp_path.name}/run"
     assert interrupted(["tensorboard"], directory) == {}
     files, folder = fsspec.core.url_to_fs(directory)
     assert len(files.ls(folder)) == 2
-    shown = accumulator.EventAccumulator(directory).Reload()
+    shown = EventAccumulator(directory).Reload()
     assert [(event.step, event.value) for event in shown.Scalars("loss")] == EXPECTED
     assert [event.value for event in shown.Scalars("terms/cross_entropy")] == [0.5] * 6
     assert b"learning_rate" in shown.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
@@ -106,13 +107,17 @@ def test_tensorboardx_writes_where_tensorboard_is_not_installed(
     assert found == EXPECTED
 
 
+@pytest.mark.slow
 def test_mlflow_goes_on_where_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracking = pytest.importorskip("mlflow.tracking")
+    from mlflow.tracking import MlflowClient
+
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert interrupted(["mlflow"], str(tmp_path / "run")) == {}
-    client = tracking.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("p").experiment_id])
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("p")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params == {"learning_rate": "0.001", "betas": "[0.9, 0.95]"}
     history = client.get_metric_history(run.info.run_id, "loss")
@@ -122,8 +127,25 @@ def test_mlflow_goes_on_where_training_does(tmp_path: Path, monkeypatch: pytest.
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
+@pytest.mark.slow
+def test_mlflow_shows_a_failed_training_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    trackers = build_trackers(["mlflow"], project="p", run_name="r", directory=str(tmp_path / "run"))
+    trackers.log(1, {"loss": 1.0})
+    trackers.close(finished=False)
+    assert trackers.failures == {}
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("p")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.slow
 def test_wandb_is_offline_without_a_key_and_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
     assert interrupted(["wandb"], str(tmp_path)) == {}
