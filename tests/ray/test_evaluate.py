@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
-from jobs.bench.support.processes import ray_processes
 from ray.exceptions import RayTaskError
 
 from sdft_ray.evaluation.harness import Asked
@@ -28,6 +27,7 @@ from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
 from tests.support.asking import result_of
+from tests.support.processes import ray_processes
 from tests.support.staged import output_of
 from tests.support.tiny import make_model
 from tests.support.worlds import world_data, write_tasks
