@@ -127,7 +127,7 @@ $(DOCS_VENV)/.installed: requirements/docs.txt | $(UV)
 # Exact pins of what pyproject.toml and the *.in files ask for. No registry host is written into them. The tools take
 # either platform's setuptools, which differ.
 PIN := $(UV) pip compile --quiet --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11 \
-	-c requirements/constraints.txt
+	-c requirements/constraints.in
 ASKED := pyproject.toml --extra serve --extra eval
 pins: $(UV)
 	$(PIN) $(SOURCES) --override requirements/overrides.txt $(ASKED) --extra cpu -o requirements/cpu.txt
