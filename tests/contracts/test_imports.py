@@ -63,7 +63,8 @@ def test_single_homes() -> None:
             "engines/vllm.py",
         },
         "lm_eval": {
-            f"evaluation/{name}.py" for name in ("endpoint", "harness", "items", "lm", "passes", "progress", "tasks")
+            f"evaluation/{name}.py"
+            for name in ("endpoint", "harness", "items", "lm", "passes", "progress", "tasks", "templates")
         },
     }
     for package, allowed in homes.items():
