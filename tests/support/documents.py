@@ -26,8 +26,8 @@ class Block:
 
 
 def pages() -> dict[str, str]:
-    """Path relative to the root -> text: README, everything in docs/, and the log of results."""
-    files = [ROOT / "README.md", ROOT / "jobs/recipes/LOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """Path relative to the root -> text: README and its neighbours, everything in docs/, and the log of results."""
+    files = [*sorted(ROOT.glob("*.md")), ROOT / "jobs/recipes/LOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
 
 
