@@ -101,6 +101,7 @@ def test_every_seed_row_is_generated_and_selected_once(first: Run) -> None:
 def test_the_report_stands_alone(first: Run) -> None:
     """Nothing is fetched, and it has every model's score and the recipe of this run."""
     page = first.report_path.read_text(encoding="utf-8")
+    assert "<html" in page
     assert re.findall(r"""\b(?:href|src)=["'](?!data:|#)[^"']*""", page) == []
     assert "https://" not in page.replace("https://arxiv.org", "")
     for model, scores in first.to_json()["scores"].items():
