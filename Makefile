@@ -81,7 +81,8 @@ nightly: dev
 	$(call PYTEST,services) -m "service"
 
 fast: dev
-	$(call PYTEST,fast) $(ON_TWO) -m "not slow and not ray and not service and not nightly"
+	$(call PYTEST,fast) $(ON_TWO) -m "not slow and not ray and not service and not nightly" \
+	    $(addprefix --ignore=tests/,ray chaos serve browser)
 
 check: dev
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import secrets
 import tempfile
@@ -54,6 +56,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     ray_first = "PYTEST_XDIST_WORKER" in os.environ
     items.sort(key=lambda item: (item.get_closest_marker("ray") is not None) != ray_first)
+
+
+def pytest_collection_finish() -> None:
+    """What collection imported lives to the end: the garbage collector need not visit it again and again."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # otherwise nanobind reports leaks at exit
 
 
 @pytest.hookimpl(wrapper=True)

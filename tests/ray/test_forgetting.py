@@ -19,12 +19,11 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.store import files
 from tests.support.embedder import make_embedder
-from tests.support.worlds import LIGHT, world_data
+from tests.support.worlds import ONE_WORKER, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
-SCRIPTED = {"generate": {"sampler": "scripted", "cpus": 0.5}, "train": {**LIGHT["train"], "num_workers": 1}}
-RESOURCES = Resources.model_validate({**LIGHT, **SCRIPTED})
+RESOURCES = Resources.model_validate({**ONE_WORKER, "generate": {"sampler": "scripted", "cpus": 0.5}})
 MODELS = ["teacher", "pruned", "sft"]
 
 

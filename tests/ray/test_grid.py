@@ -23,7 +23,7 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.store import files
 from sdft_ray.training.loop import mean_loss
-from tests.support.worlds import LIGHT, world_data
+from tests.support.worlds import ONE_WORKER, world_data
 
 pytestmark = [
     pytest.mark.ray,
@@ -32,8 +32,7 @@ pytestmark = [
     pytest.mark.timeout(900),  # four trainings
 ]
 
-SCRIPTED = {"generate": {"sampler": "scripted", "cpus": 0.5}, "train": {**LIGHT["train"], "num_workers": 1}}
-RESOURCES = Resources.model_validate({**LIGHT, **SCRIPTED})
+RESOURCES = Resources.model_validate({**ONE_WORKER, "generate": {"sampler": "scripted", "cpus": 0.5}})
 HELD_OUT = 0.4
 KD = {"data": "reference", "objective": {"cross_entropy": 0.5, "forward_kl": 1.0}}
 GRID = {**KD, "learning_rate": (1e-3, 4e-3, 1e30)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sdft_ray.errors import StageError
+from sdft_ray.errors import ModelError
 from sdft_ray.models.loading import load_model
 from sdft_ray.pipeline.compress import compress
 from sdft_ray.pipeline.run import Run
@@ -20,11 +21,9 @@ from sdft_ray.recipe.resources import Resources
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.support.tiny import SPECIAL_TOKENS
-from tests.support.worlds import RESOURCES, make_world, world_data
+from tests.support.worlds import ONE_WORKER, RESOURCES, make_world, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
-
-ONE_WORKER = RESOURCES.model_copy(update={"train": RESOURCES.train.model_copy(update={"num_workers": 1})})
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +99,15 @@ def test_every_seed_row_is_generated_and_selected_once(first: Run) -> None:
 
 
 def test_the_report_stands_alone(first: Run) -> None:
+    """Nothing is fetched, and it has every model's score and the recipe of this run."""
     page = first.report_path.read_text(encoding="utf-8")
     assert "<html" in page
+    assert re.findall(r"""\b(?:href|src)=["'](?!data:|#)[^"']*""", page) == []
     assert "https://" not in page.replace("https://arxiv.org", "")
-    assert "sdft" in page
+    for model, scores in first.to_json()["scores"].items():
+        assert f">{model}<" in page
+        assert re.search(rf">{100 * scores['tiny_task']['value']:.1f}\b", page)
+    assert Path(str(first.recipe.seed_set.source)).name in page
 
 
 def test_a_second_run_executes_nothing(folder: Path, first: Run) -> None:
@@ -111,7 +115,7 @@ def test_a_second_run_executes_nothing(folder: Path, first: Run) -> None:
 
 
 def test_a_changed_depth_does_not_regenerate(folder: Path, first: Run) -> None:
-    made = _made(_again(folder, "deeper", ONE_WORKER, depth={"remove_blocks": 2}))
+    made = _made(_again(folder, "deeper", Resources.model_validate(ONE_WORKER), depth={"remove_blocks": 2}))
     assert made.isdisjoint({"seed", "calibration", "measure", "generate", "select", "evaluate:teacher"})
     assert made >= {"plan", "prune", "gap", "train:sft", "train:sdft", "evaluate:pruned"}
 
@@ -133,7 +137,7 @@ def test_a_step_without_a_manifest_runs_again(folder: Path, first: Run) -> None:
     assert killed.damaged_files(first.manifests["prune"].address) == []
 
 
-def test_a_failing_stage_names_itself_and_keeps_the_rest(folder: Path, first: Run) -> None:
+def test_a_damaged_input_is_named_and_the_other_stages_finish(folder: Path, first: Run) -> None:
     broken = folder / "broken"
     shutil.copytree(folder / "store", broken)
     store = Store(str(broken))
@@ -141,7 +145,9 @@ def test_a_failing_stage_names_itself_and_keeps_the_rest(folder: Path, first: Ru
     shutil.rmtree(broken / address)
     weights = broken / first.manifests["train:sft"].address / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises((StageError, ValueError), match=r"model\.safetensors"):
+    size = weights.stat().st_size
+    message = f"{weights} is truncated: {size} of {size + 10} bytes"
+    with pytest.raises(ModelError, match=re.escape(message)):
         compress(_recipe(folder), store, RESOURCES, name="first", view="none")
     assert store.damaged_files(first.manifests["train:sft"].address) == ["model.safetensors"]
     assert store.manifest(first.manifests["evaluate:sdft"].address) is not None

@@ -16,11 +16,11 @@ from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.report.run.why import shown
-from tests.support.worlds import LIGHT, world_data
+from tests.support.worlds import ONE_WORKER, world_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
-RESOURCES = Resources.model_validate({**LIGHT, "train": {**LIGHT["train"], "num_workers": 1}})
+RESOURCES = Resources.model_validate(ONE_WORKER)
 ARM = {"data": "reference", "learning_rate": 1e-3, "objective": {"forward_kl": 1.0}}
 
 

@@ -82,8 +82,9 @@ def store(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def done(study: Study, store: Store, is_whole: bool) -> StudyRun:
     size = plan_study(study, store).size
-    # 2 arms x 2 rates at one size; both sizes and seeds, of which the first seed at that size is there.
-    expected = (4, 6) if is_whole else (0, 4)
+    # Whole: 2 arms x 2 rates at one size; both sizes and seeds, of which the first seed at that size is there.
+    # Small: 2 arms x 2 sizes at the only rate, with the only seed.
+    expected = (4, 6) if is_whole else (4, 0)
     assert (size.num_rate_trainings, size.num_seed_trainings) == expected
     assert plan_study(study, store).num_done == 0
     return run_study(study, store, RESOURCES, view="none")

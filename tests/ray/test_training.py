@@ -194,7 +194,8 @@ def test_a_group_grows_when_there_is_room(tmp_path: Path) -> None:
     resources = {"cpus": 1.4, "num_workers": (1, 2), "resize_every_s": 1.0, "checkpoint_every": 50}
     changes = {"num_steps": 600, **GENTLE}
     sizes: list[int] = []
-    placeholder = ray.remote(Placeholder).options(num_cpus=1).remote()
+    actor: Any = ray.remote(Placeholder)
+    placeholder = actor.options(num_cpus=1).remote()
     ray.get(placeholder.ready.remote())
     with in_thread(finish, tmp_path, resources, changes) as running:
         for num_workers in new_checkpoints(tmp_path, lambda: not running.done()):

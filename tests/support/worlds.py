@@ -30,6 +30,8 @@ LIGHT = {
     "evaluate": {"cpus": 0.5, "sampler": "transformers"},
 }
 RESOURCES = Resources.model_validate(LIGHT)
+ONE_WORKER = {**LIGHT, "train": {**LIGHT["train"], "num_workers": 1}}
+"""For tests that say nothing about how training is distributed."""
 
 
 def make_world(folder: Path) -> Path:
@@ -58,5 +60,5 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     """The recipe as a file; `resources.yaml` beside it."""
     path = folder / "recipe.yaml"
     path.write_text(dump_yaml(json.loads(json.dumps(world_data(folder, **changes)))), encoding="utf-8")
-    (folder / "resources.yaml").write_text(dump_yaml({"cpus": 3, **LIGHT}), encoding="utf-8")
+    (folder / "resources.yaml").write_text(dump_yaml({"cpus": 3, **ONE_WORKER}), encoding="utf-8")
     return path

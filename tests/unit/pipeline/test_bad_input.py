@@ -231,6 +231,18 @@ def test_a_disk_that_fills_up_later(failure: Exception) -> None:
     assert "run again" in error.hint
 
 
+def test_a_failure_that_is_not_the_users_names_its_stage() -> None:
+    from ray.exceptions import RayTaskError
+
+    from sdft_ray.errors import StageError
+    from sdft_ray.pipeline.scheduler import _as_ours
+
+    error = _as_ours("evaluate:sft", RayTaskError("task", "", RuntimeError("first line\nit broke")))
+    assert isinstance(error, StageError)
+    assert "evaluate:sft" in str(error)
+    assert "RuntimeError: it broke" in str(error)
+
+
 def test_too_few_cpus(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     resources = world / "resources.yaml"
     resources.write_text("cpus: 1\ntrain: {num_workers: 4}\n", encoding="utf-8")
