@@ -22,6 +22,7 @@ import openai
 import psutil
 import pytest
 import torch
+import yaml
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.lab.export import TEACHER, export
@@ -39,19 +40,21 @@ QUESTIONS = [f"A farmer has {n} hens and sells {n % 7}. How many are left?" for 
 
 @pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
 def dtype(request: pytest.FixtureRequest) -> str:
-    """Of the weights on disk, and so of the engines. In bfloat16, as the teacher is shipped, a near tie may fall
-    either way."""
+    """Of the engines. In bfloat16, as the teacher is shipped, a near tie may fall either way."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def home(dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve")
-    teacher: Any = load_model(TEACHER, dtype)
-    teacher.save_pretrained(folder / "teacher")
-    load_tokenizer(TEACHER).save_pretrained(folder / "teacher")
-    prune_checkpoint(folder / "teacher", folder / "smaller", (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11))
+    prune_checkpoint(TEACHER, folder / "smaller", (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11))
     return folder
+
+
+@pytest.fixture(scope="module")
+def directories(home: Path) -> dict[str, Path]:
+    """Where the weights of each model lie."""
+    return {"teacher": TEACHER, "smaller": home / "smaller"}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +64,15 @@ def secret(home: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def running(home: Path, secret: str) -> Iterator[Running]:
-    models = [home / "teacher", home / "smaller", "--draft", home / "smaller"]
-    with serving(home, *models, "--keys", home / "keys.yaml") as service:
+def running(home: Path, directories: dict[str, Path], secret: str, dtype: str) -> Iterator[Running]:
+    """From the command line alone as it is shipped, from a settings file in float32."""
+    models: list[str | Path] = [*directories.values()]
+    if dtype == "float32":
+        engine = {"dtype": dtype}
+        settings = [{"name": name, "source": str(path), "engine": engine} for name, path in directories.items()]
+        (home / "settings.yaml").write_text(yaml.safe_dump({"models": settings}), encoding="utf-8")
+        models = ["--config", home / "settings.yaml"]
+    with serving(home, *models, "--draft", directories["smaller"], "--keys", home / "keys.yaml") as service:
         yield service
     assert service.process.returncode == 0
     assert "finishing what is under way" in service.log.read_text(encoding="utf-8")
@@ -84,9 +93,9 @@ def test_the_models_are_listed_with_their_sizes(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("model", ["teacher", "smaller"])
 def test_a_greedy_answer_is_the_models_own_whole_and_streamed(
-    client: openai.OpenAI, home: Path, model: str, dtype: str
+    client: openai.OpenAI, directories: dict[str, Path], model: str, dtype: str
 ) -> None:
-    directory = home / model
+    directory = directories[model]
     tokenizer = load_tokenizer(directory)
     ids = ChatFormat(tokenizer).prompt_ids(QUESTION)
     alone: Any = load_model(directory, dtype)
@@ -188,7 +197,7 @@ def test_lm_eval_scores_the_served_model_as_the_one_in_process(
     place = ["--endpoint", f"{running.url}/v1", "--model", "smaller", "--tokenizer", str(home / "smaller"), "--json"]
     done = subprocess.run([*command, *place], capture_output=True, text=True, check=True, env=key)
     served = Scores.from_json(json.loads(done.stdout))
-    alone = evaluate(home / "smaller", tasks, include=lab / "tasks", limit=60)
+    alone = evaluate(home / "smaller", tasks, include=lab / "tasks", limit=60, dtype=dtype)
     for name, score in alone.tasks.items():
         assert served.tasks[name].n == score.n == 60
         differ = sum(served.tasks[name].items[item] != value for item, value in score.items.items())
