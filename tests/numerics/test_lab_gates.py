@@ -1,6 +1,6 @@
 """The shipped teacher passes the four gates that make a comparison fair.
 
-The full figures stand in the teacher's training record; the slow test computes all of them anew on half of each test.
+The full figures stand in the teacher's training record; the nightly test computes all of them on half of each test.
 """
 
 from __future__ import annotations
@@ -94,6 +94,26 @@ def test_damage_at_its_bounds(after: dict[str, float], passed: bool) -> None:
     assert gates.damage_gate({"a": 0.9, "b": 0.9}, after, ["a"]).passed is passed
 
 
+@pytest.mark.slow
+def test_a_few_questions_of_each_family_give_about_the_recorded_figures(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Of the gates that need no training; that of the damage rests on the same scores after a training run."""
+    num_items, recorded = 25, _recorded()
+    noise = 2 * NOISE  # a quarter of the questions, twice the error
+    levels = gates.level_gate(gates.family_scores(teacher, tokenizer, num_items))
+    assert levels.values == pytest.approx(recorded["levels"].values, abs=noise)
+    rows = sets.seed_rows("mixed")
+    tuned = sorted({row["family"] for row in rows})
+    annotators = gates.annotator_gate(teacher, tokenizer, tuned[:1], num_items=num_items)
+    of_one = {name: value for name, value in recorded["annotators"].values.items() if name.startswith(f"{tuned[0]}/")}
+    assert annotators.values == pytest.approx(of_one, abs=noise)
+    surprise = gates.surprise_gate(teacher, tokenizer, rows[:21])
+    assert surprise.passed
+    assert set(surprise.values) == set(recorded["surprise"].values)
+
+
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_all_gates_with_the_settings_of_the_quickstart() -> None:
     found = gates.check(TEACHER, num_items=100)

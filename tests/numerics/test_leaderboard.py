@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow
 
 NAMES = ("Ann", "Tom", "Eve", "Bob", "Ida", "Max", "Sue")
 SUITE = SUITES["open-llm-leaderboard-v1"]
-TASKS = SUITE["tasks"]
+TASKS = [{**task, "name": "few_of_mmlu"} if task["name"] == "mmlu" else task for task in SUITE["tasks"]]
+"""The suite's tasks, with a group of a few subjects in place of MMLU's 57."""
+FEW_SUBJECTS = ("abstract_algebra", "high_school_european_history", "virology")
+ALL_OF_MMLU = next(task for task in SUITE["tasks"] if task["name"] == "mmlu")
 Rows = list[dict[str, Any]]
 
 
@@ -108,23 +111,56 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(data: None, checkpoint: Path) -> Result:
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the group of a few subjects, in the form of the harness's own group of all."""
+    folder = tmp_path_factory.mktemp("groups")
+    group = {
+        "group": "few_of_mmlu",
+        "task": [f"mmlu_{subject}" for subject in FEW_SUBJECTS],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+        "metadata": {"version": 2},
+    }
+    (folder / "few_of_mmlu.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
+    return folder
+
+
+def evaluated(tasks: list[dict[str, Any]], checkpoint: Path, **options: Any) -> Result:
     return result_of(
         checkpoint,
-        [task["name"] for task in TASKS],
-        num_fewshot={task["name"]: task["num_fewshot"] for task in TASKS},
-        metrics={task["name"]: task["metric"] for task in TASKS},
+        [task["name"] for task in tasks],
+        num_fewshot={task["name"]: task["num_fewshot"] for task in tasks},
+        metrics={task["name"]: task["metric"] for task in tasks},
         apply_chat_template=SUITE["apply_chat_template"],
+        **options,
     )
 
 
 @pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager()
+def result(data: None, checkpoint: Path, groups: Path) -> Result:
+    return evaluated(TASKS, checkpoint, include=groups)
+
+
+@pytest.fixture(scope="module")
+def manager(groups: Path) -> TaskManager:
+    return TaskManager(include_path=str(groups))
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task["name"])
 def test_as_plain_lm_eval(task: dict[str, Any], result: Result, checkpoint: Path, manager: TaskManager) -> None:
+    check_as_plain_lm_eval(task, result, checkpoint, manager)
+
+
+@pytest.mark.nightly
+def test_all_subjects_of_mmlu_as_plain_lm_eval(data: None, checkpoint: Path, manager: TaskManager) -> None:
+    result = evaluated([ALL_OF_MMLU], checkpoint)
+    check_as_plain_lm_eval(ALL_OF_MMLU, result, checkpoint, manager)
+    score = result.scores.tasks["mmlu"]
+    assert 0 < score.value < 1
+    assert score.chance == 0.25
+    assert score.n == 2 * 57
+
+
+def check_as_plain_lm_eval(task: dict[str, Any], result: Result, checkpoint: Path, manager: TaskManager) -> None:
     name, (metric, _, filtered_by) = task["name"], task["metric"].partition(",")
     filtered_by = filtered_by or "none"
     run: Any = lm_eval.simple_evaluate
@@ -162,6 +198,6 @@ def test_the_made_data_tells_right_from_wrong(result: Result) -> None:
     scores = result.scores.tasks
     values = {name: score.value for name, score in scores.items() if name != "gsm8k"}
     assert all(0 < value < 1 for value in values.values()), values
-    chances = {"hellaswag": 0.25, "mmlu": 0.25, "truthfulqa_mc2": None, "winogrande": 0.5, "gsm8k": 0.0}
+    chances = {"hellaswag": 0.25, "few_of_mmlu": 0.25, "truthfulqa_mc2": None, "winogrande": 0.5, "gsm8k": 0.0}
     assert {name: scores[name].chance for name in chances} == chances
-    assert scores["mmlu"].n == 2 * 57
+    assert scores["few_of_mmlu"].n == 2 * len(FEW_SUBJECTS)

@@ -76,6 +76,7 @@ class TestTwoReplicas:
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             httpx.get(f"{running.url}/healthz")
 
+    @pytest.mark.nightly
     def test_clients_who_dawdle_are_sent_away(self, running: Running, trusted: ssl.SSLContext) -> None:
         """Over their headers by HAProxy; a hundred of them are in nobody's way."""
         port = int(running.url.rpartition(":")[2])
@@ -133,6 +134,7 @@ class TestTwoReplicas:
         assert log == " (Ctrl-C again: at once) ...\n"
 
 
+@pytest.mark.nightly
 class TestACluster:
     """A Ray that runs, on which `serve deploy` puts the service."""
 

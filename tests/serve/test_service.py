@@ -1,4 +1,7 @@
-"""`sdft serve` with vLLM on Ray Serve, asked by those who will ask it: OpenAI's client, lm-eval, curl."""
+"""`sdft serve` with vLLM on Ray Serve, requested by its users' tools: OpenAI's client, lm-eval, plain HTTP.
+
+One service for all: the teacher, a smaller model, and the teacher once more with the smaller model as its draft.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ import openai
 import psutil
 import pytest
 import torch
+import yaml
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.lab.export import TEACHER, export
@@ -31,11 +35,26 @@ from tests.support.asking import evaluate
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.service]
 
 QUESTION = "A farmer has 12 hens and sells 5. How many are left?"
+QUESTIONS = [f"A farmer has {n} hens and sells {n % 7}. How many are left?" for n in range(11, 23)]
+
+
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
+def dtype(request: pytest.FixtureRequest) -> str:
+    """Of the engines. In bfloat16, as the teacher is shipped, a near tie may fall either way."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("serve")
+def home(dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serve")
+    prune_checkpoint(TEACHER, folder / "smaller", (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def directories(home: Path) -> dict[str, Path]:
+    """Where the weights of each model lie."""
+    return {"teacher": TEACHER, "smaller": home / "smaller"}
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +64,18 @@ def secret(home: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def running(home: Path, secret: str) -> Iterator[Running]:
-    prune_checkpoint(TEACHER, home / "smaller", (0, 1, 2, 3, 4, 5, 6, 7, 8, 11))
-    with serving(home, TEACHER, home / "smaller", "--keys", home / "keys.yaml") as found:
-        yield found
-    assert found.process.returncode == 0
-    assert "finishing what is under way" in found.log.read_text(encoding="utf-8")
+def running(home: Path, directories: dict[str, Path], secret: str, dtype: str) -> Iterator[Running]:
+    """From the command line alone as it is shipped, from a settings file in float32."""
+    models: list[str | Path] = [*directories.values()]
+    if dtype == "float32":
+        engine = {"dtype": dtype}
+        settings = [{"name": name, "source": str(path), "engine": engine} for name, path in directories.items()]
+        (home / "settings.yaml").write_text(yaml.safe_dump({"models": settings}), encoding="utf-8")
+        models = ["--config", home / "settings.yaml"]
+    with serving(home, *models, "--draft", directories["smaller"], "--keys", home / "keys.yaml") as service:
+        yield service
+    assert service.process.returncode == 0
+    assert "finishing what is under way" in service.log.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +83,24 @@ def client(running: Running, secret: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{running.url}/v1", api_key=secret, max_retries=0)
 
 
-def test_both_models_are_listed_with_their_sizes(client: openai.OpenAI) -> None:
+def test_the_models_are_listed_with_their_sizes(client: openai.OpenAI) -> None:
     cards = {model.id: model.model_dump() for model in client.models.list()}
-    assert set(cards) == {"teacher", "smaller"}
-    assert (cards["teacher"]["num_blocks"], cards["smaller"]["num_blocks"]) == (12, 10)
+    assert set(cards) == {"teacher", "smaller", "teacher+draft"}
+    assert (cards["teacher"]["num_blocks"], cards["smaller"]["num_blocks"]) == (12, 11)
     assert cards["smaller"]["num_parameters"] < cards["teacher"]["num_parameters"]
     assert client.models.retrieve("smaller").id == "smaller"
 
 
 @pytest.mark.parametrize("model", ["teacher", "smaller"])
-def test_a_greedy_answer_is_the_models_own_whole_and_streamed(client: openai.OpenAI, home: Path, model: str) -> None:
-    directory = TEACHER if model == "teacher" else home / "smaller"
+def test_a_greedy_answer_is_the_models_own_whole_and_streamed(
+    client: openai.OpenAI, directories: dict[str, Path], model: str, dtype: str
+) -> None:
+    directory = directories[model]
     tokenizer = load_tokenizer(directory)
     ids = ChatFormat(tokenizer).prompt_ids(QUESTION)
-    found: Any = load_model(directory, "bfloat16")
+    alone: Any = load_model(directory, dtype)
     with torch.inference_mode():
-        written = found.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False)[0, len(ids) :]
+        written = alone.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False)[0, len(ids) :]
     expected = tokenizer.decode(written, skip_special_tokens=True)
     asked: Any = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 30}
     whole = client.chat.completions.create(**asked, temperature=0)
@@ -105,22 +132,23 @@ def test_samples_follow_their_seed(client: openai.OpenAI) -> None:
     assert len(set(sampled(1))) == 3
 
 
-def test_an_echo_has_the_log_probabilities_of_the_model(client: openai.OpenAI) -> None:
+def test_an_echo_has_the_log_probabilities_of_the_model(client: openai.OpenAI, dtype: str) -> None:
     tokenizer: Any = load_tokenizer(TEACHER)
     ids = ChatFormat(tokenizer).prompt_ids(QUESTION)
-    model: Any = load_model(TEACHER, "bfloat16")
+    model: Any = load_model(TEACHER, dtype)
     with torch.inference_mode():
         logprobs_TV = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     expected = logprobs_TV[:-1].gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
     answer = client.completions.create(model="teacher", prompt=ids, max_tokens=1, echo=True, logprobs=2, temperature=0)
-    told = answer.choices[0].logprobs
-    assert told is not None
-    assert told.token_logprobs is not None
-    assert told.top_logprobs is not None
-    assert told.token_logprobs[0] is None
-    torch.testing.assert_close(torch.tensor(told.token_logprobs[1:-1]), expected, atol=0.05, rtol=0.02)
-    assert all(len(top) >= 2 for top in told.top_logprobs[1:])
-    assert told.token_logprobs[-1] == max(told.top_logprobs[-1].values())
+    scores = answer.choices[0].logprobs
+    assert scores is not None
+    assert scores.token_logprobs is not None
+    assert scores.top_logprobs is not None
+    assert scores.token_logprobs[0] is None
+    atol, rtol = (0.05, 0.02) if dtype == "bfloat16" else (2e-4, 1e-4)
+    torch.testing.assert_close(torch.tensor(scores.token_logprobs[1:-1]), expected, atol=atol, rtol=rtol)
+    assert all(len(top) >= 2 for top in scores.top_logprobs[1:])
+    assert scores.token_logprobs[-1] == max(scores.top_logprobs[-1].values())
     alone = client.completions.create(model="teacher", prompt=ids, max_tokens=0, echo=True, logprobs=0)
     assert alone.choices[0].text == tokenizer.decode(ids)
     assert alone.usage is not None
@@ -139,7 +167,8 @@ def test_stops_end_an_answer(client: openai.OpenAI) -> None:
 
 
 def test_errors_are_openais(client: openai.OpenAI, running: Running) -> None:
-    with pytest.raises(openai.NotFoundError, match="there is no model 'other'; models: teacher, smaller"):
+    models = r"teacher, smaller, teacher\+draft"
+    with pytest.raises(openai.NotFoundError, match=f"there is no model 'other'; models: {models}"):
         client.completions.create(model="other", prompt="x")
     with pytest.raises(openai.BadRequestError, match="the prompt has 600 tokens and the context of teacher 512"):
         client.completions.create(model="teacher", prompt=[5] * 600)
@@ -148,7 +177,9 @@ def test_errors_are_openais(client: openai.OpenAI, running: Running) -> None:
     assert httpx.get(f"{running.url}/v1/models").status_code == 401
 
 
-def test_lm_eval_scores_the_served_model_as_the_one_in_process(running: Running, secret: str, home: Path) -> None:
+def test_lm_eval_scores_the_served_model_as_the_one_in_process(
+    running: Running, secret: str, home: Path, dtype: str
+) -> None:
     lab = export(home / "lab")
     tasks = ["lab_word_problems", "lab_ordering"]
     key = {**os.environ, "SDFT_API_KEY": secret}
@@ -166,12 +197,12 @@ def test_lm_eval_scores_the_served_model_as_the_one_in_process(running: Running,
     place = ["--endpoint", f"{running.url}/v1", "--model", "smaller", "--tokenizer", str(home / "smaller"), "--json"]
     done = subprocess.run([*command, *place], capture_output=True, text=True, check=True, env=key)
     served = Scores.from_json(json.loads(done.stdout))
-    alone = evaluate(home / "smaller", tasks, include=lab / "tasks", limit=60)
+    alone = evaluate(home / "smaller", tasks, include=lab / "tasks", limit=60, dtype=dtype)
     for name, score in alone.tasks.items():
         assert served.tasks[name].n == score.n == 60
         differ = sum(served.tasks[name].items[item] != value for item, value in score.items.items())
         # Choices by log-probability are the same; a greedy answer may turn at a near tie in bfloat16.
-        assert differ == 0 if name == "lab_ordering" else differ <= 3, (name, differ)
+        assert differ <= (3 if dtype == "bfloat16" and name != "lab_ordering" else 0), (name, differ)
 
 
 def test_figures_are_counted(client: openai.OpenAI, running: Running, secret: str) -> None:
@@ -209,6 +240,38 @@ def test_nobody_listens_beyond_loopback_but_ray_itself(running: Running) -> None
     assert all(address.ip in ("127.0.0.1", "::1") for address in found)
 
 
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True, scope="module")
+def test_with_a_draft_the_teacher_says_the_same_in_fewer_steps(running: Running, secret: str, dtype: str) -> None:
+    prompts = running.log.with_name("prompts.txt")
+    prompts.write_text("\n".join(QUESTIONS), encoding="utf-8")
+    models = ["--model", "teacher", "--model", "teacher+draft", "--max-tokens", "40", "--json"]
+    command = [sys.executable, "-m", "sdft_ray.cli", "bench-serve", f"{running.url}/v1", *models]
+    key = {**os.environ, "SDFT_API_KEY": secret}
+    done = subprocess.run([*command, "--prompts", prompts], check=True, capture_output=True, text=True, env=key)
+    alone, drafted = json.loads(done.stdout)
+    assert (alone["model"], drafted["model"]) == ("teacher", "teacher+draft")
+    assert alone["acceptance_length"] is None
+    assert drafted["same_share"] == 1.0
+    assert 1.2 < drafted["acceptance_length"] <= 5.0  # four tokens of the draft and one of the teacher's
+    assert min(alone["tokens_per_s"], drafted["tokens_per_s"]) > 0
+    assert 0 < drafted["median_first_s"] < drafted["median_s"]
+
+
+def test_the_drafts_tokens_are_counted(client: openai.OpenAI, running: Running, secret: str) -> None:
+    request: Any = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "temperature": 0, "max_tokens": 20}
+    usage = client.chat.completions.create(model="teacher+draft", **request).usage
+    assert usage is not None
+    assert usage.completion_tokens_details is not None
+    accepted = usage.completion_tokens_details.accepted_prediction_tokens or 0
+    assert 0 < accepted < usage.completion_tokens
+    plain = client.chat.completions.create(model="teacher", **request).usage
+    assert plain is not None
+    assert plain.completion_tokens_details is None
+    figures = httpx.get(f"{running.url}/metrics", headers={"Authorization": f"Bearer {secret}"}).text
+    assert 'sdft_serve_draft_tokens_total{kind="accepted",model="teacher+draft"}' in figures
+
+
+@pytest.mark.nightly
 def test_a_killed_engine_comes_back(running: Running, secret: str) -> None:
     """Requests in flight fail with an error that says so; a little later all is well again."""
     headers = {"Authorization": f"Bearer {secret}"}

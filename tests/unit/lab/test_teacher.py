@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,33 +54,43 @@ def test_the_untrained_model_has_the_promised_size(tokenizer: PreTrainedTokenize
     assert torch.equal(model.model.embed_tokens.weight, again.model.embed_tokens.weight)
 
 
-@pytest.mark.slow
-def test_a_short_training_learns_and_leaves_an_ordinary_checkpoint(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class ShortTraining:
+    """What one short training wrote, returned and reported."""
+
+    folder: Path
+    record: dict[str, Any]
+    losses: list[float]
+
+
+def short_training(folder: Path, num_threads: int) -> ShortTraining:
     losses: list[float] = []
     record = train_teacher(
-        tmp_path, num_threads=1, report=lambda step: losses.append(step.loss), recipe=SHORT, compiled=False
+        folder, num_threads=num_threads, report=lambda step: losses.append(step.loss), recipe=SHORT, compiled=False
     )
-    assert losses[-1] < losses[0] - 0.5
-    assert json.loads((tmp_path / RECORD).read_text()) == record
-    assert record["num_tokens"] > 10_000
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    return ShortTraining(folder, record, losses)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> ShortTraining:
+    return short_training(tmp_path_factory.mktemp("alone"), num_threads=1)
+
+
+@pytest.mark.slow
+def test_a_short_training_learns_and_leaves_an_ordinary_checkpoint(alone: ShortTraining) -> None:
+    assert alone.losses[-1] < alone.losses[0] - 0.5
+    assert json.loads((alone.folder / RECORD).read_text()) == alone.record
+    assert alone.record["num_tokens"] > 10_000
+    model = AutoModelForCausalLM.from_pretrained(alone.folder)
+    loaded = AutoTokenizer.from_pretrained(alone.folder)
     assert model.dtype == torch.bfloat16
     assert model.config.vocab_size == len(loaded) == 1200
     assert model.generation_config.eos_token_id == loaded.eos_token_id
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_same_losses_as_one(tmp_path: Path) -> None:
-    def losses(num_threads: int) -> list[float]:
-        found: list[float] = []
-        place = tmp_path / str(num_threads)
-        train_teacher(
-            place, num_threads=num_threads, report=lambda s: found.append(s.loss), recipe=SHORT, compiled=False
-        )
-        return found
-
-    assert losses(2) == pytest.approx(losses(1), rel=0.02)
+def test_two_processes_follow_the_same_losses_as_one(alone: ShortTraining, tmp_path: Path) -> None:
+    assert short_training(tmp_path, num_threads=2).losses == pytest.approx(alone.losses, rel=0.02)
 
 
 def test_a_machine_that_is_too_slow_is_told_early() -> None:

@@ -234,6 +234,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     assert grown <= largest_bytes + SLACK_BYTES < model_bytes / 8
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_memory_with_two_gib(tmp_path):
