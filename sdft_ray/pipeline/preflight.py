@@ -14,11 +14,11 @@ from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import check_patchable, family_of, num_blocks_of
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
-from sdft_ray.recipe.arms import Train
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, check_inputs
 from sdft_ray.stages.sources import embedding_source
+from sdft_ray.stages.spec import STAGES, DiskEstimate
 from sdft_ray.store.store import Store
 
 
@@ -152,24 +152,16 @@ def check_disk(
         return
     needed = 64 * 2**20
     for step in (state.step for state in states.values() if state.status != "done"):
-        size, train = sizes.get(step.arm, sizes[""]), recipe.made_by(step.arm).train
-        needed += {
-            "prune": size.weight_bytes,
-            "patch": size.weight_bytes,
-            "merge": size.weight_bytes,
-            "train": _training_bytes(train, size),
-            "correct": _training_bytes(recipe.correction or train, teacher),
-            "generate": generated.total or 0,
-        }.get(step.stage, 0)
+        train = recipe.made_by(step.subject).train
+        estimate = DiskEstimate(sizes.get(step.subject, sizes[""]), train, generated.total or 0)
+        if step.subject == "teacher" and recipe.correction is not None:
+            estimate = DiskEstimate(teacher, recipe.correction, estimate.generated_bytes)
+        needed += STAGES[step.stage].writes(estimate)
     if needed > free:
         raise StoreError(
             f"store {store.url} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed",
             "free some space or choose another disk with --store",
         )
-
-
-def _training_bytes(asked: Train, size: ModelSize) -> int:
-    return 2 * size.weight_bytes + (3 * 4 * size.num_parameters if asked.lora is None else size.weight_bytes // 10)
 
 
 def _runs_code_here(states: Mapping[str, State]) -> bool:

@@ -127,20 +127,8 @@ class Evaluate(Engine):
     sampler: Literal["vllm", "transformers"] = "vllm"
 
 
-_PART_OF = {
-    "patch": "measure",
-    "merge": "prune",
-    "correct": "train",
-    "rate": "speed",
-    "why": "evaluate",
-    "forget": "gap",
-    "likeness": "gap",
-}
-"""Stages that work with the workers of another part."""
-
-
 class Resources(StrictPart):
-    """Workers, accelerators and micro-batches of every stage."""
+    """Workers, accelerators and micro-batches; `stages.spec` says which part a stage works with."""
 
     cpus: int | None = Field(default=None, ge=1)
     """CPUs that a Ray started here may use; None takes all. Ignored when joining a cluster."""
@@ -157,12 +145,6 @@ class Resources(StrictPart):
     evaluate: Evaluate = Evaluate()
     prune: Device = Device(cpus=0.5)
     speed: Device = Device()
-
-    def part(self, stage: str) -> tuple[str, Device] | None:
-        """Name and content of the part that a stage works with; None for stages that need next to nothing."""
-        name = _PART_OF.get(stage, stage)
-        found = getattr(self, name, None)
-        return (name, found) if isinstance(found, Device) else None
 
     @classmethod
     def load(cls, path: str | Path) -> Resources:

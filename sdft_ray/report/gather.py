@@ -37,7 +37,7 @@ from sdft_ray.report.model import (
 )
 from sdft_ray.report.speeds import compared_speeds
 from sdft_ray.report.training import correction, grids, student_manifest
-from sdft_ray.stages.graph import VERSIONS
+from sdft_ray.stages.spec import VERSIONS
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest

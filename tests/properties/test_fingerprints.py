@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from sdft_ray.recipe.arms import Arm, Merge, Objective
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import dump_yaml
-from sdft_ray.stages.graph import VERSIONS, State, Step, resolve, steps
+from sdft_ray.stages.graph import State, Step, resolve, steps
 from sdft_ray.stages.sources import Sources
+from sdft_ray.stages.spec import VERSIONS
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
@@ -313,7 +314,7 @@ def test_cached_signals_tie_a_student_to_their_generation_and_no_other_student(w
     recipe = Recipe.parse(data)
     ids = _identities(recipe, world)
     assert len({ids[f"train:{name}"] for name in arms}) == len(arms)
-    reading = {step.arm for step in steps(recipe) if step.stage == "train" and "generate" in step.inputs}
+    reading = {step.label for step in steps(recipe) if step.stage == "train" and "generate" in step.inputs}
     assert reading == {"cached", "top", "less"}
 
 

@@ -12,7 +12,7 @@ from sdft_ray.errors import DataError, DivergenceError, RecipeError
 from sdft_ray.pipeline.explain import explain
 from sdft_ray.pipeline.preflight import check_rows
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.stages.graph import State, check_inputs, input_addresses, resolve, steps
+from sdft_ray.stages.graph import State, StepName, check_inputs, input_addresses, resolve, steps
 from sdft_ray.stages.sources import Sources
 from sdft_ray.store.fingerprint import canonical_json
 from sdft_ray.store.manifest import Manifest, Usage
@@ -64,12 +64,12 @@ def walked(asked: Recipe, store: Store, losses: dict[str, float | None]) -> dict
         summary: dict[str, Any] = {}
         if state.step.stage == "plan":
             summary = {"plan": {"keep_blocks": [0, 1, 2]}}
-        if state.step.stage == "train" and (loss := losses.get(state.step.arm, 1.0)) is not None:
+        if state.step.stage == "train" and (loss := losses.get(state.step.label, 1.0)) is not None:
             summary = {"held_out_loss": loss}
         elif state.step.stage == "train":
             summary = {"diverged": "training diverged at step 1"}
         if state.step.stage == "choose":
-            found = {role: losses.get(name.partition(":")[2]) for role, name in state.step.inputs.items()}
+            found = {role: losses.get(StepName.parse(name).label) for role, name in state.step.inputs.items()}
             summary = {"chosen": min(found, key=lambda role: (found[role] is None, found[role]))}
         commit(store, state, **summary)
 
