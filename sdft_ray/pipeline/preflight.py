@@ -82,10 +82,10 @@ def planned_sizes(recipe: Recipe, config: dict[str, Any]) -> dict[str, ModelSize
 
 def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
     """The tail that is tuned is no longer than the pruned model. Raises `RecipeError`."""
-    wanted = recipe.train.tail_blocks
+    wanted = recipe.train.train_last_n_layers
     if wanted is not None and wanted > pruned.num_blocks:
         raise RecipeError(
-            f"train.tail_blocks is {wanted} and the pruned model has {pruned.num_blocks} blocks",
+            f"train.train_last_n_layers is {wanted} and the pruned model has {pruned.num_blocks} blocks",
             "lower it, or leave it out to tune every weight",
         )
 
@@ -182,7 +182,7 @@ def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
 
     resolve_template(recipe.generate.template)
     deque(read(recipe.calibration), maxlen=0)
-    fraction = recipe.train.held_out
+    fraction = recipe.train.validation_fraction
     num_rows = num_held_out = 0
     answer_kinds: set[str] = set()
     for table in read(recipe.seed_set):
@@ -196,7 +196,7 @@ def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
         check_sandbox()
     if fraction and not 0 < num_held_out < num_rows:
         raise DataError(
-            f"train.held_out {fraction:g} holds out {num_held_out} of {num_rows} rows",
+            f"train.validation_fraction {fraction:g} holds out {num_held_out} of {num_rows} rows",
             "change it until there are rows on both sides, or take a larger seed set",
         )
     for name, arm in recipe.train.arms.items():
@@ -230,7 +230,7 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
     context = resources.generate.max_model_tokens or config.get("max_position_embeddings", 1 << 30)
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
     around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
-    safe_bytes = min(context - max_tokens, recipe.train.row_tokens) - around
+    safe_bytes = min(context - max_tokens, recipe.train.max_seq_len) - around
     for number, table in enumerate(read(recipe.seed_set)):
         for row in table.to_pylist():
             instruction, reference = row["instruction"], row["reference_response"]
@@ -244,14 +244,14 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
                     f"generate.max_tokens {max_tokens} exceeds the context of {context}",
                     "shorten the row, or lower generate.max_tokens",
                 )
-            if recipe.train.long_rows != "refuse":
+            if recipe.train.long_examples != "refuse":
                 continue
             document = chat.encode(instruction, reference)
-            if len(document.ids) > recipe.train.row_tokens:
+            if len(document.ids) > recipe.train.max_seq_len:
                 raise DataError(
-                    f"row {row['example_id']} has {len(document.ids)} tokens and train.row_tokens is "
-                    f"{recipe.train.row_tokens}",
-                    "raise train.row_tokens, or set train.long_rows to drop or cut_prompt",
+                    f"row {row['example_id']} has {len(document.ids)} tokens and train.max_seq_len is "
+                    f"{recipe.train.max_seq_len}",
+                    "raise train.max_seq_len, or set train.long_examples to drop or truncate_prompt",
                 )
 
 

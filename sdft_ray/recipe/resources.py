@@ -94,7 +94,8 @@ class Train(Device):
     """With `fsdp`: free a block's weights between its forward and backward pass, and gather them twice."""
     reduce_once: bool = True
     """With `fsdp`: sum gradients once a step, for which each worker holds a whole gradient between micro-batches."""
-    micro_batch_rows: int = Field(default=8, ge=1)
+    micro_batch_size: int = Field(default=8, ge=1, serialization_alias="micro_batch_rows")
+    """Packed rows that a worker computes at once."""
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(default=100, ge=1)
     """Optimizer steps between checkpoints. Ray Train takes in one every two seconds (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S;

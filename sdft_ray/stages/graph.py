@@ -24,12 +24,16 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from sdft_ray.errors import DivergenceError
+from sdft_ray.recipe.arms import Objective, Train
 from sdft_ray.recipe.recipe import Recipe, Speed
+from sdft_ray.recipe.yaml_model import canonical, old_names
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.store.fingerprint import canonical_json, fingerprint
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store, address_of
 
+_PRESENT_NAMES = old_names(Train) | old_names(Objective)
+"""First name of a field, as in slices -> its present one, as in recipes."""
 _MEASURED = {"angular_distance", "block_influence", "perplexity"}
 
 
@@ -106,7 +110,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     replicate = _replicate(recipe)
 
     def cut(part: BaseModel, **options: Any) -> dict[str, Any]:
-        return {**part.model_dump(mode="json", exclude_defaults=True, **options), **replicate}
+        return {**canonical(part, **options), **replicate}
 
     tasks = ("tasks",) if recipe.evaluate.include else ()
     seed = cut(recipe.seed_set, exclude={"source", "revision"})
@@ -164,7 +168,7 @@ def _prunings(recipe: Recipe, cut: Cut) -> Iterator[Step]:
         yield from _surgery(part, cut, name, start)
         if number == 0:
             yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
-            selected = {"row_tokens": recipe.train.row_tokens, **_replicate(recipe)}
+            selected = {"row_tokens": recipe.train.max_seq_len, **_replicate(recipe)}
             yield Step("select", selected, {"seed": "seed", "generate": "generate"}, ("teacher",))
             yield from _correction(recipe, cut)
         if name:
@@ -245,7 +249,7 @@ def _correction(recipe: Recipe, cut: Cut) -> Iterator[Step]:
     (trial,) = train.trials.values()
     settings = {**cut(train, exclude={"arms"}), "arm": cut(trial)}
     yield Step("correct", settings, {"data": _DATA[trial.data]}, ("teacher",), "teacher")
-    measured = {**cut(recipe.gap), **({"held_out": train.held_out} if train.held_out else {})}
+    measured = {**cut(recipe.gap), **({"held_out": train.validation_fraction} if train.validation_fraction else {})}
     yield Step("gap", measured, {"corrected": "correct:teacher", "data": "select"}, ("teacher",), "corrected")
 
 
@@ -282,7 +286,7 @@ def _forgetting(recipe: Recipe, cut: Cut, models: dict[str, str]) -> Iterator[St
         return
     elsewhere = {"source", "revision", "max_tokens", "embedding", "embedding_revision"}
     yield Step("texts", cut(part, exclude=elsewhere), sources=("forgetting",))
-    held_out = {"held_out": recipe.train.held_out} if recipe.train.held_out else {}
+    held_out = {"held_out": recipe.train.validation_fraction} if recipe.train.validation_fraction else {}
     asked = {**cut(part, include={"max_tokens"}), "gap": cut(recipe.gap), **held_out}
     for name, step in ({"teacher": ""} | models).items():
         model = {"model": step} if step else {}
@@ -295,7 +299,7 @@ def _forgetting(recipe: Recipe, cut: Cut, models: dict[str, str]) -> Iterator[St
 def removal_step(recipe: Recipe, blocks: Sequence[int]) -> Step:
     """Beside the graph: what the model that the last pruning starts from scores without `blocks`."""
     listed = "+".join(map(str, blocks)) or "nothing"
-    asked = recipe.evaluate.model_dump(mode="json", exclude_defaults=True, exclude={"tuned", "include"})
+    asked = canonical(recipe.evaluate, exclude={"tuned", "include"})
     tasks = ("tasks",) if recipe.evaluate.include else ()
     start = _start_of(recipe, len(recipe.steps))
     return Step("why", {"blocks": list(blocks), "evaluate": asked}, start, ("teacher", *tasks), listed)
@@ -403,5 +407,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _difference(key: str, before: dict[str, Any], after: dict[str, Any]) -> str:
     if key.startswith("inputs."):
         return key.split(".")[1]
-    name = key.removeprefix("recipe.")
+    *parts, field_name = key.removeprefix("recipe.").split(".")
+    name = ".".join([*parts, _PRESENT_NAMES.get(field_name, field_name)])
     return f"{name}: {before.get(key, 'default')} → {after.get(key, 'default')}"

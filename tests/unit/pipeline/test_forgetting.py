@@ -67,7 +67,7 @@ def test_every_model_that_is_evaluated_is_measured(world: Path) -> None:
         "sft": {"data": "reference", "learning_rate": (1e-3, 2e-3)},
         "sdft": {"data": "distilled", "learning_rate": 1e-3},
     }
-    train = {"num_steps": 2, "held_out": 0.3, "arms": arms}
+    train = {"num_steps": 2, "validation_fraction": 0.3, "arms": arms}
     merges = {"both": {"arms": ("sft", "sdft")}}
     asked = recipe(world, {"embedding": str(world / "embedder")}, train=train, merges=merges, patch={})
     found = named(asked)
@@ -183,7 +183,7 @@ def test_rows_of_the_seed_set_are_part_of_the_identity(world: Path, tmp_path: Pa
     plain: dict[str, Any] = {"forgetting": {}}
     assert moved(world, tmp_path, plain, {**plain, "gap": {"num_rows": 3}}) == {"gap"} | FORGETS
     train = recipe_data(world, world / "teacher")["train"]
-    held_out = {**plain, "train": {**train, "held_out": 0.3}}
+    held_out = {**plain, "train": {**train, "validation_fraction": 0.3}}
     assert moved(world, tmp_path, plain, held_out) >= FORGETS
     deeper = moved(world, tmp_path, plain, {**plain, "replicate": 2})
     assert deeper >= FORGETS | {"texts"}
@@ -202,7 +202,7 @@ def test_another_plan_measures_the_teacher_no_second_time(world: Path, tmp_path:
 def test_a_student_that_a_grid_chose_is_measured_once(world: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     embedding = {"embedding": str(world / "embedder")}
-    train = {"num_steps": 2, "held_out": 0.3}
+    train = {"num_steps": 2, "validation_fraction": 0.3}
     arm = {"data": "reference", "learning_rate": (1e-3, 2e-3)}
     states = walked(recipe(world, embedding, train={**train, "arms": {"a": arm}}), store)
     assert input_addresses(states["forget:a"].step, states)["model"] == states["train:a@0.002"].address
