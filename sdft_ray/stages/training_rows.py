@@ -18,6 +18,7 @@ from filelock import FileLock
 from sdft_ray.stages.cached import SignalDocuments, signal_documents
 from sdft_ray.stages.job import Job
 from sdft_ray.store import files
+from sdft_ray.store.atomic import replacing
 
 if TYPE_CHECKING:
     from sdft_ray.data.packing import Document, PackedRows
@@ -50,9 +51,8 @@ def training_rows(job: Job, *, held_out: bool = False) -> TrainingRows:
                 documents, ids, counts = _documents(job, held_out=held_out)
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string())}), _ids(path))
             path.with_suffix(".json").write_text(json.dumps(counts), encoding="utf-8")
-            unfinished = path.with_suffix(".partial")
-            pack(documents, job.recipe.train.max_seq_len).save(unfinished)
-            unfinished.rename(path)  # makes all of them whole
+            with replacing(path) as partial:  # the last of the three: where it is, all are
+                pack(documents, job.recipe.train.max_seq_len).save(partial)
     counts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return TrainingRows(PackedRows.load(path), counts, path)
 
