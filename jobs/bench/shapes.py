@@ -69,7 +69,7 @@ def ways(config: dict[str, Any], num_steps: int) -> dict[str, dict[str, Any]]:
 def recipe_of(lab: Path, name: str, way: dict[str, Any], arms: dict[str, Any], options: argparse.Namespace) -> Recipe:
     base = yaml.safe_load((lab / "quickstart.yaml").read_text(encoding="utf-8"))
     del base["depth"]
-    base["train"] |= {"arms": arms, "held_out": 0.1, "num_steps": way.get("num_steps", options.steps)}
+    base["train"] |= {"arms": arms, "validation_fraction": 0.1, "num_steps": way.get("num_steps", options.steps)}
     if options.limit:
         base["evaluate"]["limit"] = options.limit
     base |= {"name": name, "description": "A way to make the laboratory's teacher smaller", **way["recipe"]}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sdft_ray.data.chat import ChatFormat
 from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError
-from sdft_ray.recipe.arms import LongRows
+from sdft_ray.recipe.arms import LongExamples
 
 
 @dataclass
@@ -21,33 +21,33 @@ class Documents:
 
 
 def training_documents(
-    chat: ChatFormat, conversations: Iterable[tuple[str, str]], row_tokens: int, long_rows: LongRows
+    chat: ChatFormat, conversations: Iterable[tuple[str, str]], row_tokens: int, long_examples: LongExamples
 ) -> Documents:
-    """Encode pairs of instruction and response; `long_rows` says what becomes of one with more than `row_tokens`.
+    """Encode pairs of instruction and response; `long_examples` says what becomes of one with more than `row_tokens`.
 
-    With `cut_prompt` the beginning of the instruction goes, since the question mostly stands at its end; where the
+    With `truncate_prompt` the beginning of the instruction goes, since the question mostly stands at its end; where the
     response alone is too long the conversation is dropped. Raises `DataError` on a long one when they are refused.
     """
     made = Documents()
     for conversation in conversations:
-        add_document(made, chat, conversation, row_tokens, long_rows)
+        add_document(made, chat, conversation, row_tokens, long_examples)
     return made
 
 
 def add_document(
-    made: Documents, chat: ChatFormat, conversation: tuple[str, str], row_tokens: int, long_rows: LongRows
+    made: Documents, chat: ChatFormat, conversation: tuple[str, str], row_tokens: int, long_examples: LongExamples
 ) -> None:
     """One more; see `training_documents`."""
     instruction, response = conversation
     index = len(made.documents)
     document: Document | None = chat.encode(instruction, response)
     if len(document.ids) > row_tokens:
-        if long_rows == "refuse":
+        if long_examples == "refuse":
             raise DataError(
-                f"row {index} has {len(document.ids)} tokens and train.row_tokens is {row_tokens}",
-                "raise train.row_tokens, or set train.long_rows to drop or cut_prompt",
+                f"row {index} has {len(document.ids)} tokens and train.max_seq_len is {row_tokens}",
+                "raise train.max_seq_len, or set train.long_examples to drop or truncate_prompt",
             )
-        document = _cut(chat, instruction, response, row_tokens) if long_rows == "cut_prompt" else None
+        document = _cut(chat, instruction, response, row_tokens) if long_examples == "truncate_prompt" else None
         (made.dropped if document is None else made.cut).append(index)
     made.documents.append(document)
 

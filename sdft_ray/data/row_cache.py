@@ -12,17 +12,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from sdft_ray.errors import StoreError
+from sdft_ray.store.atomic import write_to
 from sdft_ray.store.fingerprint import canonical_json
 
 IDENTITY = "identity.json"
@@ -36,8 +34,6 @@ class RowCache:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self._shards: set[str] = set()
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the cache, or check that it belongs to `identity`. Raises `StoreError` naming the fields that differ."""
@@ -104,17 +100,8 @@ class RowCache:
         return sorted(name for name in names if name.endswith(".parquet"))
 
     def _put(self, name: str, content: bytes) -> None:
-        target = f"{self._root}/{name}"
-        if not self._local:
-            self._fs.pipe_file(target, content)  # object stores show an object when it is whole
-            return
-        folder = target.rsplit("/", 1)[0]
-        if folder not in self._shards:
-            self._fs.makedirs(folder, exist_ok=True)
-            self._shards.add(folder)
-        partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
-        partial.write_bytes(content)
-        partial.replace(target)
+        # Not flushed to disk: a part that a power cut tore shows by the digest in its name.
+        write_to(self._fs, f"{self._root}/{name}", content, sync=False)
 
 
 def _digest(content: bytes) -> str:

@@ -12,8 +12,9 @@ from sdft_ray.models.size import ModelSize, size_of
 from sdft_ray.models.source import read_config, resolve_source
 from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.stages.graph import State, Step, nearest, resolve
+from sdft_ray.stages.graph import State, Step, StepName, nearest, resolve
 from sdft_ray.stages.sources import Sources
+from sdft_ray.stages.spec import STAGES
 from sdft_ray.store.store import Store
 
 
@@ -82,8 +83,10 @@ def _num_seed_rows(recipe: Recipe, seed: State) -> int | None:
 
 def _why(state: State, store: Store) -> str:
     if state.status == "waits":
-        stage, _, arm = state.waits.partition(":")
-        return f"waits for the choice of {arm}'s trial" if stage == "choose" else f"waits for the {state.waits}"
+        waited = StepName.parse(state.waits)
+        if STAGES[waited.stage].output == "choice":
+            return f"waits for the choice of {waited.subject}'s trial"
+        return f"waits for the {state.waits}"
     if state.status == "done":
         assert state.manifest is not None
         made = f"made {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
@@ -102,4 +105,4 @@ def _outcome(step: Step, summary: dict[str, Any]) -> str:
         return "; diverged"
     if "held_out_loss" in summary:
         return f"; held-out loss {summary['held_out_loss']:.3f}"
-    return f"; chose {step.inputs[summary['chosen']]}" if step.stage == "choose" else ""
+    return f"; chose {step.inputs[summary['chosen']]}" if STAGES[step.stage].output == "choice" else ""

@@ -14,11 +14,11 @@ from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import check_patchable, family_of, num_blocks_of
 from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
-from sdft_ray.recipe.arms import Train
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, check_inputs
 from sdft_ray.stages.sources import embedding_source
+from sdft_ray.stages.spec import STAGES, DiskEstimate
 from sdft_ray.store.store import Store
 
 
@@ -82,10 +82,10 @@ def planned_sizes(recipe: Recipe, config: dict[str, Any]) -> dict[str, ModelSize
 
 def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
     """The tail that is tuned is no longer than the pruned model. Raises `RecipeError`."""
-    wanted = recipe.train.tail_blocks
+    wanted = recipe.train.train_last_n_layers
     if wanted is not None and wanted > pruned.num_blocks:
         raise RecipeError(
-            f"train.tail_blocks is {wanted} and the pruned model has {pruned.num_blocks} blocks",
+            f"train.train_last_n_layers is {wanted} and the pruned model has {pruned.num_blocks} blocks",
             "lower it, or leave it out to tune every weight",
         )
 
@@ -152,24 +152,16 @@ def check_disk(
         return
     needed = 64 * 2**20
     for step in (state.step for state in states.values() if state.status != "done"):
-        size, train = sizes.get(step.arm, sizes[""]), recipe.made_by(step.arm).train
-        needed += {
-            "prune": size.weight_bytes,
-            "patch": size.weight_bytes,
-            "merge": size.weight_bytes,
-            "train": _training_bytes(train, size),
-            "correct": _training_bytes(recipe.correction or train, teacher),
-            "generate": generated.total or 0,
-        }.get(step.stage, 0)
+        train = recipe.made_by(step.subject).train
+        estimate = DiskEstimate(sizes.get(step.subject, sizes[""]), train, generated.total or 0)
+        if step.subject == "teacher" and recipe.correction is not None:
+            estimate = DiskEstimate(teacher, recipe.correction, estimate.generated_bytes)
+        needed += STAGES[step.stage].writes(estimate)
     if needed > free:
         raise StoreError(
             f"store {store.url} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed",
             "free some space or choose another disk with --store",
         )
-
-
-def _training_bytes(asked: Train, size: ModelSize) -> int:
-    return 2 * size.weight_bytes + (3 * 4 * size.num_parameters if asked.lora is None else size.weight_bytes // 10)
 
 
 def _runs_code_here(states: Mapping[str, State]) -> bool:
@@ -190,7 +182,7 @@ def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
 
     resolve_template(recipe.generate.template)
     deque(read(recipe.calibration), maxlen=0)
-    fraction = recipe.train.held_out
+    fraction = recipe.train.validation_fraction
     num_rows = num_held_out = 0
     answer_kinds: set[str] = set()
     for table in read(recipe.seed_set):
@@ -204,7 +196,7 @@ def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
         check_sandbox()
     if fraction and not 0 < num_held_out < num_rows:
         raise DataError(
-            f"train.held_out {fraction:g} holds out {num_held_out} of {num_rows} rows",
+            f"train.validation_fraction {fraction:g} holds out {num_held_out} of {num_rows} rows",
             "change it until there are rows on both sides, or take a larger seed set",
         )
     for name, arm in recipe.train.arms.items():
@@ -238,7 +230,7 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
     context = resources.generate.max_model_tokens or config.get("max_position_embeddings", 1 << 30)
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
     around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
-    safe_bytes = min(context - max_tokens, recipe.train.row_tokens) - around
+    safe_bytes = min(context - max_tokens, recipe.train.max_seq_len) - around
     for number, table in enumerate(read(recipe.seed_set)):
         for row in table.to_pylist():
             instruction, reference = row["instruction"], row["reference_response"]
@@ -252,14 +244,14 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
                     f"generate.max_tokens {max_tokens} exceeds the context of {context}",
                     "shorten the row, or lower generate.max_tokens",
                 )
-            if recipe.train.long_rows != "refuse":
+            if recipe.train.long_examples != "refuse":
                 continue
             document = chat.encode(instruction, reference)
-            if len(document.ids) > recipe.train.row_tokens:
+            if len(document.ids) > recipe.train.max_seq_len:
                 raise DataError(
-                    f"row {row['example_id']} has {len(document.ids)} tokens and train.row_tokens is "
-                    f"{recipe.train.row_tokens}",
-                    "raise train.row_tokens, or set train.long_rows to drop or cut_prompt",
+                    f"row {row['example_id']} has {len(document.ids)} tokens and train.max_seq_len is "
+                    f"{recipe.train.max_seq_len}",
+                    "raise train.max_seq_len, or set train.long_examples to drop or truncate_prompt",
                 )
 
 

@@ -37,7 +37,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe.parse(parse_yaml(self.record["recipe"]), origin=f"run {self.name}")
+        return Recipe.parse(parse_yaml(self.record["recipe"]), origin=f"run {self.name}", stored=True)
 
     @property
     def report_path(self) -> Path:

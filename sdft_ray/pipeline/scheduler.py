@@ -20,6 +20,7 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, check_inputs, input_addresses, resolve_step, source_of
 from sdft_ray.stages.sources import Sources
+from sdft_ray.stages.spec import STAGES, demand, workers_of
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
 
@@ -91,7 +92,7 @@ class Walk:
             step=state.step.name,
             address=state.address,
             store_url=self.store.url,
-            recipe=self.recipe.made_by(state.step.arm),
+            recipe=self.recipe.made_by(state.step.subject),
             resources=self.resources,
             teacher=resolve_source(self.recipe.teacher.model, self.recipe.teacher.revision),
             inputs=inputs,
@@ -105,7 +106,7 @@ class Walk:
                 return done
             started = time.monotonic()
             try:
-                made = run_report(job) if state.step.stage == "report" else runner(state.step.stage)(job)
+                made = (runner(state.step.stage) if STAGES[state.step.stage].module else run_report)(job)
             except Exception:
                 done = self.store.manifest(state.address)
                 if done is None:
@@ -120,7 +121,7 @@ class Walk:
     ) -> Manifest:
         from sdft_ray.store.fingerprint import canonical_json
 
-        part = self.resources.part(state.step.stage)
+        workers = workers_of(state.step.stage, self.resources)
         return Manifest(
             step=state.step.name,
             stage=state.step.stage,
@@ -131,7 +132,7 @@ class Walk:
             files=files,
             usage=usage,
             summary=summary,
-            resources=part[1].model_dump(mode="json") if part else {},
+            resources=workers.model_dump(mode="json") if workers else {},
             versions=installed_versions(),
             git_commit=_git_commit(),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -220,11 +221,9 @@ class _Scheduler:
                     self._running[pool.submit(walk.execute, state, self._board)] = walk, state
 
     def _fits(self, state: State) -> bool:
-        from sdft_ray.stages.registry import demand
-
         stages = [other.step.stage for _, other in self._running.values()]
-        if state.step.stage == "generate" and "generate" in stages:
-            return False  # their rows may share a cache, and the pool of one grows over the cluster by itself
+        if STAGES[state.step.stage].one_at_a_time and state.step.stage in stages:
+            return False
         want = demand(state.step.stage, self._resources)
         held = [demand(stage, self._resources) for stage in stages]
         if want.cpus and any(other.alone for other in held):
@@ -241,12 +240,11 @@ class _Scheduler:
         On several nodes that share may lie just where another step has to be, whatever is free elsewhere.
         """
         from sdft_ray.stages.evaluators import dismiss, idle_share
-        from sdft_ray.stages.registry import demand
         from sdft_ray.stages.session import num_nodes
 
-        working = [*states, *(state for _, state in self._running.values())]
-        wanted = [demand(state.step.stage, self._resources) for state in working]
-        others = [want for want, state in zip(wanted, working, strict=True) if state.step.stage != "evaluate"]
+        stages = [state.step.stage for state in (*states, *(state for _, state in self._running.values()))]
+        wanted = [demand(stage, self._resources) for stage in stages]
+        others = [demand(stage, self._resources) for stage in stages if not STAGES[stage].keeps_engines]
         cpus, gpus = idle_share()
         if not cpus or not any(want.cpus for want in others):
             return

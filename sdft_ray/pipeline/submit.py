@@ -7,7 +7,6 @@ import shlex
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from sdft_ray.errors import ResourceError, StoreError
 from sdft_ray.progress import open_view, parse_event
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.graph import steps
+from sdft_ray.store.atomic import replacing
 from sdft_ray.store.store import Store
 
 CARRIED_BYTES = 64 * 2**20
@@ -127,10 +127,8 @@ def carry(recipe: Recipe, folder: Path, store: Store) -> None:
 def _kept(source: Path, store: Store) -> Path:
     target = Path(store.url) / "carried" / store.outside_digest(source)[:16] / source.name
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{source.name}.{uuid.uuid4().hex}.partial")
-        _copy(source, partial)
-        partial.rename(target)
+        with replacing(target) as partial:
+            _copy(source, partial)
     return target
 
 

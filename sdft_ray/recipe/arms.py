@@ -7,9 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.functional_validators import WrapValidator
 
-from sdft_ray.recipe.yaml_model import StrictPart, one_or_several
+from sdft_ray.recipe.yaml_model import StrictPart, one_or_several, renamed_value
 
-LongRows = Literal["refuse", "drop", "cut_prompt"]
+LongExamples = Annotated[
+    Literal["refuse", "drop", "truncate_prompt"], *renamed_value({"cut_prompt": "truncate_prompt"})
+]
 Rate = Annotated[float, Field(gt=0)]
 """A learning rate."""
 Rates = Annotated[Rate | tuple[Rate, ...], WrapValidator(one_or_several)]
@@ -32,10 +34,11 @@ class Objective(StrictPart):
     """What training minimises over response tokens: a sum of terms, each times its weight; weight 0 leaves one out.
 
     The teacher, in the same process, reads what the student reads. `forward_kl: 1, cross_entropy: 0` is the logit
-    distillation of Minitron (arXiv:2407.14679). With cached signals no teacher runs: training reads what generation
-    kept, which is conditioned on the rewriting prompt, so on the reference (context distillation, not Minitron's: see
-    `data/signals.py`). Rows that trained on their reference have no signals: they add cross-entropy alone, and are
-    left out where that has weight 0. An objective reads the teacher in one of the two ways, not in both.
+    distillation of Minitron (arXiv:2407.14679). With `teacher_logits: cached` no teacher runs: training reads the
+    signals that generation kept. They are conditioned on the rewriting prompt, so on the reference (context
+    distillation, not Minitron's: see `data/signals.py`). Rows that trained on their reference have no signals: they
+    add cross-entropy alone, and are left out where that has weight 0. An objective reads the teacher in one of the two
+    ways, not in both.
     """
 
     cross_entropy: float = Field(default=1.0, ge=0)
@@ -57,7 +60,7 @@ class Objective(StrictPart):
     """Of both distributions in all divergences, which are multiplied by its square (arXiv:1503.02531)."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """The teacher's share in the mixture of the Jensen-Shannon divergence."""
-    signals: Literal["online", "cached"] = "online"
+    teacher_logits: Literal["online", "cached"] = Field(default="online", serialization_alias="signals")
     """Where whole distributions of the teacher come from: a teacher beside the student, or `generate.hidden_states`
     through the teacher's output head."""
 
@@ -70,7 +73,7 @@ class Objective(StrictPart):
     @property
     def cached(self) -> dict[str, str]:
         """Terms computed from what generation kept, each with the field of `Generate` that keeps it."""
-        products = {name: "hidden_states" for name in self.divergences if self.signals == "cached"}
+        products = {name: "hidden_states" for name in self.divergences if self.teacher_logits == "cached"}
         return products | ({"top_k_kl": "top_logprobs"} if self.top_k_kl else {})
 
     @property
@@ -81,16 +84,16 @@ class Objective(StrictPart):
     @property
     def terms(self) -> tuple[str, ...]:
         """All terms with weight above 0."""
-        told = ("cross_entropy",) if self.cross_entropy else ()
-        return (*told, *self.divergences, *self.matches)
+        own = ("cross_entropy",) if self.cross_entropy else ()
+        return (*own, *self.divergences, *self.matches)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher runs beside the student."""
-        return bool(self._asked)
+        return bool(self._online)
 
     @property
-    def _asked(self) -> list[str]:
+    def _online(self) -> list[str]:
         return [name for name in (*self.divergences, *self.matches) if name not in self.cached]
 
     @model_validator(mode="after")
@@ -101,11 +104,13 @@ class Objective(StrictPart):
 
     @model_validator(mode="after")
     def _one_way_to_the_teacher(self) -> Self:
-        if self.signals == "cached" and "hidden_states" not in self.cached.values():
-            raise ValueError("signals: cached is for forward_kl, reverse_kl and jensen_shannon; none has a weight")
-        if self.cached and self._asked:
-            told = f"{next(iter(self.cached))} reads cached signals and {self._asked[0]} needs the teacher online"
-            raise ValueError(f"{told}; leave one out" + ("" if self.matches else ", or set signals: cached"))
+        if self.teacher_logits == "cached" and "hidden_states" not in self.cached.values():
+            raise ValueError(
+                "teacher_logits: cached is for forward_kl, reverse_kl and jensen_shannon; none has a weight"
+            )
+        if self.cached and self._online:
+            both = f"{next(iter(self.cached))} reads cached signals and {self._online[0]} needs the teacher online"
+            raise ValueError(f"{both}; leave one out" + ("" if self.matches else ", or set teacher_logits: cached"))
         if self.top_k_kl and self.temperature != 1:
             raise ValueError("top_k_kl is for temperature 1: the mass of the tail at another is not known")
         return self
@@ -116,7 +121,8 @@ class Arm(StrictPart):
 
     data: Literal["reference", "distilled"]
     learning_rate: Rates
-    """A list makes a grid with `seed`: all are trained, and `train.held_out` decides which one is the student."""
+    """A list makes a grid with `seed`: all are trained, and the rows that `train.validation_fraction` holds out decide
+    which one is the student."""
     seed: Seeds = 0
     objective: Objective = Objective()
     num_rows: NumRows = None
@@ -155,18 +161,20 @@ class Train(StrictPart):
     """Recovery training, shared by all arms. One of `num_steps` and `num_epochs`."""
 
     arms: dict[str, Arm] = Field(min_length=1)
-    held_out: float = Field(default=0.0, ge=0, le=0.5)
+    validation_fraction: float = Field(default=0.0, ge=0, le=0.5, serialization_alias="held_out")
     """Share of the rows that no arm is trained on, drawn by their ids; arms with several trials choose by them."""
     lora: Lora | None = None
     """Adapters in place of weights."""
-    tail_blocks: int | None = Field(default=None, ge=0)
-    """Tune the output head, the final norm and so many of the last blocks alone; every weight with neither of both."""
-    row_tokens: int = Field(default=2048, ge=8)
-    """Length of a packed row; a document must fit."""
-    long_rows: LongRows = "refuse"
-    """What becomes of a training row that does not fit: an error before anything starts, left out and counted, or the
-    beginning of its instruction cut off, and counted. An answer is never cut."""
-    rows_per_step: int = Field(default=32, ge=1)
+    train_last_n_layers: int | None = Field(default=None, ge=0, serialization_alias="tail_blocks")
+    """Train only the output head, the final norm and this many of the last decoder blocks; with neither this nor
+    `lora`, all weights are trained."""
+    max_seq_len: int = Field(default=2048, ge=8, serialization_alias="row_tokens")
+    """Tokens of a packed row; an example must fit."""
+    long_examples: LongExamples = Field(default="refuse", serialization_alias="long_rows")
+    """What is done with a training example that does not fit: `refuse` is an error before anything starts, `drop`
+    leaves it out, and `truncate_prompt` cuts off the beginning of its instruction. Both are counted. A response is
+    never cut."""
+    global_batch_size: int = Field(default=32, ge=1, serialization_alias="rows_per_step")
     """Packed rows per optimizer step, over all workers."""
     tokens_per_step: int | None = Field(default=None, ge=8)
     """The same in tokens, padding included: as many whole rows as it holds. Give one of both."""
@@ -176,38 +184,39 @@ class Train(StrictPart):
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, serialization_alias="clip_norm")
+    """Gradients are scaled down to this global L2 norm."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Make the running mean of the weights the student, such as 0.999 for thousands of steps."""
 
     @property
     def step_rows(self) -> int:
         """Packed rows of one optimizer step."""
-        return self.rows_per_step if self.tokens_per_step is None else self.tokens_per_step // self.row_tokens
+        return self.global_batch_size if self.tokens_per_step is None else self.tokens_per_step // self.max_seq_len
 
     @model_validator(mode="after")
     def _one_step_size(self) -> Self:
         if self.tokens_per_step is not None:
-            if self.rows_per_step != type(self).model_fields["rows_per_step"].default:
-                raise ValueError("give one of rows_per_step, tokens_per_step")
-            if self.tokens_per_step < self.row_tokens:
-                raise ValueError(f"tokens_per_step holds no row: row_tokens is {self.row_tokens}")
+            if self.global_batch_size != type(self).model_fields["global_batch_size"].default:
+                raise ValueError("give one of global_batch_size, tokens_per_step")
+            if self.tokens_per_step < self.max_seq_len:
+                raise ValueError(f"tokens_per_step holds no row: max_seq_len is {self.max_seq_len}")
         return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps, num_epochs")
-        if self.lora is not None and self.tail_blocks is not None:
-            raise ValueError("give lora or tail_blocks, not both")
+        if self.lora is not None and self.train_last_n_layers is not None:
+            raise ValueError("give lora or train_last_n_layers, not both")
         bad = [name for name in self.arms if name in {"teacher", "pruned"} or not name.isidentifier()]
         if bad:
             raise ValueError(f"{bad[0]!r} cannot name an arm: use letters, digits and _, not teacher or pruned")
         grids = [name for name, arm in self.arms.items() if len(arm.trials) > 1]
-        if grids and not self.held_out:
+        if grids and not self.validation_fraction:
             raise ValueError(
                 f"arm {grids[0]!r} has several trials and nothing to choose by: "
-                "set train.held_out, the share of rows kept out of training, such as 0.1"
+                "set train.validation_fraction, the share of rows kept out of training, such as 0.1"
             )
         return self
 

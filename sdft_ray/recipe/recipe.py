@@ -18,6 +18,7 @@ from sdft_ray.recipe.arms import Arm, Merge, TeacherCorrection, Train
 from sdft_ray.recipe.pruning import Pruning
 from sdft_ray.recipe.suites import with_suite
 from sdft_ray.recipe.yaml_model import (
+    STORED,
     StrictPart,
     as_frozen,
     describe_validation_error,
@@ -298,7 +299,7 @@ class Recipe(Pruning):
             return None
         arm = Arm(data=asked.data, learning_rate=asked.learning_rate, seed=asked.seed)
         own = {name: getattr(asked, name) for name in ("num_steps", "num_epochs", "lora")}
-        return self.train.model_copy(update={**own, "tail_blocks": None, "arms": {"teacher": arm}})
+        return self.train.model_copy(update={**own, "train_last_n_layers": None, "arms": {"teacher": arm}})
 
     @property
     def prunings(self) -> dict[str, Recipe]:
@@ -382,10 +383,13 @@ class Recipe(Pruning):
         return self
 
     @classmethod
-    def parse(cls, data: Any, *, base: Path | None = None, origin: str = "recipe") -> Recipe:
-        """Validate plain data. Raises `RecipeError` that names the field and, if near, the one meant."""
+    def parse(cls, data: Any, *, base: Path | None = None, origin: str = "recipe", stored: bool = False) -> Recipe:
+        """Validate plain data. Raises `RecipeError` that names the field and, if near, the one meant.
+
+        `stored` is for what an earlier version wrote: old names of fields then give no warning.
+        """
         try:
-            return cls.model_validate(as_frozen(data), context={"base": base})
+            return cls.model_validate(as_frozen(data), context={"base": base, **(STORED if stored else {})})
         except ValidationError as error:
             raise RecipeError(*describe_validation_error(error, cls, origin)) from None
 

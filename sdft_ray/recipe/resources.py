@@ -94,7 +94,8 @@ class Train(Device):
     """With `fsdp`: free a block's weights between its forward and backward pass, and gather them twice."""
     reduce_once: bool = True
     """With `fsdp`: sum gradients once a step, for which each worker holds a whole gradient between micro-batches."""
-    micro_batch_rows: int = Field(default=8, ge=1)
+    micro_batch_size: int = Field(default=8, ge=1, serialization_alias="micro_batch_rows")
+    """Packed rows that a worker computes at once."""
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(default=100, ge=1)
     """Optimizer steps between checkpoints. Ray Train takes in one every two seconds (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S;
@@ -127,20 +128,8 @@ class Evaluate(Engine):
     sampler: Literal["vllm", "transformers"] = "vllm"
 
 
-_PART_OF = {
-    "patch": "measure",
-    "merge": "prune",
-    "correct": "train",
-    "rate": "speed",
-    "why": "evaluate",
-    "forget": "gap",
-    "likeness": "gap",
-}
-"""Stages that work with the workers of another part."""
-
-
 class Resources(StrictPart):
-    """Workers, accelerators and micro-batches of every stage."""
+    """Workers, accelerators and micro-batches; `stages.spec` says which part a stage works with."""
 
     cpus: int | None = Field(default=None, ge=1)
     """CPUs that a Ray started here may use; None takes all. Ignored when joining a cluster."""
@@ -157,12 +146,6 @@ class Resources(StrictPart):
     evaluate: Evaluate = Evaluate()
     prune: Device = Device(cpus=0.5)
     speed: Device = Device()
-
-    def part(self, stage: str) -> tuple[str, Device] | None:
-        """Name and content of the part that a stage works with; None for stages that need next to nothing."""
-        name = _PART_OF.get(stage, stage)
-        found = getattr(self, name, None)
-        return (name, found) if isinstance(found, Device) else None
 
     @classmethod
     def load(cls, path: str | Path) -> Resources:

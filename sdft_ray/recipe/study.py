@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from sdft_ray.errors import RecipeError
 from sdft_ray.recipe.arms import Objective, Rate
 from sdft_ray.recipe.recipe import Place, Recipe
-from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validation_error, read_yaml
+from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validation_error, read_yaml, with_present_names
 
 Changes = dict[str, Any]
 """A part of a recipe that is laid over it, mapping by mapping; paths in it start at the recipe's folder."""
@@ -24,7 +24,7 @@ class StudyArm(StrictPart):
     data: Literal["reference", "distilled"]
     objective: Objective = Objective()
     recipe: Changes = Field(default={})
-    """Such as `{depth: {metric: tail}, train: {tail_blocks: 3}}`."""
+    """Such as `{depth: {metric: tail}, train: {train_last_n_layers: 3}}`."""
 
 
 class Budget(StrictPart):
@@ -151,19 +151,20 @@ def size_of_study(study: Study) -> Size:
 
 
 def _groups(study: Study) -> Iterator[Group]:
-    base = read_yaml(Path(study.recipe), RecipeError)
+    base = _present(read_yaml(Path(study.recipe), RecipeError), study.recipe)
     sets: dict[str, tuple[str, ...]] = {}
     for name, arm in study.arms.items():
         key = repr(arm.recipe)
         sets[key] = (*sets.get(key, ()), name)
     for variant, changes in (study.variants or {"": {}}).items():
-        varied = laid_over(base, changes)
+        varied = laid_over(base, _present(changes, f"study {study.name}"))
         for metric in study.metrics or (None,):
             for blocks in study.remove_blocks or (None,):
                 asked = {"metric": metric, "remove_blocks": blocks}
                 depth = {"depth": {key: value for key, value in asked.items() if value is not None}}
                 for names in sets.values():
-                    data = laid_over(laid_over(varied, depth), study.arms[names[0]].recipe)
+                    own = _present(study.arms[names[0]].recipe, f"study {study.name}")
+                    data = laid_over(laid_over(varied, depth), own)
                     found = data.get("depth", {})
                     if not isinstance(found.get("remove_blocks"), int):
                         raise RecipeError(
@@ -172,6 +173,15 @@ def _groups(study: Study) -> Iterator[Group]:
                         )
                     metric_used = found.get("metric", "angular_distance")
                     yield Group(variant, metric_used, found["remove_blocks"], names, data, study.recipe)
+
+
+def _present(data: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """A recipe, or changes to one, by present names, so that one laid over the other replaces a field whatever it is
+    called. Raises `RecipeError`."""
+    try:
+        return with_present_names(Recipe, data)
+    except ValueError as reason:
+        raise RecipeError(f"{origin}: {reason}", "correct that") from None
 
 
 def rate_recipe(study: Study, group: Group) -> Recipe:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    SerializationInfo,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 
 from sdft_ray.errors import UserError
 
@@ -76,10 +87,103 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
+class RenamedFieldWarning(FutureWarning):
+    """A file uses the old name of a field or value. It is read as before; identity does not change."""
+
+
 class StrictPart(BaseModel):
-    """Base of every part of a recipe or of resources: no unknown fields, no coercion, no change after construction."""
+    """Base of every part of a recipe or of resources: no unknown fields, no coercion, no change after construction.
+
+    A field that was renamed keeps its old name as `serialization_alias`: input may use it, with a warning, and
+    `canonical`, which identity is computed from, writes nothing else.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, data: Any, info: ValidationInfo) -> Any:
+        return _renamed(cls, data, silent=_is_stored(info.context)) if isinstance(data, dict) else data
+
+
+STORED = {"stored": True}
+"""Validation context for what an earlier version wrote: old names are read without a warning."""
+
+
+def canonical(part: BaseModel, **options: Any) -> dict[str, Any]:
+    """Plain data of a part as identity wants it: without defaults, renamed fields and values by their first name.
+
+    `options` are those of `model_dump`, with the present names of fields.
+    """
+    return part.model_dump(mode="json", exclude_defaults=True, by_alias=True, **options)
+
+
+def old_name(model: type[BaseModel], field: str) -> str:
+    """What identity calls a field: its first name."""
+    return model.model_fields[field].serialization_alias or field
+
+
+def with_present_names(model: type[BaseModel], data: Any) -> Any:
+    """Plain data of a model, not validated, with old names of fields replaced at every depth.
+
+    Raises `ValueError` where both names of a field are given.
+    """
+    if isinstance(data, list | tuple):
+        return tuple(with_present_names(model, item) for item in data)
+    if not isinstance(data, dict):
+        return data
+    if not set(data) & {*model.model_fields, *old_names(model)}:  # names of the user's, such as those of arms
+        return {name: with_present_names(model, value) for name, value in data.items()}
+    renamed = _renamed(model, data, silent=False)
+    inner = {name: _inner_model(field.annotation) for name, field in model.model_fields.items()}
+    return {
+        name: value if (part := inner.get(name)) is None else with_present_names(part, value)
+        for name, value in renamed.items()
+    }
+
+
+def renamed_value(values: dict[str, str]) -> tuple[BeforeValidator, PlainSerializer]:
+    """Annotations for a field with renamed values (old -> present), to the same ends as `StrictPart`'s for names."""
+    first_names = {present: old for old, present in values.items()}
+
+    def accept(value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str) or value not in values:
+            return value
+        if not _is_stored(info.context):
+            _warn(f"the value {value} of {info.field_name}", values[value])
+        return values[value]
+
+    def write(value: Any, info: SerializationInfo) -> Any:
+        return first_names.get(value, value) if info.by_alias else value
+
+    return BeforeValidator(accept), PlainSerializer(write)
+
+
+def _is_stored(context: Any) -> bool:
+    return bool((context or {}).get("stored"))
+
+
+def old_names(model: type[BaseModel]) -> dict[str, str]:
+    """Old name of a field -> the present one."""
+    fields = model.model_fields.items()
+    return {field.serialization_alias: name for name, field in fields if field.serialization_alias}
+
+
+def _renamed(model: type[BaseModel], data: dict[str, Any], *, silent: bool) -> dict[str, Any]:
+    """The fields of one part by their present names. Raises `ValueError` where both names of a field are given."""
+    present = old_names(model)
+    part = model.__name__.lower()
+    for old in present.keys() & data.keys():
+        if present[old] in data:
+            raise ValueError(f"{old} is the old name of {present[old]}: give {present[old]} alone")
+        if not silent:
+            _warn(f"{part}.{old}", f"{part}.{present[old]}")
+    return {present.get(name, name): value for name, value in data.items()}
+
+
+def _warn(old: str, present: str) -> None:
+    """Python shows equal warnings of one place once."""
+    warnings.warn(f"{old} is called {present} now; the old name still works", RenamedFieldWarning, stacklevel=1)
 
 
 def as_frozen(data: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sdft_ray.errors import StoreError, UserError
 from sdft_ray.release.piece import CHUNK_BYTES, Piece, Watch, is_visible
+from sdft_ray.store.atomic import replacing
 from sdft_ray.store.urls import without_secrets
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -84,23 +84,17 @@ class Folder:
 
     def _write(self, piece: Piece, watch: Watch) -> None:
         target = Path(self._path(piece.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".sdft-{piece.sha256[:12]}.partial")  # a push that was killed is gone over
-        digest, done = hashlib.sha256(), 0
-        try:
+        digest, num_bytes = hashlib.sha256(), 0
+        # Pushes of one file share the temporary name: the next one writes over what a killed push has left.
+        with replacing(target, partial=f".sdft-{piece.sha256[:12]}.partial") as partial:
             with partial.open("wb") as out:
                 for chunk in piece.chunks():
                     out.write(chunk)
                     digest.update(chunk)
-                    done += len(chunk)
-                    watch(piece.name, done)
-                out.flush()
-                os.fsync(out.fileno())
+                    num_bytes += len(chunk)
+                    watch(piece.name, num_bytes)
             if digest.hexdigest() != piece.sha256:
                 raise StoreError(f"{piece.name} changed while it was sent", "sdft verify, then push again")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _upload(self, piece: Piece, watch: Watch) -> None:
         path = self._path(piece.name)

@@ -194,10 +194,10 @@ def _settings_words(train: Train, summary: Mapping[str, Any]) -> str:
     part = "all weights were tuned"
     if train.lora is not None:
         part = f"LoRA of rank {train.lora.rank}, folded into the weights"
-    elif train.tail_blocks is not None:
-        part = f"the output head and the last {train.tail_blocks} blocks were tuned"
+    elif train.train_last_n_layers is not None:
+        part = f"the output head and the last {train.train_last_n_layers} blocks were tuned"
     how = f"{_OPTIMIZERS.get(train.optimizer, train.optimizer)} with a {train.schedule} schedule"
-    return f"{length} of {train.step_rows:,} packed rows of {train.row_tokens:,} tokens{seen}; {how}; {part}."
+    return f"{length} of {train.step_rows:,} packed rows of {train.max_seq_len:,} tokens{seen}; {how}; {part}."
 
 
 @dataclass(frozen=True)

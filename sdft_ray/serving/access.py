@@ -24,6 +24,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from sdft_ray.errors import ServeError
 from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validation_error, dump_yaml, parse_yaml
 from sdft_ray.serving.settings import Access
+from sdft_ray.store.atomic import write_file
 
 log = logging.getLogger(__name__)
 
@@ -198,11 +199,7 @@ def remove_key(path: Path, name: str) -> None:
 def _write(path: Path, keys: tuple[Key, ...]) -> None:
     """Whole or not at all, readable by its owner alone."""
     plain = [key.model_dump(mode="json", exclude_none=True) for key in keys]
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(dump_yaml({"keys": plain}))
-    beside.replace(path)
+    write_file(path, dump_yaml({"keys": plain}), mode=0o600)
 
 
 def key_ring(access: Access) -> KeyRing:

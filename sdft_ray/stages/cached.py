@@ -107,14 +107,14 @@ def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
         if row["example_id"] not in chosen:
             continue
         example_ids.append(row["example_id"])
-        document, why = _sampled_document(chat, row, sample, asked.row_tokens)
+        document, why = _sampled_document(chat, row, sample, asked.max_seq_len)
         if sample is not None and document is not None:
             samples[row["example_id"], sample["sample_index"]] = len(made.documents)
             made.documents.append(document)
             continue
         without[why] += 1
         if _objective(job).cross_entropy:
-            add_document(made, chat, (row["instruction"], row["response"]), asked.row_tokens, asked.long_rows)
+            add_document(made, chat, (row["instruction"], row["response"]), asked.max_seq_len, asked.long_examples)
         else:
             made.documents.append(None)
     left_out = 0 if _objective(job).cross_entropy else without.total()
@@ -128,7 +128,7 @@ def _trained_on(job: Job) -> frozenset[str]:
     from sdft_ray.data.subset import nested_subset
 
     ids = pq.read_table(job.input("data") / files.DISTILLED, columns=["example_id"])["example_id"].to_pylist()
-    left = [name for name in ids if not is_held_out(name, job.recipe.train.held_out)]
+    left = [name for name in ids if not is_held_out(name, job.recipe.train.validation_fraction)]
     return frozenset(left) if job.trial.num_rows is None else nested_subset(left, job.trial.num_rows)
 
 

@@ -23,8 +23,8 @@ from sdft_ray.errors import EvaluationError
 from sdft_ray.generation.sampler import EngineError
 from sdft_ray.recipe.resources import Evaluate
 from sdft_ray.stages.job import Job, remote_options, rss_bytes
-from sdft_ray.stages.registry import HARNESS_CPUS
 from sdft_ray.stages.samplers import local_sampler, prepare_process
+from sdft_ray.stages.spec import HARNESS_CPUS
 
 if TYPE_CHECKING:
     from sdft_ray.evaluation.questions import Answer, Question

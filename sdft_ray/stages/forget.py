@@ -39,7 +39,7 @@ def _forget(job: Job) -> Made:
         figures = {text: mean_nll(list(rows.values())) for text, rows in found.items()}
         made.summary = {
             "num_kept": num_kept,
-            "held_out": job.recipe.train.held_out > 0,
+            "held_out": job.recipe.train.validation_fraction > 0,
             "num_rows": {text: len(rows) for text, rows in found.items()},
             "num_tokens": {text: sum(row.num_tokens for row in rows.values()) for text, rows in found.items()},
             "nll": {text: {"value": mean.value, "stderr": mean.stderr} for text, mean in figures.items()},

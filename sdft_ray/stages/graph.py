@@ -19,61 +19,72 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from sdft_ray.errors import DivergenceError
+from sdft_ray.recipe.arms import Objective, Train
 from sdft_ray.recipe.recipe import Recipe, Speed
+from sdft_ray.recipe.yaml_model import canonical, old_names
+from sdft_ray.stages.spec import STAGES
 from sdft_ray.store.fingerprint import canonical_json, fingerprint
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store, address_of
 
-VERSIONS = {
-    "seed": 2,
-    "calibration": 2,
-    "rate": 1,
-    "measure": 2,
-    "plan": 1,
-    "prune": 1,
-    "patch": 1,
-    "generate": 2,
-    "select": 2,
-    "gap": 2,
-    "correct": 2,
-    "train": 2,
-    "choose": 1,
-    "merge": 1,
-    "evaluate": 3,
-    "texts": 1,
-    "forget": 1,
-    "likeness": 1,
-    "speed": 2,
-    "why": 2,
-    "report": 2,
-}
-"""Raise a number when the stage's output changes for the same recipe."""
-
+_PRESENT_NAMES = old_names(Train) | old_names(Objective)
+"""First name of a field, as in slices -> its present one, as in recipes."""
 _MEASURED = {"angular_distance", "block_influence", "perplexity"}
+
+
+class StepName(NamedTuple):
+    """Name of a step in its parts: `STAGE`, `STAGE:SUBJECT` or `STAGE:SUBJECT@TRIAL`, such as `train:kd@0.001#0`."""
+
+    stage: str
+    subject: str = ""
+    """The arm, model or pruning that the step is about; "" where a recipe has one such step."""
+    trial: str = ""
+    """`RATE` or `RATE#SEED`, where an arm has several trainings."""
+
+    @classmethod
+    def parse(cls, name: str) -> StepName:
+        stage, _, label = name.partition(":")
+        return cls(stage, *label.split("@", 1))
+
+    @property
+    def label(self) -> str:
+        """`SUBJECT@TRIAL`, without what is empty: what a recipe calls the arm, trial, model or pruning."""
+        return f"{self.subject}@{self.trial}" if self.trial else self.subject
+
+    def __str__(self) -> str:
+        return f"{self.stage}:{self.label}" if self.subject else self.stage
 
 
 @dataclass(frozen=True)
 class Step:
-    """One node. `inputs` maps a role to the name of another step; `sources` names outside content."""
+    """One node of the graph: a stage, applied to a subject.
 
-    name: str
+    `slice` is what identity takes from the recipe, and all that the stage gets of it. `inputs` maps a role to the name
+    of another step; `sources` names content from outside the store. `subject` and `trial` are those of `StepName`.
+    """
+
+    stage: str
     slice: dict[str, Any]
     inputs: dict[str, str] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+    subject: str = ""
+    trial: str = ""
+    must_be_patchable: bool = False
+    """Of a plan: refuse one whose cuts no patch can stand in for. It decides whether there is an output, not which."""
 
     @property
-    def stage(self) -> str:
-        return self.name.partition(":")[0]
+    def label(self) -> str:
+        """See `StepName.label`."""
+        return StepName(self.stage, self.subject, self.trial).label
 
     @property
-    def arm(self) -> str:
-        """What the step is about, after the colon: an arm, or a model."""
-        return self.name.partition(":")[2]
+    def name(self) -> str:
+        return str(StepName(self.stage, self.subject, self.trial))
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     replicate = _replicate(recipe)
 
     def cut(part: BaseModel, **options: Any) -> dict[str, Any]:
-        return {**part.model_dump(mode="json", exclude_defaults=True, **options), **replicate}
+        return {**canonical(part, **options), **replicate}
 
     tasks = ("tasks",) if recipe.evaluate.include else ()
     seed = cut(recipe.seed_set, exclude={"source", "revision"})
@@ -123,13 +134,13 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     for name, (merge, t) in recipe.merged.items():
         first, second = merge.arms
         arms = {"first": student[first], "second": student[second]}
-        yield Step(f"merge:{name}", {"kind": merge.kind, "t": t, **replicate}, arms)
+        yield Step("merge", {"kind": merge.kind, "t": t, **replicate}, arms, subject=name)
     patched = {"patched": "patch"} if recipe.patch else {}
     models = {"pruned": "prune", **patched, **student, **{name: f"merge:{name}" for name in recipe.merged}}
     asked = cut(recipe.evaluate, exclude={"tuned", "include"})
-    yield Step("evaluate:teacher", asked, {}, ("teacher", *tasks))
-    for name, made in models.items():
-        yield Step(f"evaluate:{name}", asked, {"model": made}, ("teacher", *tasks))
+    yield Step("evaluate", asked, {}, ("teacher", *tasks), subject="teacher")
+    for name, step in models.items():
+        yield Step("evaluate", asked, {"model": step}, ("teacher", *tasks), subject=name)
     yield from _forgetting(recipe, cut, models)
     yield Step("speed", cut(recipe.speed), {"pruned": "prune"}, ("teacher",))
     shown = {
@@ -153,15 +164,15 @@ def _prunings(recipe: Recipe, cut: Cut) -> Iterator[Step]:
     The teacher's own words and its correction, which recovery may want, are made in between: they wait for no pruning.
     """
     for number, (name, part) in enumerate(recipe.prunings.items()):
-        about, start = f":{name}" if name else "", _start_of(recipe, number)
-        yield from _surgery(part, cut, about, start)
+        start = _start_of(recipe, number)
+        yield from _surgery(part, cut, name, start)
         if number == 0:
             yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
-            selected = {"row_tokens": recipe.train.row_tokens, **_replicate(recipe)}
+            selected = {"row_tokens": recipe.train.max_seq_len, **_replicate(recipe)}
             yield Step("select", selected, {"seed": "seed", "generate": "generate"}, ("teacher",))
             yield from _correction(recipe, cut)
         if name:
-            yield from _training(part, cut, about, start)
+            yield from _training(part, cut, name, start)
 
 
 def _start_of(recipe: Recipe, number: int) -> dict[str, str]:
@@ -173,8 +184,12 @@ def _replicate(recipe: Recipe) -> dict[str, int]:
     return {} if recipe.replicate == 1 else {"replicate": recipe.replicate}
 
 
-def _surgery(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> Iterator[Step]:
-    """From the model that pruning starts from to a smaller one; steps are named after what they are `about`."""
+def _surgery(recipe: Recipe, cut: Cut, subject: str, start: dict[str, str]) -> Iterator[Step]:
+    """From the model that pruning starts from to a smaller one; `subject` is the pruning's name, "" for the last."""
+
+    def named(stage: str) -> str:
+        return str(StepName(stage, subject))
+
     teacher = () if start else ("teacher",)
     sizes = _sizes_asked(recipe, cut)
     # Whoever prunes width wants the activity of channels, whichever of them then go.
@@ -182,23 +197,31 @@ def _surgery(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> Ite
     rated = {}
     if recipe.target and recipe.target.is_measured:
         asked = {**sizes, "depth": cut(recipe.depth), "speed": _rated(recipe, cut)}
-        yield Step(f"rate{about}", asked, dict(start), teacher)
-        rated = {"rate": f"rate{about}"}
+        yield Step("rate", asked, dict(start), teacher, subject)
+        rated = {"rate": named("rate")}
     dropped = {} if recipe.depth.metric != "perplexity" else {"drops": {**sizes, "depth": cut(recipe.depth)}}
     yield Step(
-        f"measure{about}",
+        "measure",
         {"max_tokens": recipe.calibration.max_tokens, **watched, **dropped, **_replicate(recipe)},
         {"calibration": "calibration", **start, **(rated if dropped else {})},
         teacher,
+        subject,
     )
-    measured = {"measure": f"measure{about}"} if recipe.depth.metric in _MEASURED or recipe.width else {}
-    yield Step(f"plan{about}", {**cut(recipe.depth), **sizes}, {**measured, **start, **rated}, teacher)
-    plan = {"plan": f"plan{about}"}
-    yield Step(f"prune{about}", _replicate(recipe), {**plan, **start}, teacher)
+    measured = {"measure": named("measure")} if recipe.depth.metric in _MEASURED or recipe.width else {}
+    yield Step(
+        "plan",
+        {**cut(recipe.depth), **sizes},
+        {**measured, **start, **rated},
+        teacher,
+        subject,
+        must_be_patchable=recipe.patch is not None,
+    )
+    plan = {"plan": named("plan")}
+    yield Step("prune", _replicate(recipe), {**plan, **start}, teacher, subject)
     if recipe.patch:
         asked = {**cut(recipe.patch), "max_tokens": recipe.calibration.max_tokens}
-        inputs = {**plan, **start, "pruned": f"prune{about}", "calibration": "calibration"}
-        yield Step(f"patch{about}", asked, inputs, teacher)
+        inputs = {**plan, **start, "pruned": named("prune"), "calibration": "calibration"}
+        yield Step("patch", asked, inputs, teacher, subject)
 
 
 def _sizes_asked(recipe: Recipe, cut: Cut) -> dict[str, Any]:
@@ -225,21 +248,21 @@ def _correction(recipe: Recipe, cut: Cut) -> Iterator[Step]:
         return
     (trial,) = train.trials.values()
     settings = {**cut(train, exclude={"arms"}), "arm": cut(trial)}
-    yield Step("correct:teacher", settings, {"data": _DATA[trial.data]}, ("teacher",))
-    measured = {**cut(recipe.gap), **({"held_out": train.held_out} if train.held_out else {})}
-    yield Step("gap:corrected", measured, {"corrected": "correct:teacher", "data": "select"}, ("teacher",))
+    yield Step("correct", settings, {"data": _DATA[trial.data]}, ("teacher",), "teacher")
+    measured = {**cut(recipe.gap), **({"held_out": train.validation_fraction} if train.validation_fraction else {})}
+    yield Step("gap", measured, {"corrected": "correct:teacher", "data": "select"}, ("teacher",), "corrected")
 
 
-def _training(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> Iterator[Step]:
-    """All trials of all arms, and the choice where an arm has several; `about` and `start` as in `_surgery`."""
+def _training(recipe: Recipe, cut: Cut, pruning: str, start: dict[str, str]) -> Iterator[Step]:
+    """All trials of all arms, and the choice where an arm has several; `pruning` and `start` as in `_surgery`."""
     train = recipe.train
-    pruned = f"patch{about}" if recipe.patch else f"prune{about}"
-    for arm in train.arms:
-        trials = train.trials_of(arm)
-        for name, trial in trials.items():
+    pruned = str(StepName("patch" if recipe.patch else "prune", pruning))
+    for arm, grid in train.arms.items():
+        names = []
+        for label, trial in grid.trials.items():
             inputs = {"pruned": pruned, "data": _DATA[trial.data]}
             if trial.objective.matches:
-                inputs["plan"] = f"plan{about}"  # which block of the teacher each of the student's stands for
+                inputs["plan"] = str(StepName("plan", pruning))  # the teacher's block behind each of the student's
             if trial.objective.cached:
                 inputs["generate"] = "generate"  # what the teacher thought of each token
             if trial.objective.needs_teacher and start and recipe.distil_from == "previous":
@@ -247,11 +270,13 @@ def _training(recipe: Recipe, cut: Cut, about: str, start: dict[str, str]) -> It
             elif trial.objective.needs_teacher and recipe.teacher_correction is not None:
                 inputs["online_teacher"] = "correct:teacher"
             settings = {**cut(train, exclude={"arms"}), "arm": cut(trial)}
-            yield Step(f"train:{name}", settings, inputs, ("teacher",))
-        if len(trials) > 1:
-            roles = {f"trial_{i}": f"train:{name}" for i, name in enumerate(trials, 1)}
-            asked = [{"learning_rate": trial.learning_rate, "seed": trial.seed} for trial in trials.values()]
-            yield Step(f"choose:{arm}", {"trials": asked}, roles)
+            step = Step("train", settings, inputs, ("teacher",), arm, label if len(grid.trials) > 1 else "")
+            names.append(step.name)
+            yield step
+        if len(names) > 1:
+            roles = {f"trial_{i}": name for i, name in enumerate(names, 1)}
+            asked = [{"learning_rate": trial.learning_rate, "seed": trial.seed} for trial in grid.trials.values()]
+            yield Step("choose", {"trials": asked}, roles, subject=arm)
 
 
 def _forgetting(recipe: Recipe, cut: Cut, models: dict[str, str]) -> Iterator[Step]:
@@ -261,23 +286,23 @@ def _forgetting(recipe: Recipe, cut: Cut, models: dict[str, str]) -> Iterator[St
         return
     elsewhere = {"source", "revision", "max_tokens", "embedding", "embedding_revision"}
     yield Step("texts", cut(part, exclude=elsewhere), sources=("forgetting",))
-    held_out = {"held_out": recipe.train.held_out} if recipe.train.held_out else {}
+    held_out = {"held_out": recipe.train.validation_fraction} if recipe.train.validation_fraction else {}
     asked = {**cut(part, include={"max_tokens"}), "gap": cut(recipe.gap), **held_out}
-    for name, made in ({"teacher": ""} | models).items():
-        model = {"model": made} if made else {}
-        yield Step(f"forget:{name}", asked, {**model, "texts": "texts", "data": "select"}, ("teacher",))
+    for name, step in ({"teacher": ""} | models).items():
+        model = {"model": step} if step else {}
+        yield Step("forget", asked, {**model, "texts": "texts", "data": "select"}, ("teacher",), name)
     for name in models if part.embedding else ():
         answers = {"teacher_answers": "evaluate:teacher", "answers": f"evaluate:{name}"}
-        yield Step(f"likeness:{name}", _replicate(recipe), answers, ("embedding",))
+        yield Step("likeness", _replicate(recipe), answers, ("embedding",), name)
 
 
 def removal_step(recipe: Recipe, blocks: Sequence[int]) -> Step:
     """Beside the graph: what the model that the last pruning starts from scores without `blocks`."""
     listed = "+".join(map(str, blocks)) or "nothing"
-    asked = recipe.evaluate.model_dump(mode="json", exclude_defaults=True, exclude={"tuned", "include"})
+    asked = canonical(recipe.evaluate, exclude={"tuned", "include"})
     tasks = ("tasks",) if recipe.evaluate.include else ()
     start = _start_of(recipe, len(recipe.steps))
-    return Step(f"why:{listed}", {"blocks": list(blocks), "evaluate": asked}, start, ("teacher", *tasks))
+    return Step("why", {"blocks": list(blocks), "evaluate": asked}, start, ("teacher", *tasks), listed)
 
 
 IdentityOf = Callable[[str], Any]
@@ -300,8 +325,7 @@ def resolve_step(step: Step, states: dict[str, State], identity_of: IdentityOf, 
         if identity is None:
             return State(step, "waits", waits=states[name].waits or name)
         roles[role] = identity
-    version = VERSIONS[step.stage]
-    identity = {"stage": step.stage, "version": version, "recipe": step.slice, "inputs": roles}
+    identity = {"stage": step.stage, "version": STAGES[step.stage].version, "recipe": step.slice, "inputs": roles}
     digest = fingerprint(identity)
     address = address_of(step.stage, digest)
     manifest = store.manifest(address)
@@ -311,7 +335,7 @@ def resolve_step(step: Step, states: dict[str, State], identity_of: IdentityOf, 
 def source_of(name: str, states: dict[str, State]) -> State:
     """The step whose artifact is the output of step `name`: itself, or the trial that a choice has chosen."""
     state = states[name]
-    if state.step.stage != "choose" or state.manifest is None:
+    if STAGES[state.step.stage].output != "choice" or state.manifest is None:
         return state
     return states[state.step.inputs[state.manifest.summary["chosen"]]]
 
@@ -324,16 +348,19 @@ def output_identity(name: str, states: dict[str, State]) -> Any:
     state = source_of(name, states)
     if state.status == "waits":
         return None
-    if state.step.stage == "plan":
-        return {"plan": state.manifest.summary["plan"]} if state.manifest else None
-    if state.step.stage == "choose":
-        return None
-    return {"artifact": state.fingerprint}
+    stage = state.step.stage
+    match STAGES[stage].output:
+        case "value":
+            return {stage: state.manifest.summary[stage]} if state.manifest else None
+        case "choice":
+            return None
+        case _:
+            return {"artifact": state.fingerprint}
 
 
 def input_addresses(step: Step, states: dict[str, State]) -> dict[str, str]:
-    """Role -> where it lies. The report reads what a choice says, all others what it chose."""
-    if step.stage == "report":
+    """Role -> address: of a choice, where stages that read summaries read its own, and all others what it chose."""
+    if STAGES[step.stage].reads_summaries:
         return {role: states[name].address for role, name in step.inputs.items()}
     return {role: source_of(name, states).address for role, name in step.inputs.items()}
 
@@ -341,9 +368,9 @@ def input_addresses(step: Step, states: dict[str, State]) -> dict[str, str]:
 def check_inputs(step: Step, states: dict[str, State]) -> None:
     """Raises `DivergenceError` where `step` wants the model of a trial that diverged, which has none.
 
-    Choices and the report take such trials as they are.
+    Stages that read summaries take such trials as they are.
     """
-    if step.stage in {"choose", "report"}:
+    if STAGES[step.stage].reads_summaries:
         return
     for name in step.inputs.values():
         source = source_of(name, states)
@@ -380,5 +407,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _difference(key: str, before: dict[str, Any], after: dict[str, Any]) -> str:
     if key.startswith("inputs."):
         return key.split(".")[1]
-    name = key.removeprefix("recipe.")
+    *parts, field_name = key.removeprefix("recipe.").split(".")
+    name = ".".join([*parts, _PRESENT_NAMES.get(field_name, field_name)])
     return f"{name}: {before.get(key, 'default')} → {after.get(key, 'default')}"

@@ -21,7 +21,7 @@ from sdft_ray.store import files
 
 
 def run(job: Job) -> Made:
-    """One task that has the cluster's CPUs to itself: see `registry.demand`."""
+    """One task that has the cluster's CPUs to itself: see `StageSpec.runs_alone`."""
     return ray.get(ray.remote(_rate).options(**remote_options(job.resources.speed), max_retries=3).remote(job))
 
 

@@ -30,8 +30,8 @@ def kept_rows(job: Job, *, held_out: bool) -> tuple[int, list[dict[str, Any]]]:
 
     columns = ["example_id", "instruction", *TEXTS.values()]
     kept = pq.read_table(job.input("data") / files.DISTILLED, columns=columns, filters=[("source", "=", "distilled")])
-    if held_out and job.recipe.train.held_out:
-        kept = kept.filter(pa.array(held_out_mask(kept, job.recipe.train.held_out)))
+    if held_out and job.recipe.train.validation_fraction:
+        kept = kept.filter(pa.array(held_out_mask(kept, job.recipe.train.validation_fraction)))
     chosen = pa.array(spread(kept.num_rows, job.recipe.gap.num_rows), pa.int64())
     return kept.num_rows, kept.take(chosen).to_pylist()
 

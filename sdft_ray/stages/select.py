@@ -113,7 +113,7 @@ def _fitting(job: Job) -> Callable[[str, str], bool]:
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
 
     chat = ChatFormat(load_tokenizer(job.model("teacher")))
-    room = job.recipe.train.row_tokens
+    room = job.recipe.train.max_seq_len
     safe_bytes = room - chat.frame_tokens
 
     def fits(instruction: str, response: str) -> bool:

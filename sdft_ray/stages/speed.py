@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(job: Job) -> Made:
-    """One task that has the cluster's CPUs to itself: see `registry.demand`."""
+    """One task that has the cluster's CPUs to itself: see `StageSpec.runs_alone`."""
     return ray.get(ray.remote(_speed).options(**remote_options(job.resources.speed), max_retries=3).remote(job))
 
 

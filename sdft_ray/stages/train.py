@@ -177,14 +177,14 @@ def _held_out(job: Job, model: Any, parallel: Parallel, *, is_first: bool) -> di
 
     settings = job.resources.train
     sharded = settings.strategy == "fsdp"
-    if not job.recipe.train.held_out or (sharded and not is_first):
+    if not job.recipe.train.validation_fraction or (sharded and not is_first):
         return {}
     rows = training_rows(job, held_out=True).rows
     loss = held_out_loss(
         model,
         rows,
         parallel=Single() if sharded else parallel,
-        micro_batch_rows=settings.micro_batch_rows,
+        micro_batch_rows=settings.micro_batch_size,
         precision=settings.precision,
     )
     num_rows = int(rows.document_ids_NT.max()) + 1
@@ -233,10 +233,10 @@ def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:
 
 def _tuned(model: Any, asked: Train, seed: int) -> Any:
     """The model with what the recipe tunes left trainable: adapters, its tail, or everything."""
-    if asked.tail_blocks is not None:
+    if asked.train_last_n_layers is not None:
         from sdft_ray.training.tail import tune_tail
 
-        return tune_tail(model, asked.tail_blocks)
+        return tune_tail(model, asked.train_last_n_layers)
     if asked.lora is None:
         return model
     from sdft_ray.models.families import family_of

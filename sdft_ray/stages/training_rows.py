@@ -18,6 +18,7 @@ from filelock import FileLock
 from sdft_ray.stages.cached import SignalDocuments, signal_documents
 from sdft_ray.stages.job import Job
 from sdft_ray.store import files
+from sdft_ray.store.atomic import replacing
 
 if TYPE_CHECKING:
     from sdft_ray.data.packing import Document, PackedRows
@@ -50,9 +51,8 @@ def training_rows(job: Job, *, held_out: bool = False) -> TrainingRows:
                 documents, ids, counts = _documents(job, held_out=held_out)
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string())}), _ids(path))
             path.with_suffix(".json").write_text(json.dumps(counts), encoding="utf-8")
-            unfinished = path.with_suffix(".partial")
-            pack(documents, job.recipe.train.row_tokens).save(unfinished)
-            unfinished.rename(path)  # makes all of them whole
+            with replacing(path) as partial:  # the last of the three: where it is, all are
+                pack(documents, job.recipe.train.max_seq_len).save(partial)
     counts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return TrainingRows(PackedRows.load(path), counts, path)
 
@@ -72,8 +72,8 @@ def _documents(job: Job, *, held_out: bool) -> tuple[list[Document | None], list
     response = "response" if distilled else "reference_response"
     source = job.input("data") / (files.DISTILLED if distilled else files.ROWS)
     table = pq.read_table(source, columns=["example_id", "instruction", response])
-    if job.recipe.train.held_out:
-        table = part(table, job.recipe.train.held_out, held_out=held_out)
+    if job.recipe.train.validation_fraction:
+        table = part(table, job.recipe.train.validation_fraction, held_out=held_out)
     if job.trial.num_rows is not None and not held_out:
         ids = table["example_id"].to_pylist()
         chosen = nested_subset(ids, job.trial.num_rows)
@@ -81,7 +81,7 @@ def _documents(job: Job, *, held_out: bool) -> tuple[list[Document | None], list
     chat = ChatFormat(load_tokenizer(job.model("pruned")))
     conversations = zip(table["instruction"].to_pylist(), table[response].to_pylist(), strict=True)
     asked = job.recipe.train
-    made = training_documents(chat, conversations, asked.row_tokens, asked.long_rows)
+    made = training_documents(chat, conversations, asked.max_seq_len, asked.long_examples)
     counts = {"num_dropped": len(made.dropped), "num_cut": len(made.cut)}
     return made.documents, table["example_id"].to_pylist(), counts
 

@@ -14,46 +14,52 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, *, partial: str = "", sync: bool = True) -> Iterator[Path]:
     """A temporary path beside `target` to write a file or folder to; it takes the target's place when the block ends.
 
-    A file is flushed to disk first and replaces an existing file. A folder takes a free place alone: where another
-    process was first, that one's stays. After an exception the target is untouched, and nothing is left beside it.
+    A file is flushed to disk first (`sync`) and replaces an existing file. A folder takes a free place only: where
+    another process was first, that one's stays. After an exception the target is untouched, and nothing is left
+    beside it. `partial` names the temporary neighbour; by default its name is used by nobody else.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
+    beside = target.with_name(partial or f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        yield partial
-        if partial.is_dir():
+        yield beside
+        if beside.is_dir():
             with contextlib.suppress(OSError):
-                partial.rename(target)
+                beside.rename(target)
             if not target.is_dir():
-                raise FileNotFoundError(f"{partial} could not be moved to {target}")
+                raise FileNotFoundError(f"{beside} could not be moved to {target}")
         else:
-            _sync(partial)
-            partial.replace(target)
+            if sync:
+                _sync(beside)
+            beside.replace(target)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
         else:
-            partial.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
 
 
-def write_file(target: Path, data: bytes | str, *, mode: int = 0o666) -> None:
+def write_file(target: Path, data: bytes | str, *, mode: int = 0o666, sync: bool = True) -> None:
     """Write a local file whole; text is stored as UTF-8. `mode` holds the permissions of a new file, before umask."""
-    with replacing(target) as partial:
+    with replacing(target, sync=sync) as partial:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data.encode() if isinstance(data, str) else data)
 
 
-def write_to(filesystem: Any, target: str, data: bytes | str) -> None:
+def write_to(filesystem: Any, target: str, data: bytes | str, *, sync: bool = True) -> None:
     """`write_file` on any fsspec file system. Object stores show an object only once it is whole."""
     if isinstance(filesystem, LocalFileSystem):
-        write_file(Path(target), data)
+        write_file(Path(target), data, sync=sync)
         return
-    filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-    filesystem.pipe_file(target, data.encode() if isinstance(data, str) else data)
+    content = data.encode() if isinstance(data, str) else data
+    try:
+        filesystem.pipe_file(target, content)
+    except FileNotFoundError:  # one with real folders, which are made when they are missing
+        filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        filesystem.pipe_file(target, content)
 
 
 def create(filesystem: Any, target: str, data: bytes) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdft_ray.recipe import resources
 from sdft_ray.recipe.arms import Objective, Train
+from sdft_ray.recipe.yaml_model import canonical
 from sdft_ray.training.schedule import OptimizerKind, Precision, ScheduleKind
 
 _EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every", "activation_checkpointing")
@@ -52,7 +53,7 @@ class TrainPlan:
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result; how it is executed is left out. Plain JSON values."""
         fields = {name: value for name, value in asdict(self).items() if name not in _EXECUTION_FIELDS}
-        objective = self.objective.model_dump(mode="json", exclude_defaults=True)
+        objective = canonical(self.objective)
         return {**fields, "betas": list(self.betas), "objective": objective}
 
 
@@ -64,12 +65,12 @@ def arm_plan(train: Train, name: str, settings: resources.Train, num_rows: int) 
         num_steps=num_steps,
         rows_per_step=train.step_rows,
         learning_rate=trial.learning_rate,
-        micro_batch_rows=settings.micro_batch_rows,
+        micro_batch_rows=settings.micro_batch_size,
         optimizer=train.optimizer,
         schedule=train.schedule,
         warmup_fraction=train.warmup_fraction,
         weight_decay=train.weight_decay,
-        clip_norm=train.clip_norm,
+        clip_norm=train.max_grad_norm,
         precision=settings.precision,
         seed=trial.seed,
         checkpoint_every=settings.checkpoint_every,

@@ -17,7 +17,8 @@ def tune_tail(model: Any, num_blocks: int) -> Any:
     decoder = model.get_decoder()
     if not 0 <= num_blocks <= len(decoder.layers):
         raise ModelError(
-            f"the model has {len(decoder.layers)} blocks and {num_blocks} are to be tuned", "lower train.tail_blocks"
+            f"the model has {len(decoder.layers)} blocks and {num_blocks} are to be tuned",
+            "lower train.train_last_n_layers",
         )
     model.requires_grad_(False)
     first = len(decoder.layers) - num_blocks

@@ -45,7 +45,7 @@ def test_files_and_folders_that_it_names_exist() -> None:
 
 
 def test_every_stage_of_its_picture_is_one() -> None:
-    from sdft_ray.stages.graph import VERSIONS
+    from sdft_ray.stages.spec import VERSIONS
 
     flow = PAGE.split("## The flow")[1].split("## Rooms")[0]
     picture = flow.split("```")[1]

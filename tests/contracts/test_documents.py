@@ -28,8 +28,8 @@ from sdft_ray.recipe.yaml_model import as_frozen, parse_yaml
 from sdft_ray.serving.access import check_closed
 from sdft_ray.serving.metrics import ALL
 from sdft_ray.serving.settings import ServeSettings
-from sdft_ray.stages.graph import VERSIONS
-from sdft_ray.stages.registry import _MODULES
+from sdft_ray.stages.registry import runner
+from sdft_ray.stages.spec import STAGES, workers_of
 from tests.support.documents import (
     ROOT,
     Block,
@@ -399,7 +399,12 @@ def test_the_dashboard_asks_for_figures_that_there_are() -> None:
 
 
 def test_every_stage_has_a_version_and_a_runner() -> None:
-    assert set(_MODULES) == set(VERSIONS) - {"report"}
+    resources = Resources()
+    for stage, spec in STAGES.items():
+        assert spec.version >= 1
+        assert callable(runner(stage)) if spec.module else stage == "report"
+        device = workers_of(stage, resources)
+        assert device is None or not spec.num_workers or getattr(device, spec.num_workers) >= 1
 
 
 def test_pins_are_exact_and_name_no_host() -> None:

@@ -14,9 +14,10 @@ from pydantic import BaseModel
 
 from sdft_ray.recipe.arms import Arm, Merge, Objective
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.recipe.yaml_model import dump_yaml
-from sdft_ray.stages.graph import VERSIONS, State, Step, resolve, steps
+from sdft_ray.recipe.yaml_model import dump_yaml, old_name
+from sdft_ray.stages.graph import State, Step, resolve, steps
 from sdft_ray.stages.sources import Sources
+from sdft_ray.stages.spec import VERSIONS
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
@@ -122,19 +123,19 @@ def _changes(folder: Path) -> dict[str, Any]:
         "generate.max_tokens": 17, "generate.seed": 7, "generate.num_samples": 2, "generate.attempt": 2,
         "gap.num_rows": 3, "forgetting": {"source": str(folder / "other.jsonl")},
         "generate.top_logprobs": 4, "generate.hidden_states": True,
-        "train.lora": None, "train.row_tokens": 256, "train.rows_per_step": 3, "train.num_steps": 3,
+        "train.lora": None, "train.max_seq_len": 256, "train.global_batch_size": 3, "train.num_steps": 3,
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
-        "train.weight_decay": 0.1, "train.clip_norm": 0.5, "train.ema_decay": 0.9, "train.long_rows": "drop",
-        "train.tokens_per_step": None, "train.held_out": 0.25, "teacher_correction": None,
+        "train.weight_decay": 0.1, "train.max_grad_norm": 0.5, "train.ema_decay": 0.9, "train.long_examples": "drop",
+        "train.tokens_per_step": None, "train.validation_fraction": 0.25, "teacher_correction": None,
         "train.arms.sft.data": "distilled", "train.arms.sft.learning_rate": 0.2, "train.arms.sft.seed": 3,
         "train.arms.sdft.data": "reference", "train.arms.sdft.learning_rate": 0.2, "train.arms.sdft.seed": 3,
         **{
             f"train.arms.{arm}.objective.{field}": 0.25
             for arm in ("sft", "sdft") for field in Objective.model_fields
         },
-        **{f"train.arms.{arm}.objective.signals": None for arm in ("sft", "sdft")},
+        **{f"train.arms.{arm}.objective.teacher_logits": None for arm in ("sft", "sdft")},
         **{f"train.arms.{arm}.num_rows": 2 for arm in ("sft", "sdft")},
-        "train.tail_blocks": None, "merges": {"both": {"arms": ("sft", "sdft")}},
+        "train.train_last_n_layers": None, "merges": {"both": {"arms": ("sft", "sdft")}},
         "evaluate.tasks": ({"name": "tiny_task", "num_fewshot": 1},), "evaluate.include": None, "evaluate.limit": 7,
         "evaluate.apply_chat_template": False, "evaluate.tuned": (), "evaluate.seed": 4,
         "evaluate.samples": {"num": 4}, "release": {"min_recovery": 0.5},
@@ -146,9 +147,10 @@ def _changes(folder: Path) -> dict[str, Any]:
 _UNSET_HERE = {
     "teacher.revision", "seed_set.revision", "calibration.revision",  # a file's identity is its content
     "depth.keep_parameters", "depth.max_parameters", "depth.blocks", "train.num_epochs",  # exclude each other
-    "train.tail_blocks",  # or lora
-    "train.tokens_per_step",  # or rows_per_step
-    *(f"train.arms.{arm}.objective.{field}" for arm in ("sft", "sdft") for field in ("top_k_kl", "signals")),  # below
+    "train.train_last_n_layers",  # or lora
+    "train.tokens_per_step",  # or global_batch_size
+    *(f"train.arms.{arm}.objective.top_k_kl" for arm in ("sft", "sdft")),  # below
+    *(f"train.arms.{arm}.objective.teacher_logits" for arm in ("sft", "sdft")),  # below
     "target",  # wants an amount that is open: see below
     "distil_from",  # wants steps: see below
     "teacher_correction",  # wants an arm with a teacher: see tests/unit/pipeline/test_grid.py
@@ -235,7 +237,7 @@ def _identity(step: Step, recipe: Recipe, folder: Path) -> str:
 
 def test_steps_counted_in_tokens_are_steps_of_their_own(world: Path) -> None:
     data = _base(world)
-    data["train"] = {name: value for name, value in data["train"].items() if name != "rows_per_step"}
+    data["train"] = {name: value for name, value in data["train"].items() if name != "global_batch_size"}
     before = _identities(Recipe.parse(data), world)
     data["train"]["tokens_per_step"] = 32 * 128
     assert _identities(Recipe.parse(data), world)["train:sft"] != before["train:sft"]
@@ -290,7 +292,12 @@ def test_what_is_tuned_moves_the_student(world: Path) -> None:
     data = _base(world)
     seen = [
         _identities(Recipe.parse({**data, "train": {**data["train"], **tuned}}), world)["train:sft"]
-        for tuned in ({}, {"lora": None}, {"lora": None, "tail_blocks": 1}, {"lora": None, "tail_blocks": 0})
+        for tuned in (
+            {},
+            {"lora": None},
+            {"lora": None, "train_last_n_layers": 1},
+            {"lora": None, "train_last_n_layers": 0},
+        )
     ]
     assert len(set(seen)) == 4
 
@@ -300,7 +307,7 @@ def test_cached_signals_tie_a_student_to_their_generation_and_no_other_student(w
     objectives: dict[str, dict[str, Any]] = {
         "plain": {},
         "online": {"forward_kl": 1.0},
-        "cached": {"forward_kl": 1.0, "signals": "cached"},
+        "cached": {"forward_kl": 1.0, "teacher_logits": "cached"},
         "top": {"top_k_kl": 1.0},
         "less": {"top_k_kl": 0.5},
     }
@@ -313,7 +320,7 @@ def test_cached_signals_tie_a_student_to_their_generation_and_no_other_student(w
     recipe = Recipe.parse(data)
     ids = _identities(recipe, world)
     assert len({ids[f"train:{name}"] for name in arms}) == len(arms)
-    reading = {step.arm for step in steps(recipe) if step.stage == "train" and "generate" in step.inputs}
+    reading = {step.label for step in steps(recipe) if step.stage == "train" and "generate" in step.inputs}
     assert reading == {"cached", "top", "less"}
 
 
@@ -326,7 +333,7 @@ def test_a_merge_depends_on_its_students_and_on_where_between_them(world: Path) 
 
     changed = [merged(), merged(t=(0.4,)), merged(kind="linear"), merged(arms=("sdft", "sft"))]
     assert len(set(changed)) == 4
-    data["train"] = {**data["train"], "clip_norm": 0.5}
+    data["train"] = {**data["train"], "max_grad_norm": 0.5}
     assert merged() not in changed
 
 
@@ -361,8 +368,8 @@ def test_golden_fingerprints(world: Path) -> None:
 
 def _defaults(model: type[BaseModel]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        inner = info.annotation
+    for field, info in model.model_fields.items():
+        inner, name = info.annotation, old_name(model, field)
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             found[name] = _defaults(inner)
         else:

@@ -52,7 +52,7 @@ def recipe(folder: Path, arms: dict[str, Any]) -> Recipe:
         {
             **data,
             "seed_set": {"source": str(folder / "unchecked.jsonl")},
-            "train": {**data["train"], "num_steps": 4, "held_out": HELD_OUT, "arms": arms},
+            "train": {**data["train"], "num_steps": 4, "validation_fraction": HELD_OUT, "arms": arms},
             "teacher_correction": correction,
         }
     )

@@ -193,7 +193,7 @@ def test_trained_on_what_generation_kept_of_the_teacher(folder: Path) -> None:
     (folder / "sayings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     objectives: dict[str, dict[str, Any]] = {
         "top": {"cross_entropy": 0.0, "top_k_kl": 1.0},
-        "whole": {"cross_entropy": 0.5, "forward_kl": 1.0, "signals": "cached"},
+        "whole": {"cross_entropy": 0.5, "forward_kl": 1.0, "teacher_logits": "cached"},
     }
     arms = {
         name: {"data": "distilled", "learning_rate": 1e-3, "objective": objective}
@@ -214,7 +214,7 @@ def test_trained_on_what_generation_kept_of_the_teacher(folder: Path) -> None:
         assert counts["num_left_out"] == (8 - kept if name == "top" else 0)
         text = (run.student_path(name) / files.HISTORY).read_text(encoding="utf-8")
         for record in map(json.loads, text.splitlines()):
-            weights = {term: weight for term, weight in objective.items() if term != "signals" and weight}
+            weights = {term: weight for term, weight in objective.items() if term != "teacher_logits" and weight}
             assert record["terms"].keys() == weights.keys()
             assert record["loss"] == pytest.approx(sum(weights[t] * value for t, value in record["terms"].items()))
             assert all(value > 0 for value in record["terms"].values())

@@ -40,7 +40,7 @@ STUDY: dict[str, Any] = {
     "remove_blocks": [2],
     "arms": {
         "sft": {"data": "reference"},
-        "tail": {"data": "reference", "recipe": {"depth": {"metric": "tail"}, "train": {"tail_blocks": 1}}},
+        "tail": {"data": "reference", "recipe": {"depth": {"metric": "tail"}, "train": {"train_last_n_layers": 1}}},
     },
     "num_rows": [3, 8],
     "learning_rates": [1e-3, 1e30],
@@ -54,7 +54,7 @@ SMALL: dict[str, Any] = {"learning_rates": [1e-3], "rates_at": None, "seeds": [0
 @pytest.fixture(scope="module")
 def folder(world: Path) -> Path:
     data = world_data(world)
-    data["train"] = {**data["train"], "held_out": 0.3}
+    data["train"] = {**data["train"], "validation_fraction": 0.3}
     data["seed_set"] = {"source": str(write_rows(world / "many.jsonl", 24))}
     (world / "recipe.yaml").write_text(dump_yaml(json.loads(json.dumps(data))), encoding="utf-8")
     return world

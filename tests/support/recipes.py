@@ -40,8 +40,8 @@ def recipe_data(folder: Path, teacher: Path, **changes: Any) -> dict[str, Any]:
         "generate": {"max_tokens": 16},
         "train": {
             "num_steps": 2,
-            "rows_per_step": 2,
-            "row_tokens": 128,
+            "global_batch_size": 2,
+            "max_seq_len": 128,
             "arms": {
                 "sft": {"data": "reference", "learning_rate": 1e-3},
                 "sdft": {"data": "distilled", "learning_rate": 1e-3},

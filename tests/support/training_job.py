@@ -31,8 +31,8 @@ NUM_ROWS = 40
 ADDRESS = "train/" + "7" * 16
 TRAIN = {
     "num_steps": 40,
-    "rows_per_step": 6,
-    "row_tokens": 128,
+    "global_batch_size": 6,
+    "max_seq_len": 128,
     "schedule": "constant",
     "arms": {"sft": {"data": "reference", "learning_rate": 1e-3}},
 }

@@ -37,7 +37,7 @@ from sdft_ray.report.run.model import (
 from sdft_ray.report.run.retention import retention, truncation
 from sdft_ray.report.run.speeds import compared_speeds
 from sdft_ray.report.run.training import correction, grids, student_manifest
-from sdft_ray.stages.graph import VERSIONS
+from sdft_ray.stages.spec import VERSIONS
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest
@@ -236,8 +236,8 @@ def _history(store: Store, trained: Manifest) -> list[dict[str, Any]]:
 def _training_notes(summary: Mapping[str, Any]) -> tuple[str, ...]:
     """In words; artifacts of earlier versions say nothing."""
     counts = [
-        (summary.get("num_dropped", 0), "rows were left out: too long for train.row_tokens"),
-        (summary.get("num_cut", 0), "prompts were cut at their beginning to fit train.row_tokens"),
+        (summary.get("num_dropped", 0), "rows were left out: too long for train.max_seq_len"),
+        (summary.get("num_cut", 0), "prompts were cut at their beginning to fit train.max_seq_len"),
         (
             summary.get("signals", {}).get("num_left_out", 0),
             "rows were left out: the teacher’s signals do not cover them",

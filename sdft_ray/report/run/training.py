@@ -44,6 +44,6 @@ def correction(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Correction 
         data=asked.data,
         learning_rate=asked.learning_rate,
         num_steps=trained.summary["num_steps"],
-        held_out=recipe.train.held_out > 0,
+        held_out=recipe.train.validation_fraction > 0,
         **figures,
     )

@@ -28,7 +28,7 @@ def test_what_fits_is_encoded_as_it_is(chat: ChatFormat) -> None:
 
 
 def test_a_long_row_is_refused_by_its_place(chat: ChatFormat) -> None:
-    with pytest.raises(DataError, match=r"row 1 has \d+ tokens and train.row_tokens is 64.*drop or cut_prompt"):
+    with pytest.raises(DataError, match=r"row 1 has \d+ tokens and train.max_seq_len is 64.*drop or truncate_prompt"):
         training_documents(chat, [("a", "b"), (LONG, "c")], 64, "refuse")
 
 
@@ -41,7 +41,7 @@ def test_a_long_row_is_left_out_and_the_others_keep_their_places(chat: ChatForma
 
 @pytest.mark.parametrize("row_tokens", [48, 64, 100, 333])
 def test_the_beginning_of_a_long_prompt_is_cut_and_its_answer_kept(chat: ChatFormat, row_tokens: int) -> None:
-    made = training_documents(chat, [(LONG, "the answer")], row_tokens, "cut_prompt")
+    made = training_documents(chat, [(LONG, "the answer")], row_tokens, "truncate_prompt")
     (document,) = made.documents
     assert document is not None
     assert made.cut == [0]
@@ -55,7 +55,7 @@ def test_the_beginning_of_a_long_prompt_is_cut_and_its_answer_kept(chat: ChatFor
 
 
 def test_an_answer_that_does_not_fit_alone_is_left_out_not_cut(chat: ChatFormat) -> None:
-    made = training_documents(chat, [("question", LONG), ("a", "b")], 64, "cut_prompt")
+    made = training_documents(chat, [("question", LONG), ("a", "b")], 64, "truncate_prompt")
     assert (made.dropped, made.cut) == ([0], [])
 
 

@@ -47,7 +47,7 @@ def test_best_fit_fills_the_fullest_row_that_takes_a_document():
 
 
 def test_two_percent_of_the_laboratorys_rows_is_padding_at_most():
-    row_tokens = Recipe.load(QUICKSTART).train.row_tokens
+    row_tokens = Recipe.load(QUICKSTART).train.max_seq_len
     chat = ChatFormat(load_tokenizer(TEACHER))
     documents = [chat.encode(row["instruction"], row["reference"]) for row in sets.seed_rows("mixed")]
     rows = pack(documents, row_tokens)

@@ -154,8 +154,14 @@ CHANGES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "no teacher": ({"teacher": {"model": "/nowhere/model"}}, ("/nowhere/model",)),
     "unpinned hub teacher": ({"teacher": {"model": "nobody/nothing"}}, ("nobody/nothing", "pin")),
     "tail too long": (
-        {"train": {"num_steps": 1, "tail_blocks": 4, "arms": {"a": {"data": "reference", "learning_rate": 0.1}}}},
-        ("tail_blocks is 4", "has 3 blocks"),
+        {
+            "train": {
+                "num_steps": 1,
+                "train_last_n_layers": 4,
+                "arms": {"a": {"data": "reference", "learning_rate": 0.1}},
+            }
+        },
+        ("train_last_n_layers is 4", "has 3 blocks"),
     ),
     "unknown template": ({"generate": {"template": "own_wards"}}, ("own_wards", "own_words")),
     "unknown task": ({"evaluate": {"tasks": [{"name": "gsm8kk"}]}}, ("gsm8kk", "gsm8k")),
@@ -173,11 +179,11 @@ CHANGES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
         {
             "train": {
                 "num_steps": 1,
-                "row_tokens": 8,
+                "max_seq_len": 8,
                 "arms": {"a": {"data": "reference", "learning_rate": 0.1}},
             }
         },
-        ("row_tokens",),
+        ("max_seq_len",),
     ),
 }
 

@@ -14,8 +14,8 @@ from sdft_ray.pipeline.preflight import check_forgetting
 from sdft_ray.recipe.recipe import Forgetting, Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, input_addresses, resolve, steps
-from sdft_ray.stages.registry import Demand, demand
 from sdft_ray.stages.sources import Sources, embedding_source
+from sdft_ray.stages.spec import Demand, demand
 from sdft_ray.store.fingerprint import canonical_json
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
@@ -67,14 +67,14 @@ def test_every_model_that_is_evaluated_is_measured(world: Path) -> None:
         "sft": {"data": "reference", "learning_rate": (1e-3, 2e-3)},
         "sdft": {"data": "distilled", "learning_rate": 1e-3},
     }
-    train = {"num_steps": 2, "held_out": 0.3, "arms": arms}
+    train = {"num_steps": 2, "validation_fraction": 0.3, "arms": arms}
     merges = {"both": {"arms": ("sft", "sdft")}}
     asked = recipe(world, {"embedding": str(world / "embedder")}, train=train, merges=merges, patch={})
     found = named(asked)
-    models = [step.arm for step in found.values() if step.stage == "evaluate"]
+    models = [step.label for step in found.values() if step.stage == "evaluate"]
     assert models == ["teacher", "pruned", "patched", "sft", "sdft", "both"]
-    assert [step.arm for step in found.values() if step.stage == "forget"] == models
-    assert [step.arm for step in found.values() if step.stage == "likeness"] == models[1:]
+    assert [step.label for step in found.values() if step.stage == "forget"] == models
+    assert [step.label for step in found.values() if step.stage == "likeness"] == models[1:]
     made = {model: found[f"forget:{model}"].inputs.get("model") for model in models}
     assert made == {model: found[f"evaluate:{model}"].inputs.get("model") for model in models}
     assert made["sft"] == "choose:sft"
@@ -92,7 +92,7 @@ def test_an_earlier_step_of_pruning_is_not_measured(world: Path) -> None:
     arm = {"data": "reference", "learning_rate": 1e-3}
     first = {"depth": {"remove_blocks": 1}, "arm": arm, "num_steps": 1}
     found = named(recipe(world, {}, steps=(first,)))
-    assert {step.arm for step in found.values() if step.stage == "forget"} == {"teacher", "pruned", "sft", "sdft"}
+    assert {step.label for step in found.values() if step.stage == "forget"} == {"teacher", "pruned", "sft", "sdft"}
 
 
 @pytest.mark.parametrize("stage", ["forget", "likeness"])
@@ -183,7 +183,7 @@ def test_rows_of_the_seed_set_are_part_of_the_identity(world: Path, tmp_path: Pa
     plain: dict[str, Any] = {"forgetting": {}}
     assert moved(world, tmp_path, plain, {**plain, "gap": {"num_rows": 3}}) == {"gap"} | FORGETS
     train = recipe_data(world, world / "teacher")["train"]
-    held_out = {**plain, "train": {**train, "held_out": 0.3}}
+    held_out = {**plain, "train": {**train, "validation_fraction": 0.3}}
     assert moved(world, tmp_path, plain, held_out) >= FORGETS
     deeper = moved(world, tmp_path, plain, {**plain, "replicate": 2})
     assert deeper >= FORGETS | {"texts"}
@@ -202,7 +202,7 @@ def test_another_plan_measures_the_teacher_no_second_time(world: Path, tmp_path:
 def test_a_student_that_a_grid_chose_is_measured_once(world: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     embedding = {"embedding": str(world / "embedder")}
-    train = {"num_steps": 2, "held_out": 0.3}
+    train = {"num_steps": 2, "validation_fraction": 0.3}
     arm = {"data": "reference", "learning_rate": (1e-3, 2e-3)}
     states = walked(recipe(world, embedding, train={**train, "arms": {"a": arm}}), store)
     assert input_addresses(states["forget:a"].step, states)["model"] == states["train:a@0.002"].address

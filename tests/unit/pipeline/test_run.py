@@ -19,7 +19,7 @@ from sdft_ray.report.run.gather import read_scores
 from sdft_ray.report.run.model import ReportData
 from sdft_ray.report.run.page import render
 from sdft_ray.report.run.words import warnings
-from sdft_ray.stages.graph import VERSIONS
+from sdft_ray.stages.spec import VERSIONS
 from sdft_ray.statistics.paired import paired_bootstrap, recovery_interval
 from sdft_ray.store import files
 from sdft_ray.store.fingerprint import canonical_json

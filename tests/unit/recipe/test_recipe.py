@@ -72,7 +72,7 @@ def cached(objective: dict, data: str = "distilled", **generate: object) -> dict
             "",
         ),
         ({"train": {"num_steps": 1, "arms": {"a": {**ARM, "objective": {"forward_lk": 1.0}}}}}, "", "'forward_kl'"),
-        ({"train": {"num_steps": 1, "arms": {"a": ARM}, "lora": {}, "tail_blocks": 1}}, "not both", ""),
+        ({"train": {"num_steps": 1, "arms": {"a": ARM}, "lora": {}, "train_last_n_layers": 1}}, "not both", ""),
         ({"merges": {"m": {"arms": ("sft", "stf")}}}, "not sft and stf", ""),
         ({"merges": {"m": {"arms": ("sft", "sft")}}}, "two different arms", ""),
         ({"merges": {"sdft": {"arms": ("sft", "sdft")}}}, "'sdft' cannot name a merge", ""),
@@ -80,21 +80,25 @@ def cached(objective: dict, data: str = "distilled", **generate: object) -> dict
         ({"name": "no spaces allowed"}, "name", ""),
         (cached({"top_k_kl": 1.0}), "train.arms.kd: top_k_kl needs generate.top_logprobs", ""),
         (cached({"top_k_kl": 1.0}, hidden_states=True), "train.arms.kd: top_k_kl needs generate.top_logprobs", ""),
-        (cached({"reverse_kl": 1.0, "signals": "cached"}), "kd: reverse_kl needs generate.hidden_states", ""),
+        (cached({"reverse_kl": 1.0, "teacher_logits": "cached"}), "kd: reverse_kl needs generate.hidden_states", ""),
         (cached({"top_k_kl": 1.0}, "reference", top_logprobs=4), "train.arms.kd: top_k_kl from cached", ""),
         (cached({"top_k_kl": 1.0, "temperature": 2.0}, top_logprobs=4), "top_k_kl is for temperature 1", ""),
         (
             cached({"top_k_kl": 1.0, "forward_kl": 1.0}, top_logprobs=4),
-            "top_k_kl reads cached signals and forward_kl needs the teacher online; leave one out, or set signals",
+            "top_k_kl reads cached signals and forward_kl needs the teacher online; leave one out, or set teacher_lo",
             "",
         ),
         (
-            cached({"forward_kl": 1.0, "hidden_mse": 1.0, "signals": "cached"}, hidden_states=True),
+            cached({"forward_kl": 1.0, "hidden_mse": 1.0, "teacher_logits": "cached"}, hidden_states=True),
             "hidden_mse needs the teacher online; leave one out",
             "",
         ),
-        (cached({"signals": "cached"}, hidden_states=True), "signals: cached is for forward_kl", ""),
-        (cached({"top_k_kl": 1.0, "signals": "cached"}, top_logprobs=4), "signals: cached is for forward_kl", ""),
+        (cached({"teacher_logits": "cached"}, hidden_states=True), "teacher_logits: cached is for forward_kl", ""),
+        (
+            cached({"top_k_kl": 1.0, "teacher_logits": "cached"}, top_logprobs=4),
+            "teacher_logits: cached is for forward_kl",
+            "",
+        ),
     ],
 )
 def test_mistakes_are_named_with_a_next_step(tmp_path: Path, change: dict, says: str, hint: str) -> None:
@@ -193,7 +197,7 @@ def test_a_grid_of_merges_is_many_students(tmp_path: Path) -> None:
 
 
 def test_where_each_term_has_the_teacher_from() -> None:
-    both = Objective(forward_kl=1.0, jensen_shannon=1.0, top_k_kl=1.0, signals="cached")
+    both = Objective(forward_kl=1.0, jensen_shannon=1.0, top_k_kl=1.0, teacher_logits="cached")
     assert both.cached == {"forward_kl": "hidden_states", "jensen_shannon": "hidden_states", "top_k_kl": "top_logprobs"}
     assert both.terms == ("cross_entropy", "forward_kl", "jensen_shannon", "top_k_kl")
     assert not both.needs_teacher

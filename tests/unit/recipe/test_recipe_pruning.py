@@ -12,6 +12,7 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import parse_yaml
 from tests.support.recipes import make_recipe, recipe_data
 
+CACHED = {"forward_kl": 1.0, "teacher_logits": "cached"}
 ARM = {"data": "reference", "learning_rate": 1.0}
 
 
@@ -110,7 +111,9 @@ def test_prunings_that_contradict_themselves(tmp_path: Path, parts: dict, says: 
             {
                 "steps": (
                     step(),
-                    step(arm={**ARM, "data": "distilled", "objective": {"forward_kl": 1.0, "signals": "cached"}}),
+                    step(
+                        arm={**ARM, "data": "distilled", "objective": {"forward_kl": 1.0, "teacher_logits": "cached"}}
+                    ),
                 ),
                 "generate": {"top_logprobs": 4},
             },

@@ -64,7 +64,7 @@ def test_recipes_differ_where_the_axes_say_and_nowhere_else(lab: Path) -> None:
     tail = by_name["mixed-tail-5-tail"]
     assert deep.depth.remove_blocks == tail.depth.remove_blocks == 5
     assert (deep.depth.metric, tail.depth.metric) == ("angular_distance", "tail")
-    assert (deep.train.tail_blocks, tail.train.tail_blocks) == (None, 3)
+    assert (deep.train.train_last_n_layers, tail.train.train_last_n_layers) == (None, 3)
     words = by_name["word_problems-angular_distance-5-sft+sdft+sdft_kd"]
     assert words.evaluate.tuned == ("lab_word_problems",)
     assert deep.seed_set.source != words.seed_set.source

@@ -338,7 +338,7 @@ def report_data() -> ReportData:
             "sft": Cost(tokens_per_s=5120.4, mfu=0.312, peak_memory_bytes=1_288_490_189),
             "sdft": Cost(tokens_per_s=4987.0),
         },
-        training_notes={"sdft": ("3 prompts were cut at their beginning to fit train.row_tokens",)},
+        training_notes={"sdft": ("3 prompts were cut at their beginning to fit train.max_seq_len",)},
         grids={"sdft": GRID},
         correction=CORRECTION,
         forgetting=FORGETTING,

@@ -196,7 +196,7 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
         "over 1,400 items; for at most 12 an answer is empty; for at most 2 one is longer than the embedding model",
         "Pruning made held-out text 1.214 ± 0.019 nats per token more surprising, and so on.",
         "sft 5,120 tokens/s, 31.2 % of the devices’ peak (MFU), at most 1.20 GiB per process",
-        "sdft 4,987 tokens/s; 3 prompts were cut at their beginning to fit train.row_tokens",
+        "sdft 4,987 tokens/s; 3 prompts were cut at their beginning to fit train.max_seq_len",
         "Worst family: sft 48.1 % (lists), sdft 88.1 % (lists).",
         "further from the teacher than its own rewrites",
         "0.413 ± 0.011",

@@ -116,7 +116,7 @@ def written(tokenizer: Any) -> Written:
 
 def _job(root: Path, objective: dict[str, Any]) -> Job:
     arm = {"data": "distilled", "learning_rate": 1e-3, "objective": objective}
-    train = {"num_steps": 1, "row_tokens": ROW_TOKENS, "arms": {"kd": arm}}
+    train = {"num_steps": 1, "max_seq_len": ROW_TOKENS, "arms": {"kd": arm}}
     asked = {"max_tokens": 16, "top_logprobs": K, "hidden_states": True}
     recipe = make_recipe(root, root / "teacher", train=train, generate=asked)
     return Job(
@@ -145,7 +145,7 @@ def _documents(rows: PackedRows) -> dict[int, list[int]]:
     return dict(sorted(found.items()))
 
 
-TOP, WHOLE = {"top_k_kl": 1.0}, {"forward_kl": 1.0, "signals": "cached"}
+TOP, WHOLE = {"top_k_kl": 1.0}, {"forward_kl": 1.0, "teacher_logits": "cached"}
 
 
 def test_documents_are_what_the_teacher_sampled(root: Path, written: Written, tokenizer: Any) -> None:

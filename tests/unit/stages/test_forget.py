@@ -160,7 +160,7 @@ def test_the_rows_are_those_of_the_gap(root: Path) -> None:
 
 def test_rows_that_are_held_out_come_first(root: Path) -> None:
     _texts(root)
-    train = {"num_steps": 1, "held_out": 0.4, "arms": {"sft": {"data": "reference", "learning_rate": 1e-3}}}
+    train = {"num_steps": 1, "validation_fraction": 0.4, "arms": {"sft": {"data": "reference", "learning_rate": 1e-3}}}
     job = _job(root, "forget:teacher", FORGET, {"texts": TEXTS, "data": SELECT}, train=train)
     made = _forget(job)
     rows = json.loads((output_of(job) / files.FORGET).read_text(encoding="utf-8"))["rows"]

@@ -92,7 +92,7 @@ def test_a_set_without_rewrites_loads_no_model_and_says_so(root: Path) -> None:
 
 def test_a_corrected_teacher_is_measured_on_held_out_rows(root: Path) -> None:
     rows = [selected_row(i, kept=i % 3 != 0) for i in range(30)]
-    train = {"num_steps": 1, "held_out": 0.4, "arms": {"kd": {**KD, "learning_rate": 1e-3}}}
+    train = {"num_steps": 1, "validation_fraction": 0.4, "arms": {"kd": {**KD, "learning_rate": 1e-3}}}
     correction = {"data": "reference", "learning_rate": 1e-3, "num_steps": 1}
     job = replace(_job(root, rows, train=train, teacher_correction=correction), step="gap:corrected")
     corrected = "correct/" + "8" * 16
