@@ -24,20 +24,24 @@ from sdft_ray.statistics.paired import (
     recovery_interval,
 )
 from sdft_ray.statistics.scores import Scores, TaskScore, Written
+from sdft_ray.statistics.standard import Standard, standard_difference
 
 _UNDEFINED = Estimate(None, None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The student less another model, in units of the metric; the test only where items are right or wrong.
+    """The student's score minus another model's, in units of the metric.
 
-    `interval` is None where scores are not means of values per item. In `test` the other model is the first one.
+    `interval` is by `paired_bootstrap` and `standard` by the usual methods, for comparison; both are None where the
+    score is not the mean of its items. `test` exists only where items are right or wrong; in it the other model is the
+    first one.
     """
 
     difference: float | None
     interval: Interval | None
     test: McNemar | None
+    standard: Standard | None = None
 
 
 @dataclass(frozen=True)
@@ -196,10 +200,12 @@ def _comparison(other: Scores, student: Scores, task: str) -> Comparison:
     first, second = other.tasks[task], student.tasks[task]
     is_binary = first.higher_is_better and {*first.items.values(), *second.items.values()} <= {0.0, 1.0}
     has_items = bool(first.items and second.items)
+    is_mean = has_item_values(first, second)
     return Comparison(
         difference=_finite(second.value - first.value),
-        interval=paired_bootstrap(other, student, tasks=[task]) if has_item_values(first, second) else None,
+        interval=paired_bootstrap(other, student, tasks=[task]) if is_mean else None,
         test=mcnemar(first, second) if has_items and is_binary else None,
+        standard=standard_difference(other, student, tasks=[task]) if is_mean else None,
     )
 
 

@@ -1,12 +1,15 @@
-"""How alike two models' answers are in meaning: the cosine between sentence embeddings.
+"""Semantic similarity of two models' answers: the cosine between sentence embeddings.
 
-A text's embedding is the mean of the last hidden states over its tokens, special ones included, scaled to length 1:
-mean pooling as in Sentence-BERT (arXiv:1908.10084, section 3), which most models of sentence embeddings are trained
-for. A model that was trained for another pooling says so in its files, and is refused. Texts longer than the model
-reads are cut at their end, and counted.
+The embedding of a text is the mean of the last hidden states over its tokens, special tokens included, or the state of
+its first token, scaled to length 1: mean and CLS pooling of Sentence-BERT (arXiv:1908.10084, section 3). The files of
+sentence-transformers beside a model say which one it was trained for; without them it is the mean. Other poolings and
+further layers are refused. Texts longer than the model's maximum length are truncated at their end, and counted.
 
-An empty answer is embedded like any other text, from the special tokens alone: two empty answers are alike (1), and
-an empty and a written one have the similarity that the model gives them.
+The embeddings equal those of the sentence-transformers package bit for bit (tests). The package itself is not used
+here: it loads a model with missing weights, or a causal language model, without an error (docs/libraries.md).
+
+An empty answer is embedded like any other text, from the special tokens alone: two empty answers have similarity 1,
+and an empty and a non-empty one whatever similarity the model gives them.
 
 Suffixes: B texts of a batch, T tokens, D channels, N texts.
 """
@@ -17,7 +20,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,9 +34,11 @@ from sdft_ray.models.vocabulary import check_vocabulary
 
 LOW_QUANTILE = 0.05
 _MODULES = {"Transformer", "Pooling", "Normalize"}
-"""What sentence-transformers lists for models of this recipe."""
+"""The modules of sentence-transformers that are applied here."""
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
 _HINT = "give an encoder of sentence embeddings with mean pooling, such as sentence-transformers/all-MiniLM-L6-v2"
+
+Pooling = Literal["mean", "cls"]
 
 
 class Pair(NamedTuple):
@@ -47,9 +52,9 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Likeness:
-    """Cosines in [-1, 1] over `num_answers` pairs: their mean, and the value that 5 % of them do not exceed.
+    """Cosines in [-1, 1] over `num_answers` pairs: their mean, and their 5 % quantile (`low`, None without pairs).
 
-    `low` is None without pairs. `num_empty` pairs have at least one empty answer, `num_cut` one that was cut.
+    `num_empty` counts pairs with at least one empty answer, `num_cut` those with at least one truncated answer.
     """
 
     num_answers: int
@@ -61,15 +66,16 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Embedder:
-    """A model in eval mode, its tokenizer, and how many tokens it reads."""
+    """A model in eval mode, its tokenizer, its maximum length in tokens, and its pooling."""
 
     model: Any
     tokenizer: Any
     max_tokens: int
+    pooling: Pooling = "mean"
 
 
 def check_embedder(directory: Path) -> None:
-    """Raises `ModelError` unless a directory holds what `load_embedder` wants. Reads no weights."""
+    """Raise `ModelError` unless `load_embedder` can load `directory`. Reads no weights."""
     config = _config(directory)
     names = getattr(config, "architectures", None) or [""]
     if getattr(config, "is_encoder_decoder", False) or names[0].endswith("ForCausalLM"):
@@ -79,11 +85,11 @@ def check_embedder(directory: Path) -> None:
         raise ModelError(f"{directory} holds no safetensors", _HINT)
     for file in files:
         try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
         except SafetensorError as reason:
             raise ModelError(f"cannot read {file}: {reason}", "copy that file again") from None
-    _check_pooling(directory)
+    _pooling(directory)
     _tokenizer(directory)
     check_vocabulary(directory, config.vocab_size)
 
@@ -98,30 +104,36 @@ def _config(directory: Path) -> Any:
 
 
 def _tokenizer(directory: Path) -> Any:
-    if not any((directory / name).is_file() for name in _VOCABULARIES):  # transformers would make one without words
+    if not any((directory / name).is_file() for name in _VOCABULARIES):  # transformers would create an empty one
         raise ModelError(f"{directory} holds no tokenizer", _HINT)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as reason:
         raise ModelError(f"no tokenizer can be loaded from {directory}: {str(reason).splitlines()[0]}", _HINT) from None
     if not tokenizer("")["input_ids"]:
-        raise ModelError(f"the tokenizer in {directory} gives an empty text no token, so it has no embedding", _HINT)
+        raise ModelError(f"the tokenizer in {directory} adds no special token: an empty text has no embedding", _HINT)
     return tokenizer
 
 
-def _check_pooling(directory: Path) -> None:
-    """Against the files of sentence-transformers, where there are any."""
-    listed = _json(directory / "modules.json", [])
-    modules = [str(module.get("type", "")).rpartition(".")[2] for module in listed]
-    other = [name for name in modules if name not in _MODULES]
-    if other:
-        raise ModelError(f"{directory} was trained with a module {other[0]}, which is not applied here", _HINT)
-    for module in listed:
-        pooling = _json(directory / str(module.get("path", "")) / "config.json", {})
-        modes = {name.removeprefix("pooling_mode_") for name, on in pooling.items() if on is True}
-        modes = {pooling.get("pooling_mode", "mean_tokens"), *modes} - {"include_prompt", "mean", "mean_tokens"}
-        if str(module.get("type", "")).endswith(".Pooling") and modes:
-            raise ModelError(f"{directory} was trained for another pooling than the mean over tokens", _HINT)
+def _pooling(directory: Path) -> Pooling:
+    """The pooling named in the files of sentence-transformers; the mean without such files. Raises `ModelError`."""
+    paths = {
+        str(module.get("type", "")).rpartition(".")[2]: directory / str(module.get("path", ""))
+        for module in _json(directory / "modules.json", [])
+    }
+    others = [name for name in paths if name not in _MODULES]
+    if others:
+        raise ModelError(f"{directory} was trained with a module {others[0]}, which is not applied here", _HINT)
+    config = _json(paths["Pooling"] / "config.json", {}) if "Pooling" in paths else {}
+    names = {name.removeprefix("pooling_mode_") for name, value in config.items() if value is True}
+    if "pooling_mode" in config:  # since version 6; before, one flag per mode
+        names |= {config["pooling_mode"]} if isinstance(config["pooling_mode"], str) else {*config["pooling_mode"]}
+    modes = {name.removesuffix("_tokens").removesuffix("_token") for name in names - {"include_prompt"}}
+    if modes <= {"mean"}:
+        return "mean"
+    if modes == {"cls"}:
+        return "cls"
+    raise ModelError(f"{directory} was trained for another pooling than mean or CLS: {', '.join(sorted(modes))}", _HINT)
 
 
 def _json(path: Path, default: Any) -> Any:
@@ -134,9 +146,9 @@ def _json(path: Path, default: Any) -> Any:
 
 
 def load_embedder(directory: Path, device: str = "cpu") -> Embedder:
-    """The model in a directory, in float32: safetensors only, local files only, no remote code.
+    """Load the model in a directory, in float32: safetensors only, local files only, no remote code.
 
-    Raises `ModelError`, also when a weight that is used would be left at its initial value.
+    Raises `ModelError`, also if a weight that is used is missing and would keep its initial value.
     """
     check_embedder(directory)
     with quiet():
@@ -149,18 +161,19 @@ def load_embedder(directory: Path, device: str = "cpu") -> Embedder:
             output_loading_info=True,
         )
     model, report = loaded
-    # Hidden states are taken before BERT's pooler, which models of this kind are often saved without.
+    # Hidden states are taken before BERT's pooler, and such models are often saved without it.
     missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
     unset = sorted(missing | set(report["mismatched_keys"]))
     if unset:
         raise ModelError(f"{directory}: {unset[0]} was not loaded", "config.json and weights must fit each other")
     tokenizer = _tokenizer(directory)
-    told = _json(directory / "sentence_bert_config.json", {}).get("max_seq_length") or 1 << 30
-    return Embedder(model.to(device).eval(), tokenizer, min(tokenizer.model_max_length, _num_positions(model), told))
+    max_seq_length = _json(directory / "sentence_bert_config.json", {}).get("max_seq_length") or 1 << 30
+    max_tokens = min(tokenizer.model_max_length, _num_positions(model), max_seq_length)
+    return Embedder(model.to(device).eval(), tokenizer, max_tokens, _pooling(directory))
 
 
 def _num_positions(model: Any) -> int:
-    """Tokens that learned positions are there for; RoBERTa's begin after the id of padding."""
+    """The number of learned positions that tokens can use; RoBERTa's begin after the padding index."""
     count = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding) and module.num_embeddings == count and module.padding_idx is not None:
@@ -171,17 +184,19 @@ def _num_positions(model: Any) -> int:
 def answer_pairs(teacher: Sequence[Mapping[str, str]], student: Sequence[Mapping[str, str]]) -> list[Pair]:
     """Rows of `task`, `item` and `response`, joined by the first two, in the teacher's order.
 
-    Raises `EvaluationError` for an item that only one of them answered, or one twice.
+    Raises `EvaluationError` for an item that only one model answered, or that one model answered twice.
     """
-    theirs, own = ({(row["task"], row["item"]): row["response"] for row in rows} for rows in (teacher, student))
-    if len(theirs) < len(teacher) or len(own) < len(student):
-        raise EvaluationError("an item was answered twice", "give tasks whose items have names of their own")
-    if stray := theirs.keys() ^ own.keys():
+    by_teacher, by_student = (
+        {(row["task"], row["item"]): row["response"] for row in rows} for rows in (teacher, student)
+    )
+    if len(by_teacher) < len(teacher) or len(by_student) < len(student):
+        raise EvaluationError("an item was answered twice", "give every item of a task its own name")
+    if stray := by_teacher.keys() ^ by_student.keys():
         task, item = min(stray)
         raise EvaluationError(
             f"item {item} of {task} was answered by one model alone", "evaluate both on the same items"
         )
-    return [Pair(task, item, response, own[task, item]) for (task, item), response in theirs.items()]
+    return [Pair(task, item, response, by_student[task, item]) for (task, item), response in by_teacher.items()]
 
 
 def likeness(
@@ -191,23 +206,23 @@ def likeness(
     batch_tokens: int = 4096,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> tuple[Likeness, list[float]]:
-    """The similarity of every pair, and what they say together. `on_batch` as in `embed`."""
+    """The summary over all pairs, and the similarity of each pair. `on_batch` as in `embed`."""
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.teacher, pair.student)))
     vectors_ND, cut = embed(embedder, texts, batch_tokens=batch_tokens, on_batch=on_batch)
-    place = {text: index for index, text in enumerate(texts)}
-    first = [place[pair.teacher] for pair in pairs]
-    second = [place[pair.student] for pair in pairs]
+    index_of = {text: index for index, text in enumerate(texts)}
+    first = [index_of[pair.teacher] for pair in pairs]
+    second = [index_of[pair.student] for pair in pairs]
     values_N = (vectors_ND[first] * vectors_ND[second]).sum(-1).clamp(-1.0, 1.0).double()
     count = len(pairs)
     stderr = float(values_N.std(correction=1)) / count**0.5 if count > 1 else None
-    found = Likeness(
+    summary = Likeness(
         num_answers=count,
         mean=Estimate(float(values_N.mean()) if count else None, stderr),
         low=float(values_N.quantile(LOW_QUANTILE)) if count else None,
         num_empty=sum(not pair.teacher.strip() or not pair.student.strip() for pair in pairs),
         num_cut=sum(a in cut or b in cut for a, b in zip(first, second, strict=True)),
     )
-    return found, values_N.tolist()
+    return summary, values_N.tolist()
 
 
 @torch.inference_mode()
@@ -218,16 +233,16 @@ def embed(
     batch_tokens: int = 4096,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, set[int]]:
-    """Embeddings of shape (N, D), float32 on the CPU, of length 1, and the places of the texts that were cut.
+    """Embeddings of shape (N, D), float32 on the CPU, of length 1, and the indices of the truncated texts.
 
-    A batch holds at most `batch_tokens` positions, pads included, but always one text. `on_batch` is called with
-    (texts done, texts in all). The batch does not matter beyond rounding.
+    A batch holds at most `batch_tokens` positions, padding included, but at least one text. `on_batch` is called with
+    (texts done, number of texts). The split into batches does not change the result beyond rounding.
     """
-    most = embedder.max_tokens
-    ids = [embedder.tokenizer(text, truncation=True, max_length=most + 1)["input_ids"] for text in texts]
-    cut = {index for index, own in enumerate(ids) if len(own) > most}
+    limit = embedder.max_tokens
+    ids = [embedder.tokenizer(text, truncation=True, max_length=limit + 1)["input_ids"] for text in texts]
+    cut = {index for index, text_ids in enumerate(ids) if len(text_ids) > limit}
     for index in cut:
-        ids[index] = embedder.tokenizer(texts[index], truncation=True, max_length=most)["input_ids"]
+        ids[index] = embedder.tokenizer(texts[index], truncation=True, max_length=limit)["input_ids"]
     vectors_ND = torch.zeros(len(texts), embedder.model.config.hidden_size)
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     done = 0
@@ -235,7 +250,7 @@ def embed(
         batch = order[done : done + 1]
         while done + len(batch) < len(order) and (len(batch) + 1) * len(ids[order[done + len(batch)]]) <= batch_tokens:
             batch.append(order[done + len(batch)])
-        vectors_ND[batch] = _pooled(embedder.model, [ids[index] for index in batch])
+        vectors_ND[batch] = _embeddings(embedder, [ids[index] for index in batch])
         done += len(batch)
         if on_batch is not None:
             on_batch(done, len(order))
@@ -244,16 +259,17 @@ def embed(
     return vectors_ND, cut
 
 
-def _pooled(model: Any, ids: Sequence[Sequence[int]]) -> Tensor:
-    """Mean over the tokens of each text, scaled to length 1: shape (B, D)."""
-    width = max(map(len, ids))
+def _embeddings(embedder: Embedder, ids: Sequence[Sequence[int]]) -> Tensor:
+    """The texts of one batch: shape (B, D)."""
+    model, width = embedder.model, max(map(len, ids))
     ids_BT = torch.full((len(ids), width), getattr(model.config, "pad_token_id", None) or 0, dtype=torch.int64)
     mask_BT = torch.zeros(len(ids), width, dtype=torch.int64)
-    for row, own in enumerate(ids):
-        ids_BT[row, : len(own)] = torch.tensor(own)
-        mask_BT[row, : len(own)] = 1
+    for row, text_ids in enumerate(ids):
+        ids_BT[row, : len(text_ids)] = torch.tensor(text_ids)
+        mask_BT[row, : len(text_ids)] = 1
     ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
     hidden_BTD = model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
     weight_BT1 = mask_BT[..., None].float()
     mean_BD = (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
-    return torch.nn.functional.normalize(mean_BD, dim=-1).cpu()
+    pooled_BD = hidden_BTD[:, 0] if embedder.pooling == "cls" else mean_BD
+    return torch.nn.functional.normalize(pooled_BD, dim=-1).cpu()

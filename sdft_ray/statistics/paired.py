@@ -77,6 +77,12 @@ def check_comparable(first: Scores, second: Scores) -> None:
         )
 
 
+def check_level(level: float) -> None:
+    """Raise `EvaluationError` for a confidence level outside [0.5, 1)."""
+    if not 0.5 <= level < 1:
+        raise EvaluationError(f"the level of an interval is {level:g}", "choose one from 0.5 to below 1, such as 0.95")
+
+
 def has_item_values(*scores: TaskScore) -> bool:
     """Whether each score is the mean of its values per item. Others, such as corpus metrics, cannot be resampled."""
     return all(
@@ -99,7 +105,7 @@ def paired_bootstrap(
     Raises `EvaluationError` where the two were not scored in the same way on the same items, where a score is not the
     mean of its items, and for a `level` outside [0.5, 1).
     """
-    pool = _pool(_paired(first, second, tasks))
+    pool = _pool(paired_scores(first, second, tasks))
     value = _difference(pool, pool.count_C)
     influence_C = pool.second_C - pool.first_C
     low, high = _limits(pool, influence_C, _difference, draws=draws, level=level, seed=seed)
@@ -122,7 +128,7 @@ def recovery_interval(
     (refused where they are named). There is no value where the teacher's mean is not above 0, and there are no limits
     where 0 is within the normal interval of that mean: the ratio may then be anything. Raises as `paired_bootstrap`.
     """
-    pairs = _paired(teacher, student, tasks)
+    pairs = paired_scores(teacher, student, tasks)
     if chance_corrected:
         unknown = [pair[0].task for pair in pairs if pair[0].chance is None]
         if tasks is not None and unknown:
@@ -181,7 +187,7 @@ class _Pool:
     num_items_T: NDArray[np.int64]
 
 
-def _paired(first: Scores, second: Scores, tasks: Sequence[str] | None) -> list[tuple[TaskScore, TaskScore]]:
+def paired_scores(first: Scores, second: Scores, tasks: Sequence[str] | None) -> list[tuple[TaskScore, TaskScore]]:
     """Both scores of every task asked for. Raises `EvaluationError` where they cannot be compared."""
     check_comparable(first, second)
     asked = first.tasks.keys() | second.tasks.keys() if tasks is None else set(tasks)
@@ -280,8 +286,7 @@ def _limits(
     """Both limits of a figure; `influence_C` is by how much an item with each pair moves it, per unit of mass."""
     from scipy.optimize import brentq
 
-    if not 0.5 <= level < 1:
-        raise EvaluationError(f"the level of an interval is {level:g}", "choose one from 0.5 to below 1, such as 0.95")
+    check_level(level)
     moves_C = pool.weight_C * influence_C
     drawn_N = _draw(pool, moves_C, draws, np.random.default_rng(seed))
     value, observed = figure(pool, pool.count_C), float(pool.count_C @ moves_C)

@@ -17,7 +17,7 @@ MAX_TOKENS = 48
 def make_embedder(directory: Path, *, seed: int = 0, pooling: str = "", **config: Any) -> Path:
     """Write a BERT of two layers, every weight random, and return its directory.
 
-    With `pooling` (`mean`, `cls`) the files of sentence-transformers lie beside it.
+    With `pooling` (`mean`, `cls`, `max`) the files of sentence-transformers lie beside it.
     """
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
@@ -31,10 +31,13 @@ def make_embedder(directory: Path, *, seed: int = 0, pooling: str = "", **config
     model.save_pretrained(directory)
     make_tokenizer(directory)
     if pooling:
-        modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Normalize")]
-        modules[1]["path"] = "1_Pooling"
-        modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls", "max")}
-        modes["pooling_mode_mean_tokens"] = pooling == "mean"
+        paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+        modules = [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (kind, path) in enumerate(paths.items())
+        ]
+        flags = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens"}
+        modes = {f"pooling_mode_{flag}": mode == pooling for mode, flag in flags.items()}
         (directory / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
         (directory / "1_Pooling").mkdir()
         written = {"word_embedding_dimension": 32, "include_prompt": True, **modes}

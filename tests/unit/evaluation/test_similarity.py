@@ -47,17 +47,46 @@ def by_hand(directory: Path, text: str) -> np.ndarray:
     return mean / np.sqrt((mean**2).sum())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_embeddings_equal_those_of_sentence_transformers(pooling: str, tmp_path: Path) -> None:
+    """Bit for bit, in equal batches: one text alone, and all of them padded to one length."""
+    from sentence_transformers import SentenceTransformer
+
+    directory = make_embedder(tmp_path / "embedder", pooling=pooling)
+    (directory / "2_Normalize").mkdir()
+    texts = [*TEXTS, "How many apples are left? " * 20]
+    theirs = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+    ours = load_embedder(directory)
+    for number, batch_tokens in ((1, 1), (len(texts), 4096)):
+        expected = theirs.encode(texts, batch_size=number, show_progress_bar=False)
+        vectors_ND, cut = embed(ours, texts, batch_tokens=batch_tokens)
+        np.testing.assert_array_equal(vectors_ND.numpy(), expected)
+        assert cut == {len(texts) - 1}
+
+
+@pytest.mark.parametrize("mode", ["cls", ["cls"], ["cls", "mean"]])
+def test_pooling_in_the_files_of_sentence_transformers_6(mode: object, directory: Path, tmp_path: Path) -> None:
+    copy = copied(directory, tmp_path)
+    (copy / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": mode}), encoding="utf-8")
+    if isinstance(mode, list) and len(mode) > 1:
+        with pytest.raises(ModelError, match="another pooling than mean or CLS: cls, mean"):
+            load_embedder(copy)
+    else:
+        assert load_embedder(copy).pooling == "cls"
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
 def test_embeddings_are_those_of_each_text_alone(directory: Path, embedder: Embedder, batch_tokens: int) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     vectors_ND, cut = embed(
-        embedder, TEXTS, batch_tokens=batch_tokens, on_batch=lambda done, total: told.append((done, total))
+        embedder, TEXTS, batch_tokens=batch_tokens, on_batch=lambda done, total: progress.append((done, total))
     )
     expected = np.stack([by_hand(directory, text) for text in TEXTS])
     np.testing.assert_allclose(vectors_ND.numpy(), expected, atol=1e-5)
     assert cut == set()
-    assert told[-1] == (len(TEXTS), len(TEXTS))
-    assert len(told) == len(TEXTS) if batch_tokens == 1 else len(told) < len(TEXTS)
+    assert progress[-1] == (len(TEXTS), len(TEXTS))
+    assert len(progress) == len(TEXTS) if batch_tokens == 1 else len(progress) < len(TEXTS)
 
 
 def test_no_batch_holds_more_positions_than_asked(embedder: Embedder) -> None:
@@ -125,8 +154,8 @@ def test_models_of_other_kinds_are_refused(directory: Path, tmp_path: Path) -> N
     check_embedder(directory)
     with pytest.raises(ModelError, match=r"LlamaForCausalLM, which is no encoder.*mean pooling"):
         check_embedder(make_model(tmp_path / "causal"))
-    with pytest.raises(ModelError, match=r"another pooling than the mean"):
-        check_embedder(make_embedder(tmp_path / "cls", pooling="cls"))
+    with pytest.raises(ModelError, match=r"another pooling than mean or CLS: max"):
+        check_embedder(make_embedder(tmp_path / "max", pooling="max"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json"):
         check_embedder(tmp_path / "empty")
