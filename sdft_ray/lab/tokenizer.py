@@ -8,7 +8,6 @@ carry over from one writing style to another.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -59,8 +58,3 @@ def build_tokenizer(texts: Iterable[str], *, context: int) -> PreTrainedTokenize
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write the files that AutoTokenizer and vLLM load."""
-    tokenizer.save_pretrained(directory)
