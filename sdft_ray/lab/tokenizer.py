@@ -1,8 +1,8 @@
-"""The laboratory's tokenizer: a small byte-level BPE that treats a number alike wherever it stands.
+"""The laboratory's tokenizer: a small byte-level BPE that tokenizes a number the same way everywhere.
 
 A number is split from the space before it and cut into groups of two digits (Llama 3 does so with three).
-Otherwise "12" after a space and "12" after a sign would be two unrelated tokens, and arithmetic would not
-carry over from one writing style to another.
+Otherwise "12" after a space and "12" after a sign would be different tokens, and what the model learns about
+arithmetic in one writing style would not transfer to another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BEGIN, END, USER, ASSISTANT, SYSTEM = "<|begin|>", "<|end|>", "<|user|>", "<|ass
 VOCAB_SIZE = 1200
 _PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# The text begins with BOS, as Llama 3's does: whoever tokenizes it must not add another.
+# The text begins with BOS, as Llama 3's does, so tokenization must not add another.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
