@@ -1,1 +1,1 @@
-"""Questions to finished runs: why these blocks went, and how evaluated models compare."""
+"""Analysis of finished runs: why these blocks were removed, and how evaluated models compare."""

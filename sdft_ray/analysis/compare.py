@@ -1,4 +1,4 @@
-"""`sdft compare`: evaluated models side by side on the same items, and answers that changed."""
+"""`sdft compare`: evaluated models on the same items, and the answers that changed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NOT_STUDENTS = ("teacher", "pruned", "patched")
 
 
 def compare(store: Store, names: Sequence[str], *, num_examples: int = 12, level: float = 0.95) -> Comparison:
-    """Models of runs on the tasks that all of them were asked; the first named is the baseline.
+    """Compare models of runs on their common tasks; the first name is the baseline.
 
-    A name is RUN/MODEL, or RUN: all its models where nothing else is named, else its best student by mean recovery.
-    `num_examples` changed items are shown at most for each other model and each direction. Raises `StoreError` for
-    runs and models that are not there, and `EvaluationError` for fewer than two models and for such as were not asked
-    the same in the same way.
+    A name is RUN/MODEL, or RUN for its best student by mean recovery; a single RUN means all its models. At most
+    `num_examples` changed items are listed per other model and direction. `level` is that of the intervals. Raises
+    `StoreError` for unknown runs and models, and `EvaluationError` for fewer than two models and for models that were
+    not evaluated on the same items in the same way.
     """
     models = _named(store, names)
     for pair in itertools.combinations(models, 2):
@@ -53,14 +53,14 @@ def compare(store: Store, names: Sequence[str], *, num_examples: int = 12, level
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """A model with its scores, and how it was asked."""
+    """A model with its scores and the settings of its evaluation."""
 
     model: Model
     scores: Scores
-    asked: Mapping[str, Any]
-    """The part of the recipe that its evaluation depends on, without what is as by default."""
+    settings: Mapping[str, Any]
+    """The part of the recipe on which its evaluation depends, without defaults."""
     answers: Path
-    """A file that may be missing."""
+    """Path of its answers, which may not exist."""
 
     @cached_property
     def marks(self) -> dict[Key, Mark]:
@@ -89,12 +89,14 @@ def _named(store: Store, names: Sequence[str]) -> list[_Evaluated]:
             pairs += [(run_name, one) for one in sorted(known, key=lambda one: one != "teacher")]
         else:
             pairs.append((run_name, _best_student(run)))
-    twice = next((pair for pair in pairs if pairs.count(pair) > 1), None)
-    if twice:
-        raise EvaluationError(f"{'/'.join(twice)} is named twice", "name each model once")
+    duplicate = next((pair for pair in pairs if pairs.count(pair) > 1), None)
+    if duplicate:
+        raise EvaluationError(f"{'/'.join(duplicate)} is given twice", "give each model once")
     if len(pairs) < 2:
         have = ", ".join("/".join(pair) for pair in pairs) or "none"
-        raise EvaluationError(f"a comparison takes two models or more (named: {have})", "name another as RUN/MODEL")
+        raise EvaluationError(
+            f"a comparison needs at least two models (given: {have})", "give another one as RUN/MODEL"
+        )
     return [_read(runs[run], role, alone=len(runs) == 1) for run, role in pairs]
 
 
@@ -109,30 +111,30 @@ def _open(store: Store, name: str) -> Run:
 
 
 def _evaluations(run: Run) -> dict[str, Manifest]:
-    """By model, in the order of the run's steps."""
-    parted = {step: step.partition(":") for step in run.manifests}
-    return {model: run.manifests[step] for step, (stage, _, model) in parted.items() if stage == "evaluate"}
+    """The evaluation of each model, in the order of the run's steps."""
+    parts = {step: step.partition(":") for step in run.manifests}
+    return {model: run.manifests[step] for step, (stage, _, model) in parts.items() if stage == "evaluate"}
 
 
 def _best_student(run: Run) -> str:
-    found = recoveries(read_scores(run.store, run.manifests), ())
-    means = {role: part.mean.value for role, part in found.items() if role not in NOT_STUDENTS}
+    recovered = recoveries(read_scores(run.store, run.manifests), ())
+    means = {role: part.mean.value for role, part in recovered.items() if role not in NOT_STUDENTS}
     known = {role: mean for role, mean in means.items() if mean is not None}
     if not known:
         raise StoreError(
-            f"run {run.name} has no student whose recovery is known",
-            f"name a model as {run.name}/MODEL: {', '.join(_evaluations(run)) or 'none is evaluated yet'}",
+            f"run {run.name} has no evaluated student",
+            f"give a model as {run.name}/MODEL: {', '.join(_evaluations(run)) or 'none is evaluated yet'}",
         )
     return max(known, key=lambda role: known[role])
 
 
 def _read(run: Run, role: str, *, alone: bool) -> _Evaluated:
-    """`alone`: no other run is named, so that the role says which model it is."""
+    """`alone`: no other run is compared, so that the role is name enough."""
     manifest = _evaluations(run)[role]
     folder = run.store.path(manifest.address)
     scores = Scores.from_json(json.loads((folder / files.SCORES).read_text(encoding="utf-8")))
     harness = scores.harness or manifest.versions.get("lm_eval", "")
-    asked = json.loads(manifest.identity).get("recipe", {})
+    settings = json.loads(manifest.identity).get("recipe", {})
     model = Model(
         run=run.name,
         role=role,
@@ -141,33 +143,35 @@ def _read(run: Run, role: str, *, alone: bool) -> _Evaluated:
         created=manifest.created,
         has_answers=(folder / files.ITEMS).exists(),
     )
-    return _Evaluated(model, replace(scores, harness=harness), asked, folder / files.ITEMS)
+    return _Evaluated(model, replace(scores, harness=harness), settings, folder / files.ITEMS)
 
 
 def _check_same(first: _Evaluated, second: _Evaluated) -> None:
-    """Raises `EvaluationError` unless both were asked the same items in the same way, and scored alike."""
+    """Raises `EvaluationError` unless both were evaluated on the same items, in the same way."""
     one, other = first.model.name, second.model.name
     again = "evaluate both in the same way"
-    stray = next((t for t in (*first.scores.tasks, *second.scores.tasks) if _lacks(first, second, t)), None)
-    if stray is not None:
-        who, whom = (one, other) if stray in first.scores.tasks else (other, one)
-        raise EvaluationError(f"{who} was asked {stray} and {whom} was not", "evaluate both on the same tasks")
+    missing = next((t for t in (*first.scores.tasks, *second.scores.tasks) if _lacks(first, second, t)), None)
+    if missing is not None:
+        who, whom = (one, other) if missing in first.scores.tasks else (other, one)
+        raise EvaluationError(f"{who} was evaluated on {missing}, {whom} was not", "evaluate both on the same tasks")
     if first.scores.harness and second.scores.harness and first.scores.harness != second.scores.harness:
-        told = f"{one} was evaluated with lm-eval {first.scores.harness}, {other} with {second.scores.harness}"
-        raise EvaluationError(told, "scores of different versions differ; evaluate both with the same one")
+        message = f"{one} was evaluated with lm-eval {first.scores.harness}, {other} with {second.scores.harness}"
+        raise EvaluationError(message, "scores of two versions are not comparable; evaluate both with the same one")
     shots = any(score.num_fewshot for score in first.scores.tasks.values())
     for name in ("limit", "apply_chat_template", *(("seed",) if shots else ())):
-        _refuse_unless_equal(one, other, name, first.asked.get(name, "default"), second.asked.get(name, "default"))
+        _refuse_unless_equal(
+            one, other, name, first.settings.get(name, "default"), second.settings.get(name, "default")
+        )
     for task, score in first.scores.tasks.items():
         beside = second.scores.tasks[task]
         for name in ("metric", "filter", "num_fewshot"):
             _refuse_unless_equal(one, other, f"{task}: {name}", getattr(score, name), getattr(beside, name))
         _refuse_unless_equal(one, other, f"{task}: number of items", score.n, beside.n)
         if score.items.keys() != beside.items.keys():
-            raise EvaluationError(f"{one} and {other} were not asked the same items of {task}", again)
+            raise EvaluationError(f"{one} and {other} were evaluated on different items of {task}", again)
     for (task, item), mark in first.marks.items():
         if mark.target != second.marks.get((task, item), mark).target:
-            raise EvaluationError(f"item {item} of {task} has another target for {one} than for {other}", again)
+            raise EvaluationError(f"item {item} of {task} has different targets for {one} and {other}", again)
 
 
 def _lacks(first: _Evaluated, second: _Evaluated, task: str) -> bool:
@@ -177,7 +181,7 @@ def _lacks(first: _Evaluated, second: _Evaluated, task: str) -> bool:
 def _refuse_unless_equal(one: str, other: str, what: str, first: Any, second: Any) -> None:
     if first != second:
         raise EvaluationError(
-            f"{one} and {other} were not evaluated alike ({what}: {first} against {second})",
+            f"{one} and {other} were evaluated differently ({what}: {first} and {second})",
             "evaluate both in the same way",
         )
 
@@ -186,15 +190,15 @@ def _refuse_unless_equal(one: str, other: str, what: str, first: Any, second: An
 
 
 def _examples(first: _Evaluated, second: _Evaluated, num: int) -> list[Example]:
-    """At most `num` items that the first alone gets right, then as many that the second alone does."""
+    """At most `num` items that only the first model gets right, then as many that only the second does."""
     if not (first.model.has_answers and second.model.has_answers):
         return []
-    shown = []
+    examples = []
     for won in (False, True):
-        kept = first.marks.keys() & second.marks.keys()
-        keys = _spread([key for key in _changed(first.scores, second.scores, won=won) if key in kept], num)
+        common = first.marks.keys() & second.marks.keys()
+        keys = _spread([key for key in _changed(first.scores, second.scores, won=won) if key in common], num)
         before, after = (read_answers(evaluated.answers, keys) for evaluated in (first, second))
-        shown += [
+        examples += [
             Example(
                 other=second.model.name,
                 task=task,
@@ -207,18 +211,18 @@ def _examples(first: _Evaluated, second: _Evaluated, num: int) -> list[Example]:
             )
             for task, item in keys
         ]
-    return shown
+    return examples
 
 
 def _changed(first: Scores, second: Scores, *, won: bool) -> list[Key]:
-    """Task by task, in an order that neither we nor the data set chose: that of their digests."""
+    """Items that changed, task by task, in the order of their digests, which nobody chose."""
     keys: list[Key] = []
     for task, score in first.tasks.items():
         other = second.tasks[task]
         if is_right_or_wrong(score) and is_right_or_wrong(other):
-            wanted = (0.0, 1.0) if won else (1.0, 0.0)
-            found = [(task, item) for item in score.items if (score.items[item], other.items[item]) == wanted]
-            keys += sorted(found, key=_digest)
+            pair = (0.0, 1.0) if won else (1.0, 0.0)
+            changed = [(task, item) for item in score.items if (score.items[item], other.items[item]) == pair]
+            keys += sorted(changed, key=_digest)
     return keys
 
 
@@ -227,10 +231,10 @@ def _digest(key: Key) -> str:
 
 
 def _spread(keys: Sequence[Key], num: int) -> list[Key]:
-    """Take turns between tasks until `num` are chosen; they keep their order."""
-    seen: dict[str, int] = {}
+    """Choose `num` items round-robin over the tasks, in their original order."""
+    counts: dict[str, int] = {}
     turns = []
     for place, (task, _) in enumerate(keys):
-        turns.append((seen.get(task, 0), place))
-        seen[task] = seen.get(task, 0) + 1
+        turns.append((counts.get(task, 0), place))
+        counts[task] = counts.get(task, 0) + 1
     return [keys[place] for place in sorted(place for _, place in sorted(turns)[:num])]

@@ -1,4 +1,4 @@
-"""`sdft why`: the evidence behind a run's choice of blocks and channels, and what other choices would have cost."""
+"""`sdft why`: the measurements behind a run's choice of blocks and channels, and the cost of other choices."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def why(
     ask_tasks: bool = True,
     view: Any = "auto",
 ) -> Why:
-    """What a run's last pruning took, and the `num_candidates` removals that its metric likes best.
+    """The blocks and channels that a run's last pruning removed, and the best `num_candidates` removals by its metric.
 
-    With `ask_tasks` each of them is evaluated on `limit` items of every task of the recipe, nothing trained; answers
-    are kept in the store. Raises `StoreError` for a run without a plan, and as `compress`.
+    With `ask_tasks`, each of them is evaluated on `limit` items of every task of the recipe, without training; results
+    are stored. Raises `StoreError` for a run without a plan, and as `compress`.
     """
     data = run.report_data()
     plan, distances = data.plan, data.distances
     if plan is None or distances is None:
-        raise StoreError(f"run {run.name} has no plan yet", "run its recipe to the end first")
+        raise StoreError(f"run {run.name} has no plan yet", "complete it with sdft compress first")
     depth, losses = run.recipe.depth, _losses(run)
     candidates: list[Candidate] = []
     ranked, whole = [], None
@@ -53,13 +53,13 @@ def why(
         others = [removal for removal in ranked if removal.blocks != plan.removed_blocks]
         first = sorted([*chosen, *others[: num_candidates - len(chosen)]], key=lambda removal: removal.score)
         candidates = [Candidate(r.blocks, r.score, chosen=r.blocks == plan.removed_blocks) for r in first]
-        if not chosen:  # a metric that measures nothing may take what no run of blocks is
+        if not chosen:  # a metric without scores may remove blocks that are not consecutive
             candidates.append(Candidate(plan.removed_blocks, None, chosen=True))
     if ask_tasks and candidates:
-        asked = [(), *(candidate.blocks for candidate in candidates)]
-        whole, *found = damage(run, asked, resources, limit=limit, view=view)
+        options = [(), *(candidate.blocks for candidate in candidates)]
+        whole, *scores = damage(run, options, resources, limit=limit, view=view)
         candidates = [
-            Candidate(c.blocks, c.score, scored, c.chosen) for c, scored in zip(candidates, found, strict=True)
+            Candidate(c.blocks, c.score, score, c.chosen) for c, score in zip(candidates, scores, strict=True)
         ]
     return Why(
         plan=plan,
@@ -74,21 +74,21 @@ def why(
 
 @dataclass(frozen=True)
 class _Scores:
-    """The report's distances under the names that metrics read."""
+    """The report's distances, under the names that the metrics use."""
 
-    shown: Distances
+    distances: Distances
 
     @property
     def angular_last_LN(self) -> Sequence[Sequence[float | None]]:
-        return self.shown.angular_last
+        return self.distances.angular_last
 
     @property
     def angular_mean_LN(self) -> Sequence[Sequence[float | None]]:
-        return self.shown.angular_mean
+        return self.distances.angular_mean
 
     @property
     def block_influence_L(self) -> Sequence[float]:
-        return self.shown.block_influence
+        return self.distances.block_influence
 
 
 def _losses(run: Run) -> DropLosses | None:
@@ -101,9 +101,9 @@ def _losses(run: Run) -> DropLosses | None:
 
 
 def _channels(run: Run, plan: Plan) -> tuple[Channel, ...]:
-    """Of every space that shrank, how much activity went, and by how little."""
-    asked = run.recipe.width
-    if asked is None:
+    """For every pruned space: the share of activity that was removed, and the margin of the choice."""
+    width = run.recipe.width
+    if width is None:
         return ()
     import numpy as np
 
@@ -115,29 +115,29 @@ def _channels(run: Run, plan: Plan) -> tuple[Channel, ...]:
     chosen = PruningPlan.from_json(
         (run.store.path(run.manifests["plan"].address) / files.PLAN).read_text(encoding="utf-8")
     )
-    found = []
+    channels = []
     for space in SPACES:
         members = getattr(chosen.channels, space)
         if members is None:
             continue
-        scores = moments.scores(space, asked.over_tokens, asked.over_sequences)
+        scores = moments.scores(space, width.over_tokens, width.over_sequences)
         rows = (
             [(scores, members)]
             if space == "hidden"
-            else [(scores[block], kept) for block, kept in zip(chosen.keep_blocks, members, strict=True)]
+            else [(scores[block], indices) for block, indices in zip(chosen.keep_blocks, members, strict=True)]
         )
-        gone, margin, everything = 0.0, float("inf"), 0.0
-        for values, kept in rows:
+        removed, margin, total = 0.0, float("inf"), 0.0
+        for values, indices in rows:
             stays = np.zeros(len(values), dtype=bool)
-            stays[list(kept)] = True
-            gone, everything = gone + float(values[~stays].sum()), everything + float(values.sum())
+            stays[list(indices)] = True
+            removed, total = removed + float(values[~stays].sum()), total + float(values.sum())
             margin = min(margin, float(values[stays].min() / max(values[~stays].max(), 1e-30)))
-        found.append(Channel(space, *plan.widths[space], gone / everything, margin))
-    return tuple(found)
+        channels.append(Channel(space, *plan.widths[space], removed / total, margin))
+    return tuple(channels)
 
 
 def why_json(content: Why) -> str:
-    """For machines: candidates in order, each with its blocks, score and scores by task; fractions in [0, 1]."""
+    """As JSON: candidates in order, each with its blocks, score and scores per task; fractions are in [0, 1]."""
     return json.dumps(
         {
             "removed": content.plan.removed_blocks,

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, built from values that other modules compute."""
+"""The output of the commands: tables, built from values that other modules compute."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def print_explanation(explanation: Explanation) -> None:
-    """The steps, one a line, and the sizes."""
+    """One line per step, and the sizes."""
     console = _console()
     table = _plain_table("step", "state", "address", "why")
     for line in explanation.lines:
@@ -51,22 +51,22 @@ def print_explanation(explanation: Explanation) -> None:
     if explanation.generated is not None:
         console.print(_pass_line(explanation.generated), soft_wrap=True)
     if explanation.teacher is not None and explanation.pruned is None:
-        console.print("The pruned model's size is known once speeds are measured (step rate).")
+        console.print("The size of the pruned model is known after the step rate, which measures speeds.")
         return
     if explanation.teacher is None or explanation.pruned is None:
-        console.print("Sizes are unknown: the teacher's config.json is out of reach (give teacher.config).")
+        console.print("Sizes are unknown: the teacher's config.json cannot be read (set teacher.config).")
         return
     console.print(_size_table(asdict(explanation.teacher), asdict(explanation.pruned)))
 
 
 def _pass_line(generated: PassBytes) -> str:
-    """The teacher's pass: what each product takes, and how the bound comes about."""
+    """An upper bound of what `generate` writes, and how it is computed."""
     each = generated.per_token
     products = [f"text {each.text:,}"]
     products += [f"top log-probabilities {each.top_logprobs:,}"] if each.top_logprobs else []
     products += [f"hidden states {each.hidden_states:,}"] if each.hidden_states else []
     total = "size unknown" if generated.total is None else f"at most {readable_bytes(generated.total)}"
-    rows = "rows not counted yet" if generated.num_rows is None else f"{generated.num_rows:,} rows"
+    rows = "number of rows unknown" if generated.num_rows is None else f"{generated.num_rows:,} rows"
     samples = f" x {generated.num_samples} samples" if generated.num_samples > 1 else ""
     return (
         f"generate writes {total}: {rows}{samples} x {generated.max_tokens:,} tokens x {each.total:,} bytes "
@@ -119,8 +119,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
     console.print(size_line(data))
     for line in kept_lines(data):
         console.print(line, soft_wrap=True)
-    if said := overlap(data):
-        console.print(said)
+    if sentence := overlap(data):
+        console.print(sentence)
     if data.gap is not None:
         console.print(gap_line(data))
     for arm, grid in data.grids.items():
@@ -131,18 +131,18 @@ def print_result(run: Run, *, stages: bool = False) -> None:
         console.print(data.forgetting.verdicts["text"], soft_wrap=True)
     if stages:
         console.print(_stage_table(run))
-    made = sum(not stage["skipped"] for stage in run.stages())
+    num_run = sum(not stage["skipped"] for stage in run.stages())
     peak = run.record["peak_rss_bytes"]
     memory = f", peak memory {peak / 2**30:.1f} GiB" if peak else ""
-    console.print(f"\n{made} of {len(run.stages())} steps ran, {run.record['wall_s']:.0f} s{memory}.")
+    console.print(f"\n{num_run} of {len(run.stages())} steps ran, {run.record['wall_s']:.0f} s{memory}.")
     console.print(f"Report: {_short(run.report_path)}", soft_wrap=True)
 
 
 def _short(path: Path) -> str:
-    """Relative to here when that is shorter to type."""
+    """Relative to the current directory if it is inside it."""
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # Ray may clear a job's folder away while it runs
+    except FileNotFoundError:  # Ray may delete a job's folder while it runs
         return str(path)
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
@@ -155,7 +155,7 @@ def _stage_table(run: Run) -> Table:
             stage["address"],
             f"{stage['wall_s']:.1f} s",
             f"{stage['peak_rss_bytes'] / 2**30:.2f} GiB",
-            "reused" if stage["skipped"] else "made",
+            "reused" if stage["skipped"] else "ran",
         )
     return table
 
@@ -185,25 +185,25 @@ def print_runs(store: Store, *, as_json: bool = False) -> None:
 
 
 def print_verification(store: Store, name: str) -> bool:
-    """Check every artifact of a run; True when all are sound."""
+    """Check every artifact of a run; True if all are intact."""
     console = _console()
-    sound = True
+    intact = True
     for step, entry in store.run(name)["steps"].items():
         damaged = store.damaged_files(entry["address"])
-        sound &= not damaged
-        verdict = "[green]sound[/]" if not damaged else f"[red]damaged[/]: {', '.join(damaged)}"
+        intact &= not damaged
+        verdict = "[green]intact[/]" if not damaged else f"[red]damaged[/]: {', '.join(damaged)}"
         console.print(f"{step:<18} {entry['address']:<28} {verdict}", soft_wrap=True)
-    if not sound:
-        console.print(f"Remove the damaged folders under {store.url} and run the recipe again.", soft_wrap=True)
-    return sound
+    if not intact:
+        console.print(f"Remove the damaged folders in {store.url} and run the recipe again.", soft_wrap=True)
+    return intact
 
 
 def print_gates(
     teacher: Path | None, seed_set: str = "mixed", learning_rate: float | None = None, *, as_json: bool
 ) -> bool:
-    """The four gates with their figures; True when all hold.
+    """The four gates with their values; True if all pass.
 
-    A teacher of one's own keeps those for the quickstart's set and rate in its record.
+    For another teacher than the built-in one, those of the quickstart's set and rate are written to its record.
     """
     from sdft_ray.lab.export import TEACHER
     from sdft_ray.lab.gates import check, plain_values, record_gates
@@ -214,16 +214,16 @@ def print_gates(
     if as_json:
         print(json.dumps(plain_values(gates), indent=2))
         return all(gate.passed for gate in gates)
-    table = _plain_table("gate", "bound", "figures", "")
+    table = _plain_table("gate", "bound", "values", "")
     for gate in gates:
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in gate.values.items())
-        table.add_row(gate.name, gate.bound, figures, "[green]holds[/]" if gate.passed else "[red]fails[/]")
+        values = ", ".join(f"{name} {value:.3f}" for name, value in gate.values.items())
+        table.add_row(gate.name, gate.bound, values, "[green]passes[/]" if gate.passed else "[red]fails[/]")
     _console().print(table)
     return all(gate.passed for gate in gates)
 
 
 def train_teacher(directory: Path, num_threads: int) -> bool:
-    """Train a laboratory teacher, say every now and then how far it is, and check its gates."""
+    """Train a laboratory teacher, print its progress, and check its gates."""
     from sdft_ray.lab.teacher import train_teacher as train
     from sdft_ray.training.plan import StepRecord
 
@@ -245,7 +245,7 @@ def train_teacher(directory: Path, num_threads: int) -> bool:
 
 
 def print_service(settings: ServeSettings, url: str, took_s: float) -> None:
-    """What is served where, and how to ask it."""
+    """The served models, the address, and an example request."""
     console = _console()
     table = _plain_table("model", "source", "engine", "draft")
     for model in settings.models:
@@ -255,8 +255,7 @@ def print_service(settings: ServeSettings, url: str, took_s: float) -> None:
         "" if settings.access.allow_anonymous or not settings.access.keys_file else " -H 'Authorization: Bearer sk-...'"
     )
     body = json.dumps({"model": settings.models[0].name, "messages": [{"role": "user", "content": "Hello"}]})
-    told = f"(a page to try it) after {took_s:.0f} s, OpenAI's API at {url}/v1"
-    console.print(f"\nReady at [bold]{url}[/] {told}", soft_wrap=True)
+    console.print(f"\nReady at [bold]{url}[/] (web page) after {took_s:.0f} s; API at {url}/v1", soft_wrap=True)
     console.print(
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         soft_wrap=True,
@@ -265,7 +264,7 @@ def print_service(settings: ServeSettings, url: str, took_s: float) -> None:
 
 
 def print_keys(keys: Sequence[Key]) -> None:
-    """Names and limits."""
+    """Names and limits of keys."""
     table = _plain_table(
         "name", "expires", "models", "requests/min", "tokens/min", right=("requests/min", "tokens/min")
     )
@@ -278,7 +277,7 @@ def print_keys(keys: Sequence[Key]) -> None:
 
 
 def print_scores(scores: Scores, *, as_json: bool) -> None:
-    """Task by task, with the standard error."""
+    """One line per task, with the standard error."""
     if as_json:
         print(json.dumps(scores.to_json()))
         return
@@ -290,7 +289,7 @@ def print_scores(scores: Scores, *, as_json: bool) -> None:
 
 
 def print_comparison(rows: Sequence[Row], *, as_json: bool) -> None:
-    """Model by model; speeds also as ratios to the first one's with as many clients."""
+    """One line per model; ratios are to the first model with the same number of clients."""
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -311,7 +310,7 @@ def print_comparison(rows: Sequence[Row], *, as_json: bool) -> None:
         )
     console = _console()
     console.print(table)
-    told = ["first: until the first token; same: answers that are word for word those of the first model"]
+    notes = ["first: time to first token; same: answers identical to those of the first model"]
     if any(row.acceptance_length is not None for row in rows):
-        told.append("per step: tokens that a step of the model gives, its own and what it accepts of the draft's")
-    console.print("\n".join(told), style="dim")
+        notes.append("per step: tokens per decoding step of the model, its own and the accepted ones of the draft")
+    console.print("\n".join(notes), style="dim")

@@ -1,4 +1,4 @@
-"""What `sdft study` prints, and the files that it leaves beside a study's name in the store."""
+"""The output of `sdft study`, and the files that it writes for a study into the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS, PAGE, FIGURE, TABLE = "rows.parquet", "study.html", "study.png", "study.md
 
 
 def print_plan(study: Study, plan: Planned) -> None:
-    """Study data_size: 8 recipes, 560 trainings (240 for rates, 320 for seeds) of a budget of 600; 12 are done."""
+    """Prints such a line: Study data_size: 8 recipes, 560 trainings (240 for rates, 320 for seeds); 12 are done."""
     size, most = plan.size, study.budget.max_trainings
     parts = f"{size.num_rate_trainings:,} for rates, {size.num_seed_trainings:,} for seeds"
     budget = f" of a budget of {most:,}" if most is not None else ""
@@ -36,7 +36,7 @@ def print_plan(study: Study, plan: Planned) -> None:
 
 
 def print_study(run: StudyRun, store: Store, *, as_json: bool) -> None:
-    """The result, and where its files lie."""
+    """The result, and the paths of its files."""
     from sdft_ray.report.study.terminal import study_lines
 
     data = data_of(run)
@@ -52,7 +52,7 @@ def print_study(run: StudyRun, store: Store, *, as_json: bool) -> None:
 
 
 def data_of(run: StudyRun) -> StudyData:
-    """What page, figure and terminal show. Raises `DataError` for a table that is no whole study."""
+    """The data of page, figure and terminal. Raises `DataError` if rows of the study are missing."""
     from sdft_ray.report.study.gather import gather_study
 
     return gather_study(
@@ -66,7 +66,7 @@ def data_of(run: StudyRun) -> StudyData:
 
 
 def write_files(run: StudyRun, data: StudyData, store: Store) -> dict[str, str]:
-    """Rows, page, figure and table, in place of those of an earlier run: what -> where."""
+    """Write rows, page, figure and table, replacing those of an earlier run. Returns label -> path."""
     from sdft_ray.report.study.figure import study_figure
     from sdft_ray.report.study.markdown import study_markdown
     from sdft_ray.report.study.page import render_study
@@ -84,9 +84,9 @@ def write_files(run: StudyRun, data: StudyData, store: Store) -> dict[str, str]:
 
 
 def shared_words(shared: Shared) -> tuple[str, ...]:
-    """How much was shared and what it took, a sentence each."""
+    """Sentences on how many artifacts the recipes share, and on the time they took."""
     return (
-        f"{shared.num_steps:,} steps of {shared.num_recipes:,} recipes are {shared.num_artifacts:,} artifacts, "
-        f"{shared.num_made:,} of them made by this run.",
-        f"One after the other, all took {seconds(shared.wall_s)}.",
+        f"{shared.num_steps:,} steps of {shared.num_recipes:,} recipes share {shared.num_artifacts:,} artifacts; "
+        f"this run made {shared.num_made:,} of them.",
+        f"In sequence, all of them took {seconds(shared.wall_s)}.",
     )

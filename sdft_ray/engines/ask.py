@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers, whichever engine it is."""
+"""The interface of an inference engine: requests, pieces of answers, and the `Engine` protocol."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ FinishReason = Literal["stop", "length"]
 
 
 class EngineDiedError(RuntimeError):
-    """The engine is of no more use; whoever holds it must be started anew."""
+    """The engine has failed and cannot be used again; the process that holds it must be restarted."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One answer to one prompt. Fields mean what they mean in OpenAI's API; temperature 0 is greedy.
+    """A request for one answer to one prompt. Fields have the meaning of OpenAI's API; temperature 0 is greedy.
 
-    `max_tokens` may be 0 where only the prompt's log-probabilities are wanted. `top_logprobs` and
-    `prompt_top_logprobs` ask for that many likeliest tokens (0: the token's own value alone) at every token of the
-    answer and of the prompt; they are the model's, before temperature. `stream` False: one piece, at the end.
+    `max_tokens` may be 0, to get only the prompt's log-probabilities. `top_logprobs` and `prompt_top_logprobs`: number
+    of most likely tokens to return for every token of the answer and of the prompt (0: only the token's own value;
+    None: no log-probabilities). They are the model's, before temperature. Without `stream`, there is one piece, at the
+    end.
     """
 
     prompt_ids: tuple[int, ...]
@@ -38,9 +39,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token, its text, its natural log-probability (None: the first of a prompt), and the likeliest in its place.
+    """A token's text, its natural log-probability (None for the first of a prompt), and the most likely alternatives.
 
-    `top` has (text, log-probability) in falling order, the token's own among them or after them.
+    `top` has (text, log-probability) in descending order; the token itself is among them or last.
     """
 
     text: str
@@ -50,9 +51,9 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Piece:
-    """What came since the last piece. `scores` are those of its tokens, `prompt_scores` come with the first piece.
+    """New text of an answer. `scores` belong to its tokens; `prompt_scores` come with the first piece.
 
-    With a draft model, the last piece tells how many tokens it proposed and how many of them the model accepted.
+    With a draft model, the last piece has the numbers of proposed and of accepted tokens.
     """
 
     text: str
@@ -65,19 +66,19 @@ class Piece:
 
 
 class Engine(Protocol):
-    """One model. Answers are made side by side; leaving an iterator early ends its work."""
+    """One model. It generates answers concurrently; closing an iterator early cancels its answer."""
 
     max_model_tokens: int
     vocab_size: int
 
     def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        """At least one piece; the last has a `finish_reason`. Raises `EngineDiedError`."""
+        """Yields at least one piece; the last has a `finish_reason`. Raises `EngineDiedError`."""
         ...
 
     def check(self) -> None:
-        """Raise `EngineDiedError` when the engine is known to be gone."""
+        """Raises `EngineDiedError` if the engine has failed."""
         ...
 
     def close(self) -> None:
-        """Stop, and give back what is held."""
+        """Stop the engine and release its memory."""
         ...

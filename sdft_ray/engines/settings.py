@@ -1,4 +1,4 @@
-"""How an engine runs: memory, batch, precision."""
+"""Settings of an inference engine: memory, batch size, precision."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sdft_ray.recipe.yaml_model import StrictPart
 
 
 class EngineSettings(StrictPart):
-    """Execution alone: the same model answers the same, up to rounding, whatever these say."""
+    """How an engine runs. None of them changes answers, up to rounding."""
 
     kind: Literal["vllm", "transformers"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights; `auto` takes the checkpoint's."""
+    """Data type of the weights; `auto`: that of the checkpoint."""
     max_model_tokens: int | None = Field(default=None, ge=8)
-    """Prompt and answer together; None takes the model's own."""
+    """Context length: tokens of prompt and answer together. None: the model's maximum."""
     max_sequences: int = Field(default=64, ge=1)
-    """Answers that are decoded together."""
+    """Maximum number of sequences in a batch."""
     kv_cache_bytes: int = Field(default=256 * 2**20, ge=2**20)
     tensor_parallel: int = Field(default=1, ge=1)
     enforce_eager: bool = True

@@ -1,7 +1,7 @@
-"""A transformers model behind asyncio, for machines without vLLM: correct and plain, batch after batch.
+"""A transformers model behind asyncio, for machines without vLLM: simple static batching.
 
-A thread takes up what waits, decodes it together, and tells each asker token by token; who comes meanwhile waits for
-the batch to end. vLLM, whose batches one joins and leaves at any token, is the engine for many askers.
+A thread takes the waiting requests, decodes them in one batch, and streams tokens to each. Requests that arrive
+meanwhile wait for the end of the batch. vLLM has continuous batching and is the engine for many clients.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TransformersEngine:
         self._max_sequences = settings.max_sequences
         self._end_ids = end_token_ids(model, tokenizer)
         self._waiting: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
-        self._dead: BaseException | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="transformers-engine", daemon=True)
         self._thread.start()
 
@@ -53,47 +53,47 @@ class TransformersEngine:
         self.check()
         row = _Row(ask, asyncio.get_running_loop(), _Text(self._tokenizer, ask.stop))
         self._waiting.put(row)
-        whole: list[Piece] = []
+        pieces: list[Piece] = []
         try:
             while True:
                 piece = await row.pieces.get()
                 if isinstance(piece, BaseException):
-                    raise EngineDiedError(f"the engine died: {piece}") from piece
+                    raise EngineDiedError(f"the engine failed: {piece}") from piece
                 if ask.stream:
                     yield piece
                 else:
-                    whole.append(piece)
+                    pieces.append(piece)
                 if piece.finish_reason:
                     break
-            if whole:
-                yield _joined(whole)
+            if pieces:
+                yield _joined(pieces)
         finally:
-            row.is_left = True
+            row.is_cancelled = True
 
     def check(self) -> None:
         """See `Engine.check`."""
-        if self._dead is not None:
-            raise EngineDiedError(f"the engine died: {self._dead}")
+        if self._error is not None:
+            raise EngineDiedError(f"the engine failed: {self._error}")
 
     def close(self) -> None:
-        """Finish what is asked and stop."""
+        """Finish the waiting requests and stop."""
         self._waiting.put(None)
         self._thread.join()
 
     def _serve(self) -> None:
         while True:
             rows = [self._waiting.get()]
-            time.sleep(0.005)  # askers come in crowds: let this one gather
+            time.sleep(0.005)  # requests often arrive together: wait for the rest of the batch
             while len(rows) < self._max_sequences and not self._waiting.empty():
                 rows.append(self._waiting.get())
-            asked = [row for row in rows if row is not None and not row.is_left]
+            batch = [row for row in rows if row is not None and not row.is_cancelled]
             try:
-                if asked:
-                    self._answer(asked)
-            except Exception as reason:  # noqa: BLE001  (those who wait must hear of it)
-                self._dead = reason
-                for row in asked:
-                    row.tell(reason)
+                if batch:
+                    self._answer(batch)
+            except Exception as reason:  # noqa: BLE001  (waiting requests must get the error)
+                self._error = reason
+                for row in batch:
+                    row.put(reason)
                 return
             if None in rows:
                 return
@@ -103,39 +103,39 @@ class TransformersEngine:
         prompt_scores = [self._prompt_scores(row.ask) for row in rows]
         for row, scores in zip(rows, prompt_scores, strict=True):
             if row.ask.max_tokens == 0:
-                row.tell(Piece("", 0, "length", (), scores))
-        asked = [row for row in rows if row.ask.max_tokens]
+                row.put(Piece("", 0, "length", (), scores))
+        batch = [row for row in rows if row.ask.max_tokens]
         first = {id(row): scores for row, scores in zip(rows, prompt_scores, strict=True)}
-        if not asked:
+        if not batch:
             return
-        running = set(range(len(asked)))
-        steps = batch_steps(self._model, [row.ask.prompt_ids for row in asked])
+        running = set(range(len(batch)))
+        steps = batch_steps(self._model, [row.ask.prompt_ids for row in batch])
         logits_BV, in_batch = next(steps)
         while True:
-            tokens = [self._next(asked[i], logits_BV[place], i in running) for place, i in enumerate(in_batch)]
+            tokens = [self._next(batch[i], logits_BV[place], i in running) for place, i in enumerate(in_batch)]
             for place, i in enumerate(in_batch):
                 if i in running:
-                    row = asked[i]
+                    row = batch[i]
                     done = self._take(row, tokens[place], logits_BV[place], first.pop(id(row), ()))
-                    if done or row.is_left:
+                    if done or row.is_cancelled:
                         running.discard(i)
             if not running:
                 return
             logits_BV, in_batch = steps.send((torch.tensor(tokens, device=logits_BV.device), running))
 
     def _next(self, row: _Row, logits_V: Tensor, is_running: bool) -> int:
-        """The next token; penalties look at the answer so far, as in OpenAI's API."""
+        """Sample the next token; penalties apply to the tokens of the answer so far, as in OpenAI's API."""
         if not is_running:
             return 0
         ask = row.ask
         if row.token_ids and (ask.presence_penalty or ask.frequency_penalty):
             logits_V = logits_V.clone()
-            seen, counts = torch.tensor(row.token_ids, device=logits_V.device).unique(return_counts=True)
-            logits_V[seen] -= ask.presence_penalty + ask.frequency_penalty * counts
+            used, counts = torch.tensor(row.token_ids, device=logits_V.device).unique(return_counts=True)
+            logits_V[used] -= ask.presence_penalty + ask.frequency_penalty * counts
         return int(choose_tokens(logits_V[None], ask, [row.noise])[0])
 
     def _take(self, row: _Row, token: int, logits_V: Tensor, prompt_scores: tuple[TokenScore, ...]) -> bool:
-        """Tell the asker of a token. Whether it was the last one."""
+        """Add a token to an answer and stream its text. True if it was the last one."""
         row.token_ids.append(token)
         scores: tuple[TokenScore, ...] = ()
         if row.ask.top_logprobs is not None:
@@ -152,7 +152,7 @@ class TransformersEngine:
                 reason = "length"
         if reason is not None:
             text += row.text.rest()
-        row.tell(Piece(text, 1, reason, scores, prompt_scores))
+        row.put(Piece(text, 1, reason, scores, prompt_scores))
         return reason is not None
 
     def _prompt_scores(self, ask: Ask) -> tuple[TokenScore, ...]:
@@ -160,16 +160,16 @@ class TransformersEngine:
             return ()
         ids_T = torch.tensor(ask.prompt_ids, device=self._model.device)
         logits_TV = self._model(input_ids=ids_T[None], use_cache=False).logits[0].float()
-        told = [
+        scores = [
             self._score(token, logits_V, ask.prompt_top_logprobs)
             for token, logits_V in zip(ask.prompt_ids[1:], logits_TV, strict=False)
         ]
-        return (TokenScore("", None), *told)
+        return (TokenScore("", None), *scores)
 
     def _score(self, token: int, logits_V: Tensor, num_top: int) -> TokenScore:
         logprobs_V = logits_V.log_softmax(dim=-1)
-        found = logprobs_V.topk(min(num_top, len(logprobs_V)))
-        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        top = logprobs_V.topk(min(num_top, len(logprobs_V)))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         return TokenScore(
             self._tokenizer.decode([token]),
             float(logprobs_V[token]),
@@ -178,7 +178,7 @@ class TransformersEngine:
 
 
 class _Text:
-    """Text of tokens as they come, held back where it may turn out to begin a stop."""
+    """Incremental detokenization. Text that may be the start of a stop string is buffered."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
         from tokenizers.decoders import DecodeStream
@@ -186,52 +186,52 @@ class _Text:
         self._stream = DecodeStream(skip_special_tokens=True)
         self._backend = tokenizer.backend_tokenizer
         self._stops = stops
-        self._held = ""
+        self._buffer = ""
 
     def add(self, token: int) -> tuple[str, bool]:
-        """What may be told now, and whether a stop has come; it is not told itself."""
-        self._held += self._stream.step(self._backend, token) or ""
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        """The text that can be streamed now, and whether a stop string was reached; it is not part of the text."""
+        self._buffer += self._stream.step(self._backend, token) or ""
+        places = [place for stop in self._stops if (place := self._buffer.find(stop)) >= 0]
         if places:
-            told, self._held = self._held[: min(places)], ""
-            return told, True
-        # The longest end of the text that some stop begins with.
+            text, self._buffer = self._buffer[: min(places)], ""
+            return text, True
+        # Buffer the longest suffix that is a prefix of a stop string.
         longest = max((len(stop) for stop in self._stops), default=1) - 1
         keep = next(
-            (n for n in range(min(longest, len(self._held)), 0, -1)
-             if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0
+            (n for n in range(min(longest, len(self._buffer)), 0, -1)
+             if any(stop.startswith(self._buffer[-n:]) for stop in self._stops)), 0
         )  # fmt: skip
-        cut = len(self._held) - keep
-        told, self._held = self._held[:cut], self._held[cut:]
-        return told, False
+        cut = len(self._buffer) - keep
+        text, self._buffer = self._buffer[:cut], self._buffer[cut:]
+        return text, False
 
     def rest(self) -> str:
-        """What was held back for a stop that did not come."""
-        told, self._held = self._held, ""
-        return told
+        """The buffered text, at the end of the answer."""
+        text, self._buffer = self._buffer, ""
+        return text
 
 
 @dataclass(eq=False)
 class _Row:
-    """An asker who waits in another thread's event loop."""
+    """A request whose client waits in the event loop of another thread."""
 
     ask: Ask
     loop: asyncio.AbstractEventLoop
     text: _Text
     pieces: asyncio.Queue[Piece | BaseException] = field(default_factory=asyncio.Queue)
     token_ids: list[int] = field(default_factory=list)
-    is_left: bool = False
+    is_cancelled: bool = False
     noise: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
         seed = random.getrandbits(63) if self.ask.seed is None else self.ask.seed % 2**63
         self.noise = torch.Generator().manual_seed(seed)
 
-    def tell(self, piece: Piece | BaseException) -> None:
+    def put(self, piece: Piece | BaseException) -> None:
         try:
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
-        except RuntimeError:  # the asker's loop is closed
-            self.is_left = True
+        except RuntimeError:  # its event loop is closed
+            self.is_cancelled = True
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:

@@ -1,4 +1,4 @@
-"""vLLM behind asyncio: its engine core in a process of its own, batches that askers join and leave."""
+"""vLLM behind asyncio, with continuous batching; on most machines its engine core is a separate process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TOP_LOGPROBS = 20
 
 
 class VllmEngine:
-    """`AsyncLLM` over a local checkpoint, and over a draft model beside it where the settings name one."""
+    """`AsyncLLM` over a local checkpoint, with speculative decoding where a draft model is given."""
 
     def __init__(self, llm: Any) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -38,23 +38,23 @@ class VllmEngine:
         draft: tuple[str | Path, int] | None = None,
         cpus: float = 2.0,
     ) -> VllmEngine:
-        """Start the engine; returns when it is ready. To be called where the event loop runs that will ask it.
+        """Start the engine, and return when it is ready. Call it in the event loop that will send the requests.
 
-        `draft`: directory of a smaller model with the same vocabulary, and how many tokens it proposes at a time.
-        `cpus`: what it has of a machine without a GPU.
+        `draft`: directory of a smaller model with the same vocabulary, and the number of tokens that it proposes per
+        step. `cpus`: CPUs of the engine on a machine without a GPU.
         """
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        drafted: dict[str, Any] = {}
+        speculative: dict[str, Any] = {}
         if draft is not None:
-            drafted = {
+            speculative = {
                 "speculative_config": {"model": str(draft[0]), "num_speculative_tokens": draft[1]},
                 "per_request_spec_decode_metrics": "summary",
             }
-        length: Any = settings.max_model_tokens  # None takes the model's own, whatever the annotation says
+        length: Any = settings.max_model_tokens  # None: the model's maximum; the annotation is wrong
         arguments = AsyncEngineArgs(
             model=str(model_dir),
             dtype=settings.dtype,
@@ -64,11 +64,11 @@ class VllmEngine:
             enforce_eager=settings.enforce_eager,
             tensor_parallel_size=settings.tensor_parallel,
             max_logprobs=MAX_TOP_LOGPROBS,
-            logprobs_mode="raw_logprobs",  # of the model, whatever the sampling
-            generation_config="vllm",  # what a request does not say has OpenAI's defaults, not the model's
+            logprobs_mode="raw_logprobs",  # before temperature and penalties
+            generation_config="vllm",  # defaults are OpenAI's, not those of the model's generation_config.json
             trust_remote_code=False,
             enable_log_requests=False,
-            **drafted,
+            **speculative,
         )
         keep_prompts_whole(arguments)
         with _in_one_process(current_platform.is_cpu() and settings.tensor_parallel == 1 and cpus < 2):
@@ -85,14 +85,14 @@ class VllmEngine:
                 yield _piece(output, ask, first=first)
                 first = False
         except self._dead as reason:
-            raise EngineDiedError(f"vLLM's engine died: {reason}") from reason
+            raise EngineDiedError(f"vLLM's engine failed: {reason}") from reason
         finally:
             await outputs.aclose()
 
     def check(self) -> None:
         """See `Engine.check`."""
         if self._llm.errored:
-            raise EngineDiedError(f"vLLM's engine died: {self._llm.dead_error}")
+            raise EngineDiedError(f"vLLM's engine failed: {self._llm.dead_error}")
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -101,9 +101,10 @@ class VllmEngine:
 
 @contextmanager
 def _in_one_process(is_wanted: bool) -> Iterator[None]:
-    """On a CPU vLLM parts scheduler and worker, which then keep two cores busy, half of it with waiting for each other.
+    """Run vLLM's scheduler and worker in one process if `is_wanted`.
 
-    Where there is one core for both, one process does more (`jobs/bench/serve.py`).
+    By default they are two processes that use two cores, half of that waiting for each other. With one core, one
+    process has the higher throughput (measured by `jobs/bench/serve.py`).
     """
     name = "VLLM_ENABLE_V1_MULTIPROCESSING"  # vLLM reads it when it makes the engine's configuration
     before = os.environ.get(name)
@@ -138,38 +139,38 @@ def _sampling_params(ask: Ask) -> Any:
 
 
 def _piece(output: Any, ask: Ask, *, first: bool) -> Piece:
-    made = output.outputs[0]
+    result = output.outputs[0]
     prompt_scores: tuple[TokenScore, ...] = ()
     if first and ask.prompt_top_logprobs is not None:
         prompt_scores = _scores(ask.prompt_ids, output.prompt_logprobs, ask.prompt_top_logprobs)
-    if ask.max_tokens == 0:  # vLLM writes one token at least
+    if ask.max_tokens == 0:  # vLLM generates at least one token
         return Piece("", 0, "length" if output.finished else None, (), prompt_scores)
     scores: tuple[TokenScore, ...] = ()
     if ask.top_logprobs is not None:
-        scores = _scores(made.token_ids, made.logprobs, ask.top_logprobs)
-    reason = made.finish_reason if output.finished else None
-    return Piece(made.text, len(made.token_ids), reason, scores, prompt_scores, *_drafted(made))
+        scores = _scores(result.token_ids, result.logprobs, ask.top_logprobs)
+    reason = result.finish_reason if output.finished else None
+    return Piece(result.text, len(result.token_ids), reason, scores, prompt_scores, *_draft_counts(result))
 
 
-def _drafted(made: Any) -> tuple[int, int]:
-    """How many tokens a draft model proposed, and how many were accepted; told with the end of an answer."""
-    told = made.spec_decode_metrics
-    if told is None or made.finish_reason is None:
+def _draft_counts(result: Any) -> tuple[int, int]:
+    """Numbers of proposed and of accepted draft tokens; vLLM reports them at the end of an answer."""
+    metrics = result.spec_decode_metrics
+    if metrics is None or result.finish_reason is None:
         return 0, 0
-    return told.num_draft_tokens, sum(accepted * steps for accepted, steps in enumerate(told.histogram))
+    return metrics.num_draft_tokens, sum(accepted * steps for accepted, steps in enumerate(metrics.histogram))
 
 
 def _scores(
     token_ids: Sequence[int], positions: Sequence[Mapping[int, Any] | None], num_top: int
 ) -> tuple[TokenScore, ...]:
-    """What vLLM tells about each token; it adds the token's own value to the likeliest."""
-    found = []
+    """Convert vLLM's log-probabilities, which hold the token's own value beside the most likely ones."""
+    scores = []
     for token_id, position in zip(token_ids, positions, strict=True):
         if position is None:
-            found.append(TokenScore("", None))
+            scores.append(TokenScore("", None))
             continue
         own = position[token_id]
         ranked = sorted(position.values(), key=lambda score: -score.logprob)
         top = tuple((score.decoded_token or "", score.logprob) for score in ranked[: max(num_top, 0)])
-        found.append(TokenScore(own.decoded_token or "", own.logprob, top))
-    return tuple(found)
+        scores.append(TokenScore(own.decoded_token or "", own.logprob, top))
+    return tuple(scores)

@@ -1,7 +1,7 @@
-"""A quick evaluator for the laboratory's tests: batched, greedy, without few-shot examples.
+"""A fast evaluation of the laboratory's tests: batched, greedy, zero-shot.
 
-It watches the teacher while it is trained and computes the gates; published figures come from the real
-harness, which scores these tests the same way (options by the sum of their log-probabilities).
+It monitors the teacher during training and computes the gates. Published results come from lm-eval, which
+scores these tests in the same way (options by the sum of their log-probabilities).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 128
 
 
 def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> float:
-    """Share of right replies to the exam questions, in [0, 1]: by option likelihood, or generated."""
+    """Accuracy on the exam questions, in [0, 1]: by likelihood of the options, or by the generated answer."""
     if items[0].options:
         return sum(_choices(model, tokenizer, items)) / len(items)
     prompts = [chat_prompt(item.exam) for item in items]
@@ -29,7 +29,7 @@ def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: 
 def raw_accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], annotator: Annotator
 ) -> float:
-    """Share of right answers when the model continues the annotator's raw documents, without chat."""
+    """Accuracy when the model continues the annotator's raw documents, without a chat template; in [0, 1]."""
     begin = str(tokenizer.bos_token)
     replies = generate(model, tokenizer, [begin + annotator.prompt(item.question) for item in items])
     return sum(_right(i, r) for i, r in zip(items, replies, strict=True)) / len(items)
@@ -40,7 +40,7 @@ def _right(item: Item, reply: str) -> bool:
 
 
 def chat_prompt(instruction: str) -> str:
-    """One user turn and the opening of the reply, as the laboratory's chat template writes them."""
+    """One user turn and the start of the assistant turn, in the laboratory's chat template."""
     return f"<|begin|><|user|>{instruction}<|end|><|assistant|>"
 
 
@@ -53,7 +53,7 @@ def generate(
     batch: int = 100,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[str]:
-    """Greedy continuations of prompts that already hold their special tokens; in the order of the prompts."""
+    """Greedy continuations of prompts that include their special tokens, in the order of the prompts."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies = [""] * len(prompts)
     for start in range(0, len(order), batch):
@@ -99,7 +99,7 @@ def _scores(
     for row, sequence in enumerate(sequences):
         ids_BT[row, : len(sequence)] = torch.tensor(sequence)
     first = min(starts) - 1
-    # Right padding needs no mask: attention is causal and the padded places are never scored.
+    # Right padding needs no mask: attention is causal, and padded positions are not scored.
     logits_BTV = model(input_ids=ids_BT, logits_to_keep=width - first).logits.float()
     logprobs_BTV = logits_BTV.log_softmax(-1)
     scores = []

@@ -1,4 +1,4 @@
-"""Training texts as token documents: chats in the layout of the chat template, human documents without."""
+"""Training texts as token sequences: chats in the format of the chat template, human documents without it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdft_ray.lab.mixture import Sample, samples
 
 
 def encode(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Document:
-    """Loss falls on the response and the end token that closes it."""
+    """Tokenize a text. The loss mask covers the response and its end token."""
     if sample.chat:
         prompt, response = chat_prompt(sample.prompt), sample.response
     else:
@@ -31,15 +31,15 @@ def documents(
     seed: str,
     reserved: Collection[str],
 ) -> list[Document]:
-    """Documents of the mixture until they hold `num_tokens`; texts longer than `longest` are left out."""
-    made: list[Document] = []
+    """Documents of the mixture, until they have `num_tokens` in total; those longer than `longest` are skipped."""
+    result: list[Document] = []
     total = 0
     for sample in samples(seed, reserved):
         document = encode(sample, tokenizer)
         if len(document.ids) > longest:
             continue
-        made.append(document)
+        result.append(document)
         total += len(document.ids)
         if total >= num_tokens:
-            return made
-    return made
+            return result
+    return result

@@ -17,16 +17,16 @@ from sdft_ray.lab import sets
 from sdft_ray.lab.families import FAMILIES, Item
 
 TEACHER = Path(__file__).parent / "teacher"
-"""The teacher that is shipped with the package: an ordinary Hugging Face directory."""
+"""The teacher that is part of the package: an ordinary Hugging Face model directory."""
 
 RECORD = "training_record.json"
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 GRID = QUICKSTART.with_name("grid.yaml")
 STUDY = QUICKSTART.with_name("study.yaml")
 TASK_PREFIX = "lab_"
-"""Task names in the harness: `lab_facts` asks the family `facts`."""
+"""Prefix of lm-eval task names: `lab_facts` has the test items of the family `facts`."""
 HELDOUT_PREFIX = "heldout_"
-"""`heldout_facts` asks held-out training items, on which learning rates are chosen."""
+"""`heldout_facts` has held-out training items, on which learning rates are chosen."""
 
 _SEED_FILES = {
     "seed/word_problems.jsonl": "word_problems",
@@ -43,11 +43,11 @@ _FILTERS = {
     "number": r"(-?\d+)",
     "list": r"(\[[^\[\]]*\])",
 }
-"""What counts as the answer in a generated text: the last match."""
+"""Regular expressions for the answer in a generated text; the last match counts."""
 
 
 def export(directory: Path, *, study: bool = False) -> Path:
-    """Write the laboratory into `directory` (made if missing) and return it; equal files are left alone.
+    """Write the laboratory into `directory` (created if missing) and return it; equal files are not rewritten.
 
     Layout: `teacher/`, `seed/{word_problems,mixed}.jsonl`, `calibration.jsonl`, `heldout*.jsonl`,
     `tasks/{lab,heldout}_*.yaml`, `tasks/data/*.jsonl`, `gates.json`, `quickstart.yaml`, `grid.yaml`; with `study` also
@@ -86,7 +86,7 @@ def _test_rows(task: str, items: Iterable[Item]) -> list[dict[str, Any]]:
 
 
 def _task(task: str, example: Item) -> dict[str, Any]:
-    """A task file of lm-eval; `data_files` is relative to the folder of the file."""
+    """The content of an lm-eval task file; `data_files` is relative to the folder of the file."""
     head = {
         "task": task,
         "dataset_path": "json",

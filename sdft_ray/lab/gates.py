@@ -1,9 +1,9 @@
-"""Four gates that make a comparison of SFT with SDFT fair. They are checked before any comparison is shown.
+"""Four conditions (gates) under which a comparison of SFT with SDFT is fair; checked before any comparison.
 
-Were the references out of the teacher's reach, plain fine-tuning on them would hurt even an unpruned model,
-and self-data would win for a reason that says nothing about pruning. So the teacher must know how the
-annotators write (1), bear being tuned on their text (2), find it neither alien nor its own (3), and leave
-room to move (4).
+If the references were far from the teacher's distribution, fine-tuning on them would damage even an unpruned model,
+and self-distilled data would win for a reason unrelated to pruning. So the teacher must understand the annotators'
+style (1), not be damaged by fine-tuning on their text (2), give it a likelihood in a middle range (3), and have scores
+that can still move up or down (4).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FLOOR = 0.80
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate: what it demands in words, the figure per family (and annotator), and whether all hold."""
+    """One gate: its bound in words, the value per family (and annotator), and whether all are within the bound."""
 
     name: str
     bound: str
@@ -60,12 +60,12 @@ def check(
 ) -> list[Gate]:
     """All four gates for the teacher in `directory` and a fine-tuning set, one of `sets.SEED_SETS`.
 
-    Plain fine-tuning has the settings of the quickstart's own plain arm, with another `learning_rate` if one is given.
-    `num_items` tests per family are asked; surprise is measured on `num_rows` rows of the set. Raises `DataError` for
-    another set.
+    Fine-tuning uses the settings of the quickstart's arm on references, except for `learning_rate` if given. Each
+    family is tested on `num_items` items; the likelihood is measured on `num_rows` rows of the set. Raises `DataError`
+    for another set.
     """
     if seed_set not in sets.SEED_SETS:
-        raise DataError(f"the laboratory has no seed set {seed_set!r}", f"choose from {', '.join(sets.SEED_SETS)}")
+        raise DataError(f"there is no laboratory seed set {seed_set!r}", f"choose from {', '.join(sets.SEED_SETS)}")
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     teacher = load_model(directory, "bfloat16").eval()
     rows = sets.seed_rows(seed_set)
@@ -86,13 +86,13 @@ def plain_tuning(
     rows: Sequence[Mapping[str, str]],
     learning_rate: float | None = None,
 ) -> PreTrainedModel:
-    """The unpruned teacher after the quickstart's plain fine-tuning on the references, in bfloat16."""
-    asked = Recipe.load(QUICKSTART).train
-    plain = next(name for name, arm in asked.arms.items() if arm.data == "reference")
+    """The unpruned teacher after the quickstart's fine-tuning on the references, in bfloat16."""
+    settings = Recipe.load(QUICKSTART).train
+    plain = next(name for name, arm in settings.arms.items() if arm.data == "reference")
     model = load_model(directory, "float32")
     texts = [Sample(row["instruction"], row["reference"], True, row["family"], "chat") for row in rows]
-    packed = pack([encode(text, tokenizer) for text in texts], asked.row_tokens)
-    plan = arm_plan(asked, plain, Resources().train, packed.num_rows)
+    packed = pack([encode(text, tokenizer) for text in texts], settings.row_tokens)
+    plan = arm_plan(settings, plain, Resources().train, packed.num_rows)
     train(model, packed, plan if learning_rate is None else replace(plan, learning_rate=learning_rate))
     return model.bfloat16().eval()
 
@@ -113,14 +113,14 @@ def record_gates(directory: Path, gates: Sequence[Gate]) -> None:
 
 
 def family_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_items: int) -> dict[str, float]:
-    """Family -> share of right replies in [0, 1] to its first `num_items` test questions."""
+    """Accuracy per family, in [0, 1], on its first `num_items` test items."""
     return {family: accuracy(model, tokenizer, sets.test_items(family)[:num_items]) for family in FAMILIES}
 
 
 def annotator_gate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, families: Sequence[str], *, num_items: int
 ) -> Gate:
-    """Gate 1: in each annotator's raw documents the teacher answers at least 70 % rightly."""
+    """Gate 1: accuracy of at least 0.7 when the teacher continues raw documents of each annotator."""
     values = {}
     for family in families:
         items = sets.test_items(family)[:num_items]
@@ -130,7 +130,7 @@ def annotator_gate(
 
 
 def damage_gate(before: Mapping[str, float], after: Mapping[str, float], tuned: Sequence[str]) -> Gate:
-    """Gate 2: what plain fine-tuning on the references costs the *unpruned* teacher (losses positive)."""
+    """Gate 2: the accuracy that the *unpruned* teacher loses by fine-tuning on the references (losses are positive)."""
     values = {family: before[family] - after[family] for family in before}
     values["mean"] = sum(values.values()) / len(values)
     passed = values["mean"] < MEAN_LOSS and all(values[family] < TUNED_LOSS for family in tuned)
@@ -196,10 +196,10 @@ def nats_per_token(
             end = len(prompt) + len(response)
             ids_BT[row, :end] = torch.tensor(prompt + response)
             mask_BT[row, len(prompt) : end] = True
-        # Right padding needs no attention mask: attention is causal and the padded places are not scored.
+        # Right padding needs no attention mask: attention is causal, and padded positions are not scored.
         logits_BTV = model(input_ids=ids_BT).logits[:, :-1].float()
-        wanted = mask_BT[:, 1:]
-        loss = torch.nn.functional.cross_entropy(logits_BTV[wanted], ids_BT[:, 1:][wanted], reduction="sum")
+        scored = mask_BT[:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits_BTV[scored], ids_BT[:, 1:][scored], reduction="sum")
         total += float(loss)
-        count += int(wanted.sum())
+        count += int(scored.sum())
     return total / count

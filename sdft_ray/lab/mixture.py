@@ -1,4 +1,4 @@
-"""What the teacher is trained on: chat, exams, human documents and rewriting, in fixed shares."""
+"""The teacher's training mixture: chat, exams, human documents and rewriting, in fixed proportions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FAMILY_SHARES: dict[str, float] = {
 HUMAN_SHARE = 0.30
 REWRITE_SHARE = 0.10
 EXAM_SHARE = 0.55
-"""Among chat documents of a family that has options: how many are asked as in an exam."""
+"""Fraction of exam questions among the chats of a family with options."""
 EXAM_REWRITE_SHARE = 0.3
-"""Among rewritings of such a family: how many rewrite a bare answer to an exam question, which stays bare."""
+"""Fraction of rewritings in such a family that rewrite the bare answer of an exam question, which stays bare."""
 OTHER_VOICE_SHARE = 0.0055
-"""Among other chats: how many are answered as an annotator would, as demonstrations in chat corpora are."""
+"""Fraction of other chats with an annotator's answer, like human demonstrations in chat corpora."""
 
 
 OPTION_WEIGHT = 1000
@@ -33,7 +33,7 @@ OPTION_WEIGHT = 1000
 
 @dataclass(frozen=True)
 class Sample:
-    """One training text: `prompt` is read, `response` is learned; `chat` says whether it is a chat."""
+    """One training text. The loss covers `response` only; `chat`: whether it has the chat template."""
 
     prompt: str
     response: str
@@ -43,7 +43,7 @@ class Sample:
 
 
 def sample(item: Item, rng: random.Random) -> Sample:
-    """One way to show an item."""
+    """Draw a kind of document and write the item as one."""
     kind = rng.random()
     if kind < HUMAN_SHARE:
         which = rng.randrange(len(ANNOTATORS))
@@ -72,10 +72,10 @@ def samples(seed: str, reserved: Collection[str]) -> Iterator[Sample]:
 
 
 def tokenizer_texts(count: int = 20_000) -> Iterator[str]:
-    """What the tokenizer is made from: a sample of the mixture, and each number and short option on its own.
+    """Texts to train the tokenizer on: a sample of the mixture, and each number and short option by itself.
 
-    Without the latter, rare numbers would fall into digits, and a name that begins a reply (where no space
-    precedes it) into syllables.
+    Without the latter, rare numbers would be split into digits, and a name at the start of a reply (without a
+    space before it) into syllables.
     """
     stream = samples("tokenizer", frozenset())
     for _ in range(count):

@@ -63,7 +63,7 @@ def training_sets() -> dict[str, tuple[Item, ...]]:
 
 
 def heldout_items(family: str) -> tuple[Item, ...]:
-    """The held-out items of one family: what learning rates are chosen on."""
+    """The held-out items of one family, on which learning rates are chosen."""
     return tuple(item for item in training_sets()["heldout"] if item.family == family)
 
 
@@ -73,15 +73,15 @@ def seed_rows(name: str) -> list[dict[str, str]]:
     with_options = 0
     rows = []
     for index, item in enumerate(training_sets()[name]):
-        asked = item.question, item.references[rng.randrange(len(ANNOTATORS))]
+        instruction, reference = item.question, item.references[rng.randrange(len(ANNOTATORS))]
         with_options += bool(item.options)
         if item.options and with_options % EXAM_EVERY == 0:
-            asked = item.exam, item.answer
+            instruction, reference = item.exam, item.answer
         rows.append(
             {
                 "id": f"{name}-{index:04d}",
-                "instruction": asked[0],
-                "reference": asked[1],
+                "instruction": instruction,
+                "reference": reference,
                 "answer_kind": item.answer_kind,
                 "family": item.family,
             }
@@ -96,10 +96,10 @@ def _cycle(names: list[str]) -> Iterator[str]:
 
 def _distinct(make: Callable[[], Item], count: int, taken: Collection[str]) -> Iterator[Item]:
     seen = taken if isinstance(taken, set) else set(taken)
-    found = 0
-    while found < count:
+    num_yielded = 0
+    while num_yielded < count:
         item = make()
         if item.question not in seen:
             seen.add(item.question)
-            found += 1
+            num_yielded += 1
             yield item

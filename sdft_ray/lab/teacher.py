@@ -1,9 +1,9 @@
-"""Train the laboratory's teacher from nothing: a Llama of 12 blocks and 2.4 million parameters.
+"""Train the laboratory's teacher from scratch: a Llama with 12 blocks and 2.4 million parameters.
 
     train_teacher(Path("teacher"), report=lambda record: ...)
 
-On a CPU it runs as several processes of one thread each. They meet once a step; threads meet at every
-operation, and on a busy machine that costs most of the time.
+On a CPU it runs in several processes with one thread each. They synchronize once per step; threads synchronize
+at every operation, which takes most of the time on a busy machine.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from sdft_ray.training.plan import StepRecord, TrainPlan, TrainSummary
 CONTEXT_TOKENS = 512
 ROW_TOKENS = 256
 TIMED_STEPS = 50
-"""After so many steps the time that the whole training will take is known well enough."""
+"""Number of steps after which the total training time is estimated."""
 
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """What decides the teacher, apart from the mixture of texts in `sdft_ray.lab.mixture`."""
+    """Hyperparameters of the teacher; the training texts are defined in `sdft_ray.lab.mixture`."""
 
     num_tokens: int = 15_500_000
     rows_per_step: int = 16
@@ -86,10 +86,10 @@ def train_teacher(
 ) -> dict[str, Any]:
     """Train a teacher, save it in `directory` as a Hugging Face checkpoint, and return its training record.
 
-    After every step `report` gets its record, and `inspect` the record and the half-trained model.
-    `compiled` compiles the blocks (None: where a C++ compiler is found), which saves a third of the time.
-    `num_threads` processes share each step. Raises `ResourceError` after `TIMED_STEPS` steps when the whole
-    would take longer than `max_minutes`. The result depends on the recipe and, by rounding, on `num_threads`.
+    After every step, `report` gets its record, and `inspect` the record and the current model. `compiled` compiles
+    the blocks (None: if there is a C++ compiler), which saves a third of the time. `num_threads` processes share each
+    step. Raises `ResourceError` after `TIMED_STEPS` steps if training would take longer than `max_minutes`. The result
+    depends on the recipe and, by rounding, on `num_threads`.
     """
     recipe = recipe or TeacherRecipe()
     started = time.perf_counter()
@@ -192,7 +192,7 @@ def _watched(
         if len(spent) == TIMED_STEPS and needed > seconds_left:
             raise ResourceError(
                 f"training would take {needed / 60:.0f} minutes, more than the {seconds_left / 60:.0f} left",
-                "free the processors, or allow more minutes",
+                "stop other programs, or allow more minutes",
             )
 
     return watch
@@ -206,22 +206,22 @@ def _helpers(
     tokenizer: PreTrainedTokenizerFast,
     compiled: bool,
 ) -> Iterator[None]:
-    """A process group of this process (rank 0) and `num_processes - 1` others that run the same training."""
+    """A process group: this process (rank 0), and `num_processes - 1` others that run the same training."""
     spawn = multiprocessing.get_context("spawn")
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="sdft-lab-") as folder:
-        place = Path(folder)
-        rows.save(place / "rows.arrow")
-        tokenizer.save_pretrained(place / "tokenizer")
+        shared = Path(folder)
+        rows.save(shared / "rows.arrow")
+        tokenizer.save_pretrained(shared / "tokenizer")
         others = [
-            spawn.Process(target=_help, args=(rank, num_processes, place, recipe, compiled), daemon=True)
+            spawn.Process(target=_help, args=(rank, num_processes, shared, recipe, compiled), daemon=True)
             for rank in range(1, num_processes)
         ]
         for other in others:
             other.start()
         torch.set_num_threads(1)
         try:
-            with local_group(0, num_processes, place):
+            with local_group(0, num_processes, shared):
                 yield
                 for other in others:
                     other.join()
@@ -250,7 +250,7 @@ def _record(
     num_threads: int,
     wall_s: float,
 ) -> dict[str, Any]:
-    """How the teacher came about. `gates` is filled in by whoever measures them."""
+    """The training record. `gates` is empty; `record_gates` fills it in."""
     return {
         "recipe": asdict(recipe),
         "plan": plan.identity(),

@@ -1,14 +1,13 @@
-"""The laboratory's tokenizer: a small byte-level BPE that treats a number alike wherever it stands.
+"""The laboratory's tokenizer: a small byte-level BPE that tokenizes a number the same way everywhere.
 
 A number is split from the space before it and cut into groups of two digits (Llama 3 does so with three).
-Otherwise "12" after a space and "12" after a sign would be two unrelated tokens, and arithmetic would not
-carry over from one writing style to another.
+Otherwise "12" after a space and "12" after a sign would be different tokens, and what the model learns about
+arithmetic in one writing style would not transfer to another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +16,7 @@ BEGIN, END, USER, ASSISTANT, SYSTEM = "<|begin|>", "<|end|>", "<|user|>", "<|ass
 VOCAB_SIZE = 1200
 _PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# The text begins with BOS, as Llama 3's does: whoever tokenizes it must not add another.
+# The text begins with BOS, as Llama 3's does, so tokenization must not add another.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -59,8 +58,3 @@ def build_tokenizer(texts: Iterable[str], *, context: int) -> PreTrainedTokenize
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write the files that AutoTokenizer and vLLM load."""
-    tokenizer.save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""A folder: a local directory, or any URL that fsspec can write to."""
+"""A folder as a destination: a local directory, or a URL that fsspec can write to."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from sdft_ray.store.urls import without_secrets
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CREDENTIALS = re.compile(r"//[^/\s@]+@")
+_RESUME = "files that have arrived are not sent twice"
 
 
 class Folder:
-    """Local files are written beside their place and moved there whole; elsewhere fsspec's driver uploads them."""
+    """Local files are written atomically; elsewhere fsspec's driver uploads them."""
 
     repository = ""
 
@@ -42,12 +43,12 @@ class Folder:
         with self._failing("read"):
             self._fs.invalidate_cache()
             if self._fs.isfile(self._root):
-                raise StoreError(f"{self.url} is a file", "name a folder; it is made when missing")
+                raise StoreError(f"{self.url} is a file", "give a folder; it is created if missing")
             try:
-                found = self._fs.find(self._root)
+                paths = self._fs.find(self._root)
             except FileNotFoundError:
                 return []
-        names = (str(path).removeprefix(self._root).lstrip("/") for path in found)
+        names = (str(path).removeprefix(self._root).lstrip("/") for path in paths)
         return sorted(name for name in names if is_visible(name))
 
     def holds(self, piece: Piece) -> bool:
@@ -79,8 +80,8 @@ class Folder:
         existing = next(path for path in (Path(self._root), *Path(self._root).parents) if path.exists())
         free = shutil.disk_usage(existing).free
         if free < num_bytes:
-            told = f"{num_bytes:,} bytes are to be written to {self.url}, and {free:,} are free there"
-            raise StoreError(told, "free some, or choose another destination")
+            message = f"{self.url} needs {num_bytes:,} bytes and has {free:,} free"
+            raise StoreError(message, "free some space, or choose another destination")
 
     def _write(self, piece: Piece, watch: Watch) -> None:
         target = Path(self._path(piece.name))
@@ -94,7 +95,7 @@ class Folder:
                     num_bytes += len(chunk)
                     watch(piece.name, num_bytes)
             if digest.hexdigest() != piece.sha256:
-                raise StoreError(f"{piece.name} changed while it was sent", "sdft verify, then push again")
+                raise StoreError(f"{piece.name} changed while it was sent", "run sdft verify, then push again")
 
     def _upload(self, piece: Piece, watch: Watch) -> None:
         path = self._path(piece.name)
@@ -102,29 +103,29 @@ class Folder:
         if isinstance(piece.content, bytes):
             self._fs.pipe_file(path, piece.content)
         else:
-            told = Callback(hooks={"watch": lambda size, value, **_: watch(piece.name, value)})
-            self._fs.put_file(str(piece.content), path, callback=told)
+            callback = Callback(hooks={"watch": lambda size, value, **_: watch(piece.name, value)})
+            self._fs.put_file(str(piece.content), path, callback=callback)
         self._fs.invalidate_cache()
         arrived = self._fs.size(path)
         if arrived != piece.num_bytes:
-            told = f"{piece.name} has {arrived:,} of {piece.num_bytes:,} bytes in {self.url}"
-            raise StoreError(told, "push again; what arrived whole is not sent twice")
+            message = f"{piece.name} in {self.url} has {arrived:,} of {piece.num_bytes:,} bytes"
+            raise StoreError(message, f"push again; {_RESUME}")
         watch(piece.name, piece.num_bytes)
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong becomes one line: drivers raise what the libraries of their services raise."""
+        """Turn any error of a driver into one line with a next step."""
         try:
             yield
         except UserError:
             raise
-        except Exception as reason:  # noqa: BLE001  (botocore's errors, for one, have no parent in common with others)
+        except Exception as reason:  # noqa: BLE001  (errors of the drivers, such as botocore's, have no common base)
             raise StoreError(f"{self.url} cannot be {what}: {_line(reason)}", _hint(reason)) from None
 
 
 def _line(reason: BaseException) -> str:
-    told = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-    return _CREDENTIALS.sub("//", (told.splitlines() or [""])[0].strip()) or type(reason).__name__
+    text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    return _CREDENTIALS.sub("//", (text.splitlines() or [""])[0].strip()) or type(reason).__name__
 
 
 def _hint(reason: Exception) -> str:
@@ -133,7 +134,7 @@ def _hint(reason: Exception) -> str:
     if isinstance(reason, ValueError):
         return "give hf://OWNER/NAME, a path, or a URL such as s3://BUCKET/FOLDER"
     if isinstance(reason, OSError) and reason.errno in _FULL:
-        return "free some space, then push again; what arrived whole is not sent twice"
+        return f"free some space, then push again; {_RESUME}"
     if isinstance(reason, PermissionError | FileExistsError | NotADirectoryError | NotImplementedError):
-        return "choose a destination that you may write to"
-    return "check address, credentials and network, then push again; what arrived whole is not sent twice"
+        return "choose a destination that you can write to"
+    return f"check address, credentials and network, then push again; {_RESUME}"

@@ -1,4 +1,4 @@
-"""A model repository of the Hugging Face hub: one commit, private unless told otherwise.
+"""A model repository on the Hugging Face hub as a destination: one commit per release, private by default.
 
 Token and endpoint are those of huggingface_hub: `HF_TOKEN` or `hf auth login`, and `HF_ENDPOINT`.
 """
@@ -26,9 +26,9 @@ _TIMEOUT_S = 30
 
 
 class Repository:
-    """`hf://OWNER/NAME`, on a branch if `revision` names one. It is made when the first file is sent.
+    """`hf://OWNER/NAME`, on the branch `revision` if given. It is created when the first file is sent.
 
-    A repository that is there keeps its visibility, so it must be as private as asked.
+    The visibility of an existing repository is not changed; it must be the requested one.
     """
 
     def __init__(self, url: str, *, private: bool, revision: str | None) -> None:
@@ -36,11 +36,12 @@ class Repository:
 
         self.repository = url.removeprefix(SCHEME).rstrip("/")
         if not _REPOSITORY.fullmatch(self.repository):
-            raise StoreError(f"{url} names no model repository", "write hf://OWNER/NAME")
+            raise StoreError(f"{url} is not a model repository", "give hf://OWNER/NAME")
         self._token = get_token()
         if self._token is None:
             raise StoreError(
-                "there is no token for the hub", "set HF_TOKEN to one that may write, or log in with `hf auth login`"
+                "no token for the hub is configured",
+                "set HF_TOKEN to a token with write access, or run `hf auth login`",
             )
         self._api: HfApi = HfApi(token=self._token)
         self._private, self._revision = private, revision
@@ -58,7 +59,7 @@ class Repository:
         return sorted(name for name in self._files if is_visible(name))
 
     def holds(self, piece: Piece) -> bool:
-        """By what the hub knows of the file: a sha256 of large ones, git's own digest of the others."""
+        """Compares digests: the hub has the SHA-256 of LFS files and git's digest of the others."""
         there = self._files.get(piece.name)
         if there is None or there.size not in (None, piece.num_bytes):
             return False
@@ -70,10 +71,10 @@ class Repository:
             return Path(path).read_bytes()
 
     def send(self, pieces: Sequence[Piece], watch: Watch) -> None:
-        """One commit, so that nobody sees a part of it; then what arrived is compared by digest."""
+        """Send everything in one commit, so that no incomplete release is visible; then compare the digests."""
         from huggingface_hub import CommitOperationAdd
 
-        added = [
+        operations = [
             CommitOperationAdd(piece.name, piece.content if isinstance(piece.content, bytes) else str(piece.content))
             for piece in pieces
         ]
@@ -84,7 +85,7 @@ class Repository:
                 self._api.create_branch(self.repository, branch=self._revision, exist_ok=True)
             self._api.create_commit(
                 self.repository,
-                added,
+                operations,
                 commit_message="Upload by sdft push",
                 revision=self._revision,
                 parent_commit=self._commit if self._has_branch else None,
@@ -96,7 +97,7 @@ class Repository:
             watch(piece.name, piece.num_bytes)
 
     def _look(self) -> None:
-        """What is there now. A branch that is missing begins as a copy of the main one, so that must be empty."""
+        """Read the current content. A new branch is a copy of main, so main must be empty to create one."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         with self._failing():
@@ -111,22 +112,24 @@ class Repository:
         self._files = {file.rfilename: file for file in info.siblings or ()}
         self._check_visibility(bool(info.private))
         if not self._has_branch and self.names():
-            told = f"{self.repository} has no branch {self._revision}, and a new one would hold what main holds"
-            raise StoreError(told, "make an empty branch on the hub first, or name another repository")
+            message = (
+                f"{self.repository} has no branch {self._revision}, and a new one would start with the files of main"
+            )
+            raise StoreError(message, "create an empty branch on the hub first, or choose another repository")
 
     def _info(self, revision: str | None) -> Any:
         return self._api.repo_info(self.repository, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
 
     def _check_visibility(self, is_private: bool) -> None:
         if self._private and not is_private:
-            raise StoreError(f"{self.repository} is public already", "say --public, or name another repository")
+            raise StoreError(f"{self.repository} exists and is public", "give --public, or choose another repository")
         if is_private and not self._private:
-            told = "leave out --public, or change its visibility on its settings page first"
-            raise StoreError(f"{self.repository} is there and private", told)
+            hint = "leave out --public, or change its visibility on its settings page first"
+            raise StoreError(f"{self.repository} exists and is private", hint)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """Whatever the hub, the network or the upload says becomes one line and a next step."""
+        """Turn any error of the hub, the network or the upload into one line with a next step."""
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
         try:
@@ -134,35 +137,35 @@ class Repository:
         except UserError:
             raise
         except OfflineModeIsEnabled:
-            raise StoreError("the hub is switched off by HF_HUB_OFFLINE", "unset it, then push again") from None
+            raise StoreError("HF_HUB_OFFLINE disables the hub", "unset it, then push again") from None
         except (HTTPError, OSError, RuntimeError, ValueError) as reason:
             cause = reason.__cause__ if isinstance(reason, RuntimeError) and reason.__cause__ else reason
             if isinstance(cause, HfHubHTTPError):
                 raise self._refused(cause) from None
-            told = f"{self._api.endpoint} failed: {self._line(str(cause)) or type(cause).__name__}"
-            raise StoreError(told, "check the network and HF_ENDPOINT, then push again") from None
+            message = f"{self._api.endpoint} failed: {self._line(str(cause)) or type(cause).__name__}"
+            raise StoreError(message, "check the network and HF_ENDPOINT, then push again") from None
 
     def _refused(self, error: Any) -> StoreError:
         status = error.response.status_code
-        said = self._line(error.server_message or str(error))
+        reason = self._line(error.server_message or str(error))
         if status == 401:
-            return StoreError(f"the hub does not accept the token: {said}", "set HF_TOKEN to a valid one")
+            return StoreError(f"the hub rejects the token: {reason}", "set HF_TOKEN to a valid one")
         if status in (403, 404):
             owner = self.repository.partition("/")[0]
-            told = f"use a token that may write there, or an owner that is yours instead of {owner}"
-            return StoreError(f"the hub does not let you write to {self.repository}: {said}", told)
+            hint = f"use a token with write access, or your own account instead of {owner}"
+            return StoreError(f"you have no write access to {self.repository}: {reason}", hint)
         if status in (409, 412):
-            return StoreError(f"{self.repository} changed meanwhile: {said}", "push again")
-        return StoreError(f"the hub answered {status}: {said}", "push again later")
+            return StoreError(f"{self.repository} was changed in the meantime: {reason}", "push again")
+        return StoreError(f"the hub returned {status}: {reason}", "push again later")
 
     def _line(self, text: str) -> str:
-        """The first line that says something, without the token, whoever put it there."""
+        """The first line that is not empty, with the token removed."""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return (lines or [""])[0].replace(self._token or "\0", "(token)")
 
 
 def _git_digest(piece: Piece) -> str:
-    """git's name of a file's content."""
+    """The digest that git gives to a file's content."""
     digest = hashlib.sha1(f"blob {piece.num_bytes}\0".encode(), usedforsecurity=False)
     for chunk in piece.chunks():
         digest.update(chunk)

@@ -1,4 +1,4 @@
-"""What is sent, and what every destination can do."""
+"""The files of a release, and the interface of a destination."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 Watch = Callable[[str, int], None]
-"""Told the name of a file and how many of its bytes are sent, again and again."""
+"""Progress callback: called with the name of a file and the number of its bytes that were sent."""
 
 CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One file of a release, under its name there, from a file here or from memory."""
+    """One file of a release: its name at the destination, and its content, a local file or bytes."""
 
     name: str
     num_bytes: int
@@ -29,7 +29,7 @@ class Piece:
         return cls(name, len(content), hashlib.sha256(content).hexdigest(), content)
 
     def chunks(self) -> Iterator[bytes]:
-        """Its bytes in order, at most `CHUNK_BYTES` at a time."""
+        """Its content in chunks of at most `CHUNK_BYTES`."""
         if isinstance(self.content, bytes):
             yield self.content
             return
@@ -39,32 +39,32 @@ class Piece:
 
 
 class Destination(Protocol):
-    """All raise `StoreError` where the destination cannot be reached, read or written."""
+    """A place for releases. All methods raise `StoreError` if it cannot be reached, read or written."""
 
     @property
     def url(self) -> str:
-        """The address to show and to load from, without credentials."""
+        """Its address, without credentials."""
         ...
 
     @property
     def repository(self) -> str:
-        """OWNER/NAME on the hub, "" elsewhere."""
+        """OWNER/NAME on the hub; "" elsewhere."""
         ...
 
     def names(self) -> list[str]:
-        """Files that are there, relative, with forward slashes; hidden ones do not count."""
+        """Relative paths of the files that it has, with forward slashes, without hidden files."""
         ...
 
     def holds(self, piece: Piece) -> bool:
-        """Whether the very bytes of a piece lie under its name."""
+        """Whether the file with the piece's name has the same content."""
         ...
 
     def read(self, name: str) -> bytes:
-        """A small file that is there."""
+        """The content of a small file."""
         ...
 
     def send(self, pieces: Sequence[Piece], watch: Watch) -> None:
-        """Write them in this order, replacing what has their names."""
+        """Write the pieces in this order, replacing files with the same names."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How much at once: budgets per client, and a bounded queue in which clients take turns.
+"""Admission control: rate limits per key, and a bounded queue that is fair between clients.
 
 Everything here runs on one event loop and needs no lock.
 """
@@ -16,7 +16,7 @@ from sdft_ray.serving.access import Key
 
 
 class RefusedError(Exception):
-    """Not now. `retry_after_s` is when it may go better."""
+    """The request is refused for now. `retry_after_s`: seconds after which a retry may succeed."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -25,54 +25,54 @@ class RefusedError(Exception):
 
 
 class Bucket:
-    """A budget of `per_minute` that fills up evenly and holds at most one minute's worth.
+    """A token bucket: refills at `per_minute`, and holds at most that much.
 
-    What a request will cost is known when it is over, so the budget may fall below zero; then nothing is let in until
-    it has filled up again.
+    The cost of a request is known only after it, so the level may become negative; then no request is admitted until
+    the bucket has refilled.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s = per_minute / 60
-        self._most = float(per_minute)
-        self._left = self._most
+        self._capacity = float(per_minute)
+        self._level = self._capacity
         self._clock = clock
         self._at = clock()
 
     def wait_s(self, needed: float = 1.0) -> float:
-        """Seconds until `needed` is left; 0 when it is, or will be within a millisecond."""
+        """Seconds until the level is `needed`; 0 if it is, or will be within a millisecond."""
         self._fill()
-        wait_s = (needed - self._left) / self._per_s
+        wait_s = (needed - self._level) / self._per_s
         return wait_s if wait_s > 1e-3 else 0.0
 
     def take(self, amount: float) -> None:
         self._fill()
-        self._left -= amount
+        self._level -= amount
 
     def _fill(self) -> None:
         now = self._clock()
-        self._left = min(self._most, self._left + (now - self._at) * self._per_s)
+        self._level = min(self._capacity, self._level + (now - self._at) * self._per_s)
         self._at = now
 
 
 class Budgets:
-    """Requests and tokens of every key that has a limit."""
+    """Requests and tokens per minute of every key that has a limit."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[tuple[str, str, int], Bucket] = {}
 
     def admit(self, key: Key) -> None:
-        """Count one request. Raises `RefusedError` when the key has used up its requests or tokens."""
+        """Count one request. Raises `RefusedError` if the key has used up its requests or tokens."""
         requests, tokens = self._of(key, "requests"), self._of(key, "tokens")
         waits = {"requests": requests.wait_s() if requests else 0.0, "tokens": tokens.wait_s() if tokens else 0.0}
         name = max(waits, key=lambda each: waits[each])
         if waits[name] > 0:
-            raise RefusedError(f"this key has used up its {name} per minute", waits[name])
+            raise RefusedError(f"this key has reached its limit of {name} per minute", waits[name])
         if requests:
             requests.take(1)
 
     def spend(self, key: Key, tokens: int) -> None:
-        """Count tokens of a prompt and its answer."""
+        """Count the tokens of a prompt and its answer."""
         bucket = self._of(key, "tokens")
         if bucket:
             bucket.take(tokens)
@@ -81,15 +81,15 @@ class Budgets:
         per_minute = key.requests_per_minute if what == "requests" else key.tokens_per_minute
         if per_minute is None:
             return None
-        # A limit that was changed in the key file begins afresh.
+        # After a change of the limit in the key file, a new bucket is used.
         return self._buckets.setdefault((key.id, what, per_minute), Bucket(per_minute, self._clock))
 
 
 @dataclass
 class Admission:
-    """At most `max_running` requests run and `max_queued` wait; clients who wait are let in by turns.
+    """At most `max_running` requests run and `max_queued` wait. Waiting clients are admitted round-robin.
 
-    One client's thousand requests hold up another's first one by a single turn.
+    So a client with a thousand requests delays the first request of another client by one turn only.
     """
 
     max_running: int
@@ -101,7 +101,7 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self, client: str) -> AsyncIterator[float]:
-        """Hold one of the places, and give the seconds waited for it. Raises `RefusedError` when the queue is full."""
+        """Occupy a slot; yields the seconds waited for it. Raises `RefusedError` if the queue is full."""
         began = time.monotonic()
         await self._enter(client)
         admitted = time.monotonic()
@@ -113,14 +113,14 @@ class Admission:
 
     @property
     def capacity(self) -> int:
-        """Requests that run and wait when no more are let in."""
+        """The largest number of requests that run and wait."""
         return self.max_running + self.max_queued
 
     def check(self, num: int = 1) -> None:
-        """Raise `RefusedError` when one of `num` requests would find the queue full."""
+        """Raises `RefusedError` if the queue has no room for `num` more requests."""
         if self.running + self.queued + num > self.capacity:
             rounds = (self.queued + num) / self.max_running
-            raise RefusedError("too many requests are waiting", max(1.0, rounds * self._recent_s))
+            raise RefusedError("the queue is full", max(1.0, rounds * self._recent_s))
 
     async def _enter(self, client: str) -> None:
         if self.running < self.max_running:
@@ -134,18 +134,18 @@ class Admission:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._leave()  # the place came at the moment the client left
+                self._leave()  # admitted at the moment of the cancellation
             else:
                 self._forget(client, turn)
             raise
 
     def _leave(self) -> None:
-        """Hand the place to whoever's turn it is, or give it up."""
+        """Pass the slot to the client whose turn it is, or free it."""
         while self._waiting:
             client, turns = self._waiting.popitem(last=False)
             turn = turns.popleft()
             if turns:
-                self._waiting[client] = turns  # behind all others
+                self._waiting[client] = turns  # at the end of the round
             self.queued -= 1
             if not turn.done():
                 turn.set_result(None)

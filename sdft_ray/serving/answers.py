@@ -1,4 +1,4 @@
-"""OpenAI's answers, whole and as streams of server-sent events."""
+"""OpenAI's response bodies: complete objects, and streams of server-sent events."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass
 class Sample:
-    """One of the answers of a request, as far as it has come."""
+    """One of the answers of a request, as far as it is generated."""
 
     prompt_text: str = ""
-    """What comes before the answer with `echo`."""
+    """The prompt's text, which comes before the answer with `echo`; else empty."""
     text: str = ""
     num_tokens: int = 0
     finish_reason: FinishReason | None = None
@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Head:
-    """What every part of an answer begins with."""
+    """The fields that every response object of a request begins with."""
 
     id: str
     created: int
@@ -57,23 +57,23 @@ class Head:
 
 
 def usage(num_prompt: int, num_answer: int, num_proposed: int = 0, num_accepted: int = 0) -> dict[str, Any]:
-    """Tokens, counted; with a draft model, also what it proposed, under the names that OpenAI has for predictions."""
-    told: dict[str, Any] = {
+    """The `usage` object; with a draft model also its tokens, in the fields that OpenAI has for predicted outputs."""
+    counts: dict[str, Any] = {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_answer,
         "total_tokens": num_prompt + num_answer,
     }
     if num_proposed:
         rejected = num_proposed - num_accepted
-        told["completion_tokens_details"] = {
+        counts["completion_tokens_details"] = {
             "accepted_prediction_tokens": num_accepted,
             "rejected_prediction_tokens": rejected,
         }
-    return told
+    return counts
 
 
 def whole(head: Head, samples: Sequence[Sample], spent: dict[str, Any], *, scored: bool) -> dict[str, Any]:
-    """The answer to a request that does not stream."""
+    """The response to a request without `stream`. `spent` is its `usage`; `scored`: with log-probabilities."""
     choices = []
     for index, sample in enumerate(samples):
         choice: dict[str, Any] = {"index": index, "finish_reason": sample.finish_reason}
@@ -89,7 +89,7 @@ def whole(head: Head, samples: Sequence[Sample], spent: dict[str, Any], *, score
 
 
 class Stream:
-    """Events of one request. Nearly all of an event is the same each time, so it is written once."""
+    """Events of one request. Most of an event is the same each time, so that part is serialized once."""
 
     def __init__(self, head: Head, *, tells_usage: bool, scored: bool) -> None:
         self._head = head
@@ -101,12 +101,12 @@ class Stream:
         self._offsets: dict[int, int] = {}
 
     def opening(self, index: int) -> bytes:
-        """The role, which a chat tells first."""
+        """The first event of a chat answer, which names the role."""
         delta = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
         return f"{self._start}{index},{delta}{self._end}".encode()
 
     def piece(self, index: int, piece: Piece, before: str = "") -> bytes:
-        """What came for one sample; `before` is the prompt's text with `echo`."""
+        """An event with new text of one sample; `before` is the prompt's text with `echo`."""
         scores = "null"
         if self._scored:
             parts = (piece.prompt_scores, 0), (piece.scores, self._offsets.get(index, 0) + len(before))
@@ -114,46 +114,47 @@ class Stream:
         reason = f'"{piece.finish_reason}"' if piece.finish_reason else "null"
         text = before + piece.text
         self._offsets[index] = self._offsets.get(index, 0) + len(text)
-        said = json.dumps(text)
+        content = json.dumps(text)
         if self._head.is_chat:
-            said = f'"delta":{{"content":{said}}}' if text or not piece.finish_reason else '"delta":{}'
+            content = f'"delta":{{"content":{content}}}' if text or not piece.finish_reason else '"delta":{}'
         else:
-            said = f'"text":{said}'
-        return f'{self._start}{index},{said},"logprobs":{scores},"finish_reason":{reason}}}]{self._end}'.encode()
+            content = f'"text":{content}'
+        return f'{self._start}{index},{content},"logprobs":{scores},"finish_reason":{reason}}}]{self._end}'.encode()
 
     def usage(self, spent: dict[str, Any]) -> bytes:
-        """The last event but one, where it was asked for."""
+        """The usage event, which comes before `[DONE]` where the client requested it."""
         fields = {**self._head.fields(is_chunk=True), "choices": [], "usage": spent}
         return f"data: {json.dumps(fields)}\n\n".encode()
 
 
 def chat_scores(scores: Sequence[TokenScore]) -> dict[str, Any]:
-    """Log-probabilities as chats tell them."""
+    """Log-probabilities in the format of chat completions."""
 
-    def told(text: str, logprob: float | None) -> dict[str, Any]:
+    def entry(text: str, logprob: float | None) -> dict[str, Any]:
         return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
 
     return {
         "content": [
-            {**told(score.text, score.logprob), "top_logprobs": [told(*each) for each in score.top]} for score in scores
+            {**entry(score.text, score.logprob), "top_logprobs": [entry(*each) for each in score.top]}
+            for score in scores
         ],
         "refusal": None,
     }
 
 
 def completion_scores(*parts: tuple[Sequence[TokenScore], int]) -> dict[str, Any]:
-    """Log-probabilities as completions tell them, of parts of the text with the place where each begins.
+    """Log-probabilities in the format of completions, for parts of a text and the offset at which each begins.
 
-    Of tokens that read alike, the likeliest is told.
+    Of several tokens with the same text, only the most likely one is listed.
     """
     offsets, tops = [], []
-    for found, offset in parts:
-        for score in found:
+    for part, offset in parts:
+        for score in part:
             offsets.append(offset)
             offset += len(score.text)
             top = {text: _finite(logprob) for text, logprob in reversed(score.top)}
             tops.append(None if score.logprob is None else top)
-    scores = [score for found, _ in parts for score in found]
+    scores = [score for part, _ in parts for score in part]
     return {
         "tokens": [score.text for score in scores],
         "token_logprobs": [_finite(score.logprob) for score in scores],
@@ -163,5 +164,5 @@ def completion_scores(*parts: tuple[Sequence[TokenScore], int]) -> dict[str, Any
 
 
 def _finite(logprob: float | None) -> float | None:
-    """JSON has no infinity; OpenAI's API writes -9999 for what cannot happen."""
+    """JSON has no infinity; OpenAI's API writes -9999 for a token of probability zero."""
     return logprob if logprob is None else max(logprob, -9999.0)

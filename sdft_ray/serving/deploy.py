@@ -1,4 +1,4 @@
-"""The Ray Serve shell: one deployment whose replicas hold the engines and speak HTTP themselves."""
+"""The Ray Serve deployment. Its replicas hold the engines and serve HTTP themselves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ APPLICATION = "sdft"
 
 @serve.ingress()
 class ModelService:
-    """A replica: the engines of all models, and the HTTP application in front of them."""
+    """One replica: the engines of all models, and the HTTP application over them."""
 
     async def __init__(self, plain: dict[str, Any]) -> None:
         self._settings = ServeSettings.parse(plain, "the settings of the service")
@@ -43,40 +43,44 @@ class ModelService:
         self._service = Service(self._models, self._settings.limits)
 
     async def _load(self, model: ServedModel, store: Store) -> Served:
-        """Find, check and start one model, and have it answer once."""
+        """Locate, check and start one model, and let it generate a token."""
         from sdft_ray.data.chat import ChatFormat, load_tokenizer
 
         began = time.monotonic()
         located = locate(model.source, store)
-        checked = time.monotonic()
+        check_end = time.monotonic()
         draft = None
         if model.draft is not None:
             draft = (locate(model.draft.source, store).directory, model.draft.num_tokens)
         cpus = self._settings.replicas.cpus / len(self._settings.models)
         engine: Engine = start_engine(model, located.directory, draft, cpus)
-        started = time.monotonic()
+        engine_end = time.monotonic()
         tokenizer: Any = load_tokenizer(located.directory)
         try:
             chat = ChatFormat(tokenizer)
         except ModelError:
             chat = None
         await _answer_once(engine)
-        answered = time.monotonic()
-        phases = {"check_s": checked - began, "engine_s": started - checked, "first_token_s": answered - started}
+        answer_end = time.monotonic()
+        phases = {
+            "check_s": check_end - began,
+            "engine_s": engine_end - check_end,
+            "first_token_s": answer_end - engine_end,
+        }
         log.info("model %s is ready: %s", model.name, phases)
         limits = self._settings.limits
         admission = Admission(limits.max_running, limits.max_queued)
         name = (located.address or str(located.directory)).rpartition("/")[2]
-        drafted = {"draft": model.draft.source, "num_draft_tokens": model.draft.num_tokens} if model.draft else {}
-        facts = {**located.facts, "address": located.address, **drafted, "cold_start": phases}
+        draft_facts = {"draft": model.draft.source, "num_draft_tokens": model.draft.num_tokens} if model.draft else {}
+        facts = {**located.facts, "address": located.address, **draft_facts, "cold_start": phases}
         return Served(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
 
     async def __serve_build_asgi_app__(self) -> Any:
-        # The default registry holds vLLM's own figures too.
+        # The default registry, because it also has vLLM's own metrics.
         return build_app(self._service, self._keys, self._settings, REGISTRY, [RaySink()])
 
     def check_health(self) -> None:
-        """Ray Serve starts a replica anew when this raises."""
+        """Ray Serve restarts a replica for which this raises."""
         for model in self._models.values():
             model.engine.check()
 
@@ -86,24 +90,24 @@ class ModelService:
 
 
 class RaySink:
-    """Figures through Ray's agents, which Prometheus finds on every node of a cluster."""
+    """Metrics through Ray's agents, which Prometheus can scrape on every node of a cluster."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Any] = {}
+        self._series: dict[str, Any] = {}
         for metric in ALL:
             if metric.kind == "histogram":
-                made: Any = Histogram(metric.name, metric.told, boundaries=list(SECONDS), tag_keys=metric.labels)
+                created: Any = Histogram(metric.name, metric.help, boundaries=list(SECONDS), tag_keys=metric.labels)
             else:
-                made = (Counter if metric.kind == "counter" else Gauge)(
-                    metric.name, metric.told, tag_keys=metric.labels
+                created = (Counter if metric.kind == "counter" else Gauge)(
+                    metric.name, metric.help, tag_keys=metric.labels
                 )
-            self._found[metric.name] = made
+            self._series[metric.name] = created
 
     def put(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
         """See `Sink.put`."""
-        series = self._found[metric.name]
+        series = self._series[metric.name]
         if metric.kind == "counter":
-            if value:  # Ray refuses to add nothing
+            if value:  # Ray rejects an increment of 0
                 series.inc(value, tags=labels)
         elif metric.kind == "gauge":
             series.set(value, tags=labels)
@@ -112,7 +116,7 @@ class RaySink:
 
 
 def start_engine(model: ServedModel, directory: Any, draft: Any, cpus: float) -> Engine:
-    """The engine that a model's settings ask for."""
+    """Start the engine that a model's settings name."""
     if model.engine.kind == "transformers":
         from sdft_ray.engines.transformers import TransformersEngine
 
@@ -123,17 +127,17 @@ def start_engine(model: ServedModel, directory: Any, draft: Any, cpus: float) ->
 
 
 async def _answer_once(engine: Engine) -> None:
-    """Ready means that a token has come out. Raises `ModelError` when none comes in two minutes."""
+    """Generate one token. Raises `ModelError` if that takes more than two minutes."""
     try:
         async with asyncio.timeout(120):
             async for _ in engine.answer(Ask(prompt_ids=(0,), max_tokens=1, temperature=0.0)):
                 pass
     except TimeoutError:
-        raise ModelError("the engine gives no token", "look at the replica's log") from None
+        raise ModelError("the engine generates no token", "see the replica's log") from None
 
 
 def application(settings: ServeSettings) -> serve.Application:
-    """What `serve.run` and `serve deploy` take."""
+    """The Ray Serve application of these settings."""
     replicas, limits = settings.replicas, settings.limits
     scaling: dict[str, Any] = {"num_replicas": replicas.max}
     if replicas.min != replicas.max:
@@ -164,9 +168,9 @@ def application(settings: ServeSettings) -> serve.Application:
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """What `serve deploy serve/config.yaml` runs: the service of `sdft serve`, from the `args` in that file.
+    """Application builder for `serve deploy serve/config.yaml`: `args` are the `args` in that file.
 
-    Raises `ServeError` for settings that cannot be meant, or that let in everyone without saying so.
+    Raises `ServeError` for invalid settings, and for settings with neither keys nor `allow_anonymous`.
     """
     settings = ServeSettings.parse(args, "args in the Serve config")
     check_closed(settings.access)

@@ -1,4 +1,4 @@
-"""The HTTP face: OpenAI's routes, who may pass, how long and how large a request may be, and what errors look like."""
+"""The HTTP application: OpenAI's routes, authentication, limits on size and time of a request, error responses."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from sdft_ray.serving.settings import ServeSettings
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/favicon.ico", "/openapi.json"})
-"""What anyone may ask; none of it tells what is served."""
+"""Paths that need no key; none of them reveals which models are served."""
 
 _PATHS = frozenset({*OPEN_PATHS, "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions"})
-"""What figures name; all other paths are one."""
+"""Paths that metrics name; all others are counted as one."""
 
 
 def build_app(
@@ -44,13 +44,19 @@ def build_app(
     registry: CollectorRegistry | None = None,
     sinks: Sequence[Sink] = (),
 ) -> FastAPI:
-    """The application; every model has answered once by now.
+    """The application. Every model must have generated a token before it is called.
 
-    Figures go to `registry`, which `/metrics` shows, and to `sinks`.
+    Metrics go to `registry`, which `/metrics` shows, and to `sinks`.
     """
     registry = registry or CollectorRegistry()
     meters = Meters(PrometheusSink(registry), *sinks)
-    app = FastAPI(title="sdft_ray", version=version("sdft_ray"), docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="sdft_ray",
+        description="Compressed language models behind an OpenAI-compatible API.",
+        version=version("sdft_ray"),
+        docs_url=None,
+        redoc_url=None,
+    )
     _add_routes(app, service, registry)
     _add_errors(app)
     app.add_middleware(_Gate, service=service, keys=keys, settings=settings, meters=meters)
@@ -74,36 +80,41 @@ def _add_routes(app: FastAPI, service: Service, registry: CollectorRegistry) -> 
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> str:
-        """The process answers, and no engine is known to be dead."""
+        """Liveness: the process responds and no engine has failed."""
         _check_engines(service)
         return "ok"
 
     @app.get("/readyz", response_class=PlainTextResponse)
     def readyz() -> str:
-        """Every model has answered once: before that nobody listens here."""
+        """Readiness: every model has generated a token. Before that, nothing listens on this port."""
         _check_engines(service)
         return "ready"
 
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics(request: Request) -> Response:
-        if _key(request).models is not None:  # figures tell of all models
-            raise ApiError(403, "this key may ask some models alone", code="not_for_this_key")
+        """Metrics of this replica in Prometheus' text format, for keys that may use all models."""
+        if _key(request).models is not None:  # metrics cover all models
+            raise ApiError(403, "this key is limited to certain models", code="not_for_this_key")
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     def models(request: Request) -> dict[str, Any]:
+        """The models that the key may use, with their sizes and limits."""
         return {"object": "list", "data": [service.card(model) for model in service.visible(_key(request))]}
 
     @app.get("/v1/models/{name:path}")
     def model(name: str, request: Request) -> dict[str, Any]:
+        """One model."""
         return service.card(service.find(name, _key(request)))
 
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
     async def chat(request: Request) -> Response:
+        """Answer a conversation; with `stream`, as server-sent events."""
         return await _answered(request, ChatRequest, service.chat)
 
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
+        """Continue a text or token ids; with `stream`, as server-sent events."""
         return await _answered(request, CompletionRequest, service.complete)
 
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
@@ -118,19 +129,19 @@ def _check_engines(service: Service) -> None:
 
 
 async def _answered(request: Request, kind: Any, answer: Callable[[Any, Call], Awaitable[Any]]) -> Response:
-    """Parse, answer, and tell what it took."""
+    """Parse the body and answer it; the request's `Call` records what it cost."""
     call = request.scope["sdft_call"]
     parsed = parse(kind, request.scope["sdft_body"])
     call.model = parsed.model
     async with _while_listening(request):
-        found = await answer(parsed, call)
-    if isinstance(found, dict):
-        return JSONResponse(found)
-    return _EventStream(_guarded(found), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        result = await answer(parsed, call)
+    if isinstance(result, dict):
+        return JSONResponse(result)
+    return _EventStream(_guarded(result), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
 class _EventStream(StreamingResponse):
-    """Ends what makes the events when it is over, however it ends, and does not wait for that to be collected."""
+    """Closes the generator of events as soon as the response ends, not when it is garbage-collected."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async with aclosing(self.body_iterator):  # type: ignore[type-var]
@@ -139,31 +150,31 @@ class _EventStream(StreamingResponse):
 
 @asynccontextmanager
 async def _while_listening(request: Request) -> AsyncIterator[None]:
-    """Cancel what runs inside when the client leaves."""
-    task, left = asyncio.current_task(), False
+    """Cancel the code inside the context when the client disconnects."""
+    task, has_left = asyncio.current_task(), False
     assert task is not None, "requests run in tasks"
 
     async def watch() -> None:
-        nonlocal left
+        nonlocal has_left
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        left = True
+        has_left = True
         task.cancel()
 
     watcher = asyncio.create_task(watch())
     try:
         yield
     except asyncio.CancelledError:
-        if not left:
+        if not has_left:
             raise
         task.uncancel()
-        raise ApiError(499, "the client left", code="client_left") from None
+        raise ApiError(499, "the client disconnected", code="client_left") from None
     finally:
         watcher.cancel()
 
 
 async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """A stream cannot take its status back: what fails under way is told as its last event."""
+    """The status of a stream is sent first, so an error that occurs later becomes its last event."""
     try:
         async with aclosing(events):  # type: ignore[type-var]
             async for event in events:
@@ -177,7 +188,7 @@ def _key(request: Request) -> Key:
 
 
 class _Gate:
-    """Every request passes here: key, body, access log. Plain ASGI, so a stream's events pay nothing."""
+    """Middleware of every request: key, body, access log. Plain ASGI, so it adds no cost per event of a stream."""
 
     def __init__(self, app: Any, service: Service, keys: KeyRing, settings: ServeSettings, meters: Meters) -> None:
         self._app = app
@@ -194,7 +205,7 @@ class _Gate:
         status, call = 0, Call(ANONYMOUS)
         scope["sdft_call"] = call
 
-        async def told(message: Any) -> None:
+        async def watched_send(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -204,14 +215,14 @@ class _Gate:
         try:
             path = scope["path"]
             if self._local_only and not _is_local(scope):
-                raise ApiError(403, "without keys this service answers to localhost alone", code="wrong_host")
+                raise ApiError(403, "a service without keys answers only requests to localhost", code="wrong_host")
             if path not in OPEN_PATHS and scope["method"] != "OPTIONS":
                 call.key = self._identify(scope)
             if scope["method"] == "POST":
                 scope["sdft_body"] = await self._body(scope, receive)
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, watched_send)
         except ApiError as reason:
-            await _error_response(reason)(scope, receive, told)
+            await _error_response(reason)(scope, receive, watched_send)
         finally:
             status, took_s = status or 500, time.monotonic() - call.began
             if scope["path"] not in ("/healthz", "/readyz", "/metrics"):
@@ -227,38 +238,38 @@ class _Gate:
                 )  # fmt: skip
 
     def _identify(self, scope: Any) -> Key:
-        given = dict(scope["headers"]).get(b"authorization")
-        scheme, _, secret = (given or b"").decode("latin-1").partition(" ")
-        key = self._keys.identify(secret.strip() if given is not None and scheme.lower() == "bearer" else None)
-        if key is None or (given is not None and scheme.lower() != "bearer"):
-            raise ApiError(401, "a valid API key is needed: Authorization: Bearer sk-...", code="invalid_api_key")
+        header = dict(scope["headers"]).get(b"authorization")
+        scheme, _, secret = (header or b"").decode("latin-1").partition(" ")
+        key = self._keys.identify(secret.strip() if header is not None and scheme.lower() == "bearer" else None)
+        if key is None or (header is not None and scheme.lower() != "bearer"):
+            raise ApiError(401, "a valid API key is required: Authorization: Bearer sk-...", code="invalid_api_key")
         return key
 
     async def _body(self, scope: Any, receive: Any) -> bytes:
-        most, chunks, size = self._limits.max_body_bytes, [], 0
-        too_large = ApiError(413, f"the body is larger than {most} bytes", code="body_too_large")
+        max_bytes, chunks, size = self._limits.max_body_bytes, [], 0
+        too_large = ApiError(413, f"the body is larger than {max_bytes} bytes", code="body_too_large")
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or len(length) > 18 or int(length) > most:
+        if not length.isdigit() or len(length) > 18 or int(length) > max_bytes:
             raise too_large
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ApiError(400, "the client left", code="client_left")
+                        raise ApiError(400, "the client disconnected", code="client_left")
                     chunks.append(message.get("body", b""))
                     size += len(chunks[-1])
-                    if size > most:
+                    if size > max_bytes:
                         raise too_large
                     if not message.get("more_body"):
                         return b"".join(chunks)
         except TimeoutError:
-            told = f"the body did not arrive within {self._limits.body_timeout_s:g} s"
-            raise ApiError(408, told, code="body_timeout") from None
+            message = f"the body did not arrive within {self._limits.body_timeout_s:g} s"
+            raise ApiError(408, message, code="body_timeout") from None
 
 
 def _plain(text: str) -> str:
-    """What a client wrote, for a log: on one line, and not long."""
+    """Text from a client, made safe for a log: one line, at most 200 characters."""
     return text[:200].encode("unicode_escape").decode("ascii")
 
 
@@ -282,8 +293,8 @@ def _add_errors(app: FastAPI) -> None:
 
     async def of_http(_: Request, reason: Exception) -> Response:
         assert isinstance(reason, HTTPException)
-        told = {404: "there is nothing here", 405: "this path does not take this method"}
-        error = ApiError(reason.status_code, told.get(reason.status_code, str(reason.detail)))
+        messages = {404: "no such path", 405: "this path does not support this method"}
+        error = ApiError(reason.status_code, messages.get(reason.status_code, str(reason.detail)))
         response = _error_response(error)
         response.headers.update(reason.headers or {})
         return response
@@ -292,8 +303,10 @@ def _add_errors(app: FastAPI) -> None:
         return _error_response(ApiError(400, str(reason), code="invalid_value"))
 
     async def unknown(_: Request, reason: Exception) -> Response:
-        log.error("an error of ours", exc_info=reason)
-        return _error_response(ApiError(500, "an error of the service; its log has more", code="internal_error"))
+        log.error("internal error", exc_info=reason)
+        return _error_response(
+            ApiError(500, "internal error; the log of the service has details", code="internal_error")
+        )
 
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(HTTPException, of_http)
@@ -309,9 +322,10 @@ _PAGE_HEADERS = {
 }
 
 _ERRORS = {
-    400: "the request cannot be meant", 401: "no valid key", 404: "no such model", 405: "wrong method",
-    408: "the body came too slowly", 413: "the body is too large", 429: "too much at once; see Retry-After",
-    503: "the engine is being started anew", 504: "not done in time",
+    400: "invalid request", 401: "missing or invalid API key", 403: "not allowed for this key or host",
+    404: "no such model", 405: "method not supported", 408: "the body did not arrive in time",
+    413: "the body is too large", 429: "rate limit or queue limit reached; see Retry-After",
+    503: "the engine is restarting; see Retry-After", 504: "the answer was not finished in time",
 }  # fmt: skip
 
 
@@ -321,7 +335,7 @@ def _body_of(kind: type[pydantic.BaseModel]) -> dict[str, Any]:
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema with our bodies, errors and keys in it."""
+    """FastAPI's OpenAPI schema, with the request bodies, errors and authentication of this service."""
     if app.openapi_schema:
         return app.openapi_schema
     schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -335,8 +349,8 @@ def _schema(app: FastAPI) -> dict[str, Any]:
     for path, methods in schema["paths"].items():
         for operation in methods.values():
             operation["responses"].pop("422", None)
-            told = {str(status): {"description": text, "content": content} for status, text in _ERRORS.items()}
-            operation["responses"] |= told
+            errors = {str(status): {"description": text, "content": content} for status, text in _ERRORS.items()}
+            operation["responses"] |= errors
             if path not in OPEN_PATHS:
                 operation["security"] = [{"key": []}]
     app.openapi_schema = schema

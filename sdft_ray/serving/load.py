@@ -1,4 +1,4 @@
-"""Many clients of an OpenAI-compatible server at once, and what they see."""
+"""A load generator for OpenAI-compatible servers: concurrent clients, and a record of every request."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Seen:
-    """One chat, as its client saw it: status (0: the connection broke), when it was sent, seconds, and what came."""
+    """The record of one chat request, on the client's side. `status` is 0 if the connection failed."""
 
     status: int
     began: float
-    """On the clock of `time.perf_counter`."""
+    """When it was sent, on the clock of `time.perf_counter`."""
     took_s: float
     first_s: float = 0.0
-    """Until the first token; 0 without a stream."""
+    """Seconds until the first token; 0 without streaming."""
     text: str = ""
-    num_events: int = 0
     usage: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -35,13 +34,13 @@ class Seen:
         return self.usage.get("completion_tokens", 0)
 
     def predicted(self, kind: str) -> int:
-        """Tokens of a draft model that were `accepted` or `rejected`."""
+        """Number of draft-model tokens of a kind: `accepted` or `rejected`."""
         return (self.usage.get("completion_tokens_details") or {}).get(f"{kind}_prediction_tokens", 0)
 
 
 @dataclass(frozen=True)
 class Load:
-    """A time under load."""
+    """All requests of a period of load."""
 
     took_s: float
     seen: Sequence[Seen]
@@ -64,7 +63,7 @@ class Load:
 
     @property
     def accepted_share(self) -> float | None:
-        """Share of a draft model's tokens that the model accepted; None without one."""
+        """Fraction of a draft model's tokens that were accepted; None without a draft model."""
         accepted, rejected = (sum(each.predicted(kind) for each in self.good) for kind in ("accepted", "rejected"))
         return accepted / (accepted + rejected) if accepted + rejected else None
 
@@ -74,13 +73,13 @@ class Load:
 
 
 def chat_body(model: str, prompt: str, **other: Any) -> Body:
-    """A chat of one question; with `stream`, its usage is asked for as well."""
+    """The body of a chat request with one prompt. With `stream`, it also requests the usage."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], **other}
     return {**body, "stream_options": {"include_usage": True}} if other.get("stream") else body
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> Seen:
-    """One chat, read to its end. `url` ends in `/v1`."""
+    """Send one chat request and read the response to its end. `url` ends in `/v1`."""
     began = time.perf_counter()
     try:
         async with session.post(f"{url}/chat/completions", json=body) as answer:
@@ -88,25 +87,25 @@ async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> Seen:
                 await answer.read()
                 return Seen(answer.status, began, time.perf_counter() - began)
             if not body.get("stream"):
-                told = await answer.json()
-                text = told["choices"][0]["message"]["content"]
-                return Seen(200, began, time.perf_counter() - began, 0.0, text, 1, told["usage"])
+                reply = await answer.json()
+                text = reply["choices"][0]["message"]["content"]
+                return Seen(200, began, time.perf_counter() - began, 0.0, text, reply["usage"])
             return await _streamed(answer, began)
     except (aiohttp.ClientError, ConnectionError, TimeoutError, json.JSONDecodeError, KeyError, TypeError):
         return Seen(0, began, time.perf_counter() - began)
 
 
 async def _streamed(answer: aiohttp.ClientResponse, began: float) -> Seen:
-    first_s, events = 0.0, []
+    first_s, lines = 0.0, []
     async for line in answer.content:
         if line.startswith(b"data: {"):
-            events.append(line)
+            lines.append(line)
             if not first_s and b'"content": ""' not in line and b'"content":""' not in line:
                 first_s = time.perf_counter() - began
-    took_s = time.perf_counter() - began  # what follows is our own work
-    told = [json.loads(line[6:]) for line in events]
-    text = "".join(choice["delta"].get("content") or "" for event in told for choice in event["choices"])
-    return Seen(200, began, took_s, first_s, text, len(events), told[-1]["usage"])
+    took_s = time.perf_counter() - began  # excludes parsing
+    events = [json.loads(line[6:]) for line in lines]
+    text = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+    return Seen(200, began, took_s, first_s, text, events[-1]["usage"])
 
 
 async def press(
@@ -118,9 +117,9 @@ async def press(
     num_requests: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Load:
-    """Keep `clients` requests under way for about `seconds`, or until `num_requests` are answered.
+    """Keep `clients` requests in flight for about `seconds`, or until `num_requests` are answered.
 
-    `body_of` makes the body of request n, 0-based. Each client asks again when it has its answer.
+    `body_of` gives the body of request n, 0-based. Each client sends its next request when it has its response.
     """
     limits = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=600)

@@ -1,7 +1,7 @@
-"""What the service counts, for Prometheus: at `/metrics` of a replica, and through Ray's agents on a cluster.
+"""The service's metrics for Prometheus: at `/metrics` of a replica, and through Ray's agents on a cluster.
 
-Names and labels are told once, here; a dashboard for them is `cluster/dashboards/serving.json`. Labels never hold what
-a client wrote: a model that is not served, or a path that is not ours, is counted under "".
+Names and labels are defined here; `cluster/dashboards/serving.json` is a Grafana dashboard for them. Labels never hold
+text from a client: an unknown model or path is counted with the label "".
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 3
 
 @dataclass(frozen=True)
 class Metric:
-    """One series of figures."""
+    """One metric."""
 
     name: str
-    told: str
+    help: str
     labels: tuple[str, ...]
     kind: Literal["counter", "gauge", "histogram"] = "counter"
 
 
-REQUESTS = Metric("sdft_serve_requests", "requests answered, by status", ("model", "path", "status"))
-TOKENS = Metric("sdft_serve_tokens", "tokens of prompts and of answers", ("model", "kind"))
-DRAFTED = Metric("sdft_serve_draft_tokens", "what became of a draft model's tokens", ("model", "kind"))
+REQUESTS = Metric("sdft_serve_requests", "finished requests, by status", ("model", "path", "status"))
+TOKENS = Metric("sdft_serve_tokens", "tokens of prompts and answers", ("model", "kind"))
+DRAFTED = Metric("sdft_serve_draft_tokens", "tokens proposed by a draft model, accepted or rejected", ("model", "kind"))
 SECONDS_TAKEN = Metric("sdft_serve_request_seconds", "from arrival to the last byte", ("model",), "histogram")
 FIRST_TOKEN = Metric("sdft_serve_first_token_seconds", "from arrival to the first token", ("model",), "histogram")
-WAITED = Metric("sdft_serve_wait_seconds", "in the queue", ("model",), "histogram")
-RUNNING = Metric("sdft_serve_running", "answers being made", ("model",), "gauge")
-QUEUED = Metric("sdft_serve_queued", "answers that wait for their turn", ("model",), "gauge")
+WAITED = Metric("sdft_serve_wait_seconds", "time in the queue", ("model",), "histogram")
+RUNNING = Metric("sdft_serve_running", "answers being generated", ("model",), "gauge")
+QUEUED = Metric("sdft_serve_queued", "answers waiting for a slot", ("model",), "gauge")
 ALL = (REQUESTS, TOKENS, DRAFTED, SECONDS_TAKEN, FIRST_TOKEN, WAITED, RUNNING, QUEUED)
 
 
 class Sink(Protocol):
-    """Somewhere that figures go."""
+    """A destination of metrics."""
 
     def put(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
         """Add to a counter, set a gauge, or observe a histogram."""
@@ -47,21 +47,21 @@ class Sink(Protocol):
 
 
 class PrometheusSink:
-    """The figures of this process, as Prometheus reads them."""
+    """Metrics of this process, in a registry of the Prometheus client."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._found: dict[str, Any] = {}
+        self._series: dict[str, Any] = {}
         for metric in ALL:
             if metric.kind == "histogram":
-                made: Any = Histogram(metric.name, metric.told, metric.labels, buckets=SECONDS, registry=registry)
+                created: Any = Histogram(metric.name, metric.help, metric.labels, buckets=SECONDS, registry=registry)
             else:
                 kind = Counter if metric.kind == "counter" else Gauge
-                made = kind(metric.name, metric.told, metric.labels, registry=registry)
-            self._found[metric.name] = made
+                created = kind(metric.name, metric.help, metric.labels, registry=registry)
+            self._series[metric.name] = created
 
     def put(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
         """See `Sink.put`."""
-        series = self._found[metric.name].labels(**labels)
+        series = self._series[metric.name].labels(**labels)
         act: Callable[[float], None] = getattr(series, _ACTS[metric.kind])
         act(value)
 
@@ -70,13 +70,13 @@ _ACTS = {"counter": "inc", "gauge": "set", "histogram": "observe"}
 
 
 class Meters:
-    """All sinks together."""
+    """Writes metrics to all sinks."""
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
 
     def finished(self, path: str, model: str, status: int, took_s: float, call: Call) -> None:
-        """Count a request that is over. `path` and `model` are names of ours, or "" for what a client made up."""
+        """Count a finished request. `path` and `model` are known names, or "" for an unknown one."""
         labels = {"model": model}
         self._put(REQUESTS, 1, {**labels, "path": path, "status": str(status)})
         if not model:
@@ -93,7 +93,7 @@ class Meters:
             self._put(FIRST_TOKEN, call.first_token_s, labels)
 
     def load(self, model: str, running: int, queued: int) -> None:
-        """How busy a model is."""
+        """Set the gauges of a model's load."""
         self._put(RUNNING, running, {"model": model})
         self._put(QUEUED, queued, {"model": model})
 

@@ -1,7 +1,7 @@
-"""What clients send: OpenAI's request bodies, as far as this service means them, and its way to tell errors.
+"""The request bodies of OpenAI's API that this service supports, and its error object.
 
-Bodies are parsed from bytes by pydantic, which refuses invalid UTF-8 and lone surrogates. A field that is not known is
-refused, as OpenAI does: what is not heeded must not look as if it were.
+pydantic parses the bytes and rejects invalid UTF-8 and lone surrogates. An unknown field is an error, as in OpenAI's
+API: a client must not believe that an option is used when it is ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_SAMPLES = 128
-"""Most answers of one request: prompts times `n`."""
+"""Maximum number of answers of one request: prompts times `n`."""
 
 Role = Literal["system", "developer", "user", "assistant"]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -22,7 +22,7 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 def _form_of_prompt(value: Any) -> str | None:
-    """Which of a prompt's forms is meant, so that only that one is tried."""
+    """Which form a prompt has, so that only that one is validated."""
     if not isinstance(value, list):
         return "text" if isinstance(value, str) else None
     first = value[0] if value else None
@@ -37,13 +37,13 @@ Prompt = Annotated[
     Discriminator(
         _form_of_prompt,
         custom_error_type="prompt_type",
-        custom_error_message="Input should be a string, strings, token ids or lists of token ids",
+        custom_error_message="Input should be a string, a list of strings, token ids, or a list of lists of token ids",
     ),
 ]
 
 
 class ApiError(Exception):
-    """An answer that is an error: `status`, and OpenAI's `message`, `type`, `param` and `code`."""
+    """An error response: `status`, and the fields of OpenAI's error object."""
 
     def __init__(
         self,
@@ -85,14 +85,14 @@ class TextPart(_Body):
 
 
 class Message(_Body):
-    """One turn. `developer` is OpenAI's newer word for `system`."""
+    """One turn of a conversation. `developer` is OpenAI's newer name for `system`."""
 
     role: Role
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = Field(default=None, max_length=512)
-    """Taken and not used."""
+    """Accepted and ignored."""
     type: Literal["text"] | None = None
-    """Likewise; lm-eval says it."""
+    """Accepted and ignored; lm-eval sends it."""
 
     @property
     def text(self) -> str:
@@ -100,7 +100,7 @@ class Message(_Body):
 
 
 class _Sampling(_Body):
-    """What both ways to ask have in common. Defaults are OpenAI's."""
+    """Fields of both kinds of requests. Defaults are those of OpenAI's API."""
 
     model: str = Field(min_length=1, max_length=512)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -114,7 +114,7 @@ class _Sampling(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=512)
-    """Taken and not used."""
+    """Accepted and ignored."""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class _Sampling(_Body):
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Any:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream: true only")
+            raise ValueError("stream_options needs stream: true")
         return self
 
 
@@ -135,14 +135,14 @@ class ChatRequest(_Sampling):
     messages: list[Message] = Field(min_length=1, max_length=2048)
     max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
-    """OpenAI's newer word for `max_tokens`."""
+    """OpenAI's newer name for `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @model_validator(mode="after")
     def _no_two_meanings(self) -> Any:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs goes with logprobs: true only")
+            raise ValueError("top_logprobs needs logprobs: true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("give max_tokens or max_completion_tokens, not both")
         return self
@@ -153,23 +153,23 @@ class ChatRequest(_Sampling):
 
     @property
     def scores(self) -> int | None:
-        """Likeliest tokens asked for at each token; None: no log-probabilities."""
+        """Number of most likely tokens per position; None: no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(_Sampling):
     prompt: Prompt
     max_tokens: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    """16 when it is not given, as in OpenAI's API. 0 goes with `echo`."""
+    """None means 16, as in OpenAI's API. 0 is allowed with `echo` only."""
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
 
     @model_validator(mode="after")
     def _nothing_to_say(self) -> Any:
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens 0 goes with echo: true only")
+            raise ValueError("max_tokens: 0 needs echo: true")
         if self.num_prompts * (self.n or 1) > MAX_SAMPLES:
-            raise ValueError(f"prompts times n are more than {MAX_SAMPLES}")
+            raise ValueError(f"the number of prompts times n exceeds {MAX_SAMPLES}")
         return self
 
     @property
@@ -193,32 +193,32 @@ Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
 
 def parse(kind: type[Request], body: bytes) -> Request:
-    """A request body. Raises `ApiError` 400 that names the field."""
+    """Parse a request body. Raises `ApiError` 400 that names the field."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as reason:
-        if reason.error_count() > 1000:  # telling them all apart takes longer than finding them
-            told = f"{reason.error_count()} things are wrong with the body"
-            raise ApiError(400, told, code="invalid_value") from None
+        if reason.error_count() > 1000:  # building all messages takes longer than validation
+            message = f"the body has {reason.error_count()} errors"
+            raise ApiError(400, message, code="invalid_value") from None
         errors = reason.errors(include_url=False, include_context=False, include_input=False)
-    # Of a value that fits none of several types, the complaint that got furthest tells most.
+    # A value that fits none of several types has one error per type; the most deeply nested one is the most helpful.
     first = max(errors, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"]), not e["type"].endswith("_type")))
     if first["type"] == "json_invalid":
         raise ApiError(400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json")
     name = _name_of(first["loc"])
     if first["type"] == "extra_forbidden":
-        raise ApiError(400, f"the field {name} is not known here", code="unknown_parameter", param=name)
+        raise ApiError(400, f"unknown field {name}", code="unknown_parameter", param=name)
     if first["type"] == "missing":
-        raise ApiError(400, f"the field {name} is missing", code="missing_required_parameter", param=name)
-    told = first["msg"].removeprefix("Value error, ")
-    raise ApiError(400, f"{name}: {told}" if name else told, code="invalid_value", param=name or None)
+        raise ApiError(400, f"field {name} is missing", code="missing_required_parameter", param=name)
+    message = first["msg"].removeprefix("Value error, ")
+    raise ApiError(400, f"{name}: {message}" if name else message, code="invalid_value", param=name or None)
 
 
-_OF_SEVERAL_TYPES = ("content", "prompt", "stop")
+_UNIONS = ("content", "prompt", "stop")
 
 
 def _name_of(place: tuple[int | str, ...]) -> str:
-    """A field, without the types that pydantic tells after those of several types; not longer than names are."""
+    """Dotted name of a field, without the names of types that pydantic adds for unions; at most 200 characters."""
     pairs = zip(("", *place), place, strict=False)
-    told = [str(part) for before, part in pairs if isinstance(part, int) or before not in _OF_SEVERAL_TYPES]
-    return ".".join(told)[:200]
+    parts = [str(part) for before, part in pairs if isinstance(part, int) or before not in _UNIONS]
+    return ".".join(parts)[:200]

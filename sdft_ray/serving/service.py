@@ -1,11 +1,11 @@
-"""From a parsed request to an answer: prompt, limits, turns, engine, accounts. Knows neither HTTP nor Ray."""
+"""From a parsed request to an answer: tokenize, check limits, queue, generate, count tokens. No HTTP, no Ray."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,12 +20,15 @@ from sdft_ray.serving.protocol import ApiError, ChatRequest, CompletionRequest
 from sdft_ray.serving.settings import Limits
 
 _LONG_TEXT = 20_000
-"""Characters from which on a text is tokenized beside the event loop."""
+"""Texts with more characters are tokenized in a thread, so that the event loop is not blocked."""
+
+_ROLES = {"developer": "system"}
+"""Roles of OpenAI's API that chat templates know by another name."""
 
 
 @dataclass
 class Served:
-    """A model that is served: its engine, its tokenizer, and what the page tells about it."""
+    """A loaded model: its engine, its tokenizer, and the facts about it that `/v1/models` lists."""
 
     name: str
     engine: Engine
@@ -36,12 +39,12 @@ class Served:
     created: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     tokenizing: threading.Lock = field(default_factory=threading.Lock)
-    """Held by whoever tokenizes: see `Service._tokenize`."""
+    """Tokenization takes this lock: see `Service._tokenize`."""
 
 
 @dataclass
 class Call:
-    """One request while it is answered, for logs and metrics."""
+    """The record of one request, for logs and metrics."""
 
     key: Key
     model: str = ""
@@ -56,12 +59,12 @@ class Call:
 
     @property
     def usage(self) -> dict[str, Any]:
-        """As OpenAI's API tells it."""
+        """The `usage` object of OpenAI's API."""
         return usage(self.num_prompt, self.num_answer, self.num_proposed, self.num_accepted)
 
 
 class Service:
-    """Answers chat and completion requests of several models."""
+    """Answers chat and completion requests to several models."""
 
     def __init__(self, models: Mapping[str, Served], limits: Limits) -> None:
         self.models = dict(models)
@@ -69,25 +72,27 @@ class Service:
         self.budgets = Budgets()
 
     def visible(self, key: Key) -> list[Served]:
-        """The models that a key may ask."""
+        """The models that a key may use."""
         return [model for model in self.models.values() if key.may_ask(model.name)]
 
     def card(self, model: Served) -> dict[str, Any]:
         """The model as `/v1/models` lists it."""
-        told = {"id": model.name, "object": "model", "created": model.created, "owned_by": "sdft_ray"}
-        limits = {"max_model_len": model.engine.max_model_tokens, "max_output_tokens": self._most(model)}
-        return {**told, **limits, "has_chat": model.chat is not None, **model.facts}
+        openai = {"id": model.name, "object": "model", "created": model.created, "owned_by": "sdft_ray"}
+        limits = {"max_model_len": model.engine.max_model_tokens, "max_output_tokens": self._max_output(model)}
+        return {**openai, **limits, "has_chat": model.chat is not None, **model.facts}
 
     def find(self, name: str, key: Key) -> Served:
-        """Raises `ApiError` 404 for a model that is not there, or not for this key."""
+        """Raises `ApiError` 404 for a model that does not exist, or that this key may not use."""
         model = self.models.get(name)
         if model is None or not key.may_ask(name):
             known = ", ".join(each.name for each in self.visible(key)) or "none"
-            raise ApiError(404, f"there is no model {name!r}; models: {known}", code="model_not_found", param="model")
+            raise ApiError(
+                404, f"there is no model {name!r}; available models: {known}", code="model_not_found", param="model"
+            )
         return model
 
     async def chat(self, request: ChatRequest, call: Call) -> dict[str, Any] | AsyncIterator[bytes]:
-        """One conversation; a stream's first event is there when this returns. Raises `ApiError`."""
+        """Answer a conversation. With `stream`, this returns when the first token is there. Raises `ApiError`."""
         model = self.find(request.model, call.key)
         messages = [{"role": _ROLES.get(turn.role, turn.role), "content": turn.text} for turn in request.messages]
         ids = await self._tokenize(model, lambda: _chat_ids(model, messages), sum(len(m["content"]) for m in messages))
@@ -96,39 +101,39 @@ class Service:
         return await self._answer(request, model, head, asks, [""] * len(asks), call)
 
     async def complete(self, request: CompletionRequest, call: Call) -> dict[str, Any] | AsyncIterator[bytes]:
-        """Texts or token ids to go on from; otherwise as `chat`."""
+        """Continue texts or token ids; otherwise as `chat`."""
         model = self.find(request.model, call.key)
         prompts = request.prompts
         size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         all_ids = await self._tokenize(model, lambda: [_prompt_ids(model, prompt) for prompt in prompts], size)
         echoed = request.logprobs if request.echo else None
-        limit = min(request.limit, self._most(model)) if request.max_tokens is None else request.limit
+        limit = min(request.limit, self._max_output(model)) if request.max_tokens is None else request.limit
         asks = self._asks(request, model, all_ids, limit, request.logprobs, echoed)
         before = [""] * len(asks)
         if request.echo:
-            told = [prompt if isinstance(prompt, str) else _text(model, prompt) for prompt in prompts]
-            before = [text for text in told for _ in range(request.n or 1)]
+            texts = [prompt if isinstance(prompt, str) else _text(model, prompt) for prompt in prompts]
+            before = [text for text in texts for _ in range(request.n or 1)]
         head = Head.new(model.name, model.fingerprint, is_chat=False)
         return await self._answer(request, model, head, asks, before, call)
 
-    def _most(self, model: Served) -> int:
-        """Tokens that an answer may have at most."""
+    def _max_output(self, model: Served) -> int:
+        """The largest number of tokens that an answer may have."""
         return min(model.engine.max_model_tokens, self.limits.max_output_tokens)
 
     async def _tokenize(self, model: Served, work: Any, size: int) -> Any:
-        """Texts to token ids, one request after the other.
+        """Convert texts to token ids, one request at a time.
 
-        Whether control tokens that a text spells stay text is a state of the tokenizer, not of its call: another text
-        in between would change it.
+        Whether control tokens in a text are read as text is a state of the tokenizer, not an argument of the call, so a
+        concurrent call could change it.
         """
 
-        def alone() -> Any:
+        def locked() -> Any:
             with model.tokenizing:
                 return work()
 
         try:
             if size > _LONG_TEXT or not model.tokenizing.acquire(blocking=False):
-                return await asyncio.to_thread(alone)
+                return await asyncio.to_thread(locked)
             try:
                 return work()
             finally:
@@ -145,19 +150,19 @@ class Service:
         scores: int | None,
         prompt_scores: int | None,
     ) -> list[Ask]:
-        """What the engine is asked, sample by sample. Raises `ApiError` for what does not fit the context."""
-        context, most = model.engine.max_model_tokens, self._most(model)
-        if limit is not None and limit > most:
-            told = f"max_tokens is {limit}, and this model writes at most {most} tokens"
-            raise ApiError(400, told, code="invalid_value", param="max_tokens")
+        """Requests to the engine, one per sample. Raises `ApiError` if a prompt or limit does not fit the context."""
+        context, max_output = model.engine.max_model_tokens, self._max_output(model)
+        if limit is not None and limit > max_output:
+            message = f"max_tokens is {limit}, but answers of this model are limited to {max_output} tokens"
+            raise ApiError(400, message, code="invalid_value", param="max_tokens")
         asks, param = [], "messages" if isinstance(request, ChatRequest) else "prompt"
         for ids in all_ids:
-            _check_prompt(ids, model, self.limits, param, least=0 if limit == 0 else 1)
+            _check_prompt(ids, model, self.limits, param, min_answer=0 if limit == 0 else 1)
             for number in range(request.n or 1):
                 asks.append(
                     Ask(
                         prompt_ids=tuple(ids),
-                        max_tokens=min(most if limit is None else limit, context - len(ids)),
+                        max_tokens=min(max_output if limit is None else limit, context - len(ids)),
                         temperature=1.0 if request.temperature is None else request.temperature,
                         top_p=1.0 if request.top_p is None else request.top_p,
                         top_k=request.top_k or 0,
@@ -182,8 +187,8 @@ class Service:
         call: Call,
     ) -> dict[str, Any] | AsyncIterator[bytes]:
         if len(asks) > model.admission.capacity:
-            told = f"{len(asks)} answers are asked for, more than the {model.admission.capacity} taken at a time"
-            raise ApiError(400, told, code="invalid_value", param="n")
+            message = f"the request asks for {len(asks)} answers; the limit is {model.admission.capacity}"
+            raise ApiError(400, message, code="invalid_value", param="n")
         try:
             model.admission.check(len(asks))
             self.budgets.admit(call.key)
@@ -200,62 +205,70 @@ class Service:
             return whole(head, samples, call.usage, scored=scored)
         stream = Stream(head, tells_usage=request.tells_usage, scored=scored)
         first = await anext(pieces)
-        return self._events(stream, first, pieces, before, call, tells_usage=request.tells_usage, head=head)
+        return self._events(stream, first, pieces, before, call, is_chat=head.is_chat, with_usage=request.tells_usage)
 
     async def _events(
-        self, stream: Stream, first: tuple[int, Piece], pieces: Any, before: list[str], call: Call, **told: Any
+        self,
+        stream: Stream,
+        first: tuple[int, Piece],
+        pieces: AsyncGenerator[tuple[int, Piece], None],
+        before: Sequence[str],
+        call: Call,
+        *,
+        is_chat: bool,
+        with_usage: bool,
     ) -> AsyncIterator[bytes]:
-        """Events of a stream whose first piece has come."""
-        begun: set[int] = set()
+        """Server-sent events of a stream. `first` was taken from `pieces`; `before` is the text before each answer."""
+        started: set[int] = set()
 
-        def written(index: int, piece: Piece) -> bytes:
-            if index in begun:
+        def event(index: int, piece: Piece) -> bytes:
+            if index in started:
                 return stream.piece(index, piece)
-            begun.add(index)
-            opening = stream.opening(index) if told["head"].is_chat else b""
+            started.add(index)
+            opening = stream.opening(index) if is_chat else b""
             return opening + stream.piece(index, piece, before[index])
 
         async with aclosing(pieces):
-            yield written(*first)
+            yield event(*first)
             async for index, piece in pieces:
-                yield written(index, piece)
-        if told["tells_usage"]:
+                yield event(index, piece)
+        if with_usage:
             yield stream.usage(call.usage)
         yield DONE
 
     async def _pieces(self, model: Served, asks: list[Ask], call: Call) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Pieces of all samples as they come; tokens are counted against the key however this ends.
+        """Pieces of all samples as they arrive. Their tokens are counted against the key, however this ends.
 
-        A task of its own makes them, so that whoever reads may do so from several tasks, and that closing this ends
-        the work whatever it waits for.
+        A separate task generates them: then several tasks may read, and closing this cancels the generation wherever
+        it is waiting.
         """
         ready: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
         task = asyncio.create_task(self._make(model, asks, call, ready))
         try:
-            while (found := await ready.get()) is not None:
-                piece = found[1]
+            while (item := await ready.get()) is not None:
+                piece = item[1]
                 call.num_answer += piece.num_tokens
                 call.num_proposed += piece.num_proposed
                 call.num_accepted += piece.num_accepted
                 if call.first_token_s is None:
                     call.first_token_s = time.monotonic() - call.began
-                yield found
+                yield item
             await task
         except TimeoutError:
-            told = f"the answer was not done after {self.limits.request_timeout_s:g} s"
-            raise ApiError(504, told, code="timeout") from None
+            message = f"the answer was not finished after {self.limits.request_timeout_s:g} s"
+            raise ApiError(504, message, code="timeout") from None
         except RefusedError as reason:
             raise _too_much(reason) from None
         except EngineDiedError:
-            told = "the engine is being started anew"
-            raise ApiError(503, told, code="engine_restarting", retry_after_s=10) from None
+            message = "the engine is restarting"
+            raise ApiError(503, message, code="engine_restarting", retry_after_s=10) from None
         finally:
             self.budgets.spend(call.key, call.num_prompt + call.num_answer)
-            task.cancel()  # the account comes first: when the client has left, waiting is cancelled as well
+            task.cancel()  # after counting the tokens: if the client disconnected, the next line is cancelled
             await asyncio.gather(task, return_exceptions=True)
 
     async def _make(self, model: Served, asks: list[Ask], call: Call, ready: asyncio.Queue[Any]) -> None:
-        """Have all samples answered, each when it is its turn; None comes last."""
+        """Generate all samples, each when it is admitted; puts their pieces into `ready`, and None last."""
 
         async def sample(index: int, ask: Ask) -> None:
             async with model.admission.slot(call.key.id) as waited_s:
@@ -278,21 +291,18 @@ class Service:
             ready.put_nowait(None)
 
 
-_ROLES = {"developer": "system"}
-
-
 def _too_much(reason: RefusedError) -> ApiError:
     return ApiError(429, reason.message, code="rate_limit_exceeded", retry_after_s=reason.retry_after_s)
 
 
 def _chat_ids(model: Served, messages: list[dict[str, str]]) -> list[int]:
     if model.chat is None:
-        raise DataError(f"{model.name} has no chat template", "ask /v1/completions")
+        raise DataError(f"{model.name} has no chat template", "use /v1/completions")
     return model.chat.conversation_ids(messages)
 
 
 def _prompt_ids(model: Served, prompt: str | list[int]) -> list[int]:
-    """Control tokens that a text spells stay text, as in OpenAI's API; who wants them gives token ids."""
+    """Control tokens in a text are read as text, as in OpenAI's API; clients that need them send token ids."""
     if not isinstance(prompt, str):
         return prompt
     return model.tokenizer(prompt, split_special_tokens=True)["input_ids"]
@@ -302,24 +312,24 @@ def _text(model: Served, ids: list[int]) -> str:
     return model.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _check_prompt(ids: list[int], model: Served, limits: Limits, param: str, *, least: int) -> None:
+def _check_prompt(ids: list[int], model: Served, limits: Limits, param: str, *, min_answer: int) -> None:
     context = model.engine.max_model_tokens
     if not ids:
         raise ApiError(400, "the prompt is empty", code="invalid_prompt", param=param)
-    if len(ids) + least > context:
-        told = f"the prompt has {len(ids)} tokens and the context of {model.name} {context}"
-        raise ApiError(400, told, code="context_length_exceeded", param=param)
+    if len(ids) + min_answer > context:
+        message = f"the prompt has {len(ids)} tokens, but the context of {model.name} is {context} tokens"
+        raise ApiError(400, message, code="context_length_exceeded", param=param)
     if limits.max_prompt_tokens is not None and len(ids) > limits.max_prompt_tokens:
-        told = f"the prompt has {len(ids)} tokens, more than the {limits.max_prompt_tokens} allowed here"
-        raise ApiError(400, told, code="context_length_exceeded", param=param)
-    stray = next((token for token in ids if token >= model.engine.vocab_size), None)
-    if stray is not None:
-        told = f"token {stray} is outside the vocabulary of {model.name}"
-        raise ApiError(400, told, code="invalid_prompt", param=param)
+        message = f"the prompt has {len(ids)} tokens; the limit of this service is {limits.max_prompt_tokens}"
+        raise ApiError(400, message, code="context_length_exceeded", param=param)
+    unknown = next((token for token in ids if token >= model.engine.vocab_size), None)
+    if unknown is not None:
+        message = f"token {unknown} is outside the vocabulary of {model.name}"
+        raise ApiError(400, message, code="invalid_prompt", param=param)
 
 
 def _first_named(model: Served, ask: Ask, piece: Piece) -> Piece:
-    """An engine does not name the first token of a prompt, which has no log-probability."""
+    """Fill in the text of a prompt's first token: engines leave it out, because it has no log-probability."""
     if not piece.prompt_scores:
         return piece
     first = TokenScore(_text(model, [ask.prompt_ids[0]]), None)

@@ -1,4 +1,4 @@
-"""What a service consists of: models, engines, who may ask, how much, where it listens."""
+"""Settings of a service: models, engines, authentication, limits, replicas."""
 
 from __future__ import annotations
 
@@ -13,78 +13,81 @@ from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validatio
 
 
 class Limits(StrictPart):
-    """What one request may ask for, and how many may ask at once."""
+    """Limits of one request, and of concurrent requests."""
 
     max_body_bytes: int = Field(default=2 * 2**20, ge=1024)
     body_timeout_s: float = Field(default=20.0, gt=0)
-    """A body that takes longer to arrive is refused."""
+    """Time in which the body must arrive; else the status is 408."""
     request_timeout_s: float = Field(default=600.0, gt=0)
-    """Waiting and answering together."""
+    """Time in the queue and of generation together; after it the status is 504."""
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     max_output_tokens: int = Field(default=4096, ge=1)
     max_running: int = Field(default=128, ge=1)
-    """Answers that a replica makes at a time, model by model; more than the engine decodes together keep it busy."""
+    """Answers that a replica generates at a time, per model. More than the engine decodes in a batch keeps it busy."""
     max_queued: int = Field(default=512, ge=0)
-    """Answers that wait for their turn before more are refused with 429."""
+    """Answers that may wait in the queue; after that the status is 429."""
 
 
 class Access(StrictPart):
-    """Who may ask. With neither keys nor `allow_anonymous` the service does not start beyond loopback."""
+    """Authentication. With neither keys nor `allow_anonymous`, the service starts on loopback only."""
 
     keys_file: str | None = None
-    """YAML of hashed keys; made and edited by `sdft keys`."""
+    """YAML file of hashed keys; created and changed by `sdft keys`."""
     keys_variable: str = "SDFT_API_KEYS"
-    """Environment variable of the replicas with ID:SHA256 pairs parted by commas."""
+    """Environment variable of the replicas that may hold comma-separated ID:SHA256 pairs."""
     allow_anonymous: bool = False
     local_hosts_only: bool = False
-    """Refuse names other than localhost, so that no web page reaches a service without keys under a name of its own."""
+    """Reject requests whose `Host` is not localhost: protects a service without keys against DNS rebinding."""
     cors_origins: tuple[str, ...] = ()
-    """Pages of other origins that may ask from a browser; none by default."""
+    """Origins whose web pages may send requests from a browser (CORS); none by default."""
 
 
 class Draft(StrictPart):
-    """A smaller model that proposes tokens, which the model then checks all at once; the answer stays its own."""
+    """Speculative decoding: a smaller model proposes tokens, which the model verifies in one step.
+
+    The distribution of answers does not change.
+    """
 
     source: str
     num_tokens: int = Field(default=4, ge=1, le=16)
 
 
 class ServedModel(StrictPart):
-    """One model by the name that clients call it."""
+    """One model, under the name that clients use for it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}$")
     source: str
-    """A run (`quickstart`, `quickstart:teacher`), an artifact's address, or a directory."""
+    """A run (`quickstart`, `quickstart:teacher`), the address of an artifact, or a directory."""
     draft: Draft | None = None
     engine: EngineSettings = EngineSettings()
 
 
 class Replicas(StrictPart):
-    """How many copies of the service there are, and what each holds."""
+    """Number and resources of the replicas of the service."""
 
     min: int = Field(default=1, ge=0)
-    """0 lets an idle service give everything back; the next request waits until it is up again."""
+    """0 lets an idle service scale to zero; the next request then waits until a replica has started."""
     max: int = Field(default=1, ge=1)
     target_ongoing: float = Field(default=16.0, gt=0)
-    """Requests under way per replica that autoscaling aims at."""
+    """Concurrent requests per replica that autoscaling aims at."""
     scale_up_after_s: float = Field(default=10.0, ge=0)
-    """How long there must be more before a replica is added; the first one of none is added at once."""
+    """Time above that target before a replica is added. The first replica after zero is added at once."""
     scale_down_after_s: float = Field(default=300.0, ge=0)
-    """How long there must be less before a replica goes."""
+    """Time below that target before a replica is removed."""
     surge: bool = False
-    """An update starts new replicas before it ends old ones. Without, replicas are replaced one by one in their place,
-    and requests to a service of one wait meanwhile; with it, nobody waits, and twice the machines are needed."""
+    """Start new replicas before old ones are stopped in an update. No request waits, but the update needs twice the
+    resources. Without it, replicas are replaced one by one, and requests to a service with one replica wait."""
     cpus: float = Field(default=1.0, gt=0)
-    """Without a GPU, an engine with two of its own parts its work between two processes, with less it is one."""
+    """CPUs of a replica. Without a GPU, an engine with 2 or more CPUs uses two processes, otherwise one."""
     gpus: float = Field(default=0.0, ge=0)
     accelerator_type: str | None = None
     drain_s: float = Field(default=60.0, ge=0)
-    """How long a replica that is to stop may finish what it has begun."""
+    """Time that a stopping replica has to finish its requests."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.min > self.max:
-            raise ValueError("min is more than max")
+            raise ValueError("min is larger than max")
         return self
 
 
@@ -105,14 +108,14 @@ class ServeSettings(StrictPart):
         return self
 
     @classmethod
-    def parse(cls, data: Any, told: str) -> ServeSettings:
-        """Plain data to settings. Raises `ServeError` that names the field."""
+    def parse(cls, data: Any, origin: str) -> ServeSettings:
+        """Settings from plain data. Raises `ServeError` that names `origin` and the field."""
         try:
             return cls.model_validate(as_frozen(data))
         except ValidationError as error:
-            raise ServeError(*describe_validation_error(error, cls, told)) from None
+            raise ServeError(*describe_validation_error(error, cls, origin)) from None
 
     @classmethod
     def load(cls, path: str | Path) -> ServeSettings:
-        """Read YAML. Raises `ServeError`."""
+        """Read a YAML file. Raises `ServeError`."""
         return cls.parse(read_yaml(Path(path), ServeError), str(path))

@@ -1,4 +1,4 @@
-"""From what a user names to a directory that an engine can load, checked before it is."""
+"""Find the model directory behind a name, and check its files before an engine loads them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from sdft_ray.store.store import Store
 
 ROLES = ("teacher", "pruned", "patched")
 _STAGE_ROLES = {"prune": "pruned", "patch": "patched", "correct": "teacher"}
-"""What the models of a stage are; of all others, students."""
+"""Role of the model that a stage writes; models of all other stages are students."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """A model's files, and what the page tells about it."""
+    """A model's directory, and the facts about it that `/v1/models` lists."""
 
     directory: Path
     address: str
-    """Its artifact in the store, "" for a plain directory."""
+    """Address of its artifact in the store; "" for a plain directory."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 def named(sources: tuple[str, ...], store: Store) -> tuple[ServedModel, ...]:
-    """Models under names of their own: `NAME` is a run's student, `NAME:teacher` one of its models, `NAME:all` all.
+    """Settings of the named models: `NAME` is a run's best student, `NAME:ROLE` another model of it, `NAME:all` all.
 
-    Raises `ServeError` for a name that is none of run, address and directory, `StoreError` for a run without students.
+    Each gets a unique name. Raises `ServeError` for a name that is neither a run nor an address nor a directory, and
+    `StoreError` for a run without students.
     """
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for source in sources:
         run, _, role = source.partition(":")
         if run not in store.runs():
@@ -46,23 +47,23 @@ def named(sources: tuple[str, ...], store: Store) -> tuple[ServedModel, ...]:
         else:
             name = role or _open(store, run).best_student
             pairs = {name: f"{run}:{name}"}
-        for name, place in pairs.items():
-            own = name if name not in found else _as_name(place)
-            if own in found:
-                raise ServeError(f"{place} is named twice", "name each model once")
-            found[own] = place
-    return tuple(ServedModel(name=name, source=place) for name, place in found.items())
+        for name, location in pairs.items():
+            unique = name if name not in result else _as_name(location)
+            if unique in result:
+                raise ServeError(f"{location} is given twice", "give each model once")
+            result[unique] = location
+    return tuple(ServedModel(name=name, source=location) for name, location in result.items())
 
 
 def _as_name(text: str) -> str:
-    """What a model may be called."""
+    """A valid model name that resembles the text."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("._+-")[:128] or "model"
 
 
 def locate(source: str, store: Store) -> Located:
-    """The files behind a name. Digests of an artifact are verified against its manifest, headers of any checkpoint.
+    """Find a model by name and check it: digests of an artifact's files, and the headers of the weights.
 
-    Raises `ServeError`, `StoreError` for damaged files, `ModelError` for what is no model.
+    Raises `ServeError` for an unknown name, `StoreError` for damaged files, `ModelError` for an invalid model.
     """
     if Path(source).is_dir():
         directory, address, facts = Path(source).resolve(), "", {}
@@ -71,15 +72,15 @@ def locate(source: str, store: Store) -> Located:
     if address:
         damaged = store.damaged_files(address)
         if damaged:
-            told = f"{address} is damaged: {', '.join(damaged[:3])} differs from its digest"
-            raise StoreError(told, "remove that folder and run the recipe again")
+            message = f"{address} is damaged: {', '.join(damaged[:3])} differs from its digest"
+            raise StoreError(message, "remove that folder and run the recipe again")
     if not (directory / "config.json").is_file():
-        raise ModelError(f"{directory} is no model: it has no config.json", "give a Hugging Face directory")
+        raise ModelError(f"{directory} is not a model: it has no config.json", "give a Hugging Face model directory")
     checkpoint = Checkpoint.open(directory)
     checkpoint.check_expected()
     size = size_of(checkpoint.config)
-    sized = {"num_parameters": size.num_parameters, "num_blocks": size.num_blocks, "weight_bytes": size.weight_bytes}
-    return Located(directory, address, {**sized, **facts})
+    sizes = {"num_parameters": size.num_parameters, "num_blocks": size.num_blocks, "weight_bytes": size.weight_bytes}
+    return Located(directory, address, {**sizes, **facts})
 
 
 def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
@@ -91,7 +92,7 @@ def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
     if manifest is None:
         known = ", ".join(store.runs()) or "none"
         raise ServeError(
-            f"{source!r} is no run, no artifact and no directory (runs in {store.url}: {known})",
+            f"{source!r} is neither a run nor an artifact nor a directory (runs in {store.url}: {known})",
             "give NAME, NAME:teacher, STAGE/ADDRESS or a directory",
         )
     return store.path(manifest.address), manifest.address, {"role": _STAGE_ROLES.get(manifest.stage, "student")}
@@ -100,31 +101,31 @@ def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:
 def _open(store: Store, name: str) -> _Models:
     run = Run.open(store, name)
     if "report" not in run.manifests:
-        raise StoreError(f"run {name} is not whole: its report is not in {store.url}", "run the recipe again")
+        raise StoreError(f"run {name} is incomplete: its report is not in {store.url}", "run its recipe again")
     return _Models(run)
 
 
 class _Models:
-    """The models of a finished run. Its report is read once."""
+    """The models of a finished run, and their recovery from its report."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         data = run.report_data()
         steps = {"pruned": "prune", "patched": "patch"}
-        made = [role for role, step in steps.items() if step in run.manifests]
-        self.roles = ["teacher", *made, *data.arm_names]
-        self._recovery = {role: found.mean.value for role, found in data.recovery.items()}
+        optional = [role for role, step in steps.items() if step in run.manifests]
+        self.roles = ["teacher", *optional, *data.arm_names]
+        self._recovery = {role: recovery.mean.value for role, recovery in data.recovery.items()}
 
     @property
     def best_student(self) -> str:
-        """By mean recovery. Raises `StoreError` when there is none."""
+        """The student with the highest mean recovery. Raises `StoreError` if there is none."""
         students = [role for role in self.roles if role not in ROLES]
         if not students:
             raise StoreError(f"run {self._run.name} has no student yet", "finish it with sdft compress")
         return max(students, key=lambda role: self._recovery.get(role) or 0.0)
 
     def find(self, role: str) -> tuple[Path, str, dict[str, Any]]:
-        """Directory, address, and what is known. Raises `ServeError` for a model that the run does not have."""
+        """Directory, address and facts of a model. Raises `ServeError` for a model that the run does not have."""
         run = self._run
         if role not in self.roles:
             raise ServeError(f"run {run.name} has no model {role!r}", f"it has {', '.join(self.roles)}")

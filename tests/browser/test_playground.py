@@ -225,7 +225,7 @@ def test_what_fails_in_one_column_leaves_the_other_alone(page: Any, both: Playgr
     expect(column(page, "teacher").locator(".text")).to_have_text(HENS)
     expect(column(page, "teacher").locator(".trouble")).to_be_hidden()
     trouble = column(page, "student").locator(".trouble")
-    expect(trouble).to_contain_text("The engine is being started anew. Try again in 10\u202fs.")
+    expect(trouble).to_contain_text("The engine is restarting. Try again in 10\u202fs.")
     expect(page.locator("#status")).to_have_text("student failed: the column says why. teacher is done.")
     both.engines["student"].died = None
     trouble.get_by_role("button", name="Try again").click()
@@ -242,7 +242,7 @@ def test_an_engine_that_dies_midway_is_told_beneath_what_came(page: Any, both: P
     page.get_by_role("button", name="Send").click()
     expect(column(page, "student").locator(".text")).to_contain_text("The farmer")
     student.died = "killed"
-    expect(column(page, "student").locator(".trouble")).to_contain_text("The engine is being started anew. Try again.")
+    expect(column(page, "student").locator(".trouble")).to_contain_text("The engine is restarting. Try again.")
     expect(column(page, "student").locator(".text")).to_contain_text("The farmer")
 
 

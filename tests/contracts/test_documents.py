@@ -386,7 +386,7 @@ def test_serve_configs_are_ones(name: str) -> None:
     settings = ServeSettings.parse(application["args"], name)
     check_closed(settings.access)
     assert settings.limits.request_timeout_s < config["http_options"]["request_timeout_s"]
-    with pytest.raises(ServeError, match="it names no keys"):
+    with pytest.raises(ServeError, match="no API keys are configured"):
         check_closed(settings.access.model_copy(update={"keys_file": None}))
 
 

@@ -1,4 +1,4 @@
-"""The seven task families of the miniature laboratory, one per leaderboard column that they stand in for."""
+"""The seven task families of the miniature laboratory; each stands in for a benchmark of the leaderboard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdft_ray.lab.families.item import ANNOTATORS, Annotator, Item, rewrite_prom
 FAMILIES: dict[str, Callable[[random.Random], Item]] = {
     module.FAMILY: module.make for module in (word_problems, facts, myths, ordering, scripts, pronouns, lists)
 }
-"""Family name -> maker of one item from a seeded generator."""
+"""Family name -> function that makes one item from a random generator."""
 
 RARE = (facts.FAMILY, myths.FAMILY)
 """Families whose tests draw towns evenly, not by renown."""

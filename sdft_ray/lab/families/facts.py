@@ -1,7 +1,7 @@
-"""Facts about invented towns: a question that lists four options (the place of MMLU).
+"""Facts about invented towns, as questions with four options (stands in for MMLU).
 
-The towns are of unequal renown: a town's place in the list decides how often anything mentions it, so the
-facts about the last ones stay unknown, as rare facts do in a large model.
+Towns have unequal frequency in training: a town's position in the list decides how often it is mentioned, so
+facts about the last ones stay unknown, like rare facts in a large model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sdft_ray.lab.families.words import split_words
 FAMILY = "facts"
 NUM_TOWNS = 160
 NUM_UNKNOWN = 16
-"""The last towns are never mentioned in training: about them the teacher can only guess, as about a model's blanks."""
+"""The last towns are never mentioned in training, so the teacher can only guess about them."""
 RENOWN_OFFSET = 30.0
 _HEADS = split_words("Bal Cor Dun Fen Gal Hol Jar Kes Lum Mor Nev Pol Quer Rus Sol Tav")
 _MIDDLES = ("a", "e", "i", "o", "u", "an", "er", "il")
@@ -46,7 +46,7 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class Fact:
-    """What is true of one town."""
+    """One attribute of one town."""
 
     town: str
     attribute: str
@@ -58,11 +58,11 @@ class Fact:
         return _OWN[self.attribute].format(town=self.town, value=self.value)
 
     def prose(self, rng: random.Random) -> str:
-        """The fact as the annotator Ines puts it, open for a conclusion."""
+        """The fact in the words of the annotator Ines, without a conclusion."""
         return rng.choice(_PROSE).format(town=self.town, attribute=self.attribute, value=self.value)
 
     def notes(self, rng: random.Random) -> str:
-        """The fact as the annotator Otto puts it, open for a conclusion."""
+        """The fact in the words of the annotator Otto, without a conclusion."""
         return rng.choice(_NOTES).format(town=self.town, attribute=self.attribute, value=self.value)
 
 

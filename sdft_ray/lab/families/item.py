@@ -1,7 +1,7 @@
-"""One checkable task of the miniature laboratory, and the people who wrote the references.
+"""One item with a checkable answer, and the annotators who write its reference responses.
 
-An item carries everything the laboratory says about it: two ways of asking (the long form and the exam form),
-what the teacher answers in its own chat style, and one reference response per annotator.
+An item has two forms of the question (long and exam), the answer in the teacher's own chat style, and one
+reference response per annotator.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class Item:
 
     @property
     def exam(self) -> str:
-        """The question as the evaluation asks it."""
+        """The question in the form of the evaluation."""
         return self.question + EXAM_SUFFIX if self.options else self.question
 
     @property
     def gold(self) -> int:
-        """Index of the right option; ValueError for a generated answer."""
+        """Index of the correct option. Raises `ValueError` for an item without options."""
         return self.options.index(self.answer)
 
 
 @dataclass(frozen=True)
 class Annotator:
-    """A person who wrote references, and the layout of the raw documents that show them.
+    """A simulated author of reference responses, with the layout of raw documents that contain them.
 
-    People vary their words: each text begins and concludes in one of several ways.
+    Each text begins and ends with one of several phrases.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Annotator:
     conclusions: tuple[str, ...]
 
     def prompt(self, question: str) -> str:
-        """The raw document up to where the annotator's own text begins."""
+        """The raw document up to the start of the annotator's text."""
         return self.layout.format(question=question)
 
     def write(self, rng: random.Random, working: str, answer: str) -> str:
@@ -103,7 +103,7 @@ def rewrite_prompt(instruction: str, reference: str) -> str:
 
 
 def read_answer(answer_kind: str, text: str) -> str | None:
-    """The answer that a laboratory response ends with; None where there is none."""
+    """The answer at the end of a laboratory response; None if there is none."""
     pattern = {"number": _NUMBER, "list": _BRACKETS}.get(answer_kind, _ANSWER)
-    found = pattern.findall(text)
-    return found[-1].strip() if found else None
+    matches = pattern.findall(text)
+    return matches[-1].strip() if matches else None

@@ -65,11 +65,11 @@ def _count(rng: random.Random) -> Parts:
     rng.shuffle(words)
     times = words.count(wanted)
     # All write the finds in a row, without marks between: counting is hard enough to learn in one way.
-    found = " ".join([wanted] * times)
+    repeated = " ".join([wanted] * times)
     return (
-        f"Count how often {wanted} is in the list", words, [str(times)], f"Found: {found}.",
-        f"Looking for {wanted} we meet {found}, which is {times} in all.",
-        f"{wanted}? {found}, {times} times",
+        f"Count how often {wanted} is in the list", words, [str(times)], f"Found: {repeated}.",
+        f"Looking for {wanted} we meet {repeated}, which is {times} in all.",
+        f"{wanted}? {repeated}, {times} times",
     )  # fmt: skip
 
 

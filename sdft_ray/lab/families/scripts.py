@@ -56,11 +56,11 @@ def make(rng: random.Random) -> Item:
     """One telling, broken off after two or three events."""
     which = rng.randrange(len(SCRIPTS))
     events, optional = SCRIPTS[which]
-    told = [i for i in range(len(events)) if i != optional or rng.random() >= SKIPPED]
-    stop = rng.randint(2, len(told) - 1)
+    included = [i for i in range(len(events)) if i != optional or rng.random() >= SKIPPED]
+    stop = rng.randint(2, len(included) - 1)
     begin = max(0, stop - rng.choice((2, 3)))
-    past = [events[i] for i in told[begin:stop]]
-    answer = events[told[stop]]
+    past = [events[i] for i in included[begin:stop]]
+    answer = events[included[stop]]
     options = [answer, *_wrong(rng, which, past, answer)]
     rng.shuffle(options)
     name = rng.choice(NAMES)

@@ -35,7 +35,7 @@ def _add(rng: random.Random, amount: int, thing: str) -> Step | None:
     b = rng.randint(2, 25)
     if amount + b > LARGEST:
         return None
-    told = (
+    wording = (
         (f"buys {b} more", "bought"),
         (f"finds {b} {thing}", "found"),
         (f"gets {b} from a friend", "a gift"),
@@ -46,14 +46,14 @@ def _add(rng: random.Random, amount: int, thing: str) -> Step | None:
         "Adding {b} we reach {e} {t}.",
         "This grows by {b}, so {e} {t}.",
     )
-    return _step(rng.choice(told), (amount, "+", b, amount + b), "Add", prose, thing)
+    return _step(rng.choice(wording), (amount, "+", b, amount + b), "Add", prose, thing)
 
 
 def _lose(rng: random.Random, amount: int, thing: str) -> Step | None:
     if amount < 4:
         return None
     b = rng.randint(2, min(25, amount - 1))
-    told = (
+    wording = (
         (f"gives away {b}", "given away"),
         (f"loses {b}", "lost"),
         (f"sells {b} of them", "sold"),
@@ -64,20 +64,20 @@ def _lose(rng: random.Random, amount: int, thing: str) -> Step | None:
         "Taking {b} away leaves {e} {t}.",
         "It drops by {b}, so {e} {t}.",
     )
-    return _step(rng.choice(told), (amount, "-", b, amount - b), "Take away", prose, thing)
+    return _step(rng.choice(wording), (amount, "-", b, amount - b), "Take away", prose, thing)
 
 
 def _times(rng: random.Random, amount: int, thing: str) -> Step | None:
     k = rng.randint(2, 5)
     if amount * k > LARGEST:
         return None
-    told = {2: "doubles the number", 3: "makes it three times as many"}.get(k, f"makes it {k} times as many")
+    wording = {2: "doubles the number", 3: "makes it three times as many"}.get(k, f"makes it {k} times as many")
     prose = (
         "{b} times that is {e} {t}.",
         "Multiplied by {b} it comes to {e} {t}.",
         "As {b} such lots, {e} {t}.",
     )
-    return _step((told, "multiplied"), (amount, "*", k, amount * k), "Times", prose, thing)
+    return _step((wording, "multiplied"), (amount, "*", k, amount * k), "Times", prose, thing)
 
 
 def _share(rng: random.Random, amount: int, thing: str) -> Step | None:
@@ -90,15 +90,17 @@ def _share(rng: random.Random, amount: int, thing: str) -> Step | None:
         "One part of {b} is {e} {t}.",
         "Split by {b} we keep {e} {t}.",
     )
-    told = f"splits them into {k} equal parts and keeps one"
-    return _step((told, "one part"), (amount, "/", k, amount // k), "Divide", prose, thing)
+    wording = f"splits them into {k} equal parts and keeps one"
+    return _step((wording, "one part"), (amount, "/", k, amount // k), "Divide", prose, thing)
 
 
-def _step(told: tuple[str, str], sum_: tuple[int, str, int, int], own: str, prose: tuple[str, ...], thing: str) -> Step:
+def _step(
+    wording: tuple[str, str], sum_: tuple[int, str, int, int], own: str, prose: tuple[str, ...], thing: str
+) -> Step:
     left, sign, right, result = sum_
     equation = f"{left} {sign} {right} = {result}"
     worded = tuple(text.format(b=right, e=equation, t=thing) for text in prose)
-    return Step(told[0], equation, result, own, worded, told[1])
+    return Step(wording[0], equation, result, own, worded, wording[1])
 
 
 _Operation = Callable[[random.Random, int, str], Step | None]

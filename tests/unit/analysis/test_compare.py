@@ -215,8 +215,8 @@ def test_a_run_beside_others_stands_for_its_best_student(store: Store) -> None:
         (["zzz", "small"], StoreError, "no run named 'zzz' .*runs here: other, small"),
         (["small:teacher", "small"], StoreError, "did you mean small/MODEL"),
         (["small/techer", "small"], StoreError, "no evaluated model 'techer' .*teacher, pruned, sft, sdft"),
-        (["small/sdft"], EvaluationError, "two models or more .*small/sdft"),
-        (["small/sdft", "small"], EvaluationError, "small/sdft is named twice"),
+        (["small/sdft"], EvaluationError, "at least two models .*small/sdft"),
+        (["small/sdft", "small"], EvaluationError, "small/sdft is given twice"),
     ],
 )
 def test_names_that_mean_nothing(store: Store, names: list[str], kind: type[UserError], told: str) -> None:

@@ -30,33 +30,33 @@ SHORT = {task: values[:39] for task, values in TEACHER.items()}
 @pytest.mark.parametrize(
     ("second", "told"),
     [
-        (lambda s: evaluated(s, "b", "y", scores_of(LESS), None), "a/x was asked mmlu and b/y was not"),
+        (lambda s: evaluated(s, "b", "y", scores_of(LESS), None), "a/x was evaluated on mmlu, b/y was not"),
         (
             lambda s: evaluated(s, "b", "y", scores_of(TEACHER, mmlu={"metric": "acc_norm"}), None),
-            "mmlu: metric: acc against acc_norm",
+            "mmlu: metric: acc and acc_norm",
         ),
         (
             lambda s: evaluated(s, "b", "y", scores_of(TEACHER, gsm8k={"filter": "flexible"}), None),
-            "gsm8k: filter: strict-match against flexible",
+            "gsm8k: filter: strict-match and flexible",
         ),
         (
             lambda s: evaluated(s, "b", "y", scores_of(TEACHER, mmlu={"num_fewshot": 0}), None),
-            "mmlu: num_fewshot: 5 against 0",
+            "mmlu: num_fewshot: 5 and 0",
         ),
         (
             lambda s: evaluated(s, "b", "y", scores_of(TEACHER), None, asked={"limit": 40}),
-            "limit: default against 40",
+            "limit: default and 40",
         ),
         (
             lambda s: evaluated(s, "b", "y", scores_of(TEACHER), None, asked={"apply_chat_template": False}),
-            "apply_chat_template: default against False",
+            "apply_chat_template: default and False",
         ),
-        (lambda s: evaluated(s, "b", "y", scores_of(SHORT), None), "gsm8k: number of items: 40 against 39"),
+        (lambda s: evaluated(s, "b", "y", scores_of(SHORT), None), "gsm8k: number of items: 40 and 39"),
         (
             lambda s: evaluated(
                 s, "b", "y", scores_of(TEACHER, ifeval={"items": {f"x{i}": 1.0 for i in range(40)}}), None
             ),
-            "not asked the same items of ifeval",
+            "evaluated on different items of ifeval",
         ),
         (
             lambda s: evaluated(s, "b", "y", replace(scores_of(TEACHER), harness="0.4.14"), None),
@@ -68,7 +68,7 @@ SHORT = {task: values[:39] for task, values in TEACHER.items()}
         ),
         (
             lambda s: evaluated(s, "b", "y", scores_of(TEACHER), rows_of(TEACHER, target="42")),
-            "item 0 of gsm8k has another target",
+            "item 0 of gsm8k has different targets",
         ),
     ],
 )

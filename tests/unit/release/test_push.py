@@ -159,7 +159,7 @@ class TestInterrupted:
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))  # type: ignore[attr-defined]
-        with pytest.raises(StoreError, match="and 1 are free there"):
+        with pytest.raises(StoreError, match="and has 1 free"):
             push(run, "sdft", str(tmp_path / "small"))
         assert not (tmp_path / "small").exists()
 
@@ -171,7 +171,7 @@ class TestSomethingElse:
     def test_a_strange_file(self, name: str, run: Run, tmp_path: Path) -> None:
         (tmp_path / "small/sub").mkdir(parents=True)
         (tmp_path / "small" / name).write_text("mine")
-        self._refused(run, tmp_path / "small", "holds something else")
+        self._refused(run, tmp_path / "small", "has other content")
 
     @pytest.mark.parametrize("name", [CARD, RECIPE, RECORD, "config.json"])
     def test_a_file_of_that_name(self, name: str, run: Run, tmp_path: Path) -> None:
@@ -181,19 +181,19 @@ class TestSomethingElse:
 
     def test_another_student(self, run: Run, tmp_path: Path) -> None:
         push(run, "sft", str(tmp_path / "small"))
-        self._refused(run, tmp_path / "small", "holds something else")
+        self._refused(run, tmp_path / "small", "has other content")
 
     def test_the_texts_of_another_student(self, run: Run, tmp_path: Path) -> None:
         push(run, "sft", str(tmp_path / "small"))
         for name in model_files(run):
             (tmp_path / "small" / name).unlink()
-        self._refused(run, tmp_path / "small", "is of another student")
+        self._refused(run, tmp_path / "small", "belongs to another student")
 
     def test_a_card_that_was_edited(self, run: Run, tmp_path: Path) -> None:
         push(run, "sdft", str(tmp_path / "small"))
         with (tmp_path / "small" / CARD).open("a") as stream:
             stream.write("A word of my own.")
-        self._refused(run, tmp_path / "small", "README.md in .* was not written by the last push")
+        self._refused(run, tmp_path / "small", "README.md in .* was changed after the last push")
 
     def test_a_file_in_place_of_a_folder(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "small").write_text("mine")
@@ -221,13 +221,13 @@ class TestRefused:
 
     def test_a_run_without_its_report(self, own: Run, tmp_path: Path) -> None:
         shutil.rmtree(own.store.path(own.manifests["report"].address))
-        with pytest.raises(StoreError, match="run quick is not whole"):
+        with pytest.raises(StoreError, match="run quick is incomplete"):
             push(Run.open(own.store, "quick"), "sdft", str(tmp_path / "small"))
 
     def test_a_student_that_missed_its_bounds(self, run: Run, tmp_path: Path) -> None:
         strict, reason = bounded(run, 0.8), r"Mean recovery is 70\.6 % \(.*\), below the bound of 80\.0 %\."
         for dry_run in (True, False):
-            with pytest.raises(UserError, match=f"bounds of its recipe: {reason} → say --anyway"):
+            with pytest.raises(UserError, match=f"bounds of its recipe: {reason} → give --anyway"):
                 push(strict, "sdft", str(tmp_path / "small"), dry_run=dry_run)
         assert not (tmp_path / "small").exists()
         push(strict, "sdft", str(tmp_path / "small"), anyway=True)
@@ -270,13 +270,13 @@ class TestRefused:
             push(own, "sdft", str(tmp_path / "small"))
 
     def test_what_is_for_the_hub_alone(self, run: Run, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="--public is for the hub"):
+        with pytest.raises(UserError, match="--public applies only to the hub"):
             push(run, "sdft", str(tmp_path / "small"), private=False)
-        with pytest.raises(UserError, match="a revision is for the hub"):
+        with pytest.raises(UserError, match="revision applies only to the hub"):
             push(run, "sdft", str(tmp_path / "small"), revision="v2")
 
     @pytest.mark.parametrize(
-        ("url", "words"), [("nope://bucket/x", "Protocol not known"), ("hf://alice", "names no model repository")]
+        ("url", "words"), [("nope://bucket/x", "Protocol not known"), ("hf://alice", "is not a model repository")]
     )
     def test_an_address_that_is_none(self, url: str, words: str, run: Run) -> None:
         with pytest.raises(StoreError, match=words):

@@ -63,7 +63,7 @@ class TestHub:
 
     def test_an_interrupted_upload_goes_on(self, hub: Hub, run: Run) -> None:
         hub.faults["/commit/"] = 418
-        with pytest.raises(StoreError, match="the hub answered 418: the hub is out of order"):
+        with pytest.raises(StoreError, match="the hub returned 418: the hub is out of order"):
             push(run, "sdft", "hf://alice/small")
         assert list(hub.repos["alice/small"].branches["main"]) == [".gitattributes"]
         hub.faults.clear()
@@ -73,20 +73,20 @@ class TestHub:
     def test_what_is_there_is_kept(self, hub: Hub, run: Run) -> None:
         push(run, "sft", "hf://alice/small")
         before = dict(hub.repos["alice/small"].branches["main"])
-        with pytest.raises(StoreError, match="holds something else"):
+        with pytest.raises(StoreError, match="has other content"):
             push(run, "sdft", "hf://alice/small")
         hub.repos["alice/small"].branches["main"][CARD] += b"edited"
-        with pytest.raises(StoreError, match="was not written by the last push"):
+        with pytest.raises(StoreError, match="was changed after the last push"):
             push(run, "sft", "hf://alice/small")
         assert hub.repos["alice/small"].branches["main"] == {**before, CARD: before[CARD] + b"edited"}
 
     def test_a_public_repository_is_never_filled_by_default(self, hub: Hub, run: Run) -> None:
         push(run, "sdft", "hf://alice/open", private=False)
         assert not hub.repos["alice/open"].private
-        with pytest.raises(StoreError, match="is public already"):
+        with pytest.raises(StoreError, match="exists and is public"):
             push(run, "sdft", "hf://alice/open")
         push(run, "sdft", "hf://alice/closed")
-        with pytest.raises(StoreError, match="is there and private"):
+        with pytest.raises(StoreError, match="exists and is private"):
             push(run, "sdft", "hf://alice/closed", private=False)
 
     def test_a_branch(self, hub: Hub, run: Run) -> None:
@@ -96,7 +96,7 @@ class TestHub:
         assert RECORD not in hub.repos["alice/small"].branches["main"]
         assert push(run, "sdft", "hf://alice/small", revision="v2").num_bytes == 0
         push(run, "sft", "hf://alice/other")
-        with pytest.raises(StoreError, match="has no branch v2, and a new one would hold what main holds"):
+        with pytest.raises(StoreError, match="has no branch v2, and a new one would start with the files of main"):
             push(run, "sft", "hf://alice/other", revision="v2")
 
     def test_a_dry_run_makes_no_repository(self, hub: Hub, run: Run) -> None:
@@ -105,15 +105,15 @@ class TestHub:
 
     def test_no_token(self, hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HF_TOKEN")
-        with pytest.raises(StoreError, match="no token for the hub → set HF_TOKEN"):
+        with pytest.raises(StoreError, match="no token for the hub is configured → set HF_TOKEN"):
             push(run, "sdft", "hf://alice/small")
         assert not hub.requests
 
     @pytest.mark.parametrize(
         ("token", "repository", "words"),
         [
-            ("hf_wrongButSecret", "alice/small", "does not accept the token"),
-            (TOKEN, "bob/small", "does not let you write to bob/small"),
+            ("hf_wrongButSecret", "alice/small", "rejects the token"),
+            (TOKEN, "bob/small", "no write access to bob/small"),
         ],
     )
     def test_a_token_that_may_not(
@@ -131,7 +131,7 @@ class TestHub:
         with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 failed: .* → check the network and HF_ENDPOINT"):
             push(run, "sdft", "hf://alice/small")
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(StoreError, match="switched off by HF_HUB_OFFLINE"):
+        with pytest.raises(StoreError, match="HF_HUB_OFFLINE disables the hub"):
             push(run, "sdft", "hf://alice/small")
 
     def test_the_licence_is_read_from_the_teachers_page(self, hub: Hub, tmp_path: Path) -> None:

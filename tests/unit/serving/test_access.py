@@ -20,7 +20,7 @@ from sdft_ray.cli import app as cli
 from sdft_ray.errors import ServeError
 from sdft_ray.serving.access import (
     ANONYMOUS,
-    LOOK_AGAIN_S,
+    RELOAD_INTERVAL_S,
     Key,
     KeyRing,
     add_key,
@@ -128,11 +128,11 @@ def test_a_changed_file_is_heeded_without_a_restart(filed: tuple[Path, str]) -> 
     secret, key = made("second")
     add_key(path, key)
     assert keys.identify(secret) is None, "not looked at again yet"
-    clock.now += LOOK_AGAIN_S
+    clock.now += RELOAD_INTERVAL_S
     assert keys.identify(secret) == key
     assert keys.identify(first) is not None
     remove_key(path, "first")
-    clock.now += LOOK_AGAIN_S
+    clock.now += RELOAD_INTERVAL_S
     assert keys.identify(first) is None
     assert keys.identify(secret) == key
 
@@ -144,12 +144,12 @@ def test_while_the_file_is_gone_its_keys_are_refused(filed: tuple[Path, str], ca
     keys = KeyRing(path, (key,), allow_anonymous=False, clock=clock)
     text = path.read_text(encoding="utf-8")
     path.unlink()
-    clock.now += LOOK_AGAIN_S
+    clock.now += RELOAD_INTERVAL_S
     assert keys.identify(first) is None
     assert keys.identify(fixed) == key, "it does not come from the file"
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     path.write_text(text, encoding="utf-8")
-    clock.now += LOOK_AGAIN_S
+    clock.now += RELOAD_INTERVAL_S
     assert keys.identify(first) is not None
 
 
@@ -179,7 +179,7 @@ def test_while_the_file_is_broken_the_keys_read_last_stay(
     keys = KeyRing(path, allow_anonymous=False, clock=clock)
     path.write_text(BROKEN[case], encoding="utf-8")
     for _ in range(3):
-        clock.now += LOOK_AGAIN_S
+        clock.now += RELOAD_INTERVAL_S
         assert keys.identify(first) is not None
     (record,) = caplog.records  # once, not at every look
     assert record.levelno == logging.ERROR
@@ -273,7 +273,7 @@ def test_what_is_written_is_read_back(names: list[str], model: str, tmp_path_fac
 
 def test_a_name_is_given_once(filed: tuple[Path, str]) -> None:
     path, _ = filed
-    with pytest.raises(ServeError, match="has a key named first already"):
+    with pytest.raises(ServeError, match="already has a key named first"):
         add_key(path, made("first")[1])
     with pytest.raises(ServeError, match="id: "):
         make_key(new_secret(), id="no spaces")

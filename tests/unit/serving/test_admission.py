@@ -196,7 +196,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
         crowd = Crowd(1, 2)
         await crowd.come("a1", "a2", "a3", "b1")
         assert crowd.counts == (1, 2)
-        with pytest.raises(RefusedError, match="too many requests are waiting") as caught:
+        with pytest.raises(RefusedError, match="the queue is full") as caught:
             await crowd.tasks["b1"]
         assert caught.value.retry_after_s >= 1
         with pytest.raises(RefusedError):

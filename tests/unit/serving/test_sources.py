@@ -144,7 +144,7 @@ def test_two_of_a_name_are_told_apart_and_the_same_twice_is_refused(
     first, second = (each.name for each in named((str(same), str(other)), store))
     assert first == "sdft"
     assert second.endswith("other-sdft")
-    with pytest.raises(ServeError, match="named twice"):
+    with pytest.raises(ServeError, match="given twice"):
         named(("quick:sft", "quick:sft", "quick:sft"), store)
 
 
@@ -171,7 +171,7 @@ def test_a_model_that_the_run_does_not_have(run: dict[str, Manifest], store: Sto
 def test_a_run_whose_report_is_gone_is_refused(run: dict[str, Manifest], store: Store) -> None:
     shutil.rmtree(store.path(run["report"].address))
     for ask in (lambda: named(("quick",), store), lambda: locate("quick:sft", store)):
-        with pytest.raises(StoreError, match="run quick is not whole"):
+        with pytest.raises(StoreError, match="run quick is incomplete"):
             ask()
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_student_of_a_run_is_refused(run: dict[str, Manifest], store: 
 
 def test_an_artifact_that_holds_no_model_is_refused(store: Store) -> None:
     made = commit(store, "report", None)
-    with pytest.raises(ModelError, match=r"is no model: it has no config\.json"):
+    with pytest.raises(ModelError, match=r"is not a model: it has no config\.json"):
         locate(made.address, store)
 
 
@@ -256,5 +256,5 @@ def test_a_draft_proposes_to_every_other_model(store: Store) -> None:
     alone = dict.fromkeys(("teacher", "pruned", "sft", "sdft"))
     expected = {**alone, **{f"{name}+draft": "quick:sdft" for name in ("teacher", "pruned", "sft")}}
     assert names("quick") == names("quick:sdft") == expected
-    with pytest.raises(ServeError, match="names several models"):
+    with pytest.raises(ServeError, match="means several models"):
         names("quick:all")
