@@ -69,7 +69,7 @@ class ChatFormat:
 
     @property
     def frame_tokens(self) -> int:
-        """Upper bound of the tokens that a conversation has besides its texts (a text has at most one token per byte)."""
+        """Upper bound of the tokens of a conversation besides its texts (which have at most one token per byte)."""
         return len(self._frame.encode()) + 8
 
     def spells_control_token(self, text: str) -> bool:

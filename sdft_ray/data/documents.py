@@ -13,7 +13,7 @@ from sdft_ray.recipe.arms import LongRows
 
 @dataclass
 class Documents:
-    """One document per conversation, in order; None for a dropped one. `dropped` and `cut` are indices into that list."""
+    """One document per conversation, in order; None for a dropped one. `dropped` and `cut` are indices into it."""
 
     documents: list[Document | None] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)

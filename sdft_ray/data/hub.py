@@ -44,7 +44,7 @@ def _alpaca_cleaned(row: Row) -> Row:
 
 
 def _openmath1(row: Row) -> Row | None:
-    """`question`, `generated_solution` (ends in a box, may contain code), `expected_answer`, `is_correct`, `dataset`."""
+    """`question`, `generated_solution` (ends in a box, may have code), `expected_answer`, `is_correct`, `dataset`."""
     if not row["is_correct"]:
         return None
     return _openmath(row["question"], row["generated_solution"], row["expected_answer"], row["dataset"])

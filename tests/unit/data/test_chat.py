@@ -77,7 +77,7 @@ def test_a_template_that_cannot_be_rendered_is_refused(tokenizer: Any, template:
 
 
 def test_a_template_that_hides_the_answer_is_refused(tokenizer: Any):
-    with pytest.raises(ModelError, match="each message once"):
+    with pytest.raises(ModelError, match="each message exactly once"):
         ChatFormat(with_template(tokenizer, "{{ messages[0].content }}"))
 
 

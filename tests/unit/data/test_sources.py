@@ -252,7 +252,7 @@ def test_damaged_parquet(tmp_path: Path):
     whole = path.read_bytes()
     for damaged in (b"", b"not parquet at all", whole[:-20]):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"cannot read .*whole file"):
+        with pytest.raises(DataError, match=r"cannot read .*complete file"):
             read_rows(str(path))
 
 
