@@ -357,10 +357,10 @@ def test_families_with_a_norm_behind_the_mlp_are_refused(tmp_path: Path) -> None
     for name in ("llama", "mistral", "qwen2", "qwen3", "phi3"):
         check_patchable(FAMILIES[name])
     for name in ("gemma2", "gemma3_text"):
-        with pytest.raises(ModelError, match=f"a block of {name} has a norm behind its MLP"):
+        with pytest.raises(ModelError, match=f"a block of {name} has a norm after its MLP"):
             check_patchable(FAMILIES[name])
     model = tiny.build_model("gemma2")
-    with pytest.raises(ModelError, match=r"a block of gemma2 .* → leave out the patch"):
+    with pytest.raises(ModelError, match=r"a block of gemma2 .* → remove the patch"):
         measure(model, model, BATCHES, (0, 2, 3))
     patch = FittedPatch(0, torch.eye(32, dtype=torch.float64), 0.0, 0.0)
     with pytest.raises(ModelError, match="a block of gemma3_text"):

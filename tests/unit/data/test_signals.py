@@ -27,7 +27,7 @@ def test_a_code_worked_out_by_hand() -> None:
         ([[1, 1]], [[-1.0, -1.0]], "repeat"),
         ([[1, 8]], [[-1.0, -1.0]], "outside"),
         ([[-1, 2]], [[-1.0, -1.0]], "outside"),
-        ([[1, 2]], [[-1.0, float("NaN")]], "nan"),
+        ([[1, 2]], [[-1.0, float("nan")]], "NaN"),
         ([[1, 2]], [[-np.inf, -np.inf]], "all -inf"),
         ([[1, 2]], [[-0.1, -0.1]], "sum above 1"),
         ([[1, 2]], [[-0.1]], "not a top k"),

@@ -127,10 +127,10 @@ def test_widths_that_cannot_be(width: Width, told: str) -> None:
 
 def test_what_engines_would_not_load_is_refused_before_anything_is_measured() -> None:
     llama = {**CONFIG, "model_type": "llama"}
-    with pytest.raises(PlanError, match=r"the hidden size 20 is no multiple of the 12 heads → .* keep 12 or 24"):
+    with pytest.raises(PlanError, match=r"the hidden size 20 is not a multiple of the 12 heads → .* keep 12 or 24"):
         resolve_sizes(Width(hidden=20), llama)
     qwen2 = {**CONFIG, "model_type": "qwen2", "hidden_size": 96}
-    with pytest.raises(PlanError, match="12 heads of 8 channels do not make the hidden size 48"):
+    with pytest.raises(PlanError, match="12 heads of 8 channels do not give the hidden size 48"):
         resolve_sizes(Width(hidden=0.5), qwen2)
     assert resolve_sizes(Width(hidden=0.5, kv_groups=0.5), qwen2)["heads"] == 6
 
