@@ -103,7 +103,7 @@ class Family:
         return config.get(name, self.defaults.get(name))
 
     def space_sizes(self, config: Config) -> dict[str, int]:
-        """Number of members of every space. Raises `ModelError` for a field that is missing or not a positive integer."""
+        """Number of members of every space. Raises `ModelError` for a field without a positive integer."""
         sizes = {space: self.setting(config, name) for space, name in SIZE_FIELDS.items()}
         if sizes["kv_groups"] is None:
             sizes["kv_groups"] = sizes["heads"]

@@ -142,5 +142,5 @@ def test_scores_of_another_model_or_without_sense() -> None:
     with pytest.raises(PlanError, match=r"scores of mlp have the shape \[2, 40\]"):
         choose_channels(sizes(mlp=3), {**scores, "mlp": scores["mlp"][1:]}, CONFIG, [0, 2])
     scores["heads"][1, 1] = np.nan
-    with pytest.raises(PlanError, match="scores of heads hold values that are no numbers"):
+    with pytest.raises(PlanError, match="scores of heads have values that are not finite"):
         choose_channels(sizes(mlp=3), scores, CONFIG, [0])
