@@ -1,30 +1,30 @@
-"""The error tree. A user can mend a `UserError`; anything else that escapes is a defect of ours.
+"""The exception tree. A `UserError` can be corrected by the user; any other exception that escapes is a bug.
 
     SdftError
-    ├── UserError (also a ValueError)       shown as one line with a next step; exit code 2
+    ├── UserError (also a ValueError)       printed as one line with a next step; exit code 2
     │   ├── RecipeError                     the recipe: unknown field, wrong value, missing file
-    │   │   └── DivergenceError             training that left the finite numbers
+    │   │   └── DivergenceError             training diverged: values are not finite
     │   ├── ResourceError                   resources: too few CPUs, unknown accelerator, no memory
     │   ├── DataError                       seed or calibration set: empty, malformed, duplicate ids
     │   ├── ModelError                      checkpoint or tokenizer: corrupt, unsupported, mismatched
-    │   ├── PlanError                       a pruning target that nothing can meet
+    │   ├── PlanError                       a pruning target that no plan meets
     │   ├── StoreError                      store: not writable, full, damaged, unknown address
-    │   ├── EvaluationError                 tasks: unknown name, data that cannot be had
-    │   └── ServeError                      the service: keys, addresses, what it may not listen on
-    └── StageError (also a RuntimeError)    a stage failed while it ran; its finished work is kept
+    │   ├── EvaluationError                 tasks: unknown name, data not available
+    │   └── ServeError                      the service: keys, addresses that it must not listen on
+    └── StageError (also a RuntimeError)    a stage failed at run time; its finished work is kept
 
-Errors cross process borders on a cluster, so every one survives pickling with all its fields.
+Exceptions cross process boundaries on a cluster, so all of them can be pickled with all their fields.
 """
 
 from __future__ import annotations
 
 
 class SdftError(Exception):
-    """Root of everything that this package raises on purpose."""
+    """Base class of all exceptions that this package raises deliberately."""
 
 
 class UserError(SdftError, ValueError):
-    """Something the user can mend. `message` says what is wrong, `hint` what to do next."""
+    """An error that the user can correct. `message` says what is wrong, `hint` what to do next."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -36,15 +36,15 @@ class UserError(SdftError, ValueError):
 
 
 class RecipeError(UserError):
-    """The recipe cannot be read, or says something that cannot be meant."""
+    """The recipe cannot be read, or has invalid values."""
 
 
 class DivergenceError(RecipeError):
-    """Training left the finite numbers."""
+    """Training diverged: the loss or the weights are not finite."""
 
 
 class ResourceError(UserError):
-    """The machines at hand cannot carry the smallest plan."""
+    """The available machines are too small for the work, even at its minimum."""
 
 
 class DataError(UserError):
@@ -52,7 +52,7 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """A checkpoint or tokenizer is corrupt, unsupported or does not fit its partner."""
+    """A checkpoint or tokenizer is corrupt, unsupported or does not match the other."""
 
 
 class PlanError(UserError):
@@ -64,15 +64,15 @@ class StoreError(UserError):
 
 
 class EvaluationError(UserError):
-    """An evaluation task is unknown, or its data cannot be had."""
+    """An evaluation task is unknown, or its data is not available."""
 
 
 class ServeError(UserError):
-    """A service cannot be set up as asked, or would be open to anyone."""
+    """A service cannot be started as configured, or would be open to anyone."""
 
 
 class StageError(SdftError, RuntimeError):
-    """A stage failed while it ran. `stage` names it; `__cause__` holds the reason where it is known."""
+    """A stage failed at run time. `stage` is its name; `__cause__` is the reason, if known."""
 
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(stage, reason)

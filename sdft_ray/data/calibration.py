@@ -1,4 +1,4 @@
-"""Calibration rows as right-padded batches of token ids, for one forward pass each."""
+"""Calibration rows as right-padded batches of token ids, one forward pass each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sdft_ray.errors import DataError
 
 
 class CalibrationBatch(NamedTuple):
-    """All int64, shape (B, T); the mask is 1 on real tokens, 0 on the pads at the right (id 0).
+    """All int64, shape (B, T); the attention mask is 1 on real tokens and 0 on padding at the right (id 0).
 
-    `response_mask_BT` is 1 on tokens that the model is to say: responses with their end of turn, or all of plain text.
+    `response_mask_BT` is 1 on tokens that the model generates: responses with their end of turn, or all of plain text.
     """
 
     input_ids_BT: Tensor
@@ -28,20 +28,20 @@ class CalibrationBatch(NamedTuple):
 def calibration_batches(
     rows: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, batch_tokens: int
 ) -> list[CalibrationBatch]:
-    """Tokenize `rows` (SEED_SCHEMA) and batch them by length, shortest first, so that little is padded.
+    """Tokenize `rows` (SEED_SCHEMA) and batch them by length, shortest first, to minimise padding.
 
     A row is a whole conversation in the tokenizer's chat format, or plain text where its instruction is "".
-    It is cut on the right to `max_tokens`. A batch holds at most `batch_tokens` positions, pads included, but
-    always at least one row. The result depends on the arguments alone, so workers may each build it and take
-    every n-th batch.
+    It is truncated on the right to `max_tokens`. A batch has at most `batch_tokens` positions, padding included, but
+    always at least one row. The result depends only on the arguments, so each worker may build it and take every n-th
+    batch.
 
     Raises `DataError` for no rows or a row without tokens, `ModelError` where a conversation needs a chat
     template and the tokenizer has none.
     """
     documents = row_documents(rows, tokenizer, max_tokens)
     if not documents:
-        raise DataError("the calibration set holds no rows", "give at least one row")
-    documents.sort(key=_length)  # stable: rows of one length stay in the order of the table
+        raise DataError("the calibration set has no rows", "give at least one row")
+    documents.sort(key=_length)  # stable: rows of equal length stay in the order of the table
     batches: list[CalibrationBatch] = []
     start = 0
     for end in range(1, len(documents) + 1):
@@ -52,10 +52,10 @@ def calibration_batches(
 
 
 def row_documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Document]:
-    """Every row, in the order of the table, cut on the right to `max_tokens`.
+    """Every row, in the order of the table, truncated on the right to `max_tokens`.
 
-    What is marked is the response of a conversation, with its end of turn, or all of plain text. Raises as
-    `calibration_batches` does.
+    The loss mask marks the response of a conversation with its end of turn, or all of plain text. Raises like
+    `calibration_batches`.
     """
     documents: list[Document] = []
     chat = ChatFormat(tokenizer) if any(rows["instruction"].to_pylist()) else None
@@ -66,7 +66,7 @@ def row_documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens
             ids = tokenizer.encode(row["reference_response"])
             document = Document(ids, [True] * len(ids))
         if not document.ids:
-            raise DataError(f"row {row['example_id']} has no tokens", "remove it or fill it")
+            raise DataError(f"row {row['example_id']} has no tokens", "remove the row, or add text")
         documents.append(Document(document.ids[:max_tokens], document.loss_mask[:max_tokens]))
     return documents
 

@@ -1,11 +1,11 @@
-"""Conversations as token ids, exactly as the model will see them when it is served.
+"""Conversations as token ids, exactly as the model receives them when it is served.
 
     chat = ChatFormat(load_tokenizer("path/to/model"))
     prompt = chat.prompt_ids("How many legs has a spider?")     # ends where the answer begins
     document = chat.encode("How many legs has a spider?", "Eight.")
 
-The text of a chat template already holds every control token it wants. It is tokenized once and nothing is added:
-adding the tokenizer's own special tokens as well is how a second BOS gets in.
+A rendered chat template already contains all its control tokens. It is tokenized once and nothing is added: adding the
+tokenizer's special tokens as well would give a second BOS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError, ModelError
 
-_STAND_INS = ("Qxinstructionxq", "Qxresponsexq")  # letters only: no template trims or splits them
+_STAND_INS = ("Qxinstructionxq", "Qxresponsexq")  # letters only: no template strips or splits them
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -33,14 +33,14 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"no tokenizer can be loaded from {directory}: {reason}", "copy its tokenizer files"
+            f"no tokenizer can be loaded from {directory}: {reason}", "copy the tokenizer files of the model"
         ) from error
 
 
 class ChatFormat:
-    """A tokenizer's chat template as token ids and loss marks.
+    """Applies the chat template of a tokenizer; returns token ids and loss masks.
 
-    Raises `ModelError` if there is no template, if it cannot be rendered, or if it gives more than one BOS.
+    Raises `ModelError` if there is no template, if it cannot be rendered, or if it produces more than one BOS.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -61,39 +61,40 @@ class ChatFormat:
         self._frame = self._render(_messages(*_STAND_INS))
         if any(self._frame.count(stand_in) != 1 for stand_in in _STAND_INS):
             raise ModelError(
-                "the chat template does not show each message once", "use a template that shows user and assistant"
+                "the chat template does not render each message exactly once",
+                "use a template that renders the user and the assistant message",
             )
         self._check_bos(self._plain_ids(self._frame))
         self._num_after_turn, self._append_eos, self._end_id = self._ending()
 
     @property
     def frame_tokens(self) -> int:
-        """No fewer tokens than a conversation has beside its texts, whose tokens never outnumber their bytes."""
+        """Upper bound of the tokens of a conversation besides its texts (which have at most one token per byte)."""
         return len(self._frame.encode()) + 8
 
     def spells_control_token(self, text: str) -> bool:
-        """Whether a text holds the spelling of a control token."""
+        """Whether a text contains the text of a control token."""
         return self._control is not None and self._control.search(text) is not None
 
     def break_control_tokens(self, text: str) -> str:
-        """The text with a zero-width space inside each spelling of a control token, for those who tokenize it later."""
-        return text if self._control is None else self._control.sub(lambda found: "\u200b".join(_cut(found[0])), text)
+        """The text with a zero-width space inside each control token, for text that is tokenized elsewhere."""
+        return text if self._control is None else self._control.sub(lambda match: "\u200b".join(_cut(match[0])), text)
 
     def prompt_text(self, instruction: str) -> str:
-        """The rendered conversation up to where the answer begins."""
+        """The rendered conversation up to the start of the answer."""
         return self._render(_messages(instruction), prompt=True)
 
     def prompt_ids(self, instruction: str) -> list[int]:
-        """Token ids of `prompt_text`, with the single BOS of the template if it has one."""
+        """Token ids of `prompt_text`, with the BOS of the template if it has one."""
         ids = self._ids(self.prompt_text(instruction), _messages(instruction), prompt=True)
         self._check_bos(ids)
         return ids
 
     def conversation_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of turns of `role` and `content`, up to where the next answer begins.
+        """Token ids of messages with `role` and `content`, up to the start of the next answer.
 
-        Raises `ModelError` for roles or an order that the template refuses, `DataError` for control tokens written out
-        in a text that it does not keep apart.
+        Raises `ModelError` for roles or an order that the template rejects, `DataError` for control tokens in a text
+        that cannot be distinguished from those of the template.
         """
         turns = [dict(message) for message in messages]
         return self._ids(self._render(turns, prompt=True), turns, prompt=True)
@@ -101,23 +102,23 @@ class ChatFormat:
     def encode(self, instruction: str, response: str) -> Document:
         """One training document: the prompt without loss, then the response and its end of turn with loss.
 
-        White space around the response is dropped, and so is what the template prints after the end of the turn. A
-        template without an end-of-turn token gets EOS. Control tokens written out inside either text stay text.
+        White space around the response is removed, and so is what the template prints after the end of the turn. A
+        template without an end-of-turn token gets EOS. Control tokens in either text are tokenized as plain text.
 
-        Raises `DataError` if the response is empty or text cannot be kept apart from control tokens, `ModelError` if
-        the template does not begin a whole conversation with exactly the prompt.
+        Raises `DataError` if the response is empty or its text cannot be distinguished from control tokens,
+        `ModelError` if a rendered conversation does not start with exactly the prompt.
         """
         response = response.strip()
         if not response:
-            raise DataError("a response is empty", "remove the row or fill it")
+            raise DataError("a response is empty", "remove the row, or add a response")
         messages = _messages(instruction, response)
         prompt = self.prompt_ids(instruction)
         ids = self._ids(self._render(messages), messages)
         if ids[: len(prompt)] != prompt:
             raise ModelError(
-                "the chat template writes a prompt differently once it is answered, or its last token merges with "
-                f"the answer {response[:40]!r}",
-                "use a template in which the generation prompt begins the assistant's turn",
+                "the chat template renders a prompt differently when an answer follows, or the last token of the "
+                f"prompt merges with the answer {response[:40]!r}",
+                "use a template in which the generation prompt is the start of the assistant turn",
             )
         self._check_bos(ids)
         ids = ids[: len(ids) - self._num_after_turn]
@@ -126,10 +127,10 @@ class ChatFormat:
         return Document(ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt)))
 
     def encode_sampled(self, instruction: str, response_ids: Sequence[int]) -> Document:
-        """A training document of a response as the model wrote it: the prompt without loss, then its own ids with loss.
+        """A training document from sampled token ids: the prompt without loss, then the ids of the response with loss.
 
-        Tokenizing its text may give other ids. The last one, which stopped the model, need not be the template's end of
-        turn: it becomes that token, so that the document ends as `encode` ends it. All others stay as they are.
+        Tokenizing the text again may give other ids. The last id, which stopped the model, may differ from the end of
+        turn of the template: it is replaced by that token, so that the document ends like one of `encode`.
         """
         prompt = self.prompt_ids(instruction)
         written = list(response_ids)
@@ -138,47 +139,47 @@ class ChatFormat:
         return Document(prompt + written, [False] * len(prompt) + [True] * len(written))
 
     def writes_control_tokens(self, response_ids: Sequence[int]) -> bool:
-        """Whether a model wrote a control token before the one that stopped it; the text does not show it."""
+        """Whether a response has a control token before the one that ended it; the text does not show it."""
         return not self._control_ids.isdisjoint(response_ids[:-1])
 
     def _render(self, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
         try:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except (TemplateError, TypeError, ValueError) as error:
-            raise ModelError(f"the chat template cannot be rendered: {error}", "mend chat_template.jinja") from error
+            raise ModelError(f"the chat template cannot be rendered: {error}", "correct chat_template.jinja") from error
 
     def _plain_ids(self, text: str) -> list[int]:
-        """Tokenize once, adding nothing."""
+        """Tokenize without adding special tokens."""
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
 
     def _text_ids(self, text: str) -> list[int]:
-        """Tokenize so that control tokens written in `text` stay text."""
+        """Tokenize control tokens in `text` as plain text."""
         if not text:
             return []
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _ids(self, text: str, messages: list[dict[str, str]], *, prompt: bool = False) -> list[int]:
-        """Token ids of a rendered conversation, in which only the template's own control tokens are control."""
+        """Token ids of a rendered conversation, in which only the control tokens of the template are control tokens."""
         contents = [message["content"] for message in messages]
         if self._control is None or not any(self._control.search(content) for content in contents):
             return self._plain_ids(text)
         stand_ins = [_stand_in(number) for number in range(len(contents))]
-        shown_in = [{**message, "content": word} for message, word in zip(messages, stand_ins, strict=True)]
-        frame = self._render(shown_in, prompt=prompt)
+        placeholders = [{**message, "content": word} for message, word in zip(messages, stand_ins, strict=True)]
+        frame = self._render(placeholders, prompt=prompt)
         pieces = re.split("|".join(stand_ins), frame)
-        told_once = len(pieces) == len(contents) + 1
-        if told_once and self._framed_ids(pieces, stand_ins) == self._plain_ids(frame):
-            for shown in (contents, [content.strip() for content in contents]):
-                if text == "".join(_interleave(pieces, shown)):
-                    return self._framed_ids(pieces, shown)
-        written = next(found for content in contents if (found := self._control.search(content)))
+        each_once = len(pieces) == len(contents) + 1
+        if each_once and self._framed_ids(pieces, stand_ins) == self._plain_ids(frame):
+            for texts in (contents, [content.strip() for content in contents]):
+                if text == "".join(_interleave(pieces, texts)):
+                    return self._framed_ids(pieces, texts)
+        token = next(match for content in contents if (match := self._control.search(content)))
         raise DataError(
-            f"a text contains the control token {written.group()}, which this chat template does not keep apart",
+            f"a text contains the control token {token.group()}, which this chat template does not keep apart",
             "remove it from the text",
         )
 
     def _framed_ids(self, pieces: list[str], contents: list[str]) -> list[int]:
-        """Ids of template pieces and contents by turns, the contents free of control tokens."""
+        """Ids of alternating template pieces and contents; the contents are tokenized without control tokens."""
         assert self._control is not None
         ids: list[int] = []
         text = ""
@@ -196,8 +197,8 @@ class ChatFormat:
         return ids + self._text_ids(text.lstrip() if swallows_space else text)
 
     def _ending(self) -> tuple[int, bool, int | None]:
-        """How many tokens the template prints after the end of the turn, whether it has no such token, and which
-        token ends a document.
+        """Number of tokens that the template prints after the end of the turn, whether it lacks an end-of-turn token,
+        and the token that ends a document.
         """
         answered = self._frame.index(_STAND_INS[1])
         end = self._control.search(self._frame, answered) if self._control else None
@@ -224,7 +225,7 @@ def _messages(instruction: str, response: str | None = None) -> list[dict[str, s
 
 
 def _stand_in(number: int) -> str:
-    """Letters only, and no two alike."""
+    """Letters only, distinct for each number."""
     return "Qx" + "".join(chr(ord("a") + int(digit)) for digit in str(number)) + "xq"
 
 

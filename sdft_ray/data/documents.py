@@ -1,4 +1,4 @@
-"""Conversations as training documents that fit a packed row, and what became of those that did not."""
+"""Conversations as training documents that fit a packed row, and which ones were truncated or dropped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdft_ray.recipe.arms import LongExamples
 
 @dataclass
 class Documents:
-    """One document per conversation, in order; None where one was left out. The others are places in that order."""
+    """One document per conversation, in order; None for a dropped one. `dropped` and `cut` are indices into it."""
 
     documents: list[Document | None] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
@@ -23,23 +23,23 @@ class Documents:
 def training_documents(
     chat: ChatFormat, conversations: Iterable[tuple[str, str]], row_tokens: int, long_examples: LongExamples
 ) -> Documents:
-    """Encode pairs of instruction and response; `long_examples` says what becomes of one with more than `row_tokens`.
+    """Encode pairs of instruction and response; `long_examples` is the policy for one with more than `row_tokens` tokens.
 
-    With `truncate_prompt` the beginning of the instruction goes, since the question mostly stands at its end; where the
-    response alone is too long the conversation is dropped. Raises `DataError` on a long one when they are refused.
+    `truncate_prompt` truncates the instruction on the left, because the question is usually at its end; if the response
+    alone is too long, the conversation is dropped. `refuse` raises `DataError`.
     """
-    made = Documents()
+    result = Documents()
     for conversation in conversations:
-        add_document(made, chat, conversation, row_tokens, long_examples)
-    return made
+        add_document(result, chat, conversation, row_tokens, long_examples)
+    return result
 
 
 def add_document(
-    made: Documents, chat: ChatFormat, conversation: tuple[str, str], row_tokens: int, long_examples: LongExamples
+    result: Documents, chat: ChatFormat, conversation: tuple[str, str], row_tokens: int, long_examples: LongExamples
 ) -> None:
-    """One more; see `training_documents`."""
+    """Encode one more conversation; see `training_documents`."""
     instruction, response = conversation
-    index = len(made.documents)
+    index = len(result.documents)
     document: Document | None = chat.encode(instruction, response)
     if len(document.ids) > row_tokens:
         if long_examples == "refuse":
@@ -48,18 +48,18 @@ def add_document(
                 "raise train.max_seq_len, or set train.long_examples to drop or truncate_prompt",
             )
         document = _cut(chat, instruction, response, row_tokens) if long_examples == "truncate_prompt" else None
-        (made.dropped if document is None else made.cut).append(index)
-    made.documents.append(document)
+        (result.dropped if document is None else result.cut).append(index)
+    result.documents.append(document)
 
 
 def _cut(chat: ChatFormat, instruction: str, response: str, row_tokens: int) -> Document | None:
-    """The document with as much of the end of the instruction as fits."""
+    """The document with the longest end of the instruction that fits; None if the response alone is too long."""
     while instruction:
         document = chat.encode(instruction, response)
         excess = len(document.ids) - row_tokens
         if excess <= 0:
             return document
-        # At the rate of tokens per character so far, at least one character: a few rounds, and little too much.
+        # Estimated from the tokens per character so far; at least one character: a few iterations, little excess.
         num_cut = max(1, excess * len(instruction) // len(document.ids))
         instruction = instruction[num_cut:].lstrip()
     return None

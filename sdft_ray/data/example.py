@@ -1,4 +1,4 @@
-"""Row types: the columns of every table that flows between stages, and the id that joins them.
+"""Schemas of the tables that stages exchange, and the id that joins their rows.
 
 Rows are joined by `example_id`, never by position (Ray Data does not keep order).
 """
@@ -13,7 +13,7 @@ import pyarrow as pa
 from sdft_ray.recipe.recipe import AnswerKind
 
 ANSWER_KINDS: tuple[str, ...] = get_args(AnswerKind)
-"""How the answer inside a response is found and compared."""
+"""How the answer in a response is extracted and compared."""
 
 SEED_SCHEMA = pa.schema(
     [
@@ -21,7 +21,7 @@ SEED_SCHEMA = pa.schema(
         ("instruction", pa.string()),  # "" in a calibration set: the reference is plain text, not a response
         ("reference_response", pa.string()),
         ("answer_kind", pa.string()),  # one of ANSWER_KINDS
-        ("check", pa.string()),  # what the answer kind needs to know besides; "" for most
+        ("check", pa.string()),  # additional input of the answer kind; "" for most
         ("family", pa.string()),  # the kind of task; "" where unknown
     ]
 )
@@ -30,7 +30,7 @@ SEED_SCHEMA = pa.schema(
 GENERATED_SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
-        ("row_key", pa.binary(16)),  # digest of everything in the seed row that shapes its answers
+        ("row_key", pa.binary(16)),  # digest of all that affects the answers, see `generation.chunks`
         ("sample_index", pa.int32()),  # 0-based among the samples of one prompt
         ("prompt_tokens", pa.int32()),
         ("response", pa.string()),
@@ -39,13 +39,13 @@ GENERATED_SCHEMA = pa.schema(
         ("status", pa.string()),  # "ok" | "failed": the same for all samples of a row
         ("error", pa.string()),  # "" unless finish_reason is "error"
         # One per response token, the end token included; null unless the recipe asks for them (`data/signals.py`).
-        ("response_ids", pa.list_(pa.int32())),  # present with any of the signals below: they speak of these
+        ("response_ids", pa.list_(pa.int32())),  # present with any of the signals below, which refer to these
         ("top_ids", pa.large_binary()),
         ("top_logprobs", pa.large_binary()),
         ("hidden_states", pa.large_binary()),
     ]
 )
-"""What the teacher wrote, before selection. Failed rows have the same columns, in a table of their own."""
+"""The responses of the teacher, before selection. Failed rows have the same columns, in a separate table."""
 
 SELECTED_SCHEMA = pa.schema(
     [
@@ -61,13 +61,14 @@ SELECTED_SCHEMA = pa.schema(
         ("family", pa.string()),
     ]
 )
-"""The distilled set: one row per seed row, with the response kept and why."""
+"""The distilled set: one row per seed row, with the selected response and the reason."""
 
 
 def example_id(instruction: str, reference_response: str) -> str:
-    """Identify a row by its content: the first 16 hex digits of a sha256.
+    """The default id of a row: the first 16 hex digits of a sha256 of its content.
 
-    The length of the instruction is hashed too, so that moving text across the border changes the id.
+    The length of the instruction is part of the hash, so that moving text from one field to the other changes the id. A
+    user may give other ids, so an id does not tell whether the content changed; caches use `generation.chunks.row_key`.
     """
     left = instruction.encode("utf-8", "surrogatepass")
     right = reference_response.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""Named data sets of the Hugging Face hub: train split only, so that no evaluation question is trained on."""
+"""Named data sets of the Hugging Face Hub: train splits only, so that no evaluation question is trained on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class NamedSet:
-    """One data set of the hub, and how a row of it reads in our columns.
+    """One data set of the Hub, and the mapping of its rows to our columns.
 
-    `fields` gives `instruction`, `reference` and, where known, `answer_kind` and `family`; None for a row with
-    nothing to train on, which is no part of the named set. Nor is a row whose reference is empty.
+    `fields` returns `instruction`, `reference` and, where known, `answer_kind` and `family`; or None for a row without
+    training content. Such rows, and rows with an empty reference, are skipped.
     """
 
     hub: str
@@ -27,7 +27,7 @@ class NamedSet:
 
 
 def _gsm8k(row: Row) -> Row:
-    """`question`; `answer` with its working, ending in `#### N`."""
+    """`question`; `answer` with the solution steps, ending in `#### N`."""
     return {"instruction": row["question"], "reference": row["answer"], "answer_kind": "number"}
 
 
@@ -44,7 +44,7 @@ def _alpaca_cleaned(row: Row) -> Row:
 
 
 def _openmath1(row: Row) -> Row | None:
-    """`question`, `generated_solution` (ends in a box, may hold code), `expected_answer`, `is_correct`, `dataset`."""
+    """`question`, `generated_solution` (ends in a box, may have code), `expected_answer`, `is_correct`, `dataset`."""
     if not row["is_correct"]:
         return None
     return _openmath(row["question"], row["generated_solution"], row["expected_answer"], row["dataset"])
@@ -59,7 +59,7 @@ _NUMERIC = re.compile(r"-?\$?[\d,]+(?:\.\d+)?%?|-?\d+/\d+|-?\\d?frac\{\d+\}\{\d+
 
 
 def _openmath(question: str, solution: str, expected: str, source: str) -> Row:
-    """Formulas are compared as text: what is no number has no other exact form here."""
+    """An expected answer that is not a number (a formula) is compared as text."""
     kind = "number" if _NUMERIC.fullmatch(expected.strip()) else "text"
     return {"instruction": question, "reference": solution, "answer_kind": kind, "family": source}
 
@@ -76,9 +76,9 @@ def _ultrachat(row: Row) -> Row | None:
 
 
 def first_turn(messages: Any) -> Row | None:
-    """The first question and its answer out of a conversation (a list of `role` and `content`).
+    """The first question and its answer of a conversation (a list of `role` and `content`).
 
-    A system message stands before the question. None when the conversation does not begin that way.
+    A system message is put before the question. None if the conversation does not start with question and answer.
     """
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         return None
@@ -103,11 +103,11 @@ NAMED_SETS: Mapping[str, NamedSet] = {
     "tulu3": NamedSet("allenai/tulu-3-sft-mixture", None, _tulu),
     "ultrachat": NamedSet("HuggingFaceH4/ultrachat_200k", None, _ultrachat, split="train_sft"),
 }
-"""What a recipe may name as a source in place of a file."""
+"""Names that a recipe may give as a source instead of a file."""
 
 
 def named_records(name: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
-    """Rows in our columns. Ids count rows of the split (`gsm8k-0`): upstream sets hold some rows twice."""
+    """Rows in our columns. Ids are indices into the split (`gsm8k-0`), because upstream sets contain duplicates."""
     fields = NAMED_SETS[name].fields
     for index, row in enumerate(rows):
         ours = fields(row)
@@ -116,9 +116,9 @@ def named_records(name: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def hub_records(name: str, revision: str | None = None) -> Iterator[tuple[str, Row]]:
-    """Download (or find in the local cache) the train split at commit `revision`, and read it in our columns.
+    """Download the train split at commit `revision` (or read it from the local cache), in our columns.
 
-    Raises `DataError` when the hub cannot be reached.
+    Raises `DataError` if the Hub cannot be reached.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -133,10 +133,10 @@ def hub_records(name: str, revision: str | None = None) -> Iterator[tuple[str, R
 
 
 def hub_commit(name: str) -> str | None:
-    """The commit that a named set stands at now; None in offline mode, where the local cache decides.
+    """The current commit of a named set; None in offline mode, where the local cache is used.
 
-    Asking first also fails at once where there is no network: `datasets` would try for half a minute.
-    Raises `DataError` when the hub cannot be reached.
+    This request also fails fast without a network: `datasets` would retry for half a minute.
+    Raises `DataError` if the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled

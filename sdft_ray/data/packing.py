@@ -1,4 +1,4 @@
-"""Documents packed into rows of one length, so that training wastes few tokens on padding.
+"""Packs documents into rows of equal length, so that training spends few tokens on padding.
 
     rows = pack([Document(ids=[1, 5, 6, 2], loss_mask=[False, False, True, True])], row_tokens=8)
     rows.save(Path("rows.arrow"))
@@ -33,23 +33,23 @@ _MAX_DOCUMENTS_PER_ROW = np.iinfo(np.int16).max  # segment_ids are int16
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids of one text and, for each, whether predicting it counts in the loss."""
+    """Token ids of one text, and for each whether its prediction counts in the loss."""
 
     ids: list[int]
     loss_mask: list[bool]
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.loss_mask):
-            raise DataError(f"a document has {len(self.ids)} ids but {len(self.loss_mask)} loss marks")
+            raise DataError(f"a document has {len(self.ids)} ids but {len(self.loss_mask)} values in its loss mask")
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Rows of T tokens, each holding one or more whole documents one after another, then padding.
+    """Rows of T tokens: one or more whole documents each, then padding.
 
     `segment_ids_NT` is 0 on padding and 1..k on the documents of a row; `position_ids_NT` restarts at 0 with
     every document and with the padding; `loss_mask_NT` is True on tokens whose prediction counts;
-    `document_ids_NT` says which of the packed documents a token belongs to, by its place among them, -1 on padding.
+    `document_ids_NT` is the index of the document that a token belongs to, -1 on padding.
     """
 
     input_ids_NT: np.ndarray
@@ -68,7 +68,7 @@ class PackedRows:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of documents: padding is not counted."""
+        """Tokens of documents, without padding."""
         return int(np.count_nonzero(self.segment_ids_NT))
 
     @property
@@ -95,7 +95,7 @@ class PackedRows:
 
     @classmethod
     def load(cls, path: Path) -> PackedRows:
-        """Map a file of `save` into memory; nothing is read until it is used. Raises `DataError`."""
+        """Memory-map a file written by `save`; data is read on access. Raises `DataError`."""
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if reader.num_record_batches != 1:
@@ -110,21 +110,21 @@ class PackedRows:
             column = batch.column(name)
             flat = column.values.to_numpy(zero_copy_only=True)
             arrays[name] = flat.reshape(batch.num_rows, column.type.list_size)
-        arrays["loss_mask"] = arrays["loss_mask"].view(np.bool_)  # Arrow's own booleans are bits: no view
+        arrays["loss_mask"] = arrays["loss_mask"].view(np.bool_)  # Arrow's booleans are bits: no numpy view
         return cls(**{f"{name}_NT": values_NT for name, values_NT in arrays.items()})
 
 
 def pack(documents: Sequence[Document | None], row_tokens: int) -> PackedRows:
-    """Pack whole documents by best-fit decreasing: the longest first, each into the fullest row that takes it.
+    """Pack whole documents by best-fit decreasing: longest first, each into the fullest row in which it fits.
 
-    Deterministic; no token is lost or cut. None stands for a document that was left out and keeps its place. The first
-    token of a document never carries loss, because nothing predicts it. Raises `DataError` if there is no document,
-    or one is empty or longer than `row_tokens`.
+    Deterministic; no token is dropped. None stands for a dropped document and keeps its index. The first token of a
+    document never has a loss, because nothing predicts it. Raises `DataError` if there is no document, or if one is
+    empty or longer than `row_tokens`.
     """
-    kept = {index: document for index, document in enumerate(documents) if document is not None}
-    if not kept:
-        raise DataError("there is nothing to pack", "give at least one document")
-    lengths = {index: len(document.ids) for index, document in kept.items()}
+    present = {index: document for index, document in enumerate(documents) if document is not None}
+    if not present:
+        raise DataError("there are no documents to pack", "give at least one document")
+    lengths = {index: len(document.ids) for index, document in present.items()}
     for index, length in lengths.items():
         if length == 0:
             raise DataError(f"document {index} is empty")
@@ -146,8 +146,8 @@ def pack(documents: Sequence[Document | None], row_tokens: int) -> PackedRows:
         start = 0
         for segment, index in enumerate(members, start=1):
             stop = start + lengths[index]
-            packed.input_ids_NT[row, start:stop] = kept[index].ids
-            packed.loss_mask_NT[row, start:stop] = kept[index].loss_mask
+            packed.input_ids_NT[row, start:stop] = present[index].ids
+            packed.loss_mask_NT[row, start:stop] = present[index].loss_mask
             packed.loss_mask_NT[row, start] = False
             packed.segment_ids_NT[row, start:stop] = segment
             packed.position_ids_NT[row, start:stop] = np.arange(lengths[index])
@@ -161,7 +161,7 @@ def _best_fit_decreasing(lengths: Mapping[int, int], row_tokens: int) -> list[li
     """Document indices of each row, from the length of each document."""
     rows: list[list[int]] = []
     rows_by_room: list[list[int]] = [[] for _ in range(row_tokens + 1)]
-    rooms = 0  # bit r is set while a row with room for exactly r more tokens is open: best fit is one shift
+    rooms = 0  # bit r is set while an open row has room for exactly r more tokens: best fit is one shift
     for index in sorted(lengths, key=lambda index: (-lengths[index], index)):
         length = lengths[index]
         fitting = rooms >> length
@@ -183,12 +183,12 @@ def _best_fit_decreasing(lengths: Mapping[int, int], row_tokens: int) -> list[li
 def attention_inputs(
     rows: PackedRows, indices: Sequence[int] | np.ndarray, *, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Keyword arguments for a transformers model in which documents of one row cannot see each other.
+    """Keyword arguments for a transformers model with which documents of the same row do not attend to each other.
 
-    `input_ids` and `position_ids` are int64 (B, T). There is no `attention_mask` on purpose: without one and
-    without a cache, transformers reads the borders off the restarting positions and adds them to each block's own
-    mask, causal or sliding-window, for every attention implementation (`masking_utils.find_packed_sequence_indices`).
-    Padding counts as one more document.
+    `input_ids` and `position_ids` are int64 (B, T). `attention_mask` is omitted on purpose: without it and without a
+    KV cache, transformers detects document boundaries where positions restart and adds them to the mask of each block,
+    causal or sliding-window, for every attention implementation (`masking_utils.find_packed_sequence_indices`). Padding
+    counts as one more document.
     """
     chosen = np.asarray(indices)
     return {

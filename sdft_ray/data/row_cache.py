@@ -1,10 +1,9 @@
-"""Finished rows of one way of sampling, kept as small immutable Parquet parts on any fsspec store.
+"""Cache of finished rows of one sampling configuration: small immutable Parquet parts on any fsspec store.
 
-A cache belongs to one configuration (teacher, tokenizer and template, sampling), which stands in its
-`identity.json`; another configuration is refused. A part holds finished rows of one chunk of work. Its name
-carries the chunk, a number and the digest of its bytes: `ab1/ab12...-0-<digest>.parquet`. So a worker that takes
-up a chunk finds what was finished of it by name alone, and a part that was cut or changed shows when it is read.
-Parts appear whole or not at all, and are never rewritten.
+A cache belongs to one configuration (teacher, tokenizer and template, sampling), stored in its `identity.json`; other
+configurations are refused. A part contains finished rows of one chunk of work. Its name consists of the chunk, a number
+and the digest of its bytes: `ab1/ab12...-0-<digest>.parquet`. So a worker that continues a chunk finds its parts by
+name, and a truncated or modified part is detected when it is read. Parts are written atomically and never rewritten.
 """
 
 from __future__ import annotations
@@ -29,29 +28,29 @@ _DIGEST_HEX = 16
 
 
 class RowCache:
-    """One directory of parts. Cheap to make: processes exchange its `url`."""
+    """One directory of parts. Cheap to construct: processes exchange its `url`."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._fs, self._root = fsspec.core.url_to_fs(self.url)
 
     def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the cache, or check that it belongs to `identity`. Raises `StoreError` naming the fields that differ."""
+        """Create the cache, or check that it belongs to `identity`. Raises `StoreError` with the fields that differ."""
         text = canonical_json(identity)
         try:
-            found = self._fs.cat_file(f"{self._root}/{IDENTITY}").decode()
+            stored = self._fs.cat_file(f"{self._root}/{IDENTITY}").decode()
         except FileNotFoundError:
             self._fs.makedirs(self._root, exist_ok=True)
             self._put(IDENTITY, text.encode())
             return
-        if found != text:
+        if stored != text:
             theirs: Any = None
             with contextlib.suppress(ValueError):
-                theirs = json.loads(found)
+                theirs = json.loads(stored)
             differing = ", ".join(_differing(theirs, json.loads(text))) or "its identity cannot be read"
             raise StoreError(
                 f"the row cache {self.url} belongs to another configuration: {differing}",
-                "name another cache, or restore these fields",
+                "give another cache, or restore these fields",
             )
 
     def write(self, chunk: str, number: int, rows: pa.Table) -> str:
@@ -64,7 +63,7 @@ class RowCache:
         return name
 
     def parts_of(self, chunk: str) -> list[str]:
-        """Names of a chunk's parts, in the order they were numbered."""
+        """Names of the parts of a chunk, by number."""
         names = [name for name in self._names(f"{chunk[:_SHARD]}") if name.split("/")[1].startswith(f"{chunk}-")]
         return sorted(names, key=_number)
 
@@ -79,8 +78,7 @@ class RowCache:
                 yield from self._names(shard)
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
-        """The rows of a part, all or some columns; None, and the part is gone, when its bytes are not those that
-        were written."""
+        """The rows of a part, with all or some columns. A damaged part is deleted, and None returned."""
         content = self._fs.cat_file(f"{self._root}/{name}")
         if _digest(content) == name.rsplit("-", 1)[1].removesuffix(".parquet"):
             return pq.ParquetFile(pa.BufferReader(content)).read(columns=columns, use_threads=False)
@@ -93,10 +91,10 @@ class RowCache:
 
     def _names(self, shard: str) -> list[str]:
         try:
-            found = self._fs.ls(f"{self._root}/{shard}", detail=False, refresh=True)
+            paths = self._fs.ls(f"{self._root}/{shard}", detail=False, refresh=True)
         except FileNotFoundError:
             return []
-        names = [f"{shard}/{str(path).rsplit('/', 1)[-1]}" for path in found]
+        names = [f"{shard}/{str(path).rsplit('/', 1)[-1]}" for path in paths]
         return sorted(name for name in names if name.endswith(".parquet"))
 
     def _put(self, name: str, content: bytes) -> None:

@@ -1,23 +1,21 @@
-"""What the teacher thought of each response token, and how little room that takes: the top k log-probabilities
-with their tail, and final hidden states.
+"""Token-level outputs of the teacher ("signals"), and their encoding: top-k log-probabilities with their tail mass, and
+final hidden states.
 
-Position t of a row speaks of the token `response_ids[t]`: the distribution it was drawn from, or the hidden
-state that gave it. Both are those of the raw model (temperature 1, nothing cut off), whatever the sampling was.
+Position t of a row refers to the token `response_ids[t]`: the distribution from which it was sampled, or the hidden
+state before it. Both are those of the raw model (temperature 1, no truncation), independent of the sampling parameters.
 
-**What they are conditioned on.** The teacher read the rewriting prompt, so it saw the reference:
-p(token | instruction, reference, rewriting so far). The student will see the instruction alone. A student that
-matches these signals learns the answer as one who knows it would give it (context distillation), which is sharper
-than the teacher's own belief; it is not the distribution that plain logit distillation (Minitron, arXiv:2407.14679)
-compares with. Where that is wanted, the teacher must read the chosen responses once more, without the reference.
-Rows for which selection keeps the reference response have signals for the rewrite only, so training has none for
-them (`Objective` in the recipe says what becomes of such rows).
+**Conditioning.** The teacher's context is the rewriting prompt, which contains the reference: p(token | instruction,
+reference, rewrite so far). The student's context is the instruction alone. A student that matches these signals is
+trained by context distillation, towards a sharper distribution than that of the teacher without the reference; plain
+logit distillation (Minitron, arXiv:2407.14679) compares with the latter. For that, the teacher has to read the
+selected responses again without the reference. Rows for which selection keeps the reference response have signals of
+the rewrite only, so training has none for them (see `Objective` in the recipe).
 
-**Room.** Token ids of one position are a sorted set, kept as Elias-Fano code (Elias 1974): exact, and of one size
-for all positions. Log-probabilities take 8 bits each, fine near the top and coarse far below. With k = 128 of
-128,256 tokens that is 332 bytes a token. Parquet's zstd makes 283 of them on simulated logits (Zipf over ids plus
-noise, mean top probability 0.80) and 291 where the ids are uniformly random; weighted by probability, the
-log-probabilities were off by 0.0014 nats there. Hidden states in bfloat16 take 2 bytes a channel: exactly what a
-bfloat16 teacher computed, and a rounding of what a float32 one did.
+**Size.** The token ids of a position are a sorted set in Elias-Fano code (Elias 1974): lossless, and of equal size for
+all positions. Log-probabilities have 8 bits each, with finer steps near the top. With k = 128 of 128,256 tokens that is
+332 bytes per token. With zstd in Parquet it is 283 on simulated logits (Zipf over ids plus noise, mean top probability
+0.80) and 291 for uniformly random ids; the probability-weighted error of the log-probabilities was 0.0014 nats there.
+Hidden states in bfloat16 have 2 bytes per channel: exact for a bfloat16 teacher, rounded for a float32 one.
 """
 
 from __future__ import annotations
@@ -31,9 +29,9 @@ from numpy.typing import ArrayLike, NDArray
 from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS
 
 TAIL_FLOOR = -24 * float(np.log(2))
-"""Least log mass of a tail that exists: below 2**-24 it is rounding of the float32 log-probabilities."""
+"""Minimum log mass of a non-empty tail: below 2**-24 it is rounding error of the float32 log-probabilities."""
 TEXT_BYTES = 4
-"""A token's text, roughly, in UTF-8."""
+"""Approximate size of the text of a token in UTF-8."""
 ID_BYTES = 4
 _HEADER = struct.Struct("<HI")  # k, vocabulary
 _LEVELS = 254  # steps between the top log-probability and the lowest finite one
@@ -42,11 +40,11 @@ _IMPOSSIBLE = 255  # code of a token whose probability is 0
 
 @dataclass(frozen=True, eq=False)
 class TopLogprobs:
-    """The k likeliest tokens at each of T positions, ids ascending.
+    """The k most likely tokens at each of T positions, ids ascending.
 
-    `ids_TK` int32 in [0, vocab_size); `logprobs_TK` float32, natural logarithms of probabilities at temperature
-    1, -inf for tokens that cannot come; `tail_T` float32, the log mass of all other tokens: at least `TAIL_FLOOR`
-    while there are any, -inf when k is the whole vocabulary.
+    `ids_TK` int32 in [0, vocab_size); `logprobs_TK` float32, natural logarithms of probabilities at temperature 1,
+    -inf for impossible tokens; `tail_T` float32, the log mass of all other tokens: at least `TAIL_FLOOR` if there are
+    any, -inf if k is the whole vocabulary.
     """
 
     ids_TK: NDArray[np.int32]
@@ -57,10 +55,10 @@ class TopLogprobs:
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """What was asked for besides the text, position by position of one response.
+    """The requested signals of one response, per position.
 
-    `hidden_TD`: bfloat16 bit patterns as uint16, what the output head takes in: after the final norm. A model
-    that caps its logits (Gemma 2) does so after the head, and so must who uses them.
+    `hidden_TD`: bfloat16 bit patterns as uint16, the input of the output head (after the final norm). A model that caps
+    its logits (Gemma 2) does so after the head; users of the hidden states have to apply the cap themselves.
     """
 
     top: TopLogprobs | None = None
@@ -68,23 +66,23 @@ class Signals:
 
 
 def top_logprobs(ids_TK: ArrayLike, logprobs_TK: ArrayLike, vocab_size: int) -> TopLogprobs:
-    """Sort a sampler's top k by id and take the tail's mass as what they leave of 1.
+    """Sort the top k of a sampler by id and compute the tail mass as the remainder to 1.
 
-    The tail is log(1 - sum p) in float64, clamped as `TopLogprobs` says. A log-probability that rounding put above 0
-    becomes 0. Raises `ValueError` on nan, on no possible token, on ids that repeat or lie outside the vocabulary,
-    and on probabilities that add up to more than 1.
+    The tail is log(1 - sum p) in float64, clamped as `TopLogprobs` describes. A log-probability above 0 by rounding is
+    set to 0. Raises `ValueError` for NaN, if no token is possible, for ids that repeat or are outside the vocabulary,
+    and for probabilities with a sum above 1.
     """
     ids = np.asarray(ids_TK, dtype=np.int64)
     logprobs = np.asarray(logprobs_TK, dtype=np.float64)
     if ids.ndim != 2 or ids.shape != logprobs.shape or not 1 <= ids.shape[1] <= min(MAX_TOP_LOGPROBS, vocab_size):
-        raise ValueError(f"ids {ids.shape} and log-probabilities {logprobs.shape} are no top k of {vocab_size}")
+        raise ValueError(f"ids {ids.shape} and log-probabilities {logprobs.shape} are not a top k of {vocab_size}")
     order = ids.argsort(axis=1)
     ids, logprobs = np.take_along_axis(ids, order, 1), np.take_along_axis(logprobs, order, 1)
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size or not (np.diff(ids, axis=1) > 0).all()):
-        raise ValueError(f"token ids repeat or lie outside the vocabulary of {vocab_size}")
+        raise ValueError(f"token ids repeat or are outside the vocabulary of {vocab_size}")
     mass_T = np.exp(logprobs).sum(axis=1)
     if not ((mass_T > 0) & (mass_T < 1 + 1e-3)).all():
-        raise ValueError("log-probabilities are not those of a distribution: nan, all -inf, or more than 1 in all")
+        raise ValueError("log-probabilities are not those of a distribution: NaN, all -inf, or a sum above 1")
     tail_T = np.log(np.maximum(1 - mass_T, np.exp(TAIL_FLOOR)))
     if ids.shape[1] == vocab_size:
         tail_T[:] = -np.inf
@@ -99,8 +97,8 @@ def top_logprobs(ids_TK: ArrayLike, logprobs_TK: ArrayLike, vocab_size: int) -> 
 def encode_top(top: TopLogprobs) -> tuple[bytes, bytes]:
     """Ids and log-probabilities as two columns of bytes; `decode_top` is the inverse.
 
-    Ids come back exactly, tails and top log-probabilities as the float32 they were. With d the distance of a
-    log-probability to its position's top one and R the largest finite d, the error is at most
+    Lossless for ids, tails and top log-probabilities (float32). With d the distance of a log-probability to the top one
+    of its position and R the largest finite d, the error is at most
     sqrt(d R) / 254 + R / 258,064: for R = 12 that is 0.0001 at the top, 0.014 one nat below, 0.047 at the end.
     """
     num_tokens, k = top.ids_TK.shape
@@ -125,12 +123,12 @@ def encode_top(top: TopLogprobs) -> tuple[bytes, bytes]:
 
 
 def decode_top(ids: bytes, logprobs: bytes) -> TopLogprobs:
-    """What `encode_top` wrote. Its probabilities and tail add up to 1 within the errors stated there."""
+    """The inverse of `encode_top`. Probabilities and tail sum to 1 within the errors given there."""
     k, vocab_size = _HEADER.unpack_from(ids)
     low_bits, num_high = _shape_of(k, vocab_size)
     low_bytes, high_bytes = -(-k * low_bits // 8), -(-num_high // 8)
     num_tokens = len(logprobs) // (k + 12)
-    assert len(logprobs) == num_tokens * (k + 12), "the two columns are whole"
+    assert len(logprobs) == num_tokens * (k + 12), "the two columns are complete"
     assert len(ids) == _HEADER.size + num_tokens * (low_bytes + high_bytes), "and belong together"
 
     packed = np.frombuffer(ids, dtype=np.uint8, offset=_HEADER.size)
@@ -152,20 +150,20 @@ def decode_top(ids: bytes, logprobs: bytes) -> TopLogprobs:
 
 
 def encode_hidden(hidden_TD: NDArray[np.uint16]) -> bytes:
-    """Bit patterns, little-endian, position by position."""
+    """Bit patterns, little-endian, per position."""
     return hidden_TD.astype("<u2").tobytes()
 
 
 def decode_hidden(content: bytes, num_tokens: int) -> NDArray[np.uint16]:
-    """T x D bit patterns; in torch: `torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)`."""
-    assert num_tokens, "a response has a token"
-    assert len(content) % (2 * num_tokens) == 0, "and as many channels as the others"
+    """(T, D) bit patterns; in torch: `torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)`."""
+    assert num_tokens, "a response has at least one token"
+    assert len(content) % (2 * num_tokens) == 0, "and equally many channels per token"
     return np.frombuffer(content, dtype="<u2").reshape(num_tokens, -1).astype(np.uint16)
 
 
 @dataclass(frozen=True)
 class TokenBytes:
-    """Bytes per response token of each product, before Parquet compresses them; a rough figure for text."""
+    """Bytes per response token of each kind of output, before Parquet compression; an estimate for text."""
 
     text: int
     top_logprobs: int
@@ -188,6 +186,6 @@ def token_bytes(*, top_logprobs: int, hidden_states: bool, vocab_size: int, hidd
 
 
 def _shape_of(k: int, vocab_size: int) -> tuple[int, int]:
-    """Bits of an id that are kept as they are, and the length of the bitmap that holds the rest in unary."""
+    """Number of low bits of an id that are stored directly, and the length of the bitmap with the rest in unary."""
     low_bits = max(0, (vocab_size // k).bit_length() - 1)
     return low_bits, k + ((vocab_size - 1) >> low_bits)

@@ -1,4 +1,4 @@
-"""Seed and calibration rows from JSONL, Parquet or a named data set, checked one by one, order kept."""
+"""Reads seed and calibration rows from JSONL, Parquet or a named data set; checks each row and keeps their order."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sdft_ray.data.hub import NAMED_SETS, first_turn, hub_records
 from sdft_ray.errors import DataError
 
 COLUMNS = ("id", "instruction", "reference", "answer_kind", "check", "family")
-"""The columns that are looked for, under these names unless a mapping says otherwise."""
+"""Columns of a source, under these names unless a mapping renames them."""
 
 MESSAGES = "messages"
-"""A conversation in place of instruction and reference: its first question and answer are taken."""
+"""A conversation instead of instruction and reference: its first question and answer are used."""
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 Record = tuple[str, dict[str, Any]]
-"""Where a row stands ("line 7"), and its fields."""
+"""Position of a row ("line 7"), and its fields."""
 
 
 def read_tables(
@@ -46,12 +46,12 @@ def read_tables(
 
     `source` is a JSONL or Parquet file (a path or any fsspec URL; JSONL also with `.gz`) or one of
     `NAMED_SETS`, of which only the train split is ever read, at commit `revision` if given. `columns` maps
-    our names (`COLUMNS`) to the file's. `instruction` and `reference`, or `messages`, are required. A row
-    without `id` is identified by its content, one without `answer_kind` or `check` takes the argument;
-    `check_error` tells what is wrong with such a pair. With `plain_text` (calibration sets) the instruction
+    our names (`COLUMNS`) to those of the file. `instruction` and `reference`, or `messages`, are required. A row
+    without `id` is identified by its content, one without `answer_kind` or `check` gets the argument;
+    `check_error` returns what is wrong with such a pair, or "". With `plain_text` (calibration sets) the instruction
     may be absent or empty: the reference is then text without a conversation.
 
-    Memory holds one table of `table_rows` rows, and some 60 bytes per row read so that duplicate ids are found.
+    Memory use: one table of `table_rows` rows, and about 60 bytes per row read, to detect duplicate ids.
 
     Raises `DataError` with line (JSONL) or row (Parquet), both 1-based: missing or empty file, malformed
     JSON, missing column, wrong type, empty text, unknown answer kind, duplicate id.
@@ -63,25 +63,25 @@ def read_tables(
     if answer_kind not in ANSWER_KINDS:
         raise DataError(f"unknown answer kind {answer_kind!r}", _meant(answer_kind, ANSWER_KINDS))
     if source in NAMED_SETS and columns:
-        raise DataError(f"{source} brings its own columns", "leave out `columns`, or name a file")
+        raise DataError(f"{source} defines its columns itself", "remove `columns`, or give a file")
 
     def records() -> Iterator[Record]:
-        found = hub_records(source, revision) if source in NAMED_SETS else _file_records(source, columns)
-        return islice(found, limit)
+        rows = hub_records(source, revision) if source in NAMED_SETS else _file_records(source, columns)
+        return islice(rows, limit)
 
     reader = _Reader(source, records, columns, (answer_kind, check), check_error, plain_text)
     for where, record in records():
         reader.add(where, record)
-        if reader.num_held == table_rows:
+        if reader.num_pending == table_rows:
             yield reader.take()
-    if not reader.seen:
-        raise DataError(f"{source} holds no rows", "give at least one row")
-    if reader.num_held:
+    if not reader.known_ids:
+        raise DataError(f"{source} has no rows", "give at least one row")
+    if reader.num_pending:
         yield reader.take()
 
 
 class _Reader:
-    """Checks rows one by one and collects them by column."""
+    """Checks rows and collects them by column."""
 
     def __init__(
         self,
@@ -100,27 +100,27 @@ class _Reader:
         self.answer_kind, self.check = default
         self.check_error = check_error
         self.plain_text = plain_text
-        self.seen: set[int] = set()
-        """Hashes of the ids so far: the ids of ten million rows would not fit beside them."""
-        self.held: tuple[list[str], ...] = tuple([] for _ in SEED_SCHEMA.names)
+        self.known_ids: set[int] = set()
+        """Hashes of the ids so far; the ids of ten million rows would need too much memory."""
+        self.pending: tuple[list[str], ...] = tuple([] for _ in SEED_SCHEMA.names)
 
     @property
-    def num_held(self) -> int:
-        return len(self.held[0])
+    def num_pending(self) -> int:
+        return len(self.pending[0])
 
     def add(self, where: str, record: dict[str, Any]) -> None:
         row = self._row(where, record)
         key = hash(row[0])
-        if key in self.seen:
+        if key in self.known_ids:
             self._refuse_twin(where, row[0])
-        self.seen.add(key)
-        for column, value in zip(self.held, row, strict=True):
+        self.known_ids.add(key)
+        for column, value in zip(self.pending, row, strict=True):
             column.append(value)
 
     def take(self) -> pa.Table:
         """The rows collected since the last call."""
-        table = pa.table([pa.array(column, pa.string()) for column in self.held], schema=SEED_SCHEMA)
-        for column in self.held:
+        table = pa.table([pa.array(column, pa.string()) for column in self.pending], schema=SEED_SCHEMA)
+        for column in self.pending:
             column.clear()
         return table
 
@@ -129,8 +129,8 @@ class _Reader:
         if MESSAGES in record and not {self.names["instruction"], self.names["reference"]} & record.keys():
             turn = first_turn(record[MESSAGES])
             if turn is None:
-                what = f"`{MESSAGES}` does not begin with a user's text and the assistant's answer"
-                raise self._error(where, what, "drop the row, or give instruction and reference")
+                what = f"`{MESSAGES}` does not start with a user message and an assistant message"
+                raise self._error(where, what, "remove the row, or give instruction and reference")
             record = {**record, **{self.names[ours]: text for ours, text in turn.items()}}
         instruction = self._text(where, record, "instruction", empty=self.plain_text)
         reference = self._text(where, record, "reference", empty=False)
@@ -141,34 +141,34 @@ class _Reader:
         if error := self.check_error(kind, check):
             raise self._error(where, error, "see the answer kinds in sdft_ray.generation.checks")
         family = self._text(where, record, "family", empty=True)
-        row_id = self._given_id(where, record) or example_id(instruction, reference)
+        row_id = self._explicit_id(where, record) or example_id(instruction, reference)
         return row_id, instruction, reference, kind, check, family
 
-    def _given_id(self, where: str, record: dict[str, Any]) -> str:
-        given = record.get(self.names["id"])
-        if isinstance(given, int) and not isinstance(given, bool):
-            return str(given)
+    def _explicit_id(self, where: str, record: dict[str, Any]) -> str:
+        value = record.get(self.names["id"])
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
         return self._text(where, record, "id", empty=True)
 
     def _refuse_twin(self, where: str, row_id: str) -> None:
-        """Raises `DataError` that names the earlier row with this id; reads the source again to find it."""
+        """Raise `DataError` with the earlier row that has this id; reads the source again to find it."""
         for earlier, record in self.records():
             if earlier == where:
-                return  # two unequal ids had the same hash
+                return  # two different ids have the same hash
             if self._row(earlier, record)[0] == row_id:
                 same = f"have the same id {row_id!r}"
-                what = same if self._given_id(where, record) else "hold the same instruction and reference"
-                raise DataError(f"{self.source}: {earlier} and {where} {what}", "remove one, or give distinct ids")
+                what = same if self._explicit_id(where, record) else "have the same instruction and reference"
+                raise DataError(f"{self.source}: {earlier} and {where} {what}", "remove one, or change its id")
 
     def _text(self, where: str, record: dict[str, Any], ours: str, *, empty: bool) -> str:
-        """The value of one column, "" where an optional one is absent or null."""
+        """The value of one column; "" if an optional one is absent or null."""
         name = self.names[ours]
         value = record.get(name)
         if isinstance(value, str):
             if not (empty or value.strip()):
-                raise self._error(where, f"{ours} is empty", "fill it or remove the row")
+                raise self._error(where, f"{ours} is empty", "add text, or remove the row")
             if not value.isascii() and not _encodable(value):
-                raise self._error(where, f"{ours} holds a lone surrogate", "write the file as UTF-8 text")
+                raise self._error(where, f"{ours} contains a lone surrogate", "write the file as UTF-8 text")
             return value
         if name not in record and ours in self.required:
             raise self._missing_column(where, ours, list(record))
@@ -177,11 +177,11 @@ class _Reader:
         raise self._error(where, f"{ours} must be text, not {_kind_of(value)}", "write it as a string")
 
     def _missing_column(self, where: str, ours: str, present: list[str]) -> DataError:
-        wanted = self.names[ours]
-        what = f"no column {wanted!r}" + (f" for {ours}" if wanted != ours else "")
-        near = difflib.get_close_matches(wanted, present, 1, cutoff=0.5)
-        hint = f"did you mean `columns: {{{ours}: {near[0]}}}`?" if near else f"map `{ours}` to one of them"
-        return self._error(where, f"{what} (columns there: {', '.join(present) or 'none'})", hint)
+        name = self.names[ours]
+        what = f"no column {name!r}" + (f" for {ours}" if name != ours else "")
+        near = difflib.get_close_matches(name, present, 1, cutoff=0.5)
+        hint = f"did you mean `columns: {{{ours}: {near[0]}}}`?" if near else f"map `{ours}` to one of these columns"
+        return self._error(where, f"{what} (columns: {', '.join(present) or 'none'})", hint)
 
     def _error(self, where: str, what: str, hint: str) -> DataError:
         return DataError(f"{self.source}, {where}: {what}", hint)
@@ -194,7 +194,7 @@ def _file_records(source: str, columns: Mapping[str, str]) -> Iterator[Record]:
     if kind is None:
         if "://" not in source and not Path(source).exists() and len(path.parts) == 1 and not path.suffix:
             raise DataError(f"no file or data set {source!r}", _meant(source, tuple(NAMED_SETS)))
-        raise DataError(f"cannot read {source}: unknown kind of file", "give a .jsonl or .parquet file")
+        raise DataError(f"cannot read {source}: unknown file type", "give a .jsonl or .parquet file")
     try:
         # typed Any: fsspec promises a file object, its stub another type
         with cast(Any, fsspec.open(source, "rb", compression="infer")) as stream:
@@ -202,7 +202,7 @@ def _file_records(source: str, columns: Mapping[str, str]) -> Iterator[Record]:
     except FileNotFoundError:
         raise DataError(f"no file {source}", _near_file(source)) from None
     except (pa.ArrowException, OSError, EOFError, zlib.error) as reason:
-        raise DataError(f"cannot read {source}: {_one_line(reason)}", "give a readable, whole file") from None
+        raise DataError(f"cannot read {source}: {_one_line(reason)}", "give a readable, complete file") from None
     except (ImportError, ValueError) as reason:
         if isinstance(reason, DataError):
             raise
@@ -233,13 +233,13 @@ def _json_records(source: str, stream: Any) -> Iterator[Record]:
 def _parquet_records(stream: Any, columns: Mapping[str, str]) -> Iterator[Record]:
     file = pq.ParquetFile(stream)
     present = file.schema_arrow.names
-    wanted = {MESSAGES, *(columns.get(ours, ours) for ours in COLUMNS)} & set(present)
-    others = dict.fromkeys(name for name in present if name not in wanted)
+    needed = {MESSAGES, *(columns.get(ours, ours) for ours in COLUMNS)} & set(present)
+    others = dict.fromkeys(name for name in present if name not in needed)
     number = 0
-    for batch in file.iter_batches(columns=sorted(wanted)):
+    for batch in file.iter_batches(columns=sorted(needed)):
         for row in batch.to_pylist():
             number += 1
-            # the other names ride along empty, for the message about a missing column
+            # the other names are added with None, for the message about a missing column
             yield f"row {number}", others | row
 
 
@@ -258,7 +258,7 @@ def _kind_of(value: Any) -> str:
 
 def _json_hint(line: bytes) -> str:
     if line.lstrip().startswith(b"["):
-        return "that is a JSON array: write one object per line (jq -c '.[]')"
+        return "this is a JSON array: write one object per line (jq -c '.[]')"
     return "write one JSON object per line"
 
 

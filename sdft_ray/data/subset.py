@@ -1,7 +1,7 @@
-"""Nested parts of a set of rows, so that quality can be compared over data-set sizes.
+"""Nested subsets of a set of rows, to compare quality over data-set sizes.
 
-Rows are ranked by a hash of their `example_id` alone and the first so many are taken: whatever the order of a file,
-every arm gets the same rows, and a larger part contains the smaller ones.
+Rows are ranked by a hash of their `example_id` and the first n are taken: every arm gets the same rows, in any order of
+the file, and a larger subset contains the smaller ones.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from sdft_ray.errors import DataError
 
-_SALT = b"subset:"  # independent of who is held out
+_SALT = b"subset:"  # independent of the validation split
 
 
 def nested_subset(example_ids: Sequence[str], num_rows: int) -> frozenset[str]:
-    """The ids of `num_rows` of the rows. Raises `DataError` when there are fewer."""
+    """The ids of `num_rows` of the rows. Raises `DataError` if there are fewer."""
     if num_rows > len(example_ids):
         raise DataError(
             f"an arm wants num_rows {num_rows:,} and there are {len(example_ids):,} to train on",

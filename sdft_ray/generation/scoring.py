@@ -26,7 +26,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scored:
-    """For each of `finals`: log-probability in nats of the scored tokens and it, and whether all were likeliest."""
+    """For each of `finals`: log-probability (nats) of scored tokens plus it, and whether all were the most likely."""
 
     finals: tuple[tuple[float, bool], ...]
 

@@ -1,1 +1,1 @@
-"""Which parts of a model matter: one forward pass over a calibration set, summed and turned into scores."""
+"""Importance of blocks and channels: forward passes over a calibration set, reduced to scores."""

@@ -1,4 +1,4 @@
-"""Hooks that watch the residual stream while a stock transformers model runs."""
+"""Forward hooks that record the residual stream of a stock transformers model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdft_ray.errors import ModelError
 def backbone_and_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     """The model without its LM head, and its decoder blocks in order.
 
-    Raises `ModelError` when the model is not a decoder with one list of blocks.
+    Raises `ModelError` if the model is not a decoder with one list of blocks.
     """
     backbone = getattr(model, "base_model", model)
     blocks = getattr(backbone, "layers", None)
@@ -31,8 +31,8 @@ def residual_stream(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
     """Record boundaries 0..L of every forward pass inside the `with`, each (B, T, D) in the model's dtype.
 
     Boundary l < L is the input of block l; boundary L is what the last block returns, *before* the final norm
-    (the last entry of transformers' `output_hidden_states` is after it, hence hooks). Nothing is copied: the
-    list keeps the activations alive until it is cleared.
+    (the last entry of `output_hidden_states` of transformers is after it, hence hooks). Nothing is copied: the list
+    keeps the activations alive until it is cleared.
     """
     stream_LBTD: list[Tensor] = []
 

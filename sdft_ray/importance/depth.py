@@ -1,4 +1,4 @@
-"""Angular distance for every run of blocks, and block influence, from one forward pass of the backbone."""
+"""Angular distance of every run of blocks, and block influence, from one forward pass of the backbone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STREAM_BYTES = 64 * 2**20
 """Activations kept alive for one forward pass: (L + 1) boundaries x tokens x hidden x bytes of the dtype."""
 
 _UNITS_BYTES = {"cpu": 4 * 2**20, "cuda": 32 * 2**20}
-"""Unit vectors worked on at once: about what a CPU's cache holds, or enough to keep a GPU busy."""
+"""Size of the unit vectors processed at once: about the cache of a CPU, or enough to occupy a GPU."""
 
 
 @torch.inference_mode()
@@ -32,16 +32,16 @@ def measure(
     stream_bytes: int = STREAM_BYTES,
     watch: Watch | None = None,
 ) -> DepthMoments:
-    """Add what `batches` show of `model` to `moments` (None: start from nothing), without the LM head.
+    """Add the sums over `batches` for `model` to `moments` (None: start from zero), without the LM head.
 
-    A batch is (input_ids_BT, attention_mask_BT), right-padded, mask 1 on real tokens; pads are never counted.
+    A batch is (input_ids_BT, attention_mask_BT), right-padded, mask 1 on real tokens; padding is never counted.
     `model` is a transformers causal LM, or its backbone, in eval mode; batches are moved to its device. A
-    batch whose residual stream would exceed `stream_bytes` is run some rows at a time (at least one).
+    batch whose residual stream would exceed `stream_bytes` is processed a few rows at a time (at least one).
 
     Hidden states are widened to float32 and normalised, their cosines clamped to [-1, 1], and summed in
-    float64. To spread a calibration set over workers, spread its *batches*: a batch gives the same sums
-    anywhere, whereas another grouping of rows into batches moves the forward pass itself by rounding errors.
-    `watch` (`importance.width.watched`) sees the same forward passes.
+    float64. To distribute a calibration set over workers, distribute its *batches*: a batch gives the same sums
+    anywhere, whereas another grouping of rows into batches changes the forward pass by rounding errors.
+    `watch` (`importance.width.watched`) records the same forward passes.
 
     Raises `DataError` for a batch that is not right-padded or has an empty row, `ModelError` for hidden
     states that are not finite (overflow in float16, damaged weights) or all zero.
@@ -57,7 +57,7 @@ def measure(
             for input_ids_BT, lengths_B in parts(*batch, max_tokens=max_tokens):
                 if watch is not None:
                     watch.start(lengths_B.to(weight.device))
-                # Pads stand on the right of a causal model: no real token sees them, so no mask is needed.
+                # Padding is on the right and attention is causal: no real token attends to it, so no mask is needed.
                 backbone(input_ids=input_ids_BT.to(weight.device), use_cache=False)
                 moments = moments + _summed(stream, lengths_B.to(weight.device))
                 stream.clear()
@@ -65,7 +65,7 @@ def measure(
 
 
 def parts(input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split a batch into runs of rows of at most `max_tokens` (at least one row), without common padding."""
+    """Split a batch into parts of at most `max_tokens` (at least one row) and remove padding common to all rows."""
     mask_BT = attention_mask_BT.bool()
     lengths_B = mask_BT.sum(1)
     if not bool((lengths_B > 0).all()):
@@ -109,7 +109,7 @@ def _pair_sums(flat_LND: Sequence[Tensor], tokens_N: Tensor) -> tuple[Tensor, Te
     cosine_CLL = torch.empty(chunk, num_boundaries, num_boundaries, device=device)
     distance_sum = torch.zeros(num_boundaries, num_boundaries, dtype=torch.float64, device=device)
     cosine_sum = torch.zeros(num_boundaries - 1, dtype=torch.float64, device=device)
-    everything = len(tokens_N) == num_positions  # no pads: slices are cheaper than gathering
+    everything = len(tokens_N) == num_positions  # no padding: slices are cheaper than gathering
     for start in range(0, len(tokens_N), chunk):
         chosen_C = tokens_N[start : start + chunk]
         units, cosine = units_CLD[: len(chosen_C)], cosine_CLL[: len(chosen_C)]

@@ -1,4 +1,4 @@
-"""Streaming sums over a calibration set that merge by `+`, and the scores they end in. Needs no torch.
+"""Streaming sums over a calibration set, merged by `+`, and the scores computed from them. Needs no torch.
 
 Index base: block l is 0-based, boundary l is the input of block l, boundary L (after L blocks) is the output
 of the last block before the final norm.
@@ -18,13 +18,13 @@ from sdft_ray.errors import DataError, ModelError
 
 @dataclass(frozen=True)
 class DepthScores:
-    """What each run of blocks changes, averaged over a calibration set of a model with L blocks.
+    """Importance scores of the runs of blocks of a model with L blocks, averaged over a calibration set.
 
     `angular_last_LN[n - 1][l]` is the angular distance in [0, 1] between the inputs of blocks l and l + n at
-    the last non-pad token, averaged over sequences (arXiv:2403.17887): the smaller, the less is lost with
-    blocks [l, l + n). Rows n = 1..L-1, columns l = 0..L-1; None where l + n > L.
-    `angular_mean_LN` is the same distance taken at every non-pad token and averaged over all tokens of the
-    set, so that a long sequence weighs more: steadier on small sets.
+    the last non-pad token, averaged over sequences (arXiv:2403.17887): the smaller, the less is lost by
+    removing blocks [l, l + n). Rows n = 1..L-1, columns l = 0..L-1; None where l + n > L.
+    `angular_mean_LN` is the same distance at every non-pad token, averaged over all tokens of the set, so that a
+    long sequence has more weight: less noisy on small sets.
     `block_influence_L[l]` is 1 - mean cosine(input, output of block l) over all tokens, in [0, 2]
     (arXiv:2403.03853).
     """
@@ -36,7 +36,7 @@ class DepthScores:
     num_tokens: int
 
     def to_json(self) -> str:
-        """One JSON object; floats keep every digit."""
+        """One JSON object; floats round-trip exactly."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -47,7 +47,7 @@ class DepthScores:
 
 @dataclass(frozen=True, eq=False)
 class DepthMoments:
-    """Sums in float64, from which `DepthScores` follow. Parts of a calibration set are merged by `+`.
+    """Sums in float64, from which `DepthScores` are computed. Parts of a calibration set are merged by `+`.
 
     `angular_last_sum[l, m]` and `angular_mean_sum[l, m]`, shape (L+1, L+1): sums of angular distances between
     boundaries l and m, over sequences (last token) and over tokens. `cosine_sum`, shape (L,): sum over tokens
@@ -71,7 +71,7 @@ class DepthMoments:
         return len(self.cosine_sum)
 
     def __add__(self, other: DepthMoments) -> DepthMoments:
-        """Merge two disjoint parts. Raises `ModelError` when they come from models of different depth."""
+        """Merge two disjoint parts. Raises `ModelError` if they are from models of different depth."""
         if self.num_blocks != other.num_blocks:
             raise ModelError(
                 f"cannot merge measurements of models with {self.num_blocks} and {other.num_blocks} blocks",
@@ -86,7 +86,7 @@ class DepthMoments:
         )
 
     def scores(self) -> DepthScores:
-        """Turn sums into means. Raises `DataError` when nothing was measured."""
+        """Convert sums into means. Raises `DataError` if nothing was measured."""
         if not self.num_sequences:
             raise DataError("nothing was measured", "give a calibration set with at least one row")
         return DepthScores(
@@ -98,7 +98,7 @@ class DepthMoments:
         )
 
     def to_json(self) -> str:
-        """One JSON object; floats keep every digit, so a merge of stored parts equals one in memory."""
+        """One JSON object; floats round-trip exactly, so merging stored parts equals merging in memory."""
         return json.dumps(
             {
                 "angular_last_sum": self.angular_last_sum.tolist(),

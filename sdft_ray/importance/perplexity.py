@@ -1,12 +1,12 @@
-"""What the language-model loss becomes without a block, or without a run of blocks: importance by perplexity.
+"""Importance by perplexity: the language-model loss without a block, or without a run of blocks.
 
-Minitron (arXiv:2407.14679, section 2.2, "PPL") ranks blocks by the perplexity of the model that lacks them, which is
-exp of the losses here and so gives the same order. Two forms: `one` removes every single block alone, `run` every run
-of n neighbours [l, l + n).
+Minitron (arXiv:2407.14679, section 2.2, "PPL") ranks blocks by the perplexity of the model without them, which is
+exp of the losses here and gives the same order. Two variants: `one` removes every single block, `run` every run of n
+consecutive blocks [l, l + n).
 
-The whole model runs once. Without blocks [l, l + n) it would be the same up to boundary l (the input of block l), so
-from there only blocks l + n..L-1, the final norm and the LM head are computed again: for all single blocks together as
-much as (L - 1) / 2 passes of all blocks and L of the head.
+The whole model runs once. Without blocks [l, l + n) it is identical up to boundary l (the input of block l), so only
+blocks l + n..L-1, the final norm and the LM head are computed again: for all single blocks together as much as
+(L - 1) / 2 passes over all blocks and L over the head.
 
 Suffixes: B rows, T tokens of a row, N predicting tokens of all rows, C tokens of a chunk, D hidden channels,
 V vocabulary, L blocks, S starts of a run.
@@ -34,7 +34,7 @@ from sdft_ray.importance.depth import STREAM_BYTES, parts
 from sdft_ray.models.families import family_of
 
 MAX_LOGITS = {"cpu": 2**23, "cuda": 2**26}
-"""Logits held at once by device: 32 MiB and 256 MiB in float32, and thrice that while their loss is taken."""
+"""Logits in memory at once, by device: 32 MiB and 256 MiB in float32, and three times that during the loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class DropMoments:
 
     `whole_sum`: nothing removed. `one_sum_L[l]`: without block l. `run_sum_S[l]`, shape (L - n + 1,): without the n =
     `num_removed` blocks [l, l + n); equal to `one_sum_L` for n = 1. Every sum is over the same `num_tokens` tokens: all
-    but the first of each row and those that do not count, and no pads.
+    but the first of each row, those outside the response mask, and padding.
     """
 
     whole_sum: float
@@ -67,11 +67,6 @@ class DropMoments:
         return len(self.one_sum_L)
 
     @property
-    def whole_loss(self) -> float:
-        """Mean loss of the whole model, nats per token. Raises `DataError` when nothing was measured."""
-        return self._means(np.asarray([self.whole_sum]))[0]
-
-    @property
     def one_loss_L(self) -> tuple[float, ...]:
         """Mean loss without each block, nats per token. Raises `DataError` when nothing was measured."""
         return self._means(self.one_sum_L)
@@ -90,11 +85,13 @@ class DropMoments:
         return tuple((sums / self.num_tokens).tolist())
 
     def __add__(self, other: DropMoments) -> DropMoments:
-        """Merge two disjoint parts. Raises `ModelError` unless both are of equally many blocks, present and removed."""
+        """Merge two disjoint parts. Raises `ModelError` unless both have the same numbers of blocks and of removed
+        blocks.
+        """
         if (self.num_blocks, self.num_removed) != (other.num_blocks, other.num_removed):
-            told = (f"{part.num_removed} of {part.num_blocks} blocks" for part in (self, other))
+            descriptions = (f"{part.num_removed} of {part.num_blocks} blocks" for part in (self, other))
             raise ModelError(
-                f"cannot merge losses without {' and without '.join(told)}",
+                f"cannot merge losses without {' and without '.join(descriptions)}",
                 "measure every part of the calibration set with the same teacher and as many removed blocks",
             )
         return DropMoments(
@@ -135,18 +132,18 @@ def drop_losses(
     stream_bytes: int = STREAM_BYTES,
     max_logits: int | None = None,
 ) -> DropMoments:
-    """Add to `losses` (None: start from nothing) what `model` loses on `batches` without each block, and without each
+    """Add to `losses` (None: start from zero) the loss of `model` on `batches` without each block, and without each
     run of `num_removed` blocks.
 
-    A batch is (input_ids_BT, attention_mask_BT), right-padded, mask 1 on real tokens, or these and response_mask_BT,
-    1 on the tokens that count (without it: all); the loss is the next-token cross-entropy. Pads and the first token of
-    a row are never predicted; a row of one token adds nothing. `model` is a
-    transformers causal LM of a supported family with its LM head, in eval mode; batches are moved to its device. A
-    batch whose residual stream would exceed `stream_bytes` is run some rows at a time (at least one), and at most
-    `max_logits` logits (None: `MAX_LOGITS` of the device; at least those of one token) are held at once.
+    A batch is (input_ids_BT, attention_mask_BT), right-padded, mask 1 on real tokens, or these and response_mask_BT, 1
+    on the tokens that count (without it: all); the loss is the next-token cross-entropy. Padding and the first token
+    of a row are never predicted; a row of one token adds nothing. `model` is a transformers causal LM of a supported
+    family with its LM head, in eval mode; batches are moved to its device. A batch whose residual stream would exceed
+    `stream_bytes` is processed a few rows at a time (at least one), and at most `max_logits` logits (None:
+    `MAX_LOGITS` of the device; at least those of one token) are in memory at once.
 
-    Logits are widened to float32 (float64 stays), losses summed in float64. To spread a calibration set over workers,
-    spread its *batches*: another grouping of rows moves the forward pass itself by rounding errors.
+    Logits are converted to float32 (float64 stays), losses summed in float64. To distribute a calibration set over
+    workers, distribute its *batches*: another grouping of rows changes the forward pass by rounding errors.
 
     Raises `PlanError` unless 1 <= `num_removed` < L; `DataError` for a batch that is not right-padded or has an empty
     row; `ModelError` for a model without LM head or of another family, for `losses` of other blocks, and where a loss
@@ -161,12 +158,12 @@ def drop_losses(
     boundary_bytes = cast(Any, backbone.config).hidden_size * weight.dtype.itemsize
     max_tokens = stream_bytes // (boundary_bytes * (len(blocks) + 1))
     for batch in batches:
-        said_BT, row = batch[2] if len(batch) > 2 else batch[1], 0
+        response_BT, row = batch[2] if len(batch) > 2 else batch[1], 0
         for input_ids_BT, lengths_B in parts(batch[0], batch[1], max_tokens=max_tokens):
-            said = said_BT[row : row + len(input_ids_BT), : input_ids_BT.shape[1]].bool()
+            part_BT = response_BT[row : row + len(input_ids_BT), : input_ids_BT.shape[1]].bool()
             row += len(input_ids_BT)
-            # Pads stand on the right of a causal model: no real token sees them, so no mask is needed.
-            moved = (tensor.to(weight.device) for tensor in (input_ids_BT, lengths_B, said))
+            # Padding is on the right and attention is causal: no real token attends to it, so no mask is needed.
+            moved = (tensor.to(weight.device) for tensor in (input_ids_BT, lengths_B, part_BT))
             whole = _WholePass.of(backbone, blocks, head, *moved)
             losses = losses + _summed(whole, num_removed)
     return losses
@@ -183,7 +180,7 @@ class _Head:
 
     @classmethod
     def of(cls, model: nn.Module, backbone: nn.Module, max_logits: int | None) -> _Head:
-        """Raises `ModelError` for a backbone alone, or a family whose head is not known to be of this form."""
+        """Raises `ModelError` for a backbone without head, or for an unsupported family."""
         config = cast(Any, backbone).config.get_text_config()
         family_of({**config.to_dict(), "architectures": None})
         linear = None if model is backbone else cast(Any, model).get_output_embeddings()
@@ -195,7 +192,7 @@ class _Head:
         return cls(backbone.get_submodule("norm"), linear, softcap, max(1, max_logits // len(weight_VD)))
 
     def loss_sum(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """Summed cross-entropy in nats, a float64 scalar on the device; a chunk of tokens at a time."""
+        """Summed cross-entropy in nats, a float64 scalar on the device; in chunks of tokens."""
         total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
         chunks = zip(hidden_ND.split(self.chunk_tokens), targets_N.split(self.chunk_tokens), strict=True)
         for hidden_CD, targets_C in chunks:
@@ -209,7 +206,7 @@ class _Head:
 
 @dataclass(frozen=True)
 class _WholePass:
-    """One pass of the whole model, from whose boundaries the passes of models with fewer blocks continue."""
+    """One pass of the whole model; passes of models with fewer blocks continue from its boundaries."""
 
     boundaries_LBTD: list[Tensor]
     calls_L: list[Callable[[Tensor], Tensor]]
@@ -225,14 +222,14 @@ class _WholePass:
         head: _Head,
         input_ids_BT: Tensor,
         lengths_B: Tensor,
-        said_BT: Tensor,
+        response_BT: Tensor,
     ) -> _WholePass:
-        """`tokens_N` are places in the flattened rows of tokens that are followed by one that counts, their target."""
+        """`tokens_N` are indices into the flattened rows of tokens whose next token, the target, is in the response."""
         with _block_calls(blocks) as calls_L, residual_stream(blocks) as stream_LBTD:
             backbone(input_ids=input_ids_BT, use_cache=False)
-            boundaries_LBTD = list(stream_LBTD)  # taken out, as blocks that run again must not be recorded
+            boundaries_LBTD = list(stream_LBTD)  # copied, because blocks that run again must not be recorded
         columns_T = torch.arange(input_ids_BT.shape[1], device=lengths_B.device)
-        counts_BT = (columns_T < lengths_B[:, None] - 1) & said_BT.roll(-1, 1)
+        counts_BT = (columns_T < lengths_B[:, None] - 1) & response_BT.roll(-1, 1)
         tokens_N = counts_BT.flatten().nonzero().squeeze(1)
         return cls(boundaries_LBTD, calls_L, head, tokens_N, input_ids_BT.flatten()[tokens_N + 1])
 
@@ -258,7 +255,7 @@ def _summed(whole: _WholePass, num_removed: int) -> DropMoments:
 
 
 def _sums(whole: _WholePass, num_removed: int) -> NDArray[np.float64]:
-    """The summed loss without each run of `num_removed` blocks, one candidate after the other."""
+    """The summed loss without each run of `num_removed` blocks, one candidate at a time."""
     starts = range(len(whole.calls_L) - num_removed + 1)
     sums_S = torch.stack([whole.loss_without(start, start + num_removed) for start in starts]).cpu().numpy()
     for start in np.flatnonzero(~np.isfinite(sums_S)):
@@ -271,8 +268,8 @@ def _sums(whole: _WholePass, num_removed: int) -> NDArray[np.float64]:
 def _block_calls(blocks: nn.ModuleList) -> Iterator[list[Callable[[Tensor], Tensor]]]:
     """Record each block of a forward pass as a function of its input alone.
 
-    Everything else that transformers handed it (mask of its kind of attention, rotary embeddings of its base, position
-    ids) is kept, so a block acts as before on another residual stream of the same shape. Outlives the `with`.
+    All other arguments (its attention mask, rotary embeddings, position ids) are kept, so the block can be applied to
+    another residual stream of the same shape. The functions remain valid after the `with`.
     """
     calls_L: list[Callable[[Tensor], Tensor]] = []
 

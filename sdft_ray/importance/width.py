@@ -1,16 +1,16 @@
-"""How active every channel of a model is: hidden, MLP, query heads and key-value groups, watched in a forward pass.
+"""Activation-based importance of channels: hidden, MLP, query heads and key-value groups, from forward passes.
 
     with watched(model) as watch:
         watch.start(lengths_B)
         model(input_ids=input_ids_BT)
     scores = watch.moments.scores("hidden")                 # aggregates as in arXiv:2407.14679, section 2.2
 
-The activation A that stands for a channel c is
+The activation A of a channel c is
 
-    hidden      the output of every norm over the residual stream; their scores are added up, as all share one order
+    hidden      the output of every norm over the residual stream; their scores are summed, as all share one ranking
     mlp         the input of a block's `down_proj`, so gate, up and down projection share one index set
     heads       the input of a block's `o_proj`: the length of the vector of a head's `head_dim` channels
-    kv_groups   the same for all heads that read one group
+    kv_groups   the same for all heads of one group
 
 Suffixes: B sequences, T tokens of a sequence, L blocks, C members of a space.
 """
@@ -41,7 +41,7 @@ _OVER_TOKENS: tuple[Aggregate, ...] = ("mean", "l2")
 
 @dataclass(frozen=True, eq=False)
 class WidthMoments:
-    """Sums over sequences in float64, from which scores follow. Parts of a calibration set are merged by `+`.
+    """Sums over sequences in float64, from which scores are computed. Parts of a calibration set are merged by `+`.
 
     `sums[space, over_tokens]`, shape (2, L, C) (hidden: (2, number of norms, C)): the sum over sequences of a and of
     a squared, where a is the mean of |A| over a sequence's tokens (`mean`), or the root of the mean of its square
@@ -52,7 +52,7 @@ class WidthMoments:
     num_sequences: int
 
     def __add__(self, other: WidthMoments) -> WidthMoments:
-        """Merge two disjoint parts. Raises `ModelError` when they come from models of different shape."""
+        """Merge two disjoint parts. Raises `ModelError` if they are from models of different shape."""
         shapes = [{key: value.shape for key, value in part.sums.items()} for part in (self, other)]
         if shapes[0] != shapes[1]:
             raise ModelError(
@@ -63,7 +63,7 @@ class WidthMoments:
         return WidthMoments(sums, self.num_sequences + other.num_sequences)
 
     def to_bytes(self) -> bytes:
-        """A NumPy archive; floats keep every digit, so a merge of stored parts equals one in memory."""
+        """A NumPy archive; floats round-trip exactly, so merging stored parts equals merging in memory."""
         out = io.BytesIO()
         named = {f"{space}.{over_tokens}": values for (space, over_tokens), values in self.sums.items()}
         np.savez(out, num_sequences=np.int64(self.num_sequences), **named)  # pyright: ignore[reportArgumentType]
@@ -79,10 +79,10 @@ class WidthMoments:
     def scores(
         self, space: WidthSpace, over_tokens: Aggregate = "mean", over_sequences: Aggregate = "l2"
     ) -> NDArray[np.float64]:
-        """How active each member is, at least 0: shape (L, C), or (C,) for `hidden`.
+        """Activation score of each member, at least 0: shape (L, C), or (C,) for `hidden`.
 
-        Mean over tokens and L2 over sequences (the root of the sum of squares) is what arXiv:2407.14679 found best.
-        Raises `DataError` when nothing was measured.
+        Mean over tokens and L2 over sequences (the root of the sum of squares) is the best choice in arXiv:2407.14679.
+        Raises `DataError` if nothing was measured.
         """
         if not self.num_sequences:
             raise DataError("nothing was measured", "give a calibration set with at least one row")
@@ -93,7 +93,7 @@ class WidthMoments:
 
 @dataclass
 class Watch:
-    """Adds up what the hooks of `watched` see. `start` goes before every forward pass."""
+    """Accumulates activations from the hooks of `watched`. Call `start` before every forward pass."""
 
     _shapes: Mapping[str, tuple[int, int]]
     num_sequences: int = 0
@@ -101,13 +101,13 @@ class Watch:
     _sums: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     def start(self, lengths_B: Tensor) -> None:
-        """Say how many tokens of each row of the next forward pass count: the first ones."""
-        assert bool((lengths_B > 0).all()), "a sequence has a token"
+        """Set the number of real tokens of each row of the next forward pass (padding is on the right)."""
+        assert bool((lengths_B > 0).all()), "a sequence has at least one token"
         self._lengths_B = lengths_B
         self.num_sequences += len(lengths_B)
 
     def see(self, space: str, place: int, values_BTC: Tensor, width: int = 1) -> None:
-        """Take in activations of the `place`-th block or norm; a member is `width` channels side by side."""
+        """Add activations of the `place`-th block or norm, (B, T, C * width); a member is `width` channels."""
         lengths_B = self._lengths_B
         assert lengths_B is not None, "`start` was called"
         size_BTC = values_BTC.unflatten(-1, (-1, width)).norm(dim=-1, dtype=torch.float32) if width > 1 else values_BTC
@@ -117,8 +117,8 @@ class Watch:
         square_BC = (size_BTC.float().square() * share_BT1).sum(1).double()
         for over_tokens, a_BC in zip(_OVER_TOKENS, (mean_BC, square_BC.sqrt()), strict=True):
             if not bool(torch.isfinite(a_BC).all()):
-                told = f"activations of {space} are not finite in place {place}"
-                raise ModelError(told, "check the weights, or measure in bfloat16 or float32")
+                message = f"activations of {space} are not finite in place {place}"
+                raise ModelError(message, "check the weights, or measure in bfloat16 or float32")
             key = (space, over_tokens)
             if key not in self._sums:
                 self._sums[key] = torch.zeros(2, *self._shapes[space], dtype=torch.float64, device=a_BC.device)
@@ -133,7 +133,7 @@ class Watch:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Watch]:
-    """Watch a transformers causal LM of a supported family, or its backbone, while the block runs."""
+    """Record activations of a transformers causal LM of a supported family, or its backbone, within the `with`."""
     backbone, blocks = backbone_and_blocks(model)
     config: dict[str, Any] = backbone.config.to_dict()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     family = family_of({**config, "architectures": None})

@@ -1,4 +1,5 @@
-"""Narrower models: which members of each channel space stay, and what config and tensors become.
+"""Width pruning as data: which members of each channel space are kept, and the resulting config and tensor
+indices.
 
     channels = Channels(hidden=tuple(range(96)), mlp=((0, 2, 5), (1, 2, 3)))
     check_channels(channels, config, num_blocks=2)
@@ -25,11 +26,11 @@ Members = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Channels:
-    """The members of each space that stay; None keeps a space whole.
+    """The kept members of each space; None keeps all.
 
-    All blocks write to one residual stream, so `hidden` is one choice. `mlp`, `kv_groups` and `heads` have one choice
-    for each block of the new model, of equal length, as engines know one width for all blocks. `heads` counts query
-    heads of the source; where only `kv_groups` is given, all heads of the groups that stay do.
+    All blocks share one residual stream, so `hidden` is one selection. `mlp`, `kv_groups` and `heads` have one
+    selection per block of the new model, of equal length, because engines support one width for all blocks. `heads`
+    are query heads of the source; if only `kv_groups` is given, all heads of the kept groups are kept.
     """
 
     hidden: Members | None = None
@@ -38,7 +39,7 @@ class Channels:
     heads: tuple[Members, ...] | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        """The spaces that shrink, as JSON values."""
+        """The pruned spaces as JSON values."""
         return {space: members for space, members in vars(self).items() if members is not None}
 
     @classmethod
@@ -49,24 +50,25 @@ class Channels:
         return cls(hidden=None if hidden is None else _members(hidden), **others)
 
     def of_block(self, block: int | None, sizes: Mapping[str, int]) -> dict[str, Members]:
-        """Of the spaces that shrink, what stays in block `block` of the new model, or outside the blocks (None)."""
-        kept = {} if self.hidden is None else {"hidden": self.hidden}
+        """Kept members of each pruned space, in block `block` of the new model, or outside the blocks (None)."""
+        selection = {} if self.hidden is None else {"hidden": self.hidden}
         if block is None:
-            return kept
+            return selection
         for space, members in (("mlp", self.mlp), ("kv_groups", self.kv_groups), ("heads", self.heads)):
             if members is not None:
-                kept[space] = members[block]
-        if "kv_groups" in kept and "heads" not in kept:
+                selection[space] = members[block]
+        if "kv_groups" in selection and "heads" not in selection:
             width = sizes["heads"] // sizes["kv_groups"]
-            kept["heads"] = tuple(group * width + head for group in kept["kv_groups"] for head in range(width))
-        return kept
+            groups = selection["kv_groups"]
+            selection["heads"] = tuple(group * width + head for group in groups for head in range(width))
+        return selection
 
 
 WHOLE = Channels()
 
 
 def check_channels(channels: Channels, config: Config, num_blocks: int) -> None:
-    """Raise `PlanError` unless the model of `num_blocks` blocks that these channels leave can be written and loaded."""
+    """Raise `PlanError` unless a model of `num_blocks` blocks with these channels can be written and loaded."""
     family = family_of(config)
     sizes = family.space_sizes(config)
     if channels.hidden is not None:
@@ -83,7 +85,7 @@ def check_channels(channels: Channels, config: Config, num_blocks: int) -> None:
         if len(widths) > 1:
             raise PlanError(
                 f"blocks would keep between {widths[0]} and {widths[-1]} members of {space}",
-                "keep equally many in all: config.json has one width, so stock engines cannot load anything else",
+                "keep the same number in all blocks: config.json has one width, and stock engines load nothing else",
             )
     for block in range(num_blocks):
         _check_heads(channels.of_block(block, sizes), sizes, block)
@@ -91,35 +93,35 @@ def check_channels(channels: Channels, config: Config, num_blocks: int) -> None:
 
 
 def check_sizes(narrow: Mapping[str, int], config: Config) -> None:
-    """Raise `PlanError` unless stock transformers and vLLM load a model of this family with these sizes of spaces."""
+    """Raise `PlanError` unless stock transformers and vLLM can load a model of this family with these sizes."""
     family = family_of(config)
     if family.head_dim_from_hidden and narrow["hidden"] != narrow["heads"] * narrow["head_dim"]:
         raise PlanError(
-            f"{narrow['heads']} heads of {narrow['head_dim']} channels do not make the hidden size {narrow['hidden']}",
-            f"stock engines take the size of a {family.model_type} head from the two; prune both alike, or neither",
+            f"{narrow['heads']} heads of {narrow['head_dim']} channels do not give the hidden size {narrow['hidden']}",
+            f"stock engines derive the head size of a {family.model_type} from them; prune both alike, or neither",
         )
     if family.heads_divide_hidden and narrow["hidden"] % narrow["heads"]:
         below = narrow["hidden"] // narrow["heads"] * narrow["heads"]
         raise PlanError(
-            f"the hidden size {narrow['hidden']} is no multiple of the {narrow['heads']} heads",
-            f"transformers refuses that of a {family.model_type}; keep {below} or {below + narrow['heads']} channels",
+            f"the hidden size {narrow['hidden']} is not a multiple of the {narrow['heads']} heads",
+            f"transformers requires that for a {family.model_type}; keep {below} or {below + narrow['heads']} channels",
         )
 
 
 def narrowed_sizes(channels: Channels, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Members of every space that stay."""
+    """Number of kept members of every space."""
     return {**sizes, **{space: len(members) for space, members in channels.of_block(0, sizes).items()}}
 
 
 def config_with_channels(config: Config, channels: Channels) -> dict[str, Any]:
-    """The config of the narrower model; equal to `config` when every space is whole."""
+    """The config of the narrower model; equal to `config` if no space is pruned."""
     return config_with_sizes(config, narrowed_sizes(channels, family_of(config).space_sizes(config)))
 
 
 def config_with_sizes(config: Config, narrow: Mapping[str, int]) -> dict[str, Any]:
-    """The config of a model with so many members of each space.
+    """The config of a model with `narrow[space]` members of each space.
 
-    `head_dim` is written out: without it engines would divide the hidden size by the number of heads.
+    `head_dim` is written explicitly: without it engines divide the hidden size by the number of heads.
     """
     sizes = family_of(config).space_sizes(config)
     changed = {SIZE_FIELDS[space]: size for space, size in narrow.items() if size != sizes[space]}
@@ -129,14 +131,14 @@ def config_with_sizes(config: Config, narrow: Mapping[str, int]) -> dict[str, An
     return {**config, **changed}
 
 
-def axis_index(axis: Sequence[str], sizes: Mapping[str, int], kept: Mapping[str, Members]) -> np.ndarray | None:
-    """Which places along a tensor's axis stay, int64 and increasing; None for all of them."""
-    if not any(space in kept for space in axis):
+def axis_index(axis: Sequence[str], sizes: Mapping[str, int], selection: Mapping[str, Members]) -> np.ndarray | None:
+    """Kept indices along an axis of a tensor, int64 and increasing; None for all."""
+    if not any(space in selection for space in axis):
         return None
     parts, start = [], 0
     for space in axis:
         width = sizes["head_dim"] if space in HEAD_SPACES else 1
-        members = np.asarray(kept.get(space, range(sizes[space])), dtype=np.int64)
+        members = np.asarray(selection.get(space, range(sizes[space])), dtype=np.int64)
         parts.append(start + (members[:, None] * width + np.arange(width)).reshape(-1))
         start += sizes[space] * width
     return np.concatenate(parts)
@@ -144,7 +146,7 @@ def axis_index(axis: Sequence[str], sizes: Mapping[str, int], kept: Mapping[str,
 
 def _members(values: Any) -> Members:
     if not isinstance(values, list | tuple) or not all(type(value) is int for value in values):
-        raise TypeError(f"{values!r} are no members of a space")
+        raise TypeError(f"{values!r} are not members of a space")
     return tuple(values)
 
 
@@ -158,20 +160,20 @@ def _check_members(space: str, members: Members, size: int) -> None:
         raise PlanError(f"{space} has no member {stray}", f"the model has members 0 to {size - 1}")
 
 
-def _check_heads(kept: Mapping[str, Members], sizes: Mapping[str, int], block: int) -> None:
-    """Each group that stays has as many heads as the others, and no head is without its group."""
-    if "heads" not in kept:
+def _check_heads(selection: Mapping[str, Members], sizes: Mapping[str, int], block: int) -> None:
+    """Each kept group has the same number of heads, and no head is kept without its group."""
+    if "heads" not in selection:
         return
     width = sizes["heads"] // sizes["kv_groups"]
-    heads_of = dict.fromkeys(kept.get("kv_groups", range(sizes["kv_groups"])), 0)
-    for head in kept["heads"]:
+    heads_of = dict.fromkeys(selection.get("kv_groups", range(sizes["kv_groups"])), 0)
+    for head in selection["heads"]:
         group = head // width
         if group not in heads_of:
             raise PlanError(f"block {block} keeps head {head} without its key-value group {group}", "keep both or none")
         heads_of[group] += 1
     if len(set(heads_of.values())) > 1 or 0 in heads_of.values():
-        told = ", ".join(f"{group}: {count}" for group, count in heads_of.items())
+        counts = ", ".join(f"{group}: {count}" for group, count in heads_of.items())
         raise PlanError(
-            f"block {block} keeps unequal numbers of heads in its key-value groups ({told})",
+            f"block {block} keeps unequal numbers of heads in its key-value groups ({counts})",
             "keep equally many of each group, and at least one",
         )

@@ -1,8 +1,8 @@
-"""A checkpoint on disk: config, safetensors headers and tokenizer, checked before anything is computed.
+"""Checkpoints on disk: config, safetensors headers and tokenizer, validated before any computation.
 
 Opening reads headers only. Format of a safetensors file: 8 bytes little-endian length of the header, the
 header as JSON (per tensor: dtype, shape, data_offsets relative to the end of the header), then the data
-without gaps. Neither torch nor transformers is imported until tensors are read.
+without gaps. torch and transformers are imported only when tensors are read.
 """
 
 from __future__ import annotations
@@ -34,16 +34,14 @@ DTYPE_BYTES = {
 """Bytes per element of the dtypes that safetensors names."""
 
 _TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-_MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets as well
+_MAX_HEADER_BYTES = 100_000_000  # the same limit as in the safetensors library
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DOWNLOAD_AGAIN = "download or copy that file again"
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: `nbytes` bytes from byte `offset` of `file`. `dtype` as safetensors writes it
-    (`BF16`).
-    """
+    """Location of a tensor: `nbytes` bytes from byte `offset` of `file`. `dtype` as in safetensors (`BF16`)."""
 
     file: Path
     dtype: str
@@ -54,7 +52,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face checkpoint directory of a supported family whose files are whole. Made by `open`."""
+    """A Hugging Face checkpoint directory of a supported family with complete files. Constructed by `open`."""
 
     directory: Path
     config: Mapping[str, Any]
@@ -62,7 +60,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, directory: str | Path) -> Checkpoint:
-        """Read config and headers and compare every file's length with its header.
+        """Read config and headers, and compare the length of every file with its header.
 
         Raises `ModelError`: no such directory, config.json missing, malformed or of an unsupported model,
         weights only as pickle files, a shard that is missing, truncated or corrupt (with its name).
@@ -87,7 +85,7 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in its own dtype, copied to memory; nothing else of the file is held."""
+        """Read one tensor into memory, in its stored dtype; the rest of the file is not loaded."""
         import torch
 
         info = self.tensors[name]
@@ -107,7 +105,7 @@ class Checkpoint:
         self.check_tokenizer()
 
     def check_tensors(self) -> None:
-        """Compare names and shapes with the family's table: all there, and nothing that would be left unused.
+        """Compare names and shapes with the table of the family: none missing, and none that would be unused.
 
         A tied output head may be stored or not. Raises `ModelError`.
         """
@@ -125,21 +123,17 @@ class Checkpoint:
         if stray:
             more = f" (and {len(stray) - 1} more)" if len(stray) > 1 else ""
             raise ModelError(
-                f"{stray[0]} is no tensor of {self.family.architecture} with this config.json{more}",
+                f"{stray[0]} is not a tensor of {self.family.architecture} with this config.json{more}",
                 "merge adapters, undo quantization, and take config.json and weights from the same model",
             )
 
     def check_tokenizer(self) -> None:
-        """Check that every id the tokenizer can produce has a row in the embedding table. Raises
-        `ModelError`.
-        """
+        """Check that every id of the tokenizer has a row in the embedding table. Raises `ModelError`."""
         check_vocabulary(self.directory, self.family.space_sizes(self.config)["vocab"])
 
 
 def _is_redundant(name: str) -> bool:
-    """A tied head stored as well, or rotary frequencies, which old exports stored: both are computed on
-    loading.
-    """
+    """A stored tied head, or rotary frequencies as in old exports: both are computed on loading."""
     return name == "lm_head.weight" or name.endswith(".rotary_emb.inv_freq")
 
 
@@ -170,9 +164,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
-    """Every tensor of the weights that Hugging Face would load: one file if it is there, else the index's
-    shards.
-    """
+    """Every tensor that Hugging Face would load: of the single file if it exists, else of the shards in the index."""
     if (directory / SINGLE_FILE).is_file():
         return read_header(directory / SINGLE_FILE)
     if not (directory / INDEX_FILE).is_file():
@@ -190,7 +182,7 @@ def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
 def _shard(directory: Path, name: str) -> Path:
     path = directory / name
     if path.parent != directory or not name.endswith(".safetensors"):
-        raise ModelError(f"{INDEX_FILE} names {name!r}, which is no safetensors file beside it", _DOWNLOAD_AGAIN)
+        raise ModelError(f"{INDEX_FILE} names {name!r}, not a safetensors file in that directory", _DOWNLOAD_AGAIN)
     if not path.is_file():
         raise ModelError(f"{INDEX_FILE} names {name}, which is missing", "download that file")
     return path
@@ -200,7 +192,7 @@ def _no_weights(directory: Path) -> ModelError:
     if any(next(directory.glob(pattern), None) for pattern in _PICKLES):
         return ModelError(
             f"{directory} holds weights as pickle files only; only safetensors are read",
-            "convert it: load it where you trust it and call save_pretrained",
+            "convert it: load it in a trusted environment and call save_pretrained",
         )
     if next(directory.glob("*.safetensors"), None):
         return ModelError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}", "download the index as well")
@@ -208,7 +200,7 @@ def _no_weights(directory: Path) -> ModelError:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of one safetensors file, in the file's order, after checking that the file is whole.
+    """Tensors of one safetensors file, in file order, after checking that the file is complete.
 
     Raises `ModelError` naming the file: shorter or longer than its header says, header unreadable, tensors
     that overlap or leave gaps, or whose bytes do not fit their shape.
@@ -229,7 +221,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except ValueError:
         raise _corrupt(path, "its header is not JSON") from None
     if not isinstance(header, dict):
-        raise _corrupt(path, "its header is no JSON object")
+        raise _corrupt(path, "its header is not a JSON object")
     start = 8 + header_bytes
     infos = {name: _parse_entry(path, name, entry, start) for name, entry in header.items() if name != "__metadata__"}
     ordered = dict(sorted(infos.items(), key=lambda item: item[1].offset))

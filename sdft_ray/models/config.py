@@ -1,4 +1,4 @@
-"""A config.json for fewer blocks, in which every kept block behaves as it did."""
+"""The config.json of a depth-pruned model, in which every kept block has its original behaviour."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PATTERN_FIELDS = ("sliding_window_pattern", "_sliding_window_pattern")
 
 
 def layer_types(config: Config) -> list[str] | None:
-    """`sliding_attention` or `full_attention` per block; None for families whose blocks are all of one kind.
+    """`sliding_attention` or `full_attention` per block; None for families in which all blocks are of the same kind.
 
     The explicit list of the config, or the one that Hugging Face would derive. Raises `ModelError` when the
     list does not have one entry per block.
@@ -51,22 +51,22 @@ def check_keep_blocks(keep_blocks: Sequence[int], num_blocks: int) -> None:
 
 
 def config_with_blocks(config: Config, keep_blocks: Sequence[int]) -> dict[str, Any]:
-    """The config of the model that consists of `keep_blocks`; equal to `config` when all are kept.
+    """The config of the model that consists of `keep_blocks`; equal to `config` if all are kept.
 
-    A window pattern that is a function of the block's index would change the attention of blocks that moved,
-    so it is written out as `layer_types`. Qwen's `max_window_layers` (blocks from there on slide) becomes the
-    number of kept blocks before it, which says the same about every kept block.
+    A window pattern that depends on the block index would change the attention of renumbered blocks, so it is written
+    explicitly as `layer_types`. Qwen's `max_window_layers` (blocks from there on use a sliding window) becomes the
+    number of kept blocks before it, which is equivalent for every kept block.
     """
     num_blocks = num_blocks_of(config)
     check_keep_blocks(keep_blocks, num_blocks)
     if len(keep_blocks) == num_blocks:
         return dict(config)
     family, kinds = family_of(config), layer_types(config)
-    kept = {name: value for name, value in config.items() if name not in _PATTERN_FIELDS}
-    kept["num_hidden_layers"] = len(keep_blocks)
+    result = {name: value for name, value in config.items() if name not in _PATTERN_FIELDS}
+    result["num_hidden_layers"] = len(keep_blocks)
     if kinds is not None:
-        kept["layer_types"] = [kinds[block] for block in keep_blocks]
+        result["layer_types"] = [kinds[block] for block in keep_blocks]
     if family.sliding == "from_block":
         first = family.setting(config, "max_window_layers")
-        kept["max_window_layers"] = sum(block < first for block in keep_blocks)
-    return kept
+        result["max_window_layers"] = sum(block < first for block in keep_blocks)
+    return result

@@ -1,4 +1,4 @@
-"""Architectures as data: which tensors a model has, and which channel space lies along each of their axes.
+"""Model families as data: the tensors of each architecture, and the channel spaces along each of their axes.
 
 A *space* is one set of channels shared by many tensors:
 
@@ -9,10 +9,9 @@ A *space* is one set of channels shared by many tensors:
     kv_groups  key-value heads, `head_dim` channels each; `heads / kv_groups` query heads read one group
     head_dim   channels inside a head, shared by all heads of all blocks (query and key norms)
 
-Every axis of every tensor is tagged with the spaces along it, so that one table gives names and shapes
-(checkpoint checks), counts (sizes) and what to slice when a space shrinks. An axis with several spaces is a
-fused projection: the parts lie behind each other in that order. Adding a family is adding a table and a line
-to the tests.
+Every axis of every tensor is tagged with its spaces, so that one table gives names and shapes (checkpoint checks),
+counts (sizes) and what to slice when a space is pruned. An axis with several spaces is a fused projection: the parts
+are concatenated in that order. `docs/contributing/add_a_family.md` describes how to add a family.
 
 Neither torch nor transformers is imported here.
 """
@@ -39,7 +38,7 @@ SIZE_FIELDS = {
     "kv_groups": "num_key_value_heads",
     "head_dim": "head_dim",
 }
-"""The config field that holds the number of members of each space."""
+"""The config field with the number of members of each space."""
 
 HEAD_SPACES = frozenset({"heads", "kv_groups"})
 """Spaces whose members are `head_dim` channels wide; a member of any other space is one channel."""
@@ -51,8 +50,8 @@ _BLOCK_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)", re.DOTALL)
 class TensorTemplate:
     """One tensor of a family. A `{block}` in `name` makes it one tensor per block.
 
-    `axes` holds, per axis, the spaces along it. The tensor exists when the config field `when` is true and
-    the field `unless` is false (fields left None do not matter).
+    `axes` are the spaces along each axis. The tensor exists if the config field `when` is true and the field `unless`
+    is false (None: no condition).
     """
 
     name: str
@@ -67,7 +66,7 @@ class TensorTemplate:
 
     @property
     def module(self) -> str:
-        """Name of the module that owns the tensor, inside its block: `q_proj`, `input_layernorm`."""
+        """Name of the module that has the tensor, inside its block: `q_proj`, `input_layernorm`."""
         return self.name.rsplit(".", 2)[-2]
 
 
@@ -75,11 +74,12 @@ class TensorTemplate:
 class Family:
     """One architecture. `defaults` are the values that Hugging Face gives to fields absent from config.json.
 
-    `sliding` says which blocks attend within a window where the config has no `layer_types`: none by a
-    per-block rule; those from `max_window_layers` on, if `use_sliding_window`; or all but every
-    `sliding_period`-th. `head_dim_from_hidden`: an engine takes the size of a head from the hidden size, whatever
-    config.json says (vLLM 0.32). `heads_divide_hidden`: transformers refuses any other config. `norm_adds_one`: a norm
-    multiplies by 1 + weight. `embedding_scaled`: embeddings are multiplied by the square root of the hidden size.
+    `sliding`: which blocks use sliding-window attention if the config has no `layer_types`: "none"; "from_block",
+    those from `max_window_layers` on if `use_sliding_window`; or "periodic", all but every `sliding_period`-th.
+    `head_dim_from_hidden`: an engine derives the head size from the hidden size and ignores config.json (vLLM 0.32).
+    `heads_divide_hidden`: transformers accepts only hidden sizes that are a multiple of the number of heads.
+    `norm_adds_one`: a norm multiplies by 1 + weight. `embedding_scaled`: embeddings are multiplied by the square root
+    of the hidden size.
     """
 
     model_type: str
@@ -95,17 +95,15 @@ class Family:
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
-        """Module suffixes of every linear map inside a block, as peft's `target_modules` takes them."""
+        """Module suffixes of every linear map inside a block, for `target_modules` of peft."""
         return tuple(tensor.module for tensor in self.tensors if tensor.per_block and tensor.role == "matmul")
 
     def setting(self, config: Config, name: str) -> Any:
-        """A config field, or the family's default where config.json leaves it out."""
+        """A config field, or the default of the family if config.json does not have it."""
         return config.get(name, self.defaults.get(name))
 
     def space_sizes(self, config: Config) -> dict[str, int]:
-        """Number of members of every space. Raises `ModelError` for a field that is missing or no positive
-        integer.
-        """
+        """Number of members of every space. Raises `ModelError` for a field without a positive integer."""
         sizes = {space: self.setting(config, name) for space, name in SIZE_FIELDS.items()}
         if sizes["kv_groups"] is None:
             sizes["kv_groups"] = sizes["heads"]
@@ -119,13 +117,13 @@ class Family:
     def templates(self, config: Config) -> Iterator[TensorTemplate]:
         """The templates that exist under this config (biases, untied heads)."""
         for tensor in self.tensors:
-            wanted = tensor.when is None or bool(self.setting(config, tensor.when))
-            unwanted = tensor.unless is not None and bool(self.setting(config, tensor.unless))
-            if wanted and not unwanted:
+            enabled = tensor.when is None or bool(self.setting(config, tensor.when))
+            disabled = tensor.unless is not None and bool(self.setting(config, tensor.unless))
+            if enabled and not disabled:
                 yield tensor
 
     def tensor_shapes(self, config: Config) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor that a checkpoint with this config holds, outer tensors first."""
+        """Name and shape of every tensor of a checkpoint with this config, tensors outside the blocks first."""
         sizes = self.space_sizes(config)
         templates = list(self.templates(config))
         shapes = {t.name: shape_of(t, sizes) for t in templates if not t.per_block}
@@ -135,13 +133,13 @@ class Family:
 
 
 def shape_of(tensor: TensorTemplate, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape of a tensor under the given space sizes."""
+    """Shape of a tensor for the given space sizes."""
     width = {space: size * (sizes["head_dim"] if space in HEAD_SPACES else 1) for space, size in sizes.items()}
     return tuple(sum(width[space] for space in axis) for axis in tensor.axes)
 
 
 def num_blocks_of(config: Config) -> int:
-    """Number of decoder blocks. Raises `ModelError` when config.json does not say."""
+    """Number of decoder blocks. Raises `ModelError` if config.json does not give it."""
     value = config.get("num_hidden_layers")
     if not _is_count(value):
         raise _bad_field("num_hidden_layers", value)
@@ -161,19 +159,17 @@ def join_block(block: int, rest: str) -> str:
 
 
 def family_of(config: Config) -> Family:
-    """The family of a config. Raises `ModelError` unless it is a supported, unquantized causal language
-    model.
-    """
+    """The family of a config. Raises `ModelError` unless it is a supported, unquantized causal language model."""
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     supported = f"supported: {', '.join(FAMILIES)}"
     if model_type == "gemma3":
         raise ModelError(
-            "this Gemma 3 checkpoint holds a vision tower (model_type gemma3)",
+            "this Gemma 3 checkpoint has a vision tower (model_type gemma3)",
             "use a text-only one (model_type gemma3_text, Gemma3ForCausalLM)",
         )
     if model_type is None:
-        raise ModelError("config.json names no model_type", f"give a Hugging Face model; {supported}")
+        raise ModelError("config.json has no model_type", f"give a Hugging Face model; {supported}")
     if family is None:
         raise ModelError(f"unsupported architecture {model_type!r}", supported)
     architectures = config.get("architectures") or [family.architecture]
@@ -328,9 +324,9 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def check_patchable(family: Family) -> None:
-    """Raise `ModelError` unless a block of this family adds what its MLP writes to the residual stream as it is."""
+    """Raise `ModelError` unless a block of this family adds the output of its MLP to the residual stream unchanged."""
     if any(template.module == "post_feedforward_layernorm" for template in family.tensors):
         raise ModelError(
-            f"a block of {family.model_type} has a norm behind its MLP, into which no linear map can be merged",
-            "leave out the patch for this model",
+            f"a block of {family.model_type} has a norm after its MLP, into which no linear map can be merged",
+            "remove the patch from the recipe for this model",
         )

@@ -1,4 +1,4 @@
-"""The output head of a checkpoint, without the model below it."""
+"""Loads the output head of a checkpoint, without the rest of the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdft_ray.models.checkpoint import Checkpoint
 
 
 def load_head(directory: str | Path, dtype: str) -> tuple[nn.Linear, float | None]:
-    """Frozen linear map from the hidden states after the final norm to logits, and the cap of those (Gemma 2).
+    """The frozen linear map from hidden states (after the final norm) to logits, and the logit cap (Gemma 2) or None.
 
     A tied head is the embedding table. Weights are in `dtype`, on the CPU. Raises `ModelError` if the checkpoint is
     damaged.

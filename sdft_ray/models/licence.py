@@ -1,4 +1,4 @@
-"""Which licence a model comes under, as far as its own files or its card on the hub tell."""
+"""Detects the licence of a model from its files or its model card on the Hub."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ _HEADINGS = (
     (re.compile(r"llama 2 community license"), "llama2"),
     (re.compile(r"gemma terms of use"), "gemma"),
 )
-"""How well-known licences begin, in lower case with single spaces, and what the hub calls them."""
+"""Opening words of well-known licences, in lower case with single spaces, and their identifiers on the Hub."""
 _HEADING_CHARACTERS = 600
-"""A licence that is named further down is quoted or compared with, not given."""
+"""A licence named further down is quoted or compared with, not granted."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence by the hub's identifier (`apache-2.0`, `llama3.1`); `other` has a name, a link or both."""
+    """A licence by its Hub identifier (`apache-2.0`, `llama3.1`); `other` has a name, a link or both."""
 
     identifier: str
     name: str = ""
     link: str = ""
     origin: str = ""
-    """Where that was read, in words that follow "according to"."""
+    """Source of the information; completes the phrase "according to"."""
 
 
 def find_licence(directories: Sequence[Path], hub: str | None = None, commit: str | None = None) -> Licence | None:
-    """The licence of a model whose files lie in `directories`, or that is `hub` at `commit`; None where nothing tells.
+    """The licence of a model with files in `directories`, or of the Hub model `hub` at `commit`; None if unknown.
 
-    Cards come before licence files, and files before the network, which is asked for a hub model alone. A hub that
-    cannot be reached tells nothing.
+    Model cards have precedence over licence files, and files over the network, which is used only for a Hub model. An
+    unreachable Hub counts as unknown.
     """
     for directory in directories:
-        if found := _from_card_file(directory / "README.md"):
-            return found
+        if licence := _from_card_file(directory / "README.md"):
+            return licence
     for directory in directories:
         for path in sorted(directory.glob("LICEN[CS]E*")):
-            if found := _from_text(path):
-                return found
+            if licence := _from_text(path):
+                return licence
     return _from_hub(hub, commit) if hub else None
 
 
@@ -78,9 +78,9 @@ def _from_fields(fields: dict[str, Any], origin: str) -> Licence | None:
         identifier = identifier[0]
     if not isinstance(identifier, str) or not _IDENTIFIER.fullmatch(identifier) or identifier == "unknown":
         return None
-    named = {"name": name, "link": link} if identifier == "other" else {}
-    told = {key: value for key, value in named.items() if isinstance(value, str)}
-    return Licence(identifier, **told, origin=origin) if identifier != "other" or told else None
+    candidates = {"name": name, "link": link} if identifier == "other" else {}
+    details = {key: value for key, value in candidates.items() if isinstance(value, str)}
+    return Licence(identifier, **details, origin=origin) if identifier != "other" or details else None
 
 
 def _from_text(path: Path) -> Licence | None:

@@ -1,4 +1,4 @@
-"""Load a checkpoint into stock transformers: safetensors only, local files only, no remote code."""
+"""Loads checkpoints into stock transformers: safetensors only, local files only, no remote code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PROBE_TOKENS = 16
 def load_model(directory: str | Path, dtype: str | torch.dtype, *, attn: str = "sdpa") -> PreTrainedModel:
     """The causal language model in `directory`, in eval mode on the CPU, with weights in `dtype`.
 
-    `dtype` is `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own; `attn` is a transformers attention
-    implementation. Where attention scores are capped, as in Gemma 2, `sdpa` becomes `eager`: it would leave the cap out
-    without a word. Raises `ModelError` if the checkpoint is damaged or unsupported, or if any weight would be left at
-    its initial value.
+    `dtype` is `float32`, `bfloat16`, `float16`, or `auto` for that of the checkpoint; `attn` is an attention
+    implementation of transformers. If attention scores are capped, as in Gemma 2, `sdpa` is replaced by `eager`,
+    because it silently ignores the cap. Raises `ModelError` if the checkpoint is damaged or unsupported, or if any
+    weight would be left at its initial value.
     """
     name = str(dtype).removeprefix("torch.")
     if name != "auto" and name not in DTYPE_BYTES:
@@ -52,7 +52,7 @@ def load_model(directory: str | Path, dtype: str | torch.dtype, *, attn: str = "
 
 
 def write_random(config: Config, directory: Path, dtype: str) -> None:
-    """A checkpoint of this config with transformers' initial weights in `dtype`: as fast as any other."""
+    """Write a checkpoint of this config with random initial weights in `dtype`, for speed measurements."""
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     loaded = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     with quiet():
@@ -64,7 +64,7 @@ def check_finite(directory: str | Path, *, dtype: str | torch.dtype = "auto") ->
     """Run a few tokens through the model in `directory`. Raises `ModelError` unless every logit is finite."""
     model = load_model(directory, dtype)
     num_ids = model.config.get_text_config().vocab_size
-    input_ids_BT = torch.arange(_PROBE_TOKENS)[None] * 7919 % num_ids  # a prime: spread over the vocabulary
+    input_ids_BT = torch.arange(_PROBE_TOKENS)[None] * 7919 % num_ids  # a prime: spreads over the vocabulary
     logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
     if not bool(torch.isfinite(logits_BTV).all()):
         raise ModelError(
@@ -74,11 +74,11 @@ def check_finite(directory: str | Path, *, dtype: str | torch.dtype = "auto") ->
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bar off the terminal for one call; a library draws none."""
-    shown = hf_logging.is_progress_bar_enabled()
+    """Disable the progress bar of transformers within the block."""
+    was_enabled = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             hf_logging.enable_progress_bar()

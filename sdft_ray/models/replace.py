@@ -1,4 +1,4 @@
-"""A copy of a checkpoint in which some tensors have other values."""
+"""Copies a checkpoint and replaces the values of some tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sdft_ray.models.surgery import drop_blocks
 def write_with(
     source: Path, target: Path, tensors: Mapping[str, torch.Tensor], *, max_shard_bytes: int = 5 * 2**30
 ) -> None:
-    """Write the checkpoint `source` to the directory `target`, with `tensors` in the place of those of their names.
+    """Write the checkpoint `source` to the directory `target`, with `tensors` in place of those with the same names.
 
-    A tensor has the shape of the one that it replaces and is written in that one's dtype; all others are copied byte
-    for byte, and tokenizer, chat template, generation config and licence along with them. Files hold at most
+    A tensor must have the shape of the tensor that it replaces and is converted to its dtype; all others are copied
+    byte for byte, and so are tokenizer, chat template, generation config and licence. Files hold at most
     `max_shard_bytes` of tensors each. Memory: a few times the largest of `tensors`. Raises `ModelError` for a damaged
-    checkpoint, or a `target` that is `source`; `OSError` when the disk is full.
+    checkpoint, or a `target` that is `source`; `OSError` if the disk is full.
     """
     checkpoint = Checkpoint.open(source)
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""How large a model is, from its config.json alone: no weights, no torch."""
+"""Model sizes (parameters, FLOPs, KV cache bytes) from config.json alone, without weights or torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 class ModelSize:
     """Counts of one model.
 
-    `num_parameters` counts a tied embedding once. `matmul_flops_per_token` is two for every weight that a
-    token is multiplied with, the output head included, whether tied or not; the embedding lookup costs
-    nothing, and attention scores are left out because they depend on the length of the context.
-    `kv_bytes_per_token` is keys and values of one token over all blocks; a sliding-window block stops growing
-    at its window. Bytes are for the dtype of the weights.
+    `num_parameters` counts a tied embedding once. `matmul_flops_per_token` is 2 per weight of a matrix product,
+    including the output head, tied or not; the embedding lookup counts 0, and attention scores are excluded because
+    they depend on the context length. `kv_bytes_per_token` is the size of keys and values of one token over all
+    blocks; the cache of a sliding-window block does not grow beyond its window. Bytes are for the dtype of the
+    weights.
     """
 
     num_blocks: int
@@ -30,16 +30,16 @@ class ModelSize:
 
 
 def size_of(config: Config, *, dtype: str | None = None) -> ModelSize:
-    """Size of the model that a config describes, held in `dtype` (the config's own when None).
+    """Size of the model with this config in `dtype` (None: that of the config).
 
-    A config without a dtype counts as float32, which is what Hugging Face writes then. Raises `ModelError`
+    A config without a dtype counts as float32, the default of Hugging Face. Raises `ModelError`
     for an unsupported or incomplete config.
     """
     return size_with_blocks(config, num_blocks_of(config), dtype=dtype)
 
 
 def size_with_blocks(config: Config, num_blocks: int, *, dtype: str | None = None) -> ModelSize:
-    """Size of the same model with another number of blocks, at least 1: blocks are all alike."""
+    """Size of the same model with another number of blocks, at least 1: all blocks have the same size."""
     assert num_blocks >= 1, "a model has at least one block"
     family = family_of(config)
     spaces = family.space_sizes(config)

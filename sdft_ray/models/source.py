@@ -1,4 +1,4 @@
-"""Where a teacher's files come from: a local directory, or a hub repository pinned to one commit."""
+"""The source of a model: a local directory, or a Hub repository pinned to a commit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "LIC
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that can be fetched again on any node. Exactly one of `directory` and `hub` is set."""
+    """A model that every node can fetch. Exactly one of `directory` and `hub` is set."""
 
     directory: str | None = None
     hub: str | None = None
     commit: str | None = None
 
     def fetch(self) -> Path:
-        """A local directory with config, tokenizer and safetensors; downloads a hub model once per node."""
+        """A local directory with config, tokenizer and safetensors; downloads a Hub model once per node."""
         if self.directory is not None:
             return Path(self.directory)
         from huggingface_hub import snapshot_download
@@ -35,14 +35,14 @@ class ModelSource:
         except (HTTPError, LocalEntryNotFoundError, OSError) as reason:
             raise ModelError(
                 f"cannot fetch {self.hub} at {self.commit}: {str(reason).splitlines()[0]}",
-                "check network and HF_TOKEN, or download it and name the directory",
+                "check the network and HF_TOKEN, or download the model and give its directory",
             ) from None
 
 
 def resolve_source(model: str, revision: str | None, field: str = "teacher.revision") -> ModelSource:
-    """Turn a recipe's model into a source; `field` is where its revision stands.
+    """Convert the model of a recipe into a source; `field` is the recipe field of its revision, for error messages.
 
-    Raises `ModelError` when it is neither a directory nor a hub name.
+    Raises `ModelError` if it is neither a directory nor a Hub name.
     """
     path = Path(model)
     if path.is_dir():
@@ -62,7 +62,7 @@ def _commit_of(model: str, revision: str | None, field: str) -> str:
         commit = HfApi().model_info(model, revision=revision, timeout=10).sha
     except (HTTPError, OfflineModeIsEnabled, OSError) as reason:
         raise ModelError(
-            f"{model} is no directory, and the hub did not name its commit: {str(reason).splitlines()[0]}",
+            f"{model} is not a directory, and the Hub did not return its commit: {str(reason).splitlines()[0]}",
             f"check the name and HF_TOKEN, or pin {field} to a 40-digit commit",
         ) from None
     assert commit is not None
@@ -70,7 +70,7 @@ def _commit_of(model: str, revision: str | None, field: str) -> str:
 
 
 def read_config(source: ModelSource, copy: str | None) -> dict[str, Any] | None:
-    """The model's config.json from its directory, the hub's cache, or the recipe's copy; None when nowhere."""
+    """config.json from the directory of the model, the Hub cache, or the copy given in the recipe; else None."""
     if source.directory is not None:
         path = Path(source.directory) / "config.json"
         if not path.is_file():

@@ -1,7 +1,8 @@
-"""Surgery: stream a checkpoint to one of fewer blocks and narrower channel spaces without ever holding it.
+"""Model surgery: streams a checkpoint to one with fewer blocks and narrower channel spaces.
 
-The bytes of what stays are copied as they are, whatever their dtype, through one small buffer. Only norms change value
-where the hidden size does (`_factor`). So memory does not grow with the model.
+The kept bytes are copied unchanged, in any dtype, through small buffers, so memory use does not depend on the size of
+the model. Only norms change their values, if the hidden size changes (`_factor`). `safetensors.safe_open` and
+`save_file` would need memory for a whole output file, because `save_file` takes all tensors of a file at once.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ from sdft_ray.models.checkpoint import DTYPE_BYTES, INDEX_FILE, SINGLE_FILE, Che
 from sdft_ray.models.config import check_keep_blocks, config_with_blocks
 from sdft_ray.models.families import Family, TensorTemplate, join_block, split_block
 
-_BUFFER_BYTES = 256 * 2**10  # stays in the cache between reading and writing
-_NUM_THREADS = 2  # one reads and cuts while the other writes
+_BUFFER_BYTES = 256 * 2**10  # fits the CPU cache between reading and writing
+_NUM_THREADS = 2  # one reads and slices while the other writes
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
     "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-"""Files of the source that belong to the pruned model as well: tokenizer, generation defaults, licence."""
+"""Files of the source that also belong to the pruned model: tokenizer, generation config, licence."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What becomes of one tensor: the places that stay along each axis (None: all), and a factor on what stays.
+    """How one tensor is pruned: the kept indices along each axis (None: all), and a factor on the kept values.
 
-    With `adds_one` the factor is for 1 + value.
+    With `adds_one` the factor applies to 1 + value.
     """
 
     info: TensorInfo
@@ -70,11 +71,11 @@ class Cut:
 
 
 Shard = list[tuple[str, Cut]]
-"""Tensors of one file to write, by their new names."""
+"""Tensors of one output file, with their new names."""
 
 
 def drop_blocks(source: Path, target: Path, keep_blocks: Sequence[int], *, max_shard_bytes: int = 5 * 2**30) -> None:
-    """`prune_checkpoint` in depth alone."""
+    """`prune_checkpoint` with depth pruning only."""
     prune_checkpoint(source, target, keep_blocks, max_shard_bytes=max_shard_bytes)
 
 
@@ -86,16 +87,16 @@ def prune_checkpoint(
     *,
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
-    """Write the model of `keep_blocks` of the checkpoint `source`, with `channels` of them, to the directory `target`.
+    """Write the model with `keep_blocks` and `channels` of the checkpoint `source` to the directory `target`.
 
     `keep_blocks` are 0-based and strictly increasing; block `keep_blocks[i]` becomes block `i`. The narrower model
-    computes what the wide one does with the other channels silenced. Files hold at most `max_shard_bytes` of tensors
-    each (a larger tensor gets a file of its own). Tokenizer, chat template, generation config and licence are copied
-    along. Weights that an interrupted attempt left in `target` are replaced. Memory: some buffers of 256 KiB (of a
+    computes the same as the source with the other channels set to zero. Files hold at most `max_shard_bytes` of tensors
+    each (a larger tensor gets a file of its own). Tokenizer, chat template, generation config and licence are
+    copied. Weights of an interrupted attempt in `target` are replaced. Memory: some buffers of 256 KiB (of a
     row of a tensor, where that is more) and the headers, independent of the size of the model.
 
     Raises `ModelError` for a checkpoint that is damaged or does not match its config, `PlanError` for blocks or
-    channels that it does not have or that would not load, `OSError` when the disk is full.
+    channels that do not exist or would give a model that cannot be loaded, `OSError` if the disk is full.
     """
     source, target = Path(source), Path(target)
     checkpoint = Checkpoint.open(source)
@@ -103,7 +104,7 @@ def prune_checkpoint(
     check_keep_blocks(keep_blocks, checkpoint.num_blocks)
     check_channels(channels, checkpoint.config, len(keep_blocks))
     if target.resolve() == source.resolve():
-        raise ModelError(f"{target} holds the model to prune", "write the pruned model elsewhere")
+        raise ModelError(f"{target} is the model to prune", "write the pruned model to another directory")
     target.mkdir(parents=True, exist_ok=True)
     _remove_weights(target)
     _write_shards(_shards(kept_tensors(checkpoint, keep_blocks, channels), max_shard_bytes), target)
@@ -113,19 +114,19 @@ def prune_checkpoint(
 
 
 def kept_tensors(checkpoint: Checkpoint, keep_blocks: Sequence[int], channels: Channels) -> dict[str, Cut]:
-    """New name and cut of every tensor of the pruned model, in the order of the source's files."""
+    """New name and `Cut` of every tensor of the pruned model, in file order of the source."""
     renumbered = {old: new for new, old in enumerate(keep_blocks)}
     templates = {template.name: template for template in checkpoint.family.tensors}
-    kept: dict[str, Cut] = {}
+    cuts: dict[str, Cut] = {}
     for name, info in sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[1].offset)):
         place = split_block(name)
         if place is None:
-            kept[name] = _cut(checkpoint, info, templates.get(name), None, channels)
+            cuts[name] = _cut(checkpoint, info, templates.get(name), None, channels)
         elif place[0] in renumbered:
             block = renumbered[place[0]]
             template = templates.get(f"model.layers.{{block}}.{place[1]}")
-            kept[join_block(block, place[1])] = _cut(checkpoint, info, template, block, channels)
-    return kept
+            cuts[join_block(block, place[1])] = _cut(checkpoint, info, template, block, channels)
+    return cuts
 
 
 def _cut(
@@ -149,12 +150,12 @@ def _is_tied(family: Family, config: Mapping[str, object]) -> bool:
 def _factor(
     family: Family, template: TensorTemplate, sizes: Mapping[str, int], narrow: Mapping[str, int], *, tied: bool
 ) -> float:
-    """What keeps the hidden channels that stay at their size.
+    """The factor on a tensor that preserves the scale of the kept hidden channels.
 
-    A norm divides by the root of a mean over all channels. Without those that were silent the mean is larger, by the
-    ratio of the sizes, which the norm's weight takes back (up to `rms_norm_eps`). Where a model multiplies embeddings
-    by the root of the hidden size, they take that back as well; a tied head then has larger logits, so the last norm,
-    which would grow by the very same factor, stays as it is.
+    A norm divides by the root of a mean over all channels. Without the channels that are zero, the mean is larger by
+    the ratio of the sizes, which is compensated in the weight of the norm (up to `rms_norm_eps`). If a model
+    multiplies embeddings by the square root of the hidden size, that is compensated in the embeddings; the logits of a
+    tied head then grow by the same factor that the last norm would need, so that norm is not changed.
     """
     wider = sqrt(sizes["hidden"] / narrow["hidden"])
     if template.role == "embedding" or (template.role == "head" and tied):
@@ -166,9 +167,9 @@ def _factor(
 
 
 def _shards(tensors: dict[str, Cut], max_shard_bytes: int) -> list[Shard]:
-    """Cut the sequence of tensors into files of at most `max_shard_bytes`.
+    """Divide the sequence of tensors into files of at most `max_shard_bytes`.
 
-    Inside a file, wider dtypes come first: readers view the data in place, which needs every tensor aligned.
+    Within a file, wider dtypes come first: readers map the data, which requires aligned tensors.
     """
     shards: list[Shard] = [[]]
     filled = 0
@@ -216,7 +217,7 @@ def _write_shard(path: Path, shard: Shard) -> None:
 
 
 def _copy(cut: Cut, path: Path, place: int) -> None:
-    """Write what stays of one tensor to `path`, from byte `place` on."""
+    """Write the kept part of one tensor to `path`, from byte `place` on."""
     with cut.info.file.open("rb", buffering=0) as source, path.open("r+b") as out:
         out.seek(place)
         if cut.is_whole:
@@ -226,7 +227,7 @@ def _copy(cut: Cut, path: Path, place: int) -> None:
 
 
 def _copy_cut(source: FileIO, out: BinaryIO, cut: Cut) -> None:
-    """Copy what stays of a tensor, some rows at a time."""
+    """Copy the kept part of a tensor, a few rows at a time."""
     info = cut.info
     kind = np.dtype(f"<u{DTYPE_BYTES[info.dtype]}")
     num_rows, row_items = info.shape[0], prod(info.shape[1:])
@@ -241,12 +242,12 @@ def _copy_cut(source: FileIO, out: BinaryIO, cut: Cut) -> None:
             _read_whole(source, info, info.offset + first * row_items * kind.itemsize, rows.data.cast("B"))
             part = rows if len(here) == len(rows) else rows.take(here, axis=0, mode="clip")
             if columns is not None:
-                part = part.take(columns, axis=1, mode="clip")  # checked before: clip only saves the check here
+                part = part.take(columns, axis=1, mode="clip")  # validated already: clip skips the check
             out.write(_scaled(part, cut).data.cast("B"))
 
 
 def _scaled(part: np.ndarray, cut: Cut) -> np.ndarray:
-    """Bit patterns of values times the cut's factor, without torch, whose import takes more memory than surgery."""
+    """Bit patterns of the scaled values, without torch, whose import needs more memory than surgery."""
     if cut.factor == 1:
         return np.ascontiguousarray(part)
     shift = 1.0 if cut.adds_one else 0.0
@@ -275,7 +276,7 @@ def _read_whole(source: FileIO, info: TensorInfo, offset: int, into: memoryview)
     while filled < len(into):
         count = source.readinto(into[filled:])
         if not count:
-            raise ModelError(f"{info.file} became shorter while it was read", "leave it alone until pruning is done")
+            raise ModelError(f"{info.file} became shorter while it was read", "do not modify it during pruning")
         filled += count
 
 
@@ -285,7 +286,7 @@ def _remove_weights(target: Path) -> None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what is neither weights nor config: tokenizer, chat templates, generation config."""
+    """Copy all files except weights and config: tokenizer, chat templates, generation config, licence."""
     for pattern in _COMPANIONS:
         for path in source.glob(pattern):
             if path.is_file():

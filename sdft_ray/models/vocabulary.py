@@ -1,5 +1,5 @@
-"""Does every id of a tokenizer have a row in the embedding table, and do two models share theirs? Read from its files,
-without loading it.
+"""Checks that every token id has a row in the embedding table, and that two models have the same tokenizer; from files,
+without loading the tokenizer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def check_vocabulary(directory: Path, num_rows: int) -> None:
     """Raise `ModelError` if the tokenizer in `directory` can produce an id of `num_rows` or more.
 
     A special token beyond the table passes if no ordinary text can produce it: it has no role (BOS, EOS,
-    padding, unknown) and stands in no chat template. Gemma 3 1B ships such a token for images.
+    padding, unknown) and is not in a chat template. Gemma 3 1B has such a token for images.
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
@@ -41,9 +41,9 @@ def check_vocabulary(directory: Path, num_rows: int) -> None:
 
 
 def check_same_tokenizer(first: Path, second: Path, hint: str) -> None:
-    """Raise `ModelError` with `hint` unless an id means the same in both models.
+    """Raise `ModelError` with `hint` unless both models have the same tokenizer files.
 
-    Their embedding tables may differ in length all the same: rows beyond the tokenizer's ids are padding.
+    The lengths of their embedding tables may differ: rows beyond the ids of the tokenizer are padding.
     """
     for name in _FILES:
         contents = [path.read_bytes() if path.is_file() else None for path in (first / name, second / name)]
@@ -79,7 +79,7 @@ def _highest_id(tokenizer: dict[str, Any], path: Path) -> int:
 
 
 def _check_loaded(directory: Path, num_rows: int) -> None:
-    """For tokenizers without a tokenizer.json (SentencePiece alone): load it and ask."""
+    """For tokenizers without tokenizer.json (SentencePiece only): load the tokenizer and use its vocabulary."""
     if not any((directory / name).is_file() for name in ("tokenizer.model", "vocab.json", "tokenizer_config.json")):
         raise ModelError(f"{directory} holds no tokenizer", "put the model's tokenizer.json beside its weights")
     from transformers import AutoTokenizer

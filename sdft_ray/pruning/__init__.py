@@ -1,1 +1,1 @@
-"""Pruning plans: which blocks stay, chosen from measured scores within a budget."""
+"""Pruning plans: the blocks and channels to keep, chosen from importance scores for a target size."""

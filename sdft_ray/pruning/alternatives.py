@@ -1,4 +1,4 @@
-"""Why these blocks? The removals that a metric would have taken next, beside the one that it took."""
+"""Alternatives to a plan: the removals that a metric ranks next after the chosen one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdft_ray.recipe.pruning import Depth
 
 @dataclass(frozen=True)
 class Removal:
-    """Blocks that could go, 0-based and increasing, and what the metric says of their absence: lower goes first."""
+    """A set of blocks to remove, 0-based and increasing, and its score by the metric: the lowest is removed."""
 
     blocks: tuple[int, ...]
     score: float
@@ -21,11 +21,11 @@ class Removal:
 def removals(
     depth: Depth, scores: BlockScores, losses: DropLosses | None, num_blocks: int, num_removed: int
 ) -> list[Removal]:
-    """All removals of `num_removed` blocks that the recipe's metric compares, the one that it takes first.
+    """All removals of `num_removed` blocks that the metric of the recipe compares, the chosen one first.
 
     `perplexity`, from `losses`: nats per token without the blocks. Where single blocks are ranked (`block_influence`,
     perplexity of `one`), the score is the sum over them, and the removals are the chosen set and those that differ from
-    it in one block. Metrics that measure nothing are answered by the mean angular distance.
+    it in one block. For metrics without a measurement the score is the mean angular distance.
     """
     if depth.metric == "block_influence":
         return _swapped(scores.block_influence_L, num_removed)
@@ -41,13 +41,13 @@ def removals(
 
 
 def _runs(scores_S: Sequence[float], length: int) -> list[Removal]:
-    found = [Removal(tuple(range(start, start + length)), score) for start, score in enumerate(scores_S)]
-    return sorted(found, key=lambda removal: (removal.score, removal.blocks))
+    candidates = [Removal(tuple(range(start, start + length)), score) for start, score in enumerate(scores_S)]
+    return sorted(candidates, key=lambda removal: (removal.score, removal.blocks))
 
 
 def _swapped(scores_L: Sequence[float], count: int) -> list[Removal]:
     order = sorted(range(len(scores_L)), key=lambda block: (scores_L[block], block))
     chosen, others = order[:count], order[count:]
     sets = [chosen, *([*(b for b in chosen if b != gone), new] for gone in chosen for new in others)]
-    found = [Removal(tuple(sorted(blocks)), math.fsum(scores_L[block] for block in blocks)) for blocks in sets]
-    return [found[0], *sorted(found[1:], key=lambda removal: (removal.score, removal.blocks))]
+    candidates = [Removal(tuple(sorted(blocks)), math.fsum(scores_L[block] for block in blocks)) for blocks in sets]
+    return [candidates[0], *sorted(candidates[1:], key=lambda removal: (removal.score, removal.blocks))]

@@ -1,6 +1,6 @@
-"""Choose which decoder blocks stay. The plan is a value: equal plans are one, however they were found.
+"""Chooses the decoder blocks to keep. A plan is a value: plans with equal content are equal, whatever their origin.
 
-Which channels of them stay is chosen in `pruning.width`.
+The channels to keep are chosen in `pruning.width`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sdft_ray.recipe.pruning import Depth
 
 
 class BlockScores(Protocol):
-    """What the measured metrics read.
+    """The scores that measured metrics read.
 
     `angular_*_LN[n - 1][l]` is the angular distance in [0, 1] between the inputs of blocks l and l + n, None
     where l + n > L; `block_influence_L[l]` is 1 - mean cosine of block l's input and output.
@@ -37,7 +37,7 @@ class BlockScores(Protocol):
 
 
 class DropLosses(Protocol):
-    """What metric `perplexity` reads, nats per token: without block l, and without the n blocks from l on."""
+    """The losses that metric `perplexity` reads, nats per token: without block l, and without n blocks from l on."""
 
     @property
     def num_removed(self) -> int: ...
@@ -49,8 +49,8 @@ class DropLosses(Protocol):
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """The blocks that stay, of a model of `num_blocks` blocks: 0-based, strictly increasing, at least one; and the
-    channels of them that do.
+    """The kept blocks of a model of `num_blocks` blocks (0-based, strictly increasing, at least one), and the kept
+    channels.
     """
 
     model_type: str
@@ -63,11 +63,11 @@ class PruningPlan:
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:
-        kept = set(self.keep_blocks)
-        return tuple(block for block in range(self.num_blocks) if block not in kept)
+        keep = set(self.keep_blocks)
+        return tuple(block for block in range(self.num_blocks) if block not in keep)
 
     def validate(self, config: Config) -> None:
-        """Raise `PlanError` if the plan was made for another architecture or shape than this config's."""
+        """Raise `PlanError` if the plan is for another architecture or shape than that of `config`. No weights."""
         model_type, num_blocks = family_of(config).model_type, num_blocks_of(config)
         if (model_type, num_blocks) != (self.model_type, self.num_blocks):
             raise PlanError(
@@ -78,7 +78,7 @@ class PruningPlan:
         check_channels(self.channels, config, len(self.keep_blocks))
 
     def identity(self) -> dict[str, Any]:
-        """What the plan counts as, in few words: channels by their digest."""
+        """The content that identifies the plan, with a digest in place of the channels."""
         content = json.loads(self.to_json())
         if "channels" in content:
             text = json.dumps(content.pop("channels"), sort_keys=True)
@@ -98,7 +98,7 @@ class PruningPlan:
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
         """The inverse of `to_json`. Raises `PlanError` for anything else."""
-        wrong = PlanError("this is no pruning plan", "it has the keys keep_blocks, model_type, num_blocks and channels")
+        wrong = PlanError("not a pruning plan", "a plan has the keys keep_blocks, model_type, num_blocks and channels")
         try:
             content: Any = json.loads(text)
         except ValueError:
@@ -112,32 +112,29 @@ class PruningPlan:
         if not isinstance(blocks, list) or not all(type(n) is int for n in (*blocks, content["num_blocks"])):
             raise wrong
         try:
-            kept = Channels.from_plain(channels)
+            selection = Channels.from_plain(channels)
         except TypeError:
             raise wrong from None
-        return cls(str(content["model_type"]), content["num_blocks"], tuple(blocks), kept)
+        return cls(str(content["model_type"]), content["num_blocks"], tuple(blocks), selection)
 
 
 def choose_blocks(depth: Depth, config: Config, scores: BlockScores | DropLosses | None = None) -> PruningPlan:
-    """The plan that a recipe's `depth` asks for on a model with this config.
+    """The plan for the `depth` of a recipe and a model with this config.
 
-    - `angular_distance`: the n contiguous blocks [l, l + n) with the smallest distance, at the position that
-    the recipe
-      names; the first of equals (arXiv:2403.17887, equation 7).
+    - `angular_distance`: the n contiguous blocks [l, l + n) with the smallest distance, at the position given in the
+      recipe; the first of equals (arXiv:2403.17887, equation 7).
     - `block_influence`: the n blocks with the lowest influence, contiguous or not; the first of equals
       (arXiv:2403.03853).
     - `perplexity`: the n contiguous blocks, or the n single ones, without which the calibration set's loss is lowest
       (arXiv:2407.14679, section 2.2); the first of equals.
     - `tail`: the last n blocks, the very last included (reverse order, arXiv:2411.15558). The heuristic of
-      arXiv:2403.17887, section 4.4, differs: it spares the last block; say so with `explicit`.
-    - `first`: the first n blocks, a lower bound: without block 0 a model is lost.
+      arXiv:2403.17887, section 4.4, differs: it keeps the last block; use `explicit` for it.
+    - `first`: the first n blocks, a lower bound: without block 0 a model does not work.
     - `random`: a seeded simple random sample of n blocks, any of them, contiguous or not. For one seed the
-    samples are
-      nested: a larger n removes the same blocks and more.
+      samples are nested: a larger n removes the same blocks and more.
     - `explicit`: exactly the listed blocks; an empty list keeps all.
 
-    Raises `PlanError` when no block would stay, the target cannot be met, or the scores are those of another
-    model.
+    Raises `PlanError` if no block would be kept, if the target cannot be met, or if the scores are of another model.
     """
     num_blocks = num_blocks_of(config)
     removed = _explicit(depth, num_blocks) if depth.metric == "explicit" else _chosen(depth, config, scores)
@@ -146,15 +143,15 @@ def choose_blocks(depth: Depth, config: Config, scores: BlockScores | DropLosses
 
 
 def resolve_num_removed(depth: Depth, config: Config) -> int:
-    """How many blocks `depth` removes: as it says, or the fewest that bring the model to the target or below.
+    """Number of blocks that `depth` removes: as given, or the fewest that reduce the model to the target size.
 
-    Raises `PlanError` when no block would stay, when even one block is too many (naming the smallest size
-    that can be reached), or when the model meets the target as it is.
+    Raises `PlanError` if no block would be kept, if even one block is too large (with the smallest reachable size),
+    or if the unpruned model meets the target.
     """
     num_blocks = num_blocks_of(config)
     if depth.metric == "explicit":
         return len(_explicit(depth, num_blocks))
-    assert depth.remove_blocks != "target", "open amounts are resolved before: see `pruning.target`"
+    assert depth.remove_blocks != "target", "open amounts are resolved earlier: see `pruning.target`"
     if depth.remove_blocks is not None:
         if depth.remove_blocks >= num_blocks:
             raise PlanError(
@@ -171,7 +168,7 @@ def resolve_num_removed(depth: Depth, config: Config) -> int:
     if target >= full:
         raise PlanError(
             f"the model has {full:,} parameters, no more than the target of {target:,}",
-            "name a smaller target",
+            "give a smaller target",
         )
     return _fewest_removed(config, num_blocks, target)
 
@@ -239,7 +236,7 @@ def _lowest(values: Sequence[float], count: int) -> list[int]:
 
 
 def _shuffled(num_blocks: int, seed: int) -> list[int]:
-    """All blocks in an order given by hashes: the same on every platform and Python version."""
+    """All blocks, ordered by hashes: the same order on every platform and Python version."""
     return sorted(range(num_blocks), key=lambda block: hashlib.sha256(f"{seed}:{block}".encode()).digest())
 
 
@@ -258,4 +255,4 @@ def _check_scores(scores: BlockScores, num_blocks: int) -> None:
     needed += [row[: num_blocks - n] for n, row in enumerate(scores.angular_mean_LN)]
     needed.append(scores.block_influence_L)
     if any(value is None or not math.isfinite(value) for row in needed for value in row):
-        raise PlanError("the scores hold values that are no numbers", "measure again, in bfloat16 or float32")
+        raise PlanError("the scores have values that are not finite", "measure again, in bfloat16 or float32")

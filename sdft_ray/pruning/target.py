@@ -1,4 +1,4 @@
-"""From a target to amounts: the largest model that meets it, blocks and width kept in proportion."""
+"""Resolves a target into amounts: the largest model that meets it, with depth and width pruned in proportion."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sdft_ray.pruning.width import members, resolve_sizes
 from sdft_ray.recipe.pruning import Depth, Pruning, Target, Width
 
 _NUM_SHARES = 1024
-"""Shares of the open spaces that are tried, evenly over (0, 1)."""
+"""Number of candidate shares of the open spaces, evenly over (0, 1)."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that a recipe's open amounts allow. `shares` are what it keeps of blocks, and of a block's parameters."""
+    """A model within the open amounts of a recipe. `shares`: its fractions of blocks and of parameters per block."""
 
     num_blocks: int
     sizes: Mapping[str, int]
@@ -30,12 +30,12 @@ class Candidate:
 
     @property
     def imbalance(self) -> float:
-        """0 where depth and width give up the same proportion."""
+        """0 if depth and width are reduced in the same proportion."""
         depth, width = self.shares
         return abs(math.log(depth / width))
 
     def amounts(self, depth: Depth, width: Width | None, config: Config) -> tuple[Depth, Width | None]:
-        """`depth` and `width` with this candidate's numbers in place of open ones."""
+        """`depth` and `width` with the numbers of this candidate in place of the open ones."""
         if depth.is_open:
             removed = num_blocks_of(config) - self.num_blocks
             nothing = Depth(metric="explicit", blocks=())
@@ -45,48 +45,51 @@ class Candidate:
         return depth, width
 
 
-def resolve_target(asked: Pruning, config: Config, *, dtype: str) -> tuple[Depth, Width | None]:
-    """A recipe's `depth` and `width` for a model with this config, every open amount a number.
+def resolve_target(pruning: Pruning, config: Config, *, dtype: str) -> tuple[Depth, Width | None]:
+    """The `depth` and `width` of a recipe for a model with this config, with numbers for all open amounts.
 
-    Of every number of blocks the largest model that meets the target is looked at, and of those the one taken that is
-    least out of proportion. `dtype` is that of the weights, for targets in bytes.
+    For every number of blocks, the largest model that meets the target is a candidate; the candidate with the smallest
+    imbalance is chosen. `dtype` is that of the weights, for targets in bytes.
 
-    Raises `PlanError` when nothing meets the target, with the nearest models, when the model meets it as it is, and for
-    a target that has to be measured first (`rate`).
+    Raises `PlanError` if nothing meets the target (with the nearest models), if the unpruned model meets it, and for a
+    target that has to be measured first (`rate`).
     """
-    target = asked.target
+    target = pruning.target
     if target is None:
-        return asked.depth, asked.width
+        return pruning.depth, pruning.width
     if target.is_measured:
-        raise PlanError("a target in speed is not known before it is measured", "run the recipe")
-    allowed = candidates(asked.depth, asked.width, config, dtype=dtype)
+        raise PlanError("a target in speed is known only after a measurement", "run the recipe")
+    allowed = candidates(pruning.depth, pruning.width, config, dtype=dtype)
     counted = _counted(target)
     full = counted(size_with_blocks(config, num_blocks_of(config), dtype=dtype))
     bound = _bound(target, full)
     if bound >= full:
-        raise PlanError(f"the model has {_told(target, full)}, no more than the target", "name a smaller target")
+        raise PlanError(f"the model has {_amount(target, full)}, no more than the target", "give a smaller target")
     return _largest(allowed, lambda candidate: counted(candidate.size) <= bound, target, bound, counted).amounts(
-        asked.depth, asked.width, config
+        pruning.depth, pruning.width, config
     )
 
 
 def candidates(depth: Depth, width: Width | None, config: Config, *, dtype: str) -> list[Candidate]:
-    """All models that open amounts allow, by blocks, then by size, ascending. Raises `PlanError` if there is none."""
+    """All models within the open amounts, by blocks, then by size, ascending. Raises `PlanError` if there is none."""
     num_blocks = num_blocks_of(config)
-    kept = range(1, num_blocks + 1) if depth.is_open else [num_blocks - resolve_num_removed(depth, config)]
+    depths = range(1, num_blocks + 1) if depth.is_open else [num_blocks - resolve_num_removed(depth, config)]
     widths = _widths(width, config)
     whole = _block_parameters(config)
-    found = []
+    results = []
     for sizes in widths:
         narrow = config_with_sizes(config, sizes)
-        # A width that the recipe fixes is no reason to give up blocks in proportion.
+        # A fixed width is not a reason to remove blocks in proportion.
         share = _block_parameters(narrow) / whole if width and width.open_spaces else 1.0
-        found += [Candidate(n, sizes, size_with_blocks(narrow, n, dtype=dtype), (n / num_blocks, share)) for n in kept]
-    return sorted(found, key=lambda candidate: (candidate.num_blocks, candidate.size.num_parameters))
+        results += [
+            Candidate(n, sizes, size_with_blocks(narrow, n, dtype=dtype), (n / num_blocks, share)) for n in depths
+        ]
+    return sorted(results, key=lambda candidate: (candidate.num_blocks, candidate.size.num_parameters))
 
 
 def path(depth: Depth, width: Width | None, config: Config, *, dtype: str) -> list[Candidate]:
-    """Candidates of ever fewer parameters, each the best in proportion for its size: where a speed is looked for."""
+    """Candidates with decreasing numbers of parameters, each with the smallest imbalance for its size; the search space
+    for a target in speed."""
     allowed = candidates(depth, width, config, dtype=dtype)
     full = size_with_blocks(config, num_blocks_of(config)).num_parameters
     chosen: list[Candidate] = []
@@ -104,7 +107,7 @@ def path(depth: Depth, width: Width | None, config: Config, *, dtype: str) -> li
 def first_that_meets(
     descending: Sequence[Candidate], meets: Callable[[Candidate], bool], told: Callable[[], str]
 ) -> Candidate:
-    """The first candidate that meets a target which every later one meets as well, asking about few of them.
+    """The first candidate that meets a target which every later one meets too, by binary search.
 
     Raises `PlanError` with what `told` gives when the last does not.
     """
@@ -121,10 +124,10 @@ def first_that_meets(
 
 
 def _widths(width: Width | None, config: Config) -> list[Mapping[str, int]]:
-    """Sizes of all spaces, one entry for every width that can be loaded."""
+    """Sizes of all spaces, one entry per loadable width."""
     if width is None or not width.open_spaces:
         return [resolve_sizes(width, config)]
-    found: list[Mapping[str, int]] = []
+    results: list[Mapping[str, int]] = []
     refusal: PlanError | None = None
     most_heads = _share_of_groups(width, config)
     for share in (*_shares(config), None):
@@ -136,15 +139,15 @@ def _widths(width: Width | None, config: Config) -> list[Mapping[str, int]]:
         except PlanError as error:
             refusal = error
             continue
-        if sizes not in found[-1:]:
-            found.append(sizes)
-    if refusal is not None and not found:
+        if sizes not in results[-1:]:
+            results.append(sizes)
+    if refusal is not None and not results:
         raise refusal
-    return found
+    return results
 
 
 def _shares(config: Config) -> list[float]:
-    """Evenly over (0, 1), and those of whole heads and key-value groups, the least bit more: shares round down."""
+    """Shares evenly over (0, 1), and those of whole heads and groups, slightly larger, as shares round down."""
     sizes = family_of(config).space_sizes(config)
     even = {part / _NUM_SHARES for part in range(1, _NUM_SHARES)}
     heads = {math.nextafter(n / sizes[s], 1.0) for s in ("heads", "kv_groups") for n in range(1, sizes[s])}
@@ -152,7 +155,7 @@ def _shares(config: Config) -> list[float]:
 
 
 def _share_of_groups(width: Width, config: Config) -> float:
-    """The share of all heads that is left where the recipe fixes the key-value groups, the least bit more."""
+    """The share of all heads if the recipe fixes the key-value groups, slightly larger, because shares round down."""
     if width.kv_groups is None or width.kv_groups == "target":
         return 1.0
     num_groups = family_of(config).space_sizes(config)["kv_groups"]
@@ -164,8 +167,8 @@ def _block_parameters(config: Config) -> int:
 
 
 def _best(fitting: list[Candidate]) -> Candidate:
-    """The largest of each number of blocks compete by proportion."""
-    largest = {candidate.num_blocks: candidate for candidate in fitting}  # ascending: the last one stays
+    """Of the largest model for each number of blocks, the one with the smallest imbalance."""
+    largest = {candidate.num_blocks: candidate for candidate in fitting}  # ascending: the last one is kept
     return min(largest.values(), key=lambda candidate: (round(candidate.imbalance, 9), -candidate.size.num_parameters))
 
 
@@ -180,8 +183,8 @@ def _largest(
     if fitting:
         return _best(fitting)
     nearest = sorted(allowed, key=lambda candidate: counted(candidate.size))[:3]
-    shown = "; ".join(f"{_told(target, counted(near.size))} with {describe(near)}" for near in nearest)
-    raise PlanError(f"nothing meets the target of {_told(target, bound)}", f"nearest: {shown}")
+    options = "; ".join(f"{_amount(target, counted(near.size))} with {describe(near)}" for near in nearest)
+    raise PlanError(f"nothing meets the target of {_amount(target, bound)}", f"nearest: {options}")
 
 
 def describe(candidate: Candidate) -> str:
@@ -191,7 +194,7 @@ def describe(candidate: Candidate) -> str:
 
 
 def _counted(target: Target) -> Callable[[ModelSize], int]:
-    """What the target bounds, of a size."""
+    """The function from a size to the quantity that the target limits."""
     if target.parameters is not None:
         return lambda size: size.num_parameters
     cached_tokens = target.context_tokens * target.batch_rows
@@ -199,10 +202,10 @@ def _counted(target: Target) -> Callable[[ModelSize], int]:
 
 
 def _bound(target: Target, full: int) -> int:
-    asked = target.parameters if target.parameters is not None else target.memory_bytes
-    assert asked is not None, "a target that is not measured names parameters or bytes"
-    return math.floor(Fraction(str(asked)) * full) if isinstance(asked, float) else asked
+    limit = target.parameters if target.parameters is not None else target.memory_bytes
+    assert limit is not None, "a target that is not measured names parameters or bytes"
+    return math.floor(Fraction(str(limit)) * full) if isinstance(limit, float) else limit
 
 
-def _told(target: Target, amount: int) -> str:
+def _amount(target: Target, amount: int) -> str:
     return f"{amount:,} {'parameters' if target.parameters is not None else 'bytes'}"

@@ -343,9 +343,7 @@ def test_an_mlp_that_writes_nothing_keeps_the_identity() -> None:
 def test_gaps() -> None:
     assert patch_gaps((0, 1, 4, 6), 9) == (Gap(1, 2, 4), Gap(2, 5, 6), Gap(3, 7, 9))
     assert patch_gaps((2, 4), 5) == (Gap(0, 3, 4),)
-    with pytest.raises(
-        PlanError, match=r"only blocks before block 2, .* no MLP is left to patch → leave out the patch"
-    ):
+    with pytest.raises(PlanError, match=r"only blocks before block 2, .* there is no MLP to patch → remove the patch"):
         patch_gaps((2, 3, 4), 5)
     with pytest.raises(PlanError, match="no block is removed"):
         patch_gaps((0, 1), 2)
@@ -357,10 +355,10 @@ def test_families_with_a_norm_behind_the_mlp_are_refused(tmp_path: Path) -> None
     for name in ("llama", "mistral", "qwen2", "qwen3", "phi3"):
         check_patchable(FAMILIES[name])
     for name in ("gemma2", "gemma3_text"):
-        with pytest.raises(ModelError, match=f"a block of {name} has a norm behind its MLP"):
+        with pytest.raises(ModelError, match=f"a block of {name} has a norm after its MLP"):
             check_patchable(FAMILIES[name])
     model = tiny.build_model("gemma2")
-    with pytest.raises(ModelError, match=r"a block of gemma2 .* → leave out the patch"):
+    with pytest.raises(ModelError, match=r"a block of gemma2 .* → remove the patch"):
         measure(model, model, BATCHES, (0, 2, 3))
     patch = FittedPatch(0, torch.eye(32, dtype=torch.float64), 0.0, 0.0)
     with pytest.raises(ModelError, match="a block of gemma3_text"):

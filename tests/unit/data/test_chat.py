@@ -77,7 +77,7 @@ def test_a_template_that_cannot_be_rendered_is_refused(tokenizer: Any, template:
 
 
 def test_a_template_that_hides_the_answer_is_refused(tokenizer: Any):
-    with pytest.raises(ModelError, match="each message once"):
+    with pytest.raises(ModelError, match="each message exactly once"):
         ChatFormat(with_template(tokenizer, "{{ messages[0].content }}"))
 
 
@@ -144,7 +144,7 @@ def test_an_end_of_turn_that_swallows_space_is_found(tokenizer: Any):
 
 def test_a_prompt_that_the_answered_conversation_does_not_begin_with_is_refused(tokenizer: Any):
     template = CHAT_TEMPLATE.replace("'<|assistant|>' }}", "'<|assistant|>Think: ' }}")
-    with pytest.raises(ModelError, match="writes a prompt differently"):
+    with pytest.raises(ModelError, match="renders a prompt differently"):
         ChatFormat(with_template(tokenizer, template)).encode(QUESTION, ANSWER)
 
 

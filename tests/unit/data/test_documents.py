@@ -60,5 +60,5 @@ def test_an_answer_that_does_not_fit_alone_is_left_out_not_cut(chat: ChatFormat)
 
 
 def test_nothing_left_is_told(chat: ChatFormat) -> None:
-    with pytest.raises(DataError, match="nothing to pack"):
+    with pytest.raises(DataError, match="no documents to pack"):
         pack(training_documents(chat, [("question", LONG)], 64, "drop").documents, 64)

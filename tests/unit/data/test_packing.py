@@ -91,7 +91,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        ([], "nothing to pack"),
+        ([], "no documents to pack"),
         ([document(0, 1), Document([], [])], "document 1 is empty"),
         ([document(0, 9)], "9 tokens"),
     ],
@@ -102,7 +102,7 @@ def test_what_cannot_be_packed_is_refused(documents: list[Document], message: st
 
 
 def test_marks_must_match_ids():
-    with pytest.raises(DataError, match="2 ids but 1 loss marks"):
+    with pytest.raises(DataError, match="2 ids but 1 values in its loss mask"):
         Document([1, 2], [True])
 
 

@@ -94,5 +94,5 @@ def test_a_document_that_was_forgotten_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_signals_of_another_length_are_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="for each token"):
+    with pytest.raises(AssertionError, match="one entry per response token"):
         SignalWriter(tmp_path / "signals", [3]).put(0, _signals(0))

@@ -27,11 +27,11 @@ def test_a_code_worked_out_by_hand() -> None:
         ([[1, 1]], [[-1.0, -1.0]], "repeat"),
         ([[1, 8]], [[-1.0, -1.0]], "outside"),
         ([[-1, 2]], [[-1.0, -1.0]], "outside"),
-        ([[1, 2]], [[-1.0, float("nan")]], "nan"),
+        ([[1, 2]], [[-1.0, float("nan")]], "NaN"),
         ([[1, 2]], [[-np.inf, -np.inf]], "all -inf"),
-        ([[1, 2]], [[-0.1, -0.1]], "more than 1"),
-        ([[1, 2]], [[-0.1]], "no top k"),
-        ([list(range(9))], [[-3.0] * 9], "no top k of 8"),
+        ([[1, 2]], [[-0.1, -0.1]], "sum above 1"),
+        ([[1, 2]], [[-0.1]], "not a top k"),
+        ([list(range(9))], [[-3.0] * 9], "not a top k of 8"),
     ],
 )
 def test_what_is_no_top_of_a_distribution_is_refused(

@@ -25,7 +25,7 @@ def read_rows(source: str, **options: Any) -> pa.Table:
 
 
 def write(path: Path, *rows: Any) -> str:
-    """JSONL: a string stands as it is, anything else as JSON."""
+    """JSONL: strings are written as they are, anything else as JSON."""
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
 
@@ -98,7 +98,7 @@ def test_conversations_give_their_first_turn(tmp_path: Path, suffix: str):
 @pytest.mark.parametrize("messages", [[], "hello", None, [{"role": "user", "content": "Q"}], [1, 2]])
 def test_conversations_without_a_turn(file: Path, messages: Any):
     good = {"messages": turns("user", "Q", "assistant", "A")}
-    with pytest.raises(DataError, match="line 2: `messages` does not begin with"):
+    with pytest.raises(DataError, match="line 2: `messages` does not start with"):
         read_rows(write(file, good, {"messages": messages}))
 
 
@@ -166,16 +166,16 @@ def test_plain_text_calibration(file: Path):
     ("row", "message"),
     [
         ('{"instruction": "a" "b"}', r"line 3: not valid JSON: Expecting ',' delimiter at column 21"),
-        ("[1, 2]", r"line 3: must be a JSON object, not a list → that is a JSON array"),
+        ("[1, 2]", r"line 3: must be a JSON object, not a list → this is a JSON array"),
         ("17", "line 3: must be a JSON object, not a number"),
-        ("[" * 100_000, "line 3: not a plain JSON object → that is a JSON array"),
-        ({"instruction": "a"}, r"line 3: no column 'reference' \(columns there: instruction\)"),
+        ("[" * 100_000, "line 3: not a plain JSON object → this is a JSON array"),
+        ({"instruction": "a"}, r"line 3: no column 'reference' \(columns: instruction\)"),
         (
             {"instruction": "a", "reference_response": "b"},
             r"line 3: no column 'reference' .*→ did you mean `columns: \{reference: reference_response\}`",
         ),
-        ({"completely": 1, "other": 2}, r"no column 'instruction' .*→ map `instruction` to one of them"),
-        ({}, r"no column 'instruction' \(columns there: none\)"),
+        ({"completely": 1, "other": 2}, r"no column 'instruction' .*→ map `instruction` to one of these columns"),
+        ({}, r"no column 'instruction' \(columns: none\)"),
         (GOOD | {"instruction": " \n"}, "line 3: instruction is empty"),
         (GOOD | {"reference": ""}, "line 3: reference is empty"),
         (GOOD | {"reference": None}, "line 3: reference must be text, not null"),
@@ -185,11 +185,11 @@ def test_plain_text_calibration(file: Path):
         (GOOD | {"id": True}, "line 3: id must be text, not a boolean"),
         (GOOD | {"id": 1.5}, "line 3: id must be text, not a number"),
         (GOOD | {"answer_kind": "numbr"}, "line 3: unknown answer kind 'numbr' → did you mean number"),
-        ('{"instruction": "\\ud800", "reference": "b"}', "line 3: instruction holds a lone surrogate"),
+        ('{"instruction": "\\ud800", "reference": "b"}', "line 3: instruction contains a lone surrogate"),
         (GOOD | {"id": "one"}, "line 1 and line 3 have the same id 'one'"),
         (
             {"instruction": "q2", "reference": "a2"},
-            "line 2 and line 3 hold the same instruction and reference",
+            "line 2 and line 3 have the same instruction and reference",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_bytes_that_are_not_utf8(file: Path):
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_no_rows(file: Path, text: str):
     file.write_text(text)
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_rows(str(file))
 
 
@@ -238,7 +238,7 @@ def test_missing_file_suggests_a_near_one(file: Path):
 def test_places_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "rows.csv").write_text("a,b")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"unknown kind of file → give a \.jsonl or \.parquet"):
+    with pytest.raises(DataError, match=r"unknown file type → give a \.jsonl or \.parquet"):
         read_rows(str(tmp_path / "rows.csv"))
     with pytest.raises(DataError, match="cannot read"):
         read_rows(str(tmp_path / "folder.jsonl"))
@@ -252,7 +252,7 @@ def test_damaged_parquet(tmp_path: Path):
     whole = path.read_bytes()
     for damaged in (b"", b"not parquet at all", whole[:-20]):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"cannot read .*whole file"):
+        with pytest.raises(DataError, match=r"cannot read .*complete file"):
             read_rows(str(path))
 
 
@@ -269,12 +269,12 @@ def test_bad_parquet_row_names_row_and_columns(tmp_path: Path):
     with pytest.raises(DataError, match="row 2: reference must be text, not null"):
         read_rows(path)
     pq.write_table(pa.Table.from_pylist([{"instructions": "a", "answer": 3, "reference": "b"}]), path)
-    with pytest.raises(DataError, match=r"row 1: no column 'instruction' \(columns there: .*answer.*did you mean"):
+    with pytest.raises(DataError, match=r"row 1: no column 'instruction' \(columns: .*answer.*did you mean"):
         read_rows(path)
     with pytest.raises(DataError, match="row 1: reference must be text, not a number"):
         read_rows(path, columns={"instruction": "instructions", "reference": "answer"})
     pq.write_table(pa.table({"instruction": pa.array([], "string")}), path)
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_rows(path)
 
 
@@ -286,7 +286,7 @@ def test_bad_arguments(file: Path):
         read_rows(source, answer_kind="xml")
     with pytest.raises(DataError, match="no file or data set 'gsm9k' → did you mean gsm8k"):
         read_rows("gsm9k")
-    with pytest.raises(DataError, match="brings its own columns"):
+    with pytest.raises(DataError, match="defines its columns itself"):
         read_rows("gsm8k", columns={"instruction": "question"})
 
 

@@ -133,7 +133,7 @@ def test_malformed_index(broken, weight_map):
 @pytest.mark.parametrize("file", ["../config.json", "/etc/passwd", "config.json", "sub/x.safetensors"])
 def test_index_cannot_point_elsewhere(broken, file):
     edit(broken / INDEX_FILE, weight_map={"model.norm.weight": file})
-    refused(broken, "no safetensors file beside it")
+    refused(broken, "not a safetensors file in that directory")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1, -1000])
@@ -227,7 +227,7 @@ def test_missing_misshapen_and_stray_tensors(whole, tmp_path):
     replaced(copy, model__layers__2__mlp__up_proj__weight=torch.zeros(64, 32))
     check_tensors(copy)
     replaced(copy, model__layers__0__mlp__up_proj__weight_scale=torch.zeros(64))
-    refused(copy, "up_proj.weight_scale is no tensor of LlamaForCausalLM", check=check_tensors)
+    refused(copy, "up_proj.weight_scale is not a tensor of LlamaForCausalLM", check=check_tensors)
 
 
 def test_more_blocks_on_disk_than_in_the_config(broken):

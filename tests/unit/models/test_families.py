@@ -91,7 +91,7 @@ def test_sizes_must_be_positive_integers(value):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "names no model_type"),
+        ({}, "has no model_type"),
         ({"model_type": "gpt2"}, "unsupported architecture 'gpt2'.*llama, mistral, qwen2, qwen3, gemma2"),
         ({"model_type": ["llama"]}, "unsupported architecture"),
         (

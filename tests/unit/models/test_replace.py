@@ -39,7 +39,7 @@ def test_only_the_named_tensors_change(tmp_path: Path, dtype: str, max_shard_byt
 def test_a_checkpoint_is_not_written_over_itself(tmp_path: Path) -> None:
     source = tiny.make_model(tmp_path)
     before = (source / "model.safetensors").read_bytes()
-    with pytest.raises(ModelError, match="write the pruned model elsewhere"):
+    with pytest.raises(ModelError, match="write the pruned model to another directory"):
         write_with(source, source, {})
     assert (source / "model.safetensors").read_bytes() == before
 

@@ -139,7 +139,7 @@ def test_the_source_is_left_alone(tmp_path):
     source = tiny.make_model(tmp_path / "s")
     before = {path.name: path.read_bytes() for path in source.iterdir()}
     drop_blocks(source, tmp_path / "t", [0])
-    with pytest.raises(ModelError, match="elsewhere"):
+    with pytest.raises(ModelError, match="another directory"):
         drop_blocks(source, tmp_path / "t" / ".." / "s", [0])
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 

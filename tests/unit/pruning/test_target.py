@@ -239,7 +239,7 @@ def test_without_a_target_nothing_changes() -> None:
     ],
 )
 def test_a_model_that_meets_the_target_as_it_is(target: Target) -> None:
-    with pytest.raises(PlanError, match=r"the model has [\d,]+ (parameters|bytes), .* → name a smaller target"):
+    with pytest.raises(PlanError, match=r"the model has [\d,]+ (parameters|bytes), .* → give a smaller target"):
         resolve_target(Pruning(depth=OPEN, target=target), QWEN3, dtype="float32")
 
 
@@ -260,7 +260,7 @@ def test_a_target_out_of_reach_is_answered_by_the_nearest_models() -> None:
 
 @pytest.mark.parametrize("target", [Target(speedup=1.5), Target(tokens_per_s=100.0)])
 def test_a_speed_has_to_be_measured(target: Target) -> None:
-    with pytest.raises(PlanError, match=r"not known before it is measured"):
+    with pytest.raises(PlanError, match=r"known only after a measurement"):
         resolve_target(Pruning(depth=OPEN, target=target), QWEN3, dtype="float32")
 
 
@@ -294,19 +294,22 @@ def test_hidden_and_heads_shrink_together_where_engines_take_one_from_the_other(
 
 
 def test_no_width_can_be_loaded() -> None:
-    with pytest.raises(PlanError, match="which 5 ranks cannot share evenly"):
+    with pytest.raises(PlanError, match="which is not divisible over 5 ranks"):
         candidates(OPEN, Width(mlp="target", tensor_parallel=5), QWEN3, dtype="float32")
 
 
 @pytest.mark.parametrize(
     ("width", "told"),
     [
-        (Width(mlp=20, tensor_parallel=5), "12 members of heads, which 5 ranks cannot share evenly → keep a multiple"),
+        (
+            Width(mlp=20, tensor_parallel=5),
+            "12 members of heads, which is not divisible over 5 ranks → keep a multiple",
+        ),
         (Width(heads=4, tensor_parallel=8), "4 members of heads, which 8 ranks"),
         (Width(mlp=24, tensor_parallel=3), "4 members of kv_groups, which 3 ranks"),
         (Width(mlp=24, tensor_parallel=6), "4 members of kv_groups, which 6 ranks"),
         (Width(kv_groups=3, mlp=24, tensor_parallel=9), "24 members of mlp, which 9 ranks"),
-        (Width(mlp=21, tensor_parallel=2), "21 members of mlp, which 2 ranks cannot share evenly → .* multiple of 2"),
+        (Width(mlp=21, tensor_parallel=2), "21 members of mlp, which is not divisible over 2 ranks → .* multiple of 2"),
         (Width(hidden=12, tensor_parallel=12), "40 members of mlp, which 12 ranks"),
     ],
 )

@@ -127,10 +127,10 @@ def test_widths_that_cannot_be(width: Width, told: str) -> None:
 
 def test_what_engines_would_not_load_is_refused_before_anything_is_measured() -> None:
     llama = {**CONFIG, "model_type": "llama"}
-    with pytest.raises(PlanError, match=r"the hidden size 20 is no multiple of the 12 heads → .* keep 12 or 24"):
+    with pytest.raises(PlanError, match=r"the hidden size 20 is not a multiple of the 12 heads → .* keep 12 or 24"):
         resolve_sizes(Width(hidden=20), llama)
     qwen2 = {**CONFIG, "model_type": "qwen2", "hidden_size": 96}
-    with pytest.raises(PlanError, match="12 heads of 8 channels do not make the hidden size 48"):
+    with pytest.raises(PlanError, match="12 heads of 8 channels do not give the hidden size 48"):
         resolve_sizes(Width(hidden=0.5), qwen2)
     assert resolve_sizes(Width(hidden=0.5, kv_groups=0.5), qwen2)["heads"] == 6
 
@@ -142,5 +142,5 @@ def test_scores_of_another_model_or_without_sense() -> None:
     with pytest.raises(PlanError, match=r"scores of mlp have the shape \[2, 40\]"):
         choose_channels(sizes(mlp=3), {**scores, "mlp": scores["mlp"][1:]}, CONFIG, [0, 2])
     scores["heads"][1, 1] = np.nan
-    with pytest.raises(PlanError, match="scores of heads hold values that are no numbers"):
+    with pytest.raises(PlanError, match="scores of heads have values that are not finite"):
         choose_channels(sizes(mlp=3), scores, CONFIG, [0])
