@@ -56,7 +56,7 @@ BOUNDS = {
 }
 """At least."""
 ROW_TOKENS = 512
-LABORATORY_ROW_TOKENS = Recipe.load(QUICKSTART).train.row_tokens
+LABORATORY_ROW_TOKENS = Recipe.load(QUICKSTART).train.max_seq_len
 CORES = sorted(os.sched_getaffinity(0))
 PEER_PYTHON = Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"
 PEER = Path(__file__).parent / "peers" / "trl_sft.py"

@@ -23,7 +23,7 @@ class Documents:
 def training_documents(
     chat: ChatFormat, conversations: Iterable[tuple[str, str]], row_tokens: int, long_examples: LongExamples
 ) -> Documents:
-    """Encode pairs of instruction and response; `long_examples` is the policy for one with more than `row_tokens` tokens.
+    """Encode pairs of instruction and response; `long_examples` is the policy for one of over `row_tokens` tokens.
 
     `truncate_prompt` truncates the instruction on the left, because the question is usually at its end; if the response
     alone is too long, the conversation is dropped. `refuse` raises `DataError`.

@@ -91,7 +91,7 @@ def plain_tuning(
     plain = next(name for name, arm in settings.arms.items() if arm.data == "reference")
     model = load_model(directory, "float32")
     texts = [Sample(row["instruction"], row["reference"], True, row["family"], "chat") for row in rows]
-    packed = pack([encode(text, tokenizer) for text in texts], settings.row_tokens)
+    packed = pack([encode(text, tokenizer) for text in texts], settings.max_seq_len)
     plan = arm_plan(settings, plain, Resources().train, packed.num_rows)
     train(model, packed, plan if learning_rate is None else replace(plan, learning_rate=learning_rate))
     return model.bfloat16().eval()

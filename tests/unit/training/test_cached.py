@@ -173,7 +173,7 @@ def test_hidden_states_through_the_head_are_the_teacher(
     expected = loss_and_gradient(rows, Objective(**FULL), teacher=Teacher(teacher))
     head, cap = load_head(folder, dtype)
     cached = cached_teacher(tmp_path / "signals", teacher, rows, head=head, softcap=cap, coded=True)
-    objective = Objective(signals="cached", **FULL)
+    objective = Objective(teacher_logits="cached", **FULL)
     assert_same(loss_and_gradient(rows, objective, cached=cached, max_logits=max_logits), expected)
 
 
