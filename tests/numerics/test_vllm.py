@@ -180,11 +180,13 @@ def test_the_asynchronous_engine_keeps_the_promises_of_engines(vllm: Callable[..
 
 
 def check_promises(cpus: int) -> None:
-    """All checks of `test_engines` on one `VllmEngine`; with two CPUs its core is a process of its own."""
+    """All checks of `test_engines` on one `VllmEngine`; with two CPUs vLLM divides its work between two processes."""
     from sdft_ray.engines.vllm import VllmEngine
 
     async def run_checks() -> None:
-        engine = VllmEngine.start(TEACHER, SETTINGS, cpus=cpus)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")  # which the engine then sets by the number of its CPUs
+            engine = VllmEngine.start(TEACHER, SETTINGS, cpus=cpus)
         loop = asyncio.get_running_loop()
 
         class FromAThread:
@@ -214,13 +216,17 @@ FEW_FAMILIES = ("llama", "qwen2", "gemma3_text")
 """Plain; heads tied to the hidden size; windows, four norms a block and an MLP with another activation."""
 
 
+def heads_of(family: str) -> dict[str, Any]:
+    """Heads of 32 channels, the fewest that vLLM's kernels take, for families that do not divide the hidden size."""
+    return {"head_dim": 32, "query_pre_attn_scalar": 32} if family.startswith(("gemma", "qwen3")) else {}
+
+
 def shorter(folder: Path, family: str) -> Path:
     """A checkpoint that lost two blocks, untied where vLLM can hold it so."""
-    small = {"hidden": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    heads = {"head_dim": 32, "query_pre_attn_scalar": 32} if family.startswith(("gemma", "qwen3")) else {}
+    small: dict[str, Any] = {"hidden": 64, "num_attention_heads": 2, "num_key_value_heads": 1, **heads_of(family)}
     tied = family == "gemma2"
     source = tiny.make_model(
-        folder / "source", family, num_blocks=NUM_BLOCKS, tied=tied, max_shard_bytes=60_000, **small, **heads
+        folder / "source", family, num_blocks=NUM_BLOCKS, tied=tied, max_shard_bytes=60_000, **small
     )
     drop_blocks(source, folder / "shorter", KEPT_BLOCKS, max_shard_bytes=50_000)
     return folder / "shorter"
@@ -233,8 +239,7 @@ def narrower(folder: Path, family: str, keep_blocks: tuple[int, ...] = (0, 1), n
     def some(size: int, count: int) -> tuple[int, ...]:
         return tuple(sorted(rng.sample(range(size), count)))
 
-    heads = {"head_dim": 32, "query_pre_attn_scalar": 32} if family.startswith(("gemma", "qwen3")) else {}
-    source = tiny.make_model(folder / "source", family, num_blocks=num_blocks, hidden=128, **heads)
+    source = tiny.make_model(folder / "source", family, num_blocks=num_blocks, hidden=128, **heads_of(family))
     channels = Channels(
         hidden=some(128, 64 if family == "qwen2" else 96),  # whose heads would else have another size
         mlp=(some(256, 160), some(256, 160)),
@@ -261,7 +266,6 @@ def shorter_and_narrower(folder: Path, family: str) -> Path:
 def test_a_stock_engine_decodes_the_same_tokens_of_pruned_checkpoints(
     vllm: Callable[..., Any], tmp_path: Path, cut: Callable[[Path, str], Path], families: tuple[str, ...]
 ) -> None:
-    """Heads of 32 channels, the fewest that its kernels take."""
     expected = {}
     for family in families:
         pruned = cut(tmp_path / family, family)
