@@ -16,6 +16,8 @@ from sdft_ray.data.packing import Document, PackedRows, attention_inputs, pack
 from sdft_ray.training.attention import Layout, document_attention
 from tests.support.tiny import FAMILIES, build_model
 
+pytestmark = pytest.mark.slow
+
 ROW_TOKENS = 64
 WINDOW = 8
 

@@ -56,6 +56,7 @@ def run(job: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "arguments"), [("compress", "{RECIPE}"), ("study", "{STUDY}"), ("stage", "{RECIPE} {STEP}")]
 )

@@ -314,6 +314,7 @@ class TestCommand:
         told = json.loads(again.output)
         assert (told["num_bytes"], told["url"], told["dry_run"]) == (0, str(tmp_path / "small"), False)
 
+    @pytest.mark.slow
     def test_it_heeds_the_environment(self, run: Run, tmp_path: Path) -> None:
         with hub_server() as hub:
             env = {

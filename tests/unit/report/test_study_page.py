@@ -24,6 +24,8 @@ from sdft_ray.report.study.words import plain_text, verdict
 from tests.unit.report import made_up_study as made_up
 from tests.unit.report.test_page import Reader
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = ["findings", "curves", "more", "scores", "shared", "study"]
 WORDS = {
     "title": "Recovery over data-set sizes",

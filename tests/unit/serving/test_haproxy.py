@@ -28,6 +28,8 @@ from sdft_ray.serving.haproxy_config import HEADER_TIMEOUT_S, PROMISES, broken_p
 from sdft_ray.serving.local import secured
 from sdft_ray.serving.settings import ServeSettings
 
+pytestmark = pytest.mark.slow
+
 needs_haproxy = pytest.mark.skipif(not has_haproxy(), reason="HAProxy comes with Ray on Linux")
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
 

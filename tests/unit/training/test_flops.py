@@ -20,6 +20,8 @@ from sdft_ray.training.losses import Teacher, response_loss
 from sdft_ray.training.tail import tune_tail
 from tests.support.tiny import build_model
 
+pytestmark = pytest.mark.slow
+
 NUM_ROWS, ROW_TOKENS, NUM_LOSS_TOKENS = 2, 12, 2 * 5
 DISTILLED = Objective(forward_kl=1.0)
 MATCHED = Objective(cross_entropy=0.0, hidden_mse=1.0)

@@ -89,6 +89,7 @@ def test_micro_batches_do_not_change_loss_or_gradient(rows: PackedRows):
             torch.testing.assert_close(first_gradient(other_states)[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 5e-3), ("muon", 5e-3)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_learns(rows: PackedRows, optimizer: Any, rate: float, precision: Any):
