@@ -1,9 +1,11 @@
-"""A training state in pieces: who holds which rows of each tensor, and how they are found again on disk.
+"""A sharded training state: which process holds which rows of each tensor, and how they are read from disk.
 
-A process of several writes `state-00002-of-00004.safetensors` with its own rows, and last of all
-`state-00002-of-00004.json`, which says where they belong: the shape of the whole tensor, and the first row. A state
-in one piece is `state.safetensors` and `state.json`. Torch's own distributed checkpoints do the same, but their index
-is a pickle, which can run code when it is read.
+Each of several processes writes `state-00002-of-00004.safetensors` with its own rows, and then
+`state-00002-of-00004.json` with the shape of each whole tensor and the first row. An unsharded state is
+`state.safetensors` and `state.json`.
+
+`torch.distributed.checkpoint` with safetensors storage was tried in place of this and refused (docs/libraries.md): it
+does not detect a damaged or a missing file, and stores tensors only. Its default storage needs a pickled index.
 
 A key is `<kind>|<parameter>` or `<kind>|<parameter>|<name>`. Tensors of the parameter's own shape are cut along their
 first axis, others (the optimizer's step count) are whole in every piece.

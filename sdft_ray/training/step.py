@@ -55,7 +55,7 @@ def take_step(run: Run, step: int) -> StepRecord:
         shown = _named(run, indices_G)
         raise DataError(f"no token of step {step + 1} counts in the loss: {shown}", "check these responses")
     means, grad_norm, suspects = _gradient(run, indices_G, num_loss_tokens)
-    mean = sum(getattr(plan.objective, name) * value for name, value in means.items())
+    mean = sum(plan.objective.weights[name] * value for name, value in means.items())
     if not math.isfinite(mean) or not math.isfinite(grad_norm):
         shown = _named(run, indices_G[suspects()])
         raise DivergenceError(
