@@ -4,7 +4,7 @@ Each of several processes writes `state-00002-of-00004.safetensors` with its own
 `state-00002-of-00004.json` with the shape of each whole tensor and the first row. An unsharded state is
 `state.safetensors` and `state.json`.
 
-`torch.distributed.checkpoint` with safetensors storage was tried in place of this and refused (docs/libraries.md): it
+The distributed checkpoints of torch with safetensors storage were tried and refused (docs/libraries.md): that storage
 does not detect a damaged or a missing file, and stores tensors only. Its default storage needs a pickled index.
 
 A key is `<kind>|<parameter>` or `<kind>|<parameter>|<name>`. Tensors of the parameter's own shape are cut along their
