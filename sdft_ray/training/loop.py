@@ -136,11 +136,11 @@ class _Session:
         return capture(step, weights.masters, self.optimizers, self._identity, self.average.values, weights.part)
 
 
-def _check_identity(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def _check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Raise `StoreError` with the fields that differ."""
-    changed = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    changed = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
     if changed:
-        changes = ", ".join(f"{key} {theirs.get(key)} → {ours.get(key)}" for key in changed)
+        changes = ", ".join(f"{key} {saved.get(key)} → {current.get(key)}" for key in changed)
         raise StoreError(f"the training state belongs to another plan or data set: {changes}", "start without it")
 
 
