@@ -1,7 +1,7 @@
 """The effect of teacher correction (Minitron, arXiv:2408.11796): negative log-likelihood before and after.
 
 Correction moves the teacher towards the data; self-data moves the data towards the teacher. Both texts of the same rows
-are scored, so the figures show how far the teacher moved, and how far from its own style.
+are scored, so the figures show how far the teacher moved towards the references and away from its own rewrites.
 """
 
 from __future__ import annotations
