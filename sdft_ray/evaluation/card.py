@@ -158,16 +158,16 @@ class _Models:
     def with_numbers(self) -> _Models:
         """Without the tasks on which some score is no number, and without errors that are none."""
         parts = [part for scores in self.by_name().values() for part in scores.tasks.values()]
-        gone = {part.task for part in parts if not math.isfinite(part.value)}
-        kept = [
+        excluded = {part.task for part in parts if not math.isfinite(part.value)}
+        finite = [
             {
                 task: replace(part, stderr=_finite(part.stderr))
                 for task, part in scores.tasks.items()
-                if task not in gone
+                if task not in excluded
             }
             for scores in self.by_name().values()
         ]
-        return _Models(*(Scores(tasks) for tasks in kept))
+        return _Models(*(Scores(tasks) for tasks in finite))
 
     def only(self, tasks: Sequence[str]) -> _Models:
         return _Models(*(Scores({task: part.tasks[task] for task in tasks}) for part in self.by_name().values()))
@@ -213,13 +213,13 @@ def _capabilities(numbers: _Models, tasks: Sequence[TaskCard]) -> tuple[Capabili
     groups: dict[tuple[str, bool], list[str]] = {}
     for card in tasks:
         groups.setdefault((card.capability, card.is_generative), []).append(card.task)
-    found = []
+    cards = []
     for (capability, is_generative), members in groups.items():
         part = numbers.only(members)
         after, before = recovery(part.teacher, part.student), recovery(part.teacher, part.pruned)
         means = after.teacher_mean, before.student_mean, after.student_mean
-        found.append(CapabilityCard(capability, is_generative, tuple(members), *means, after.mean))
-    return tuple(found)
+        cards.append(CapabilityCard(capability, is_generative, tuple(members), *means, after.mean))
+    return tuple(cards)
 
 
 def _recovery_interval(numbers: _Models, tasks: Sequence[str], *, chance_corrected: bool) -> Interval | None:
@@ -230,15 +230,15 @@ def _recovery_interval(numbers: _Models, tasks: Sequence[str], *, chance_correct
 
 
 def _reversals(tasks: Sequence[TaskCard]) -> tuple[Reversal, ...]:
-    found = []
+    reversals = []
     for card in tasks:
         comparison, sign = card.from_pruned, 1 if card.higher_is_better else -1
         if comparison.difference is None or sign * comparison.difference >= 0:
             continue
         interval = comparison.interval
         edge = None if interval is None else interval.high if card.higher_is_better else interval.low
-        found.append(Reversal(card.task, comparison, None if edge is None else sign * edge < 0))
-    return tuple(found)
+        reversals.append(Reversal(card.task, comparison, None if edge is None else sign * edge < 0))
+    return tuple(reversals)
 
 
 def _estimate(score: TaskScore) -> Estimate:

@@ -1,7 +1,7 @@
-"""What correcting the teacher did (Minitron, arXiv:2408.11796): its negative log-likelihood before and after.
+"""The effect of teacher correction (Minitron, arXiv:2408.11796): negative log-likelihood before and after.
 
-Correction moves the teacher to the data; self-data moves the data to the teacher. Measured on the same rows of both
-texts, so that one sees how far it moved, and what it gave up of its own words.
+Correction moves the teacher towards the data; self-data moves the data towards the teacher. Both texts of the same rows
+are scored, so the figures show how far the teacher moved towards the references and away from its own rewrites.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def changes(rows: Mapping[str, Mapping[str, Sequence[ResponseNll]]]) -> dict[str
     return {text: paired_gap(after, rows[BEFORE][text]) for text, after in rows[AFTER].items()}
 
 
-def correction_verdict(found: Mapping[str, Estimate]) -> str:
-    """The changes in a sentence. One counts when it exceeds two standard errors."""
-    if not found:
+def correction_verdict(changes_by_text: Mapping[str, Estimate]) -> str:
+    """The changes in a sentence. A change counts if it exceeds two standard errors."""
+    if not changes_by_text:
         return "No rewrite was kept, so there is nothing to measure the corrected teacher on."
-    if any(change.stderr is None for change in found.values()):
+    if any(change.stderr is None for change in changes_by_text.values()):
         return "A single row has no standard error, so it says nothing about the corrected teacher."
-    told = [f"{_told(found[text])} {name}" for text, name in _TEXTS.items()]
-    return f"Correction moved the teacher {' and '.join(told)}."
+    parts = [f"{_movement(changes_by_text[text])} {name}" for text, name in _TEXTS.items()]
+    return f"Correction moved the teacher {' and '.join(parts)}."
 
 
-def _told(change: Estimate) -> str:
+def _movement(change: Estimate) -> str:
     assert change.value is not None
     assert change.stderr is not None
     if abs(change.value) <= 2 * change.stderr:

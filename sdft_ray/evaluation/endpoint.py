@@ -1,4 +1,4 @@
-"""lm-eval against an OpenAI-compatible server, by lm-eval's own `local-completions` model."""
+"""lm-eval on an OpenAI-compatible server, with lm-eval's own `local-completions` model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Endpoint:
     num_concurrent: int = 16
 
     def cards(self) -> dict[str, dict[str, Any]]:
-        """What the server says of its models, by name. Raises `EvaluationError` when it cannot be asked."""
+        """The server's model descriptions by name. Raises `EvaluationError` if the server cannot be reached."""
         request = urllib.request.Request(f"{self.url}/models", headers=self.headers)  # noqa: S310  (the user's own URL)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
@@ -84,11 +84,11 @@ class EndpointLM(_API):
         return super().generate_until(requests, disable_tqdm=True)
 
 
-def evaluate_endpoint(endpoint: Endpoint, asked: Asked, on_item: OnItem | None = None) -> Scores:
-    """Score a served model. Raises `EvaluationError` when it is not served, and as `harness.evaluate`."""
+def evaluate_endpoint(endpoint: Endpoint, config: Asked, on_item: OnItem | None = None) -> Scores:
+    """Score a served model. Raises `EvaluationError` if the server does not have it, and as `harness.evaluate`."""
     cards = endpoint.cards()
     if endpoint.model not in cards:
         raise EvaluationError(f"{endpoint.url} has no model {endpoint.model!r}", f"it has {', '.join(cards)}")
     length = cards[endpoint.model].get("max_model_len") or 2048
-    made = evaluate_with(lambda counter: EndpointLM(endpoint, length, asked.seed, counter), asked, on_item)
-    return made.scores
+    result = evaluate_with(lambda counter: EndpointLM(endpoint, length, config.seed, counter), config, on_item)
+    return result.scores

@@ -1,4 +1,4 @@
-"""Forgetting and shift: how much more surprising texts are to a model than to the teacher that it was made from.
+"""Forgetting and shift: by how much the perplexity of texts rises from the teacher to a model derived from it.
 
 Measured on three kinds of text, by negative log-likelihood (NLL) in nats per token: held-out text that nothing is
 tuned on (`text`), where a rise is what was forgotten; and references and the teacher's own rewrites of the seed set,
@@ -20,10 +20,10 @@ from sdft_ray.evaluation.shift import ResponseNll, figure, mean_nll, paired_gap
 
 TEACHER, PRUNED, HELD_OUT = "teacher", "pruned", "text"
 NAMES = {HELD_OUT: "held-out text", "reference": "references", "distilled": "the teacher's rewrites"}
-"""Kinds of text, as they are told."""
+"""Names of the kinds of text, as shown to users."""
 
 Rows = Mapping[str, Mapping[str, Mapping[str, ResponseNll]]]
-"""Model -> kind of text -> id of a row -> what it cost the model."""
+"""Model -> kind of text -> row id -> the NLL of that row under the model."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Forgetting:
 
 
 def forgetting(rows: Rows) -> Forgetting:
-    """From what every row cost every model, among them the teacher, to means and differences.
+    """Means and differences from the NLL of every row under every model, the teacher included.
 
     Kinds of text without rows may be absent. Raises `EvaluationError` unless all models have scored the same rows.
     """
@@ -56,7 +56,9 @@ def forgetting(rows: Rows) -> Forgetting:
         nll={model: {text: mean_nll(part) for text, part in parts.items()} for model, parts in lists.items()},
         to_teacher=to_teacher,
         to_pruned={model: _beyond(lists, model, PRUNED) for model in students},
-        perplexity_ratio={m: perplexity_ratio(found[HELD_OUT]) for m, found in to_teacher.items() if HELD_OUT in found},
+        perplexity_ratio={
+            m: perplexity_ratio(by_text[HELD_OUT]) for m, by_text in to_teacher.items() if HELD_OUT in by_text
+        },
     )
 
 
@@ -71,13 +73,13 @@ def perplexity_ratio(difference: Estimate) -> Estimate:
 
 def _joined(rows: Rows, model: str, text: str, names: Sequence[str]) -> list[ResponseNll]:
     """One model's rows in the order of the teacher's."""
-    own = rows[model].get(text, {})
-    if own.keys() != set(names):
+    by_name = rows[model].get(text, {})
+    if by_name.keys() != set(names):
         raise EvaluationError(
             f"{model} and the teacher have not scored the same rows of {NAMES.get(text, text)}",
             "remove the folders of their forget steps and run again",
         )
-    return [own[name] for name in names]
+    return [by_name[name] for name in names]
 
 
 def _beyond(lists: Mapping[str, Mapping[str, Sequence[ResponseNll]]], model: str, base: str) -> dict[str, Estimate]:
@@ -85,29 +87,31 @@ def _beyond(lists: Mapping[str, Mapping[str, Sequence[ResponseNll]]], model: str
     return {text: paired_gap(part, lists[base][text]) for text, part in lists[model].items()}
 
 
-def verdict(found: Forgetting, text: str) -> str:
-    """What pruning took on one kind of text, and what training gave back; a change counts beyond two standard errors.
+def verdict(measured: Forgetting, text: str) -> str:
+    """The effects of pruning and training on one kind of text, in sentences; "" for a kind that was not measured.
 
-    "" for a kind that was not measured.
+    A change counts if it exceeds two standard errors.
     """
-    if text not in found.num_rows:
+    if text not in measured.num_rows:
         return ""
-    if found.num_rows[text] == 1:
+    if measured.num_rows[text] == 1:
         return f"A single row has no standard error, so nothing can be said of {NAMES[text]}: give more rows."
-    said, lost = [], False
-    if PRUNED in found.to_teacher:
-        by_pruning = found.to_teacher[PRUNED][text]
+    sentences, lost = [], False
+    if PRUNED in measured.to_teacher:
+        by_pruning = measured.to_teacher[PRUNED][text]
         lost = _sign(by_pruning) > 0
-        said.append(_by_pruning(by_pruning, found.perplexity_ratio.get(PRUNED) if text == HELD_OUT else None, text))
-    for model, to_teacher in found.to_teacher.items():
+        sentences.append(
+            _by_pruning(by_pruning, measured.perplexity_ratio.get(PRUNED) if text == HELD_OUT else None, text)
+        )
+    for model, to_teacher in measured.to_teacher.items():
         if model == PRUNED:
             continue
         level = _level(to_teacher[text])
-        if PRUNED in found.to_teacher:
-            said.append(f"{model} {_since(found.to_pruned[model][text], lost=lost)} and {level}.")
+        if PRUNED in measured.to_teacher:
+            sentences.append(f"{model} {_since(measured.to_pruned[model][text], lost=lost)} and {level}.")
         else:
-            said.append(f"{model} {level}.")
-    return " ".join(said)
+            sentences.append(f"{model} {level}.")
+    return " ".join(sentences)
 
 
 def _by_pruning(change: Estimate, ratio: Estimate | None, text: str) -> str:
@@ -116,12 +120,12 @@ def _by_pruning(change: Estimate, ratio: Estimate | None, text: str) -> str:
         return f"Pruning made {NAMES[text]} neither more nor less surprising within two standard errors."
     times = f" (perplexity × {ratio.value:.3g})" if ratio is not None and ratio.value is not None else ""
     kind = "more" if sign > 0 else "less"
-    told = f"Pruning made {NAMES[text]} {_size(change)} nats per token {kind} surprising{times}"
-    return f"{told}, beyond two standard errors."
+    sentence = f"Pruning made {NAMES[text]} {_size(change)} nats per token {kind} surprising{times}"
+    return f"{sentence}, beyond two standard errors."
 
 
 def _since(change: Estimate, *, lost: bool) -> str:
-    """What became of it after pruning, as a verb with its object."""
+    """The change after pruning, as a verb with its object."""
     sign = _sign(change)
     if not sign:
         return "changed nothing measurable"

@@ -1,4 +1,4 @@
-"""lm-eval's own scores of a model, quiet and strict: its `evaluate` over its own tasks, filters and metrics."""
+"""lm-eval's own scores of a model: its `evaluate`, tasks, filters and metrics, without output to the terminal."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _BOOTSTRAP_DRAWS = 1000
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a model: lm-eval tasks, tags or groups.
+    """The configuration of an evaluation: lm-eval tasks, tags or groups, and how they are run.
 
     `include` is a folder of task files whose `data_files` are relative to the file that names them. `limit`
     takes the first items of each task. `num_fewshot` is one number, or one per task; None is the task's own,
     and a task that fixes 0 keeps it, as in lm-eval. `metrics` names the primary metric of a task ("acc", or
     "exact_match,strict-match" with its filter); for the rule without it see `PREFERRED_METRICS`. `seed` draws
-    few-shot examples and samples. `num_outputs` responses per generation task are kept to look at. With `samples`
-    generation tasks are also asked for several answers each.
+    few-shot examples and samples. `num_outputs` responses per generation task are stored for inspection. With
+    `samples`, several answers to each item of generation tasks are sampled as well.
     """
 
     tasks: Sequence[str]
@@ -69,52 +69,52 @@ class Result:
 
 def evaluate(
     model_dir: str | Path,
-    asked: Asked,
+    config: Asked,
     ask: Ask,
     on_item: OnItem | None = None,
     *,
     max_length: int | None = None,
 ) -> Result:
-    """Score the model that answers `ask`; the checkpoint in `model_dir` gives tokenizer and context length, unless
-    `max_length` shortens that.
+    """Score the model behind `ask`. The checkpoint in `model_dir` defines the tokenizer and the context length, which
+    `max_length` can shorten.
 
-    Reaching the hub is the caller's affair: HF_HUB_OFFLINE and HF_DATASETS_OFFLINE in the environment are obeyed.
-    Raises `EvaluationError` for tasks, metrics or data that cannot be had, before anything is asked where that can be
-    known, and `ModelError` for a tokenizer that cannot be used.
+    Hub access is up to the caller: HF_HUB_OFFLINE and HF_DATASETS_OFFLINE in the environment are respected. Raises
+    `EvaluationError` for unknown or unavailable tasks, metrics or data, before the first request where possible, and
+    `ModelError` for an unusable tokenizer.
     """
 
-    def asking(counter: ItemCounter) -> AskingLM:
+    def create(counter: ItemCounter) -> AskingLM:
         lm = AskingLM(model_dir, ask, counter, max_length=max_length)
-        if asked.apply_chat_template:
+        if config.apply_chat_template:
             lm.check_chat_prompt()
         return lm
 
-    return evaluate_with(asking, asked, on_item)
+    return evaluate_with(create, config, on_item)
 
 
-def evaluate_with(make: Callable[[ItemCounter], Any], asked: Asked, on_item: OnItem | None = None) -> Result:
-    """Score any model of lm-eval's, made when the tasks are known to be there. Raises as `evaluate`.
+def evaluate_with(create: Callable[[ItemCounter], Any], config: Asked, on_item: OnItem | None = None) -> Result:
+    """Score any lm-eval model, created by `create` once the tasks are loaded. Raises as `evaluate` does.
 
-    Models that do not tell how they wrote have an empty `texts`.
+    Models without details on generated texts have an empty `texts`.
     """
-    if asked.limit is not None and asked.limit < 1:
-        raise EvaluationError(f"limit is {asked.limit}", "make it 1 or more, or leave it out")
-    metrics = asked.metrics or {}
+    if config.limit is not None and config.limit < 1:
+        raise EvaluationError(f"limit is {config.limit}", "make it 1 or more, or leave it out")
+    metrics = config.metrics or {}
     with quiet() as terminal:
-        by_name = load_tasks(asked.tasks, asked.include)
+        by_name = load_tasks(config.tasks, config.include)
         for name, parts in by_name.items():
-            fewshot = asked.num_fewshot
+            fewshot = config.num_fewshot
             _set_fewshot(leaf_tasks(parts), fewshot.get(name) if isinstance(fewshot, Mapping) else fewshot)
             _check_metric(name, leaf_tasks(parts), metrics.get(name))
         loaded = [part for parts in by_name.values() for part in parts]
         for task in leaf_tasks(loaded):
             compile_templates(task)
-        total = sum(min(len(task.eval_docs), asked.limit or sys.maxsize) for task in leaf_tasks(loaded))
-        lm = make(ItemCounter(total, on_item, terminal))
-        chat = asked.apply_chat_template
-        results = _run(lm, loaded, limit=asked.limit, apply_chat_template=chat, seed=asked.seed)
+        total = sum(min(len(task.eval_docs), config.limit or sys.maxsize) for task in leaf_tasks(loaded))
+        lm = create(ItemCounter(total, on_item, terminal))
+        chat = config.apply_chat_template
+        results = _run(lm, loaded, limit=config.limit, apply_chat_template=chat, seed=config.seed)
         scored = [
-            _score(part, results, metrics.get(name), asked, lm)
+            _score(part, results, metrics.get(name), config, lm)
             for name, parts in by_name.items()
             for part in _scored(parts)
         ]
@@ -124,9 +124,9 @@ def evaluate_with(make: Callable[[ItemCounter], Any], asked: Asked, on_item: OnI
 
 
 def _run(lm: Any, loaded: list[Task | Group], *, limit: int | None, apply_chat_template: bool, seed: int) -> Any:
-    """The inner half of `simple_evaluate`, which also asks git, pip and the hub what they know, loudly.
+    """The inner half of `simple_evaluate`, whose outer half also queries git, pip and the hub, and prints.
 
-    What the outer half does before it, with seeds and few-shot examples, is done here in the same way.
+    Seeds and few-shot examples are set here as its outer half sets them.
     """
     random.seed(seed)
     np.random.seed(seed)
@@ -155,7 +155,7 @@ def _run(lm: Any, loaded: list[Task | Group], *, limit: int | None, apply_chat_t
 
 
 def _scored(loaded: Sequence[Task | Group]) -> list[Task | Group]:
-    """What gets a score of its own: tasks, groups that aggregate, and the tasks of groups that do not."""
+    """Everything with its own score: tasks, groups that aggregate, and the tasks of groups that do not."""
     return [
         scored
         for part in loaded
@@ -174,22 +174,22 @@ def _set_fewshot(leaves: Sequence[Task], num_fewshot: int | None) -> None:
             task.set_config(key="num_fewshot", value=num_fewshot)
 
 
-def _check_metric(name: str, leaves: Sequence[Task], wanted: str | None) -> None:
-    """A misspelt metric should not cost an evaluation first. Raises `EvaluationError`."""
+def _check_metric(name: str, leaves: Sequence[Task], metric: str | None) -> None:
+    """Raise `EvaluationError` for an unknown metric before the evaluation runs."""
     known = sorted({metric for task in leaves for metric in (task.aggregation() or ())})
-    if wanted is not None and known and wanted.partition(",")[0] not in known:
-        raise EvaluationError(f"task {name!r} has no metric {wanted!r}", f"it has {', '.join(known)}")
+    if metric is not None and known and metric.partition(",")[0] not in known:
+        raise EvaluationError(f"task {name!r} has no metric {metric!r}", f"it has {', '.join(known)}")
 
 
 def _score(
-    part: Task | Group, results: Any, wanted: str | None, asked: Asked, lm: Any
+    part: Task | Group, results: Any, metric_name: str | None, config: Asked, lm: Any
 ) -> tuple[TaskScore, list[dict[str, Any]]]:
     """The score of a task or group, and a row for each of its items."""
     name = _name(part)
-    found: dict[str, Any] = results["results"][name]
-    key = _primary(name, [key for key in found if "," in key and "_stderr," not in key], wanted)
+    metrics: dict[str, Any] = results["results"][name]
+    key = _primary(name, [key for key in metrics if "," in key and "_stderr," not in key], metric_name)
     metric, _, filtered_by = key.rpartition(",")
-    stderr = found.get(f"{metric}_stderr,{filtered_by}")
+    stderr = metrics.get(f"{metric}_stderr,{filtered_by}")
     leaves = leaf_tasks([part])
     samples = {task.task_name: _of_filter(results["samples"][task.task_name], filtered_by) for task in leaves}
     rows = [
@@ -199,24 +199,24 @@ def _score(
     ]
     higher = results["higher_is_better"].get(name, {}).get(metric)
     shots = {results["n-shot"].get(task.task_name) for task in leaves}
-    written = written_of(rows)
-    if written is not None and asked.samples is not None:
-        chances = pass_at_k(lm, leaves, metric, filtered_by, asked.samples, asked.seed)
-        written = replace(written, pass_at_k=chances)
+    stats = written_of(rows)
+    if stats is not None and config.samples is not None:
+        chances = pass_at_k(lm, leaves, metric, filtered_by, config.samples, config.seed)
+        stats = replace(stats, pass_at_k=chances)
     score = TaskScore(
         task=name,
         metric=metric,
         filter=filtered_by,
-        value=float(found[key]),
+        value=float(metrics[key]),
         stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
         n=sum(len(part) for part in samples.values()),
         num_fewshot=shots.pop() if len(shots) == 1 else None,
         higher_is_better=higher is not False,
         chance=_chance(leaves, samples),
         items={row["item"]: row["value"] for row in rows},
-        outputs=outputs_of(leaves, samples, metric, asked.num_outputs),
+        outputs=outputs_of(leaves, samples, metric, config.num_outputs),
         num_truncated=sum(lm.num_truncated[task.task_name] for task in leaves),
-        written=written,
+        written=stats,
     )
     return score, rows
 
@@ -240,7 +240,7 @@ def _of_filter(samples: list[dict[str, Any]], filtered_by: str) -> list[dict[str
 
 
 def _chance(leaves: list[Task], samples: Mapping[str, list[dict[str, Any]]]) -> float | None:
-    """Expected accuracy of guessing; None for tasks with a scoring of their own."""
+    """Expected accuracy of random guessing; None for tasks with custom scoring."""
     levels: list[float] = []
     for task in leaves:
         rows = samples[task.task_name]

@@ -1,6 +1,6 @@
-"""lm-eval's model interface over questions: this end holds a tokenizer, whoever answers holds the model.
+"""lm-eval's model interface on top of requests: the tokenizer is here, the model wherever requests are answered.
 
-Tokenization, truncation and what becomes of stop texts are those of lm-eval's `hf` model, so that scores are too.
+Tokenization, truncation and the handling of stop texts are those of lm-eval's `hf` model, so that scores are equal.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _Pair = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 class AskingLM(TemplateLM):
-    """A model of lm-eval's that asks `ask`. The checkpoint's folder gives tokenizer and context length.
+    """An lm-eval model that sends its requests to `ask`. Tokenizer and context length come from the checkpoint.
 
-    `num_truncated` counts requests whose prompt lost its beginning, by task; `texts` holds how every generated answer
-    was written, by task and item, in the order of the requests.
+    `num_truncated` counts the requests whose prompt was truncated at its beginning, by task; `texts` has every
+    generated answer by task and item, in the order of the requests.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class AskingLM(TemplateLM):
         super().__init__()
         self.tokenizer: Any = load_tokenizer(Path(model_dir))
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-        own = resolve_max_length(config, self.tokenizer)
-        self.max_length = own if max_length is None else min(own, max_length)
+        context_length = resolve_max_length(config, self.tokenizer)
+        self.max_length = context_length if max_length is None else min(context_length, max_length)
         self.num_truncated: Counter[str] = Counter()
         self.texts: defaultdict[tuple[str, int], list[Text]] = defaultdict(list)
         self._ask = ask
@@ -58,7 +58,7 @@ class AskingLM(TemplateLM):
         if counter is not None:
             self.set_cache_hook(counter)
 
-    # -- what lm-eval wants to know ------------------------------------------------------------------------------
+    # -- lm-eval's interface -------------------------------------------------------------------------------------
 
     @property
     def eot_token_id(self) -> int:
@@ -66,7 +66,7 @@ class AskingLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands in for an empty context."""
+        """The token in place of an empty context."""
         begin = self.tokenizer.bos_token_id
         return self.tokenizer.eos_token_id if begin is None else begin
 
@@ -75,7 +75,7 @@ class AskingLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As in lm-eval: a template that knows no system turn is asked again without."""
+        """As in lm-eval: if the template refuses a system turn, it is rendered without."""
 
         def rendered(turns: list[dict[str, str]]) -> str:
             return self.tokenizer.apply_chat_template(
@@ -105,7 +105,7 @@ class AskingLM(TemplateLM):
             )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; the tokenizer adds its special tokens unless told otherwise or the text starts with them."""
+        """Token ids, with special tokens unless `add_special_tokens` is False or the text starts with BOS."""
         if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
@@ -143,7 +143,7 @@ class AskingLM(TemplateLM):
         return totals
 
     def _loglikelihood_tokens(self, requests: Sequence[_Pair], **kwargs: Any) -> list[tuple[float, bool]]:
-        """Requests that differ in their last token alone are one question."""
+        """Requests that differ only in their last token become one question."""
         places: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
         for index, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
@@ -151,51 +151,51 @@ class AskingLM(TemplateLM):
                     f"{self._tasks[index]}: an option has {len(continuation)} tokens and the context {self.max_length}",
                     "leave the task out, or take a model with a longer context",
                 )
-            room = self.max_length + 1  # the last token is only predicted
-            self.num_truncated[self._tasks[index]] += len(context) + len(continuation) > room
-            whole = (context + continuation)[-room:]
+            max_tokens = self.max_length + 1  # the last token is only predicted
+            self.num_truncated[self._tasks[index]] += len(context) + len(continuation) > max_tokens
+            whole = (context + continuation)[-max_tokens:]
             places[tuple(whole[:-1]), len(continuation) - 1].append(index)
-        asked: list[Question] = []
+        questions: list[Question] = []
         owners = list(places.values())
         for (ids, num_scored), indices in places.items():
             finals = dict.fromkeys(requests[index][2][-1] for index in indices)
-            asked.append(Likelihood(ids, num_scored, tuple(finals)))
-        found: dict[int, tuple[float, bool]] = {}
-        for number, answer in self._ask(asked):
-            question = asked[number]
+            questions.append(Likelihood(ids, num_scored, tuple(finals)))
+        scores: dict[int, tuple[float, bool]] = {}
+        for number, answer in self._ask(questions):
+            question = questions[number]
             assert isinstance(question, Likelihood)
             assert isinstance(answer, Likelihoods)
             by_final = dict(zip(question.finals, answer.finals, strict=True))
             for index in owners[number]:
                 texts, _, continuation = requests[index]
-                found[index] = by_final[continuation[-1]]
+                scores[index] = by_final[continuation[-1]]
                 if texts is not None:
-                    self.cache_hook.add_partial("loglikelihood", texts, found[index])
-        return [found[index] for index in range(len(requests))]
+                    self.cache_hook.add_partial("loglikelihood", texts, scores[index])
+        return [scores[index] for index in range(len(requests))]
 
     # -- generation --------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts up to the first stop text."""
         self._begin(requests)
-        asked, stops = self._writings(requests)
-        for request, question in zip(requests, asked, strict=True):
+        questions, stops = self._writings(requests)
+        for request, question in zip(requests, questions, strict=True):
             self.num_truncated[str(request.task_name)] += question.is_cut
         texts: dict[int, str] = {}
-        written: dict[int, Text] = {}
-        for index, answer in self._ask(asked):
+        answers: dict[int, Text] = {}
+        for index, answer in self._ask(questions):
             assert isinstance(answer, Text)
-            written[index] = answer
+            answers[index] = answer
             texts[index] = postprocess_generated_text(answer.text, stops[index], None)
             self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
         for index, request in enumerate(requests):
-            self.texts[str(request.task_name), int(request.doc_id or 0)].append(written[index])
+            self.texts[str(request.task_name), int(request.doc_id or 0)].append(answers[index])
         return [texts[index] for index in range(len(requests))]
 
     def sample(self, requests: Sequence[Instance], samples: Samples, seed: int) -> list[list[str]]:
-        """`samples.num` texts for each request, whatever temperature it names itself; each has a seed of its own."""
+        """`samples.num` texts for each request, at the temperature of `samples`; each has its own seed."""
         greedy, stops = self._writings(requests)
-        asked = [
+        questions = [
             replace(
                 question,
                 temperature=samples.temperature,
@@ -206,8 +206,8 @@ class AskingLM(TemplateLM):
             for question in greedy
             for number in range(samples.num)
         ]
-        texts = [""] * len(asked)
-        for index, answer in self._ask(asked):
+        texts = [""] * len(questions)
+        for index, answer in self._ask(questions):
             assert isinstance(answer, Text)
             texts[index] = postprocess_generated_text(answer.text, stops[index // samples.num], None)
         return [texts[start : start + samples.num] for start in range(0, len(texts), samples.num)]
@@ -215,30 +215,30 @@ class AskingLM(TemplateLM):
     def _writings(self, requests: Sequence[Instance]) -> tuple[list[Writing], list[list[str]]]:
         """The questions behind requests, and their stop texts."""
         eos = self.tokenizer.decode(self.eot_token_id)
-        stops, asked = [], []
+        stops, questions = [], []
         for request in requests:
             arguments: Any = request.args
             prompt, raw = arguments
             options: dict[str, Any] = {**normalize_gen_kwargs(raw, _DEFAULT_MAX_GEN_TOKS)}
             stops.append(handle_stop_sequences(options.pop("until", None), eos=eos))
-            asked.append(self._writing(request, prompt, stops[-1], options))
-        return asked, stops
+            questions.append(self._writing(request, prompt, stops[-1], options))
+        return questions, stops
 
     def _writing(self, request: Instance, prompt: str, stop: Sequence[str], options: dict[str, Any]) -> Writing:
         max_tokens = options["max_gen_toks"]
-        room = self.max_length - max_tokens
-        if room <= 0:
+        max_prompt_tokens = self.max_length - max_tokens
+        if max_prompt_tokens <= 0:
             raise EvaluationError(
                 f"{request.task_name} asks for {max_tokens} new tokens and the context has {self.max_length}",
                 "take a model with a longer context, or set max_gen_toks in a task file of your own",
             )
         ids = self.tok_encode(prompt)
-        # Texts that are special tokens end a response by themselves, and never stand in it.
+        # Special tokens end a response by themselves, and never occur in its text.
         special = set(self.tokenizer.all_special_tokens)
         sampled = options["temperature"] > 0 if options["do_sample"] is not False else False
         return Writing(
-            ids=tuple(ids[-room:]),
-            is_cut=len(ids) > room,
+            ids=tuple(ids[-max_prompt_tokens:]),
+            is_cut=len(ids) > max_prompt_tokens,
             stop=tuple(text for text in stop if text and text not in special),
             max_tokens=max_tokens,
             temperature=float(options["temperature"]) if sampled else 0.0,
@@ -252,6 +252,6 @@ class AskingLM(TemplateLM):
 
 
 def _sample_seed(seed: int, question: Writing, number: int) -> int:
-    """In [0, 2**63): a hash of what is asked, never of where it stands."""
+    """In [0, 2**63): a hash of the question's content, never of its position."""
     digest = hashlib.sha256(f"{seed}\0{key_of(question)}\0{number}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""pass@k: a model that fails at the first attempt may only have lost the form of an answer."""
+"""pass@k: a model whose first answer is wrong may still give the right one in several attempts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lm_eval.api.task import Task
 
 @dataclass(frozen=True)
 class Samples:
-    """So many answers to every item of the generation tasks, sampled."""
+    """How answers to the items of generation tasks are sampled: `num` per item."""
 
     num: int = 8
     temperature: float = 0.8
@@ -26,7 +26,7 @@ def pass_at_k(
     """k (1, 2, 4, ... and all samples) -> mean chance that one of k answers is right, by the task's own filter and
     metric, whose value per answer is 0 or 1.
 
-    `lm` is an `AskingLM`. To be called when the tasks' scores are made: it writes over the answers in their requests.
+    `lm` is an `AskingLM`. Call it after scoring: it overwrites the answers stored in the tasks' requests.
     """
     counts: list[int] = []
     for task in leaves:

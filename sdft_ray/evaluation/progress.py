@@ -1,4 +1,4 @@
-"""How far an evaluation is, and lm-eval without its own chatter."""
+"""Progress of an evaluation, and lm-eval without its own output."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ OnItem = Callable[[int, int], None]
 
 
 class ItemCounter(CacheHook):
-    """Counts finished requests: lm-eval tells its response cache about every one.
+    """Counts finished requests, which lm-eval reports to its response cache one by one.
 
-    Options of one item are separate requests, in an order of their own, so items are counted in proportion.
+    The options of an item are separate requests in another order, so items are counted proportionally.
     """
 
     def __init__(self, total: int, on_item: OnItem | None, terminal: Any) -> None:
         super().__init__(None)
         self._total, self._on_item, self._terminal = total, on_item, terminal
-        self._before = self._requests = self._items = self._done = self._told = 0
+        self._before = self._requests = self._items = self._done = self._reported = 0
 
     def begin(self, requests: list[Instance]) -> None:
-        """The requests of one kind are about to run."""
+        """Start counting the requests of one kind."""
         self._before += self._items
         self._requests, self._done = len(requests), 0
         self._items = len({(request.task_name, request.doc_id) for request in requests})
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """One request is finished."""
+        """Count one finished request."""
         self._done += 1
         done = min(self._total, self._before + self._items * self._done // max(1, self._requests))
-        if self._on_item is not None and done > self._told:
-            self._told = done
+        if self._on_item is not None and done > self._reported:
+            self._reported = done
             with contextlib.redirect_stderr(self._terminal):
                 self._on_item(done, self._total)
 

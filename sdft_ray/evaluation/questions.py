@@ -1,6 +1,7 @@
-"""What a model is asked in an evaluation, and what it answers: token ids out, plain values back.
+"""Requests of an evaluation to a model, and its answers: token ids in, plain values out.
 
-A question stands for itself, wherever and by which engine it is answered, so answers can be kept by question.
+A request is self-contained: its answer does not depend on where or by which engine it is computed, so answers can be
+cached by request.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely are these continuations of one context, which differ in their last token alone?
+    """A request for the likelihoods of continuations of one context that differ only in their last token.
 
     The model reads `ids` (at least one), of which the last `num_scored` belong to the continuations; each of `finals`
     is the token after them.
@@ -34,7 +35,10 @@ class Likelihoods:
 
 @dataclass(frozen=True)
 class Writing:
-    """Write on from `ids` until a text of `stop`, the end of the text, or `max_tokens`. Temperature 0 is greedy."""
+    """A request to generate after `ids` until a text of `stop`, the end of the text, or `max_tokens` tokens.
+
+    Temperature 0 is greedy decoding.
+    """
 
     ids: tuple[int, ...]
     stop: tuple[str, ...]
@@ -44,14 +48,14 @@ class Writing:
     top_k: int = 0
     seed: int = 0
     is_cut: bool = False
-    """The prompt lost its beginning."""
+    """Whether the beginning of the prompt was truncated."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """What was written; special tokens are left out, a stop text may still stand at the end.
+    """A generated text without special tokens; a stop text may still be at the end.
 
-    `num_tokens` and `repetition` (see `scores.Written`) are those of the tokens written. `truncated`: it ended at
+    `num_tokens` and `repetition` (see `scores.Written`) are those of the generated tokens. `truncated`: it ended at
     `max_tokens` or at the end of the context.
     """
 
@@ -64,11 +68,11 @@ class Text:
 Question = Likelihood | Writing
 Answer = Likelihoods | Text
 Ask = Callable[[Sequence[Question]], Iterator[tuple[int, Answer]]]
-"""Answers questions in any order: each answer with its question's index. Raises when one cannot be answered."""
+"""Yields (index of the question, answer) in any order. Raises if a question cannot be answered."""
 
 
 def key_of(question: Question) -> str:
-    """A digest of all that a question says."""
+    """A digest of all fields of a question."""
     named = [type(question).__name__, asdict(question)]
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -86,7 +90,7 @@ def answer_from_json(data: dict[str, Any]) -> Answer:
 
 
 def repetition(ids: Sequence[int], length: int = 4) -> float:
-    """Share of token sequences of `length` that stood before in the same text, in [0, 1): seq-rep-n of
+    """Share of token sequences of `length` that occurred earlier in the same text, in [0, 1): seq-rep-n of
     arXiv:1908.04319. 0 for texts shorter than that."""
     count = len(ids) - length + 1
     if count <= 0:

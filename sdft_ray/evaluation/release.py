@@ -96,15 +96,15 @@ def _low_tasks(card: Card, bounds: Bounds) -> list[str]:
     return reasons
 
 
-def _reversed(found: Reversal) -> str:
-    comparison = found.comparison
+def _reversed(reversal: Reversal) -> str:
+    comparison = reversal.comparison
     assert comparison.difference is not None, "a reversal has a difference"
-    said = f"Fine-tuning made {found.task} worse than pruning alone: by {abs(comparison.difference):.3f}"
+    sentence = f"Fine-tuning made {reversal.task} worse than pruning alone: by {abs(comparison.difference):.3f}"
     interval = comparison.interval
     if interval is None:
-        return f"{said}, and without values per item it cannot be told whether that is chance."
+        return f"{sentence}, and without values per item it cannot be told whether that is chance."
     ends = f"{_signed(interval.low)} to {_signed(interval.high)}"
-    return f"{said} ({100 * interval.level:g} % interval of the difference {ends})."
+    return f"{sentence} ({100 * interval.level:g} % interval of the difference {ends})."
 
 
 def _below(value: float, bound: float, reach: str) -> str:

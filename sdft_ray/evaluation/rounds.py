@@ -1,4 +1,4 @@
-"""A figure taken in several rounds, and two of them compared round by round. Loads neither torch nor numpy."""
+"""A figure measured in several rounds, and ratios of two figures by round. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def over_rounds(values: Iterable[float]) -> Spread:
 
 
 def ratio(above: Spread, below: Spread) -> Spread:
-    """`above` over `below` within each round: what slows a machine down for a whole round falls out."""
+    """`above` over `below` within each round, so that a slower machine during a whole round cancels."""
     return over_rounds(one / other for one, other in zip(above.rounds, below.rounds, strict=True))

@@ -1,11 +1,11 @@
-"""The distribution gap: how far reference responses lie from a model, against the teacher's own rewrites.
+"""The distribution gap: how far reference responses are from a model, compared with the teacher's own rewrites.
 
 Self-data moves the data to the teacher (arXiv:2410.09982), which shows in the teacher's negative log-likelihood
 (NLL) of the two texts. Both are scored as answers to the plain instruction: the rewrite was written with the
 reference in sight, but that is not how it is trained on.
 
 The mean is over tokens, like the training loss: for rows i with nats n_i on t_i response tokens it is
-m = sum n / sum t. Tokens of a row hang together, so rows are the sample, and m is a ratio estimator. Its
+m = sum n / sum t. Tokens of a row are correlated, so rows are the sample, and m is a ratio estimator. Its
 standard error is linearised (Cochran, Sampling Techniques, 1977, chapter 6): row i moves m by
 u_i = (n_i - m t_i) / sum t, and se^2 = N / (N - 1) sum u_i^2. A gap between two texts of the same rows is paired:
 the difference of the two u_i takes the place of u_i, so that what makes a row hard for both cancels.
@@ -34,10 +34,10 @@ class ResponseNll(NamedTuple):
 
 @dataclass(frozen=True)
 class Shift:
-    """What the two texts cost each model, in nats per response token.
+    """The NLL of the two texts under each model, in nats per response token.
 
     `nll` maps model ("teacher", "pruned") and text ("reference", "distilled") to a mean. `gaps` maps the model
-    to mean(reference) - mean(distilled): positive where references are the more surprising. Both are empty
+    to mean(reference) - mean(distilled): positive where references are less likely. Both are empty
     without rows; a standard error is None with a single one.
     """
 
@@ -68,18 +68,18 @@ def response_nll(
     """
     import torch
 
-    found: dict[int, ResponseNll] = {}
+    nll_by_index: dict[int, ResponseNll] = {}
     for batch in _batches([len(document.ids) for document in documents], batch_tokens):
         with torch.inference_mode():
             scored = _score(model, [documents[index] for index in batch])
-        found.update(zip(batch, scored, strict=True))
+        nll_by_index.update(zip(batch, scored, strict=True))
         if on_batch is not None:
-            on_batch(len(found), len(documents))
-    if not all(math.isfinite(row.nats) for row in found.values()):
+            on_batch(len(nll_by_index), len(documents))
+    if not all(math.isfinite(row.nats) for row in nll_by_index.values()):
         raise ModelError(
             "the model gives likelihoods that are not finite", "check the weights, or use bfloat16 or float32"
         )
-    return [found[index] for index in range(len(documents))]
+    return [nll_by_index[index] for index in range(len(documents))]
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -99,9 +99,9 @@ def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    scored = [[t for t in range(1, len(document.ids)) if document.loss_mask[t]] for document in documents]
+    scored_positions = [[t for t in range(1, len(document.ids)) if document.loss_mask[t]] for document in documents]
     width = max(len(document.ids) for document in documents)
-    first = min((positions[0] for positions in scored if positions), default=width)
+    first = min((positions[0] for positions in scored_positions if positions), default=width)
     ids_BT = torch.zeros(len(documents), width, dtype=torch.int64)
     for row, document in enumerate(documents):
         ids_BT[row, : len(document.ids)] = torch.tensor(document.ids)
@@ -109,7 +109,7 @@ def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
     # Right padding needs no attention mask: attention is causal and the pads are not scored.
     logits_BKV = model(input_ids=ids_BT, use_cache=False, logits_to_keep=width - first + 1).logits
     rows = []
-    for row, positions in enumerate(scored):
+    for row, positions in enumerate(scored_positions):
         index_N = torch.tensor(positions, dtype=torch.int64, device=model.device)
         logits_NV = logits_BKV[row, index_N - first].float()
         nats = cross_entropy(logits_NV, ids_BT[row, index_N], reduction="sum")
@@ -141,14 +141,14 @@ def shift(rows: Mapping[str, Mapping[str, Sequence[ResponseNll]]]) -> Shift:
     )
 
 
-def verdict(found: Shift) -> str:
-    """What the teacher's gap says about rewriting. A gap counts when it exceeds two standard errors."""
-    if not found.num_rows:
+def verdict(measured: Shift) -> str:
+    """A sentence on whether rewriting pays, from the teacher's gap. A gap counts if it exceeds two standard errors."""
+    if not measured.num_rows:
         return (
             "No rewrite was kept, so there is nothing to compare: the distilled set holds references alone. "
             "See the reasons of the selection."
         )
-    gap = found.gaps["teacher"]
+    gap = measured.gaps["teacher"]
     assert gap.value is not None
     if gap.stderr is None:
         return "A single row has no standard error, so its gap says nothing: rewrite more rows, or raise num_rows."

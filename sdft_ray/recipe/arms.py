@@ -88,6 +88,11 @@ class Objective(StrictPart):
         return (*own, *self.divergences, *self.matches)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each of `terms`."""
+        return {name: getattr(self, name) for name in self.terms}
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether a teacher runs beside the student."""
         return bool(self._online)

@@ -1,4 +1,4 @@
-"""A mean over training seeds and test items, both of which could have been others: crossed random effects.
+"""A mean over training seeds and test items, both random: crossed random effects.
 
 Every seed's student answers the same items, so the values of a task are a table of S seeds by I items, one in each
 cell: y_si = mean + seed_s + item_i + rest_si, all three random; the rest is what a seed does to an item, and luck.
@@ -51,7 +51,7 @@ _FEWEST = 0.1
 
 @dataclass(frozen=True)
 class Crossed:
-    """A mean of task means, its standard error, and limits at the level asked for.
+    """A mean of task means, its standard error, and confidence limits.
 
     `seed_stderr` is what other seeds on the same items would change, luck included, and None with a single seed;
     `item_stderr` is what other items would; the sum of their squares is that of `stderr`, and `df` says how well that

@@ -1,22 +1,22 @@
 """Two models on the same items: intervals of differences and of recovery by a paired bootstrap, and McNemar's test.
 
-What varies is the choice of items. Tasks are fixed, items are drawn again within their task, the same ones for both
-models, so that what makes an item hard for both cancels. Training seeds are not in it; see `crossed`.
+Items are random, tasks are fixed. Items are resampled within their task, the same ones for both models, so that what
+makes an item hard for both cancels. The spread between training seeds is not included; see `crossed`.
 
-Two models often part on a handful of items. Where that is 2.5 to 10 of 200 in the mean, 95 % intervals of percentiles
-hold the truth in as few as 81 % of cases, BCa in 82 % and bootstrap-t in 79 %, and two models that agree on everything
-would be equal for certain. Those here hold it in 93.4 to 98.9 %, and in more than 96 % where still fewer items differ
-(all 2 x 2 tables enumerated; several tasks, ratios and other worlds are in `jobs/bench/coverage.py`). Two things do it:
+Two models often disagree on a handful of items. Where that is 2.5 to 10 of 200 in expectation, the coverage of 95 %
+percentile intervals falls to 81 %, of BCa to 82 % and of bootstrap-t to 79 %, and two models that agree on everything
+get an interval of length zero. The intervals here cover 93.4 to 98.9 %, and more than 96 % where still fewer items
+differ (all 2 x 2 tables enumerated; other worlds are in `jobs/bench/coverage.py`), by two changes:
 
-- Smoothing. The items drawn from are those seen and, with half an item's weight each, one that the first model alone
-  answers rightly and one that the second alone does. Bonett and Price (2012, J. Educ. Behav. Stat. 37) add a whole one
+- Smoothing. Items are drawn from those observed and, with half an item's weight each, one that only the first model
+  answers correctly and one that only the second does. Bonett and Price (2012, J. Educ. Behav. Stat. 37) add a whole one
   to the cells of the 2 x 2 table. With T tasks the half is shared out: task t with n_t items gets a share
   proportional to n_t^-2, as its items enter the variance of the mean of task means.
 - Tilting (Efron 1981, Can. J. Stat. 9; DiCiccio and Romano 1990, Int. Stat. Rev. 58). A limit is the largest or
-  smallest value that a test would not refuse: the weights of the items are tilted by exp(tau u), u the influence of an
+  smallest value that a test would not reject: the weights of the items are tilted by exp(tau u), u the influence of an
   item on the figure, until what was observed lies at the edge of what would be drawn. Draws are made once, from the
-  untilted weights, and weighed by their likelihood ratio, which depends on the sum of their u alone. What is drawn just
-  as observed counts half on either side (mid-p), as differences of 0/1 items have many ties.
+  untilted weights, and weighed by their likelihood ratio, which depends on the sum of their u alone. Draws equal to the
+  observed value count half on either side (mid-p), as differences of 0/1 items have many ties.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from sdft_ray.statistics.scores import Scores, TaskScore
 Array = NDArray[np.float64]
 
 _PSEUDO_ITEMS = 0.5
-"""The weight, in items, of each of the two items that nobody saw."""
+"""The weight, in items, of each of the two unobserved items."""
 _NUMBERS_AT_ONCE = 1 << 21
-"""Held in memory while drawing: 16 MiB."""
+"""Numbers in memory at once while drawing: 16 MiB."""
 _FEW_CELLS = 64
 """Up to here it is faster to draw how many items have each pair of values than to draw the items."""
 _FURTHEST_TILT = 32.0
@@ -47,9 +47,9 @@ _FURTHEST_TILT = 32.0
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where it may lie at `level`.
+    """A figure with its confidence limits at `level`.
 
-    All three are None where the figure is undefined; the limits alone where the items cannot bound it.
+    All three are None where the figure is undefined; only the limits where the items do not bound it.
     """
 
     value: float | None
@@ -60,7 +60,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class McNemar:
-    """How many items only one of the two models answered rightly, and the two-sided p-value."""
+    """Numbers of items that only the first, and only the second model answers correctly, and the two-sided p-value."""
 
     only_first: int
     only_second: int
@@ -68,7 +68,7 @@ class McNemar:
 
 
 def check_comparable(first: Scores, second: Scores) -> None:
-    """Raise `EvaluationError` where the two were scored by different versions of lm-eval. Unknown ones pass."""
+    """Raise `EvaluationError` if the two were scored by different versions of lm-eval. Unknown versions pass."""
     if first.harness and second.harness and first.harness != second.harness:
         raise EvaluationError(
             "results of different harness versions cannot be compared: "
@@ -174,7 +174,7 @@ def mcnemar(first: TaskScore, second: TaskScore) -> McNemar:
 class _Pool:
     """C distinct pairs of values, task after task, and how many of the task's items have each.
 
-    The last two pairs of a task are those that nobody saw, with count 0. `weight_C` is the mass that an item of the
+    The last two pairs of a task are the unobserved ones, with count 0. `weight_C` is the mass that an item of the
     task has in the mean of task means; `smooth_C` the probability to draw a pair, 1 in all within its task.
     """
 

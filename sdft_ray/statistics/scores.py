@@ -1,4 +1,4 @@
-"""What an evaluation returns: one score per task, with the items behind it. Plain values, JSON in and out."""
+"""The result of an evaluation: one score per task, with the values of its items. Plain values, JSON in and out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Output:
-    """One generated response, to be looked at. `filtered` is what was compared with `target`."""
+    """One generated response, for inspection. `filtered` is the part that was compared with `target`."""
 
     item: str
     prompt: str
@@ -20,11 +20,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Written:
-    """How a model's generated answers look, right or wrong. Shares are of `num_answers`, in [0, 1].
+    """Statistics of generated answers, right or wrong. Shares are of `num_answers`, in [0, 1].
 
-    `truncated` ended at the limit of new tokens, `no_answer` are those out of which the task's own filter took
-    nothing: a failure of format, apart from wrong answers. `repetition` is the mean share of 4-token sequences that
-    stood in the same answer before (seq-rep-4, arXiv:1908.04319). `pass_at_k` maps k, as text, to the chance that one
+    `truncated` answers reached the limit of new tokens. From `no_answer` the task's own filter extracted nothing: a
+    failure of format, apart from wrong answers. `repetition` is the mean share of 4-token sequences that occurred
+    earlier in the same answer (seq-rep-4, arXiv:1908.04319). `pass_at_k` maps k, as text, to the chance that one
     of k sampled answers is right (arXiv:2107.03374, equation 1), where the evaluation sampled.
     """
 
@@ -43,7 +43,7 @@ class TaskScore:
     `value` is as lm-eval gives it, in [0, 1] for accuracies; `stderr` is that of `value`, None where lm-eval
     has none. `items` maps an item (its index in the test split; `subtask/index` in a group) to its own value,
     0 or 1 for accuracies, and is empty for metrics that exist only over the whole set. `chance` is what
-    guessing scores: the mean of 1 / number of options, 0 for generated answers, None where it cannot be told.
+    guessing scores: the mean of 1 / number of options, 0 for generated answers, None where it is unknown.
     `num_fewshot` is None for a group whose tasks have different numbers.
     `num_truncated` counts requests (an option of an item is one) whose prompt lost its beginning because the context
     was too short for it. `written` is there for generation tasks alone.

@@ -103,16 +103,16 @@ def _attention(
     num_rows, num_heads, row_tokens, _head = query_BHTD.shape
     tokens = [states.transpose(1, 2).flatten(0, 1) for states in (query_BHTD, key_BHTD, value_BHTD)]
     dropout = dropout if module.training else 0.0
-    found = []
+    outputs = []
     for places_NL in documents.groups:
         query, key, value = (_laid(states, places_NL) for states in tokens)
         if key.shape[1] != num_heads:
             key, value = (states.repeat_interleave(num_heads // key.shape[1], dim=1) for states in (key, value))
         by_kernel = softcap is None and (query.dtype == torch.float32 or places_NL.shape[1] > _LONG)
         attend = _by_kernel if by_kernel else partial(_by_products, softcap=softcap)
-        seen_NHLD = attend(query, key, value, scaling, dropout, sliding_window)
-        found.append(seen_NHLD.transpose(1, 2).flatten(0, 1))
-    return torch.cat(found).index_select(0, documents.back).unflatten(0, (num_rows, row_tokens)), None
+        output_NHLD = attend(query, key, value, scaling, dropout, sliding_window)
+        outputs.append(output_NHLD.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, documents.back).unflatten(0, (num_rows, row_tokens)), None
 
 
 def _laid(states: torch.Tensor, places_NL: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A running mean of the weights, which is often a better model than the last of them (Polyak averaging)."""
+"""A running mean of the weights, often a better model than the last weights (Polyak averaging)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 class Average:
     """Exponential moving average of float32 masters, by name; none is kept when `decay` is None.
 
-    After step t (0-based) a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)), so that the start, which is
-    far from the end, is forgotten in short runs too.
+    After step t (0-based) a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)), so that the early
+    weights are forgotten in short runs too.
     """
 
     def __init__(self, masters: Mapping[str, nn.Parameter], decay: float | None) -> None:
@@ -21,13 +21,13 @@ class Average:
         self.values = {} if decay is None else {name: torch.empty_like(p.data) for name, p in masters.items()}
 
     def start(self) -> None:
-        """Begin with the weights as they are."""
-        for name, mine in self.values.items():
-            mine.copy_(self._masters[name].data)
+        """Start from the current weights."""
+        for name, average in self.values.items():
+            average.copy_(self._masters[name].data)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step`."""
+        """Include the weights after `step`."""
         if self._decay is None:
             return
         share = 1 - min(self._decay, (1 + step) / (10 + step))
@@ -35,13 +35,13 @@ class Average:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Go on from the averages of an interrupted run, which have exactly the names of these."""
+        """Continue from the averages of an interrupted run, which must have the same names."""
         assert values.keys() == self.values.keys(), "the state belongs to another plan"
-        for name, mine in self.values.items():
-            mine.copy_(values[name])
+        for name, average in self.values.items():
+            average.copy_(values[name])
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Put the averages in the place of the weights."""
-        for name, mine in self.values.items():
-            self._masters[name].copy_(mine)
+        """Replace the weights by their averages."""
+        for name, average in self.values.items():
+            self._masters[name].copy_(average)

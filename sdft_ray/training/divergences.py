@@ -60,12 +60,12 @@ def top_k_kl(
     """
     normalizer_N = student_logits_NV.logsumexp(-1)
     student_NK = student_logits_NV.gather(-1, top_ids_NK) - normalizer_N[:, None]
-    kept = _terms(top_logprobs_NK, student_NK).sum()
+    divergence = _terms(top_logprobs_NK, student_NK).sum()
     if top_ids_NK.shape[-1] == student_logits_NV.shape[-1]:
-        return kept
+        return divergence
     # Of the others' own logits: 1 minus the mass of the kept ones would be all rounding where it is small.
     others_N = student_logits_NV.scatter(-1, top_ids_NK, -torch.inf).logsumexp(-1) - normalizer_N
-    return kept + _terms(tail_N, others_N).sum()
+    return divergence + _terms(tail_N, others_N).sum()
 
 
 def _terms(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:

@@ -77,10 +77,10 @@ def training_flops(model: Any, objective: Objective, teacher: Any = None) -> Ste
     Both are causal language models of transformers, `model` perhaps in peft's wrapping.
     """
     reads_logits = bool(objective.cross_entropy or objective.divergences)
-    found = model_flops(model, with_head=reads_logits)
+    flops = model_flops(model, with_head=reads_logits)
     if teacher is not None and objective.needs_teacher:
-        found = found + model_flops(teacher, with_head=bool(objective.divergences))
-    return found
+        flops = flops + model_flops(teacher, with_head=bool(objective.divergences))
+    return flops
 
 
 def model_flops(model: Any, *, with_head: bool = True) -> StepFlops:

@@ -30,6 +30,7 @@ from sdft_ray.training.plan import StepRecord, TrainPlan, TrainSummary
 from sdft_ray.training.schedule import Precision
 from sdft_ray.training.state import TrainState, capture, restore_optimizers
 from sdft_ray.training.step import Run, batch, rows_of_step, take_step
+from sdft_ray.training.weights import Weights
 
 __all__ = ["StepRecord", "TrainPlan", "TrainSummary", "mean_loss", "rows_of_step", "train"]
 
@@ -50,18 +51,18 @@ def train(
     """Train `model` in place on the trainable parameters it has, on the device it is on.
 
     Every process passes the same arguments and its own model; rank 0's trainable weights are used. `teacher` is for
-    objectives that compare with one, `cached` for those that read what generation kept of it. `report` is called
-    after every step and `save` after every `plan.checkpoint_every` steps, on every process, with the same values. With
-    `resume` training continues after `resume.step` steps, bit for bit as without the interruption at the same number
-    of processes on the same machine, and up to rounding at another (without dropout, whose masks belong to
-    processes). The model comes back in eval mode and in the dtype it came in.
+    objectives that run a teacher beside the student, `cached` for those that read its outputs from the generated data.
+    `report` is called after every step and `save` after every `plan.checkpoint_every` steps, on every process, with the
+    same values. With `resume` training continues after `resume.step` steps: bit for bit as without the interruption at
+    the same number of processes on the same machine, and up to rounding at another number (without dropout, whose
+    masks depend on the rank). Afterwards the model is in eval mode and has its original dtype.
 
     The loss of a step is the sum over the response tokens of all its rows divided by their number, so it and
     its gradient do not depend on micro-batches or processes (up to rounding).
 
-    Raises `DataError` when all rows, or all rows of a step, are without response tokens, `StoreError` if `resume`
-    belongs to another run, `DivergenceError` when the loss or the gradient is not finite; the documents in question are
-    called by `name_of` their place among the packed ones.
+    Raises `DataError` if no row, or no row of a step, has response tokens, `StoreError` if `resume` belongs to another
+    run, `DivergenceError` if the loss or the gradient is not finite. `name_of` maps the index of a packed document to
+    the name used in these messages.
     """
     parallel = parallel or Single()
     if rows.num_loss_tokens == 0:
@@ -70,14 +71,38 @@ def train(
     if resume is not None:
         _check_identity(resume.identity, identity)
     weights = parallel.weights(model, plan.precision)
-    model, device = weights.model, weights.gradients_P.device
     with ExitStack() as stack:
-        stack.enter_context(_private_random_numbers(device))
-        stack.enter_context(_training(model, plan))
+        stack.enter_context(_private_random_numbers(weights.gradients_P.device))
+        stack.enter_context(_training(weights.model, plan))
         if teacher is not None:
             stack.enter_context(_quick_attention(teacher.model))
-        optimizers = build_optimizer(
-            model,
+        session = _Session(plan, parallel, weights, identity)
+        first_step = session.start(resume)
+        run = Run(rows, plan, parallel, weights, session.optimizers, teacher, cached, name_of)
+        meter = StepMeter(weights.model, rows, plan, teacher, parallel.world_size)
+        records: list[StepRecord] = []
+        for step in range(first_step, plan.num_steps):
+            record = take_step(run, step)
+            session.average.update(step)
+            records.append(meter.completed(record, rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)))
+            if report is not None:
+                report(records[-1])
+            if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
+                save(session.state(step + 1))
+        session.average.publish()
+        weights.restore()
+    return _summary(records)
+
+
+class _Session:
+    """Everything that a checkpoint holds: the weights, their optimizers, and their running average."""
+
+    def __init__(self, plan: TrainPlan, parallel: Parallel, weights: Weights, identity: dict[str, Any]) -> None:
+        self._parallel = parallel
+        self._weights = weights
+        self._identity = identity
+        self.optimizers = build_optimizer(
+            weights.model,
             plan.optimizer,
             plan.learning_rate,
             plan.weight_decay,
@@ -86,43 +111,41 @@ def train(
             parameters=weights.masters,
             in_parts=weights.part is not None,
         )
-        first_step = resume.step if resume is not None else 0
-        _check_same_start(first_step, parallel, device)
-        average = Average(weights.masters, plan.ema_decay)
-        if resume is not None:
-            resume = weights.share_of(resume)
-            weights.load(resume.weights)
-            restore_optimizers(resume, weights.masters, optimizers)
-            average.load(resume.averages)
-        else:
-            weights.agree(parallel.broadcast_)
-            average.start()
-        run = Run(rows, plan, parallel, weights, optimizers, teacher, cached, name_of)
-        done: list[StepRecord] = []
-        meter = StepMeter(model, rows, plan, teacher, parallel.world_size)
-        for step in range(first_step, plan.num_steps):
-            record = take_step(run, step)
-            average.update(step)
-            done.append(meter.completed(record, rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)))
-            if report is not None:
-                report(done[-1])
-            if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
-                save(capture(step + 1, weights.masters, optimizers, identity, average.values, weights.part))
-        average.publish()
-        weights.restore()
-    return _summary(done)
+        self.average = Average(weights.masters, plan.ema_decay)
+
+    def start(self, state: TrainState | None) -> int:
+        """Continue from `state`, or start from the weights of rank 0; returns the number of steps already done.
+
+        Raises `StoreError` unless all processes start at the same step.
+        """
+        first_step = state.step if state is not None else 0
+        _check_same_start(first_step, self._parallel, self._weights.gradients_P.device)
+        if state is None:
+            self._weights.agree(self._parallel.broadcast_)
+            self.average.start()
+            return first_step
+        state = self._weights.share_of(state)
+        self._weights.load(state.weights)
+        restore_optimizers(state, self._weights.masters, self.optimizers)
+        self.average.load(state.averages)
+        return first_step
+
+    def state(self, step: int) -> TrainState:
+        """The state after `step` steps, without copies."""
+        weights = self._weights
+        return capture(step, weights.masters, self.optimizers, self._identity, self.average.values, weights.part)
 
 
-def _check_identity(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raises `StoreError` with the fields that differ."""
-    changed = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+def _check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raise `StoreError` with the fields that differ."""
+    changed = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
     if changed:
-        told = ", ".join(f"{key} {theirs.get(key)} → {ours.get(key)}" for key in changed)
-        raise StoreError(f"the training state belongs to another plan or data set: {told}", "start without it")
+        changes = ", ".join(f"{key} {saved.get(key)} → {current.get(key)}" for key in changed)
+        raise StoreError(f"the training state belongs to another plan or data set: {changes}", "start without it")
 
 
 def _check_same_start(first_step: int, parallel: Parallel, device: torch.device) -> None:
-    """Raises `StoreError` unless all processes go on from the same step."""
+    """Raise `StoreError` unless all processes start at the same step."""
     steps = torch.zeros(parallel.world_size, device=device)
     steps[parallel.rank] = first_step
     parallel.sum_(steps)
@@ -152,7 +175,7 @@ def mean_loss(
     total = torch.zeros((), dtype=torch.float64, device=device)
     mine = np.arange(parallel.rank, rows.num_rows, parallel.world_size)
     with _quick_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        # Equally many passes everywhere, the last perhaps over nothing: sharded models need them.
+        # Sharded models need equally many passes on all ranks, so the last one may be empty.
         for start in range(0, -(-rows.num_rows // parallel.world_size), micro_batch_rows):
             total += response_loss(model, *batch(rows, mine[start : start + micro_batch_rows], device))
     model.train(was_training)
@@ -176,14 +199,14 @@ def _training(model: Any, plan: TrainPlan) -> Iterator[None]:
 
 
 def _quick_attention(model: Any) -> AbstractContextManager[None]:
-    """On CPUs attention is computed inside the documents alone; elsewhere as the model is configured."""
+    """On CPUs attention is computed within documents only; elsewhere as the model is configured."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     return document_attention(model) if on_cpu else nullcontext()
 
 
 @contextmanager
 def _private_random_numbers(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random numbers as they were: dropout is seeded anew in every step."""
+    """Restore the caller's random state afterwards: every step sets its own seed for dropout."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 

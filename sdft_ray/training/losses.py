@@ -75,15 +75,15 @@ def response_loss(
     with block_outputs(model, student_blocks) as blocks:
         hidden_ND = _at(model.get_decoder()(**inputs).last_hidden_state, index_N)
     targets_N = inputs["input_ids"].reshape(-1).index_select(0, index_N + 1)
-    told = cached
+    outputs = cached
     if teacher is not None and objective.needs_teacher:
-        told = teacher.outputs(inputs, index_N, with_blocks=bool(objective.matches))
+        outputs = teacher.outputs(inputs, index_N, with_blocks=bool(objective.matches))
     total = hidden_ND.new_zeros((), dtype=torch.float32)
     if objective.cross_entropy or objective.divergences:
-        loss_of = chunk_loss(objective, targets_N, told, sums, softcap_of(model))
+        loss_of = chunk_loss(objective, targets_N, outputs, sums, softcap_of(model))
         total = total + head_loss(hidden_ND, model.get_output_embeddings(), loss_of, max_logits=max_logits)
-    if objective.matches and told is not None:
-        total = total + match_loss(objective, [_at(block, index_N) for block in blocks], told.blocks, sums)
+    if objective.matches and outputs is not None:
+        total = total + match_loss(objective, [_at(block, index_N) for block in blocks], outputs.blocks, sums)
     return total
 
 

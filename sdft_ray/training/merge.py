@@ -59,12 +59,12 @@ def merge_checkpoints(first: Path, second: Path, target: Path, t: float, kind: M
     for a damaged checkpoint.
     """
     assert 0 <= t <= 1, "t is in [0, 1]"
-    ours, theirs = Checkpoint.open(first), Checkpoint.open(second)
-    _check_alike(ours, theirs)
-    drop_blocks(ours.directory, target, range(ours.num_blocks))
+    source, other = Checkpoint.open(first), Checkpoint.open(second)
+    _check_alike(source, other)
+    drop_blocks(source.directory, target, range(source.num_blocks))
     for name, info in Checkpoint.open(target).tensors.items():
-        mine = ours.read(name)
-        merged = _WAYS[kind](mine, theirs.read(name), t).to(mine.dtype)
+        tensor = source.read(name)
+        merged = _WAYS[kind](tensor, other.read(name), t).to(tensor.dtype)
         content = merged.contiguous().view(torch.uint8).numpy().tobytes()
         with info.file.open("r+b") as file:
             file.seek(info.offset)

@@ -1,4 +1,4 @@
-"""An objective at work on one micro-batch: which loss each chunk of logits gets, and how far hidden states are apart.
+"""The terms of an objective on one micro-batch: losses of logits by chunks, and distances between hidden states.
 
 Suffixes: N response tokens of a micro-batch, C those of a chunk, D hidden channels, V vocabulary.
 """
@@ -32,10 +32,10 @@ class TopTokens:
 
 @dataclass(frozen=True, eq=False)
 class TeacherOutputs:
-    """What a teacher made of the N tokens before each response token: hidden states (N, D), for its own head, and
-    the outputs of some of its blocks, or its likeliest tokens. No gradient.
+    """A teacher's outputs at the N positions that predict a response token. No gradient.
 
-    `known_N` marks the tokens of which hidden states and top tokens speak: None for all. Divergences are 0 on others.
+    Hidden states (N, D) with the teacher's own head, and the outputs of some of its blocks; or its likeliest tokens.
+    `known_N` marks the positions for which they are known (None: all); divergences are 0 at the others.
     """
 
     hidden_ND: torch.Tensor | None = None
@@ -46,9 +46,9 @@ class TeacherOutputs:
     known_N: torch.Tensor | None = None
 
     def beside(self, logits_CV: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's logits where the teacher's are known, and the teacher's there, on the tokens both have."""
-        assert self.hidden_ND is not None, "whole distributions come from hidden states"
-        assert self.head is not None, "and from a head"
+        """Logits of student and teacher at the known positions, over the tokens that both vocabularies have."""
+        assert self.hidden_ND is not None, "whole distributions are computed from hidden states"
+        assert self.head is not None, "and by a head"
         hidden_CD = self.hidden_ND[chunk]
         if self.known_N is not None:
             known_C = self.known_N[chunk]
@@ -59,13 +59,13 @@ class TeacherOutputs:
         return logits_CV[:, :shared], teacher_CV[:, :shared]
 
     def top_k_kl(self, logits_CV: torch.Tensor, chunk: slice) -> torch.Tensor:
-        """Of the student from the top tokens."""
-        assert self.top is not None, "the top k were kept"
+        """The KL divergence of the student from the top tokens."""
+        assert self.top is not None, "the objective needs the top tokens"
         return top_k_kl(logits_CV, self.top.ids_NK[chunk], self.top.logprobs_NK[chunk], self.top.tail_N[chunk])
 
 
 def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Logits bent into (-softcap, softcap): Gemma 2, arXiv:2408.00118, section 2."""
+    """Logits limited to (-softcap, softcap) by tanh: Gemma 2, arXiv:2408.00118, section 2."""
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
@@ -76,10 +76,10 @@ def softcap_of(model: Any) -> float | None:
 def chunk_loss(
     objective: Objective, targets_N: torch.Tensor, teacher: TeacherOutputs | None, sums: Sums, softcap: float | None
 ) -> ChunkLoss:
-    """What `head.head_loss` takes, for cross-entropy and divergences. Each term is added to `sums` on the way.
+    """The loss function for `head.head_loss`: cross-entropy and divergences. It also adds each term to `sums`.
 
-    Where teacher and student have different numbers of logits, the larger vocabulary is padded, and they are
-    compared on the tokens that both have.
+    Where teacher and student have different numbers of logits, one vocabulary is padded; they are compared on the
+    tokens that both have.
     """
     tau, beta = objective.temperature, objective.beta
     divergences: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -94,13 +94,14 @@ def chunk_loss(
         if objective.cross_entropy:
             values["cross_entropy"] = F.cross_entropy(logits_CV, targets_N[chunk], reduction="sum")
         if objective.divergences:
-            assert teacher is not None, "a divergence has a teacher"
+            assert teacher is not None, "a divergence needs a teacher"
             whole = [name for name in objective.divergences if name in divergences]
             sides = teacher.beside(logits_CV, chunk) if whole else ()
             values |= {name: divergences[name](*sides) for name in whole}
             if objective.top_k_kl:
                 values["top_k_kl"] = teacher.top_k_kl(logits_CV, chunk)
-        return weighted(objective, values, sums, logits_CV)
+        add_to(sums, values)
+        return weighted_sum(values, objective.weights, logits_CV.device)
 
     return loss_of
 
@@ -108,41 +109,47 @@ def chunk_loss(
 def match_loss(
     objective: Objective, student_blocks: Sequence[torch.Tensor], teacher_blocks: Sequence[torch.Tensor], sums: Sums
 ) -> torch.Tensor:
-    """Hidden states (N, D) of mapped blocks compared: mean over blocks, sum over tokens."""
+    """The distance between hidden states (N, D) of mapped blocks: mean over blocks, sum over tokens."""
     values: Sums = {}
     for student_ND, teacher_ND in zip(student_blocks, teacher_blocks, strict=True):
         student_ND, teacher_ND = student_ND.float(), teacher_ND.float()
         for name in objective.matches:
             if name == "hidden_cosine":
-                apart = (1 - F.cosine_similarity(student_ND, teacher_ND, dim=-1)).sum()
+                distance = (1 - F.cosine_similarity(student_ND, teacher_ND, dim=-1)).sum()
             else:
-                apart = (student_ND - teacher_ND).square().mean(-1).sum()
-            values[name] = values.get(name, 0) + apart / len(student_blocks)
-    return weighted(objective, values, sums, student_blocks[0])
+                distance = (student_ND - teacher_ND).square().mean(-1).sum()
+            values[name] = values.get(name, 0) + distance / len(student_blocks)
+    add_to(sums, values)
+    return weighted_sum(values, objective.weights, student_blocks[0].device)
 
 
-def weighted(objective: Objective, values: Sums, sums: Sums, like: torch.Tensor) -> torch.Tensor:
-    """The values' sum by the objective's weights; each is added to `sums`."""
-    total = like.new_zeros((), dtype=torch.float32)
+def add_to(sums: Sums, values: Sums) -> None:
+    """Add each term's value to its sum, in place and without its gradient."""
     for name, value in values.items():
         sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        total = total + getattr(objective, name) * value
+
+
+def weighted_sum(values: Sums, weights: Mapping[str, float], device: torch.device) -> torch.Tensor:
+    """The sum over terms of weight times value, a float32 scalar; 0 without terms."""
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    for name, value in values.items():
+        total = total + weights[name] * value
     return total
 
 
 @contextmanager
 def block_outputs(model: Any, blocks: Sequence[int]) -> Iterator[list[torch.Tensor]]:
-    """Inside, a forward pass leaves the outputs (B, T, D) of these blocks, in their order, in the list."""
-    kept: list[torch.Tensor] = []
+    """Within the context a forward pass appends the outputs (B, T, D) of these blocks to the list, in their order."""
+    outputs: list[torch.Tensor] = []
 
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+    def append(_module: Any, _inputs: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    assert list(blocks) == sorted(blocks), "blocks run in their order"
+    assert list(blocks) == sorted(blocks), "blocks are in ascending order"
     layers = model.get_decoder().layers
-    hooks = [layers[block].register_forward_hook(keep) for block in blocks]
+    hooks = [layers[block].register_forward_hook(append) for block in blocks]
     try:
-        yield kept
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -151,8 +158,8 @@ def block_outputs(model: Any, blocks: Sequence[int]) -> Iterator[list[torch.Tens
 def mapped_blocks(keep_blocks: Sequence[int], num_teacher_blocks: int) -> list[int]:
     """For each student block, the teacher block whose output it should reproduce.
 
-    That is the block before the next one kept, so that each kept block reads what it read in the teacher; for the
-    last one, the teacher's last.
+    That is the block before the next one that is kept, so that each block reads the input that it read in the teacher;
+    for the last one, the teacher's last block.
 
     >>> mapped_blocks([0, 1, 4], 6)
     [0, 3, 5]

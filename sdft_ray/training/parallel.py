@@ -1,8 +1,8 @@
-"""Data parallelism: every process holds the whole model and sees its share of each step's rows.
+"""Data parallelism: every process holds the whole model and processes its share of each step's rows.
 
-The gradient buffer is summed once a step, in float32 and in one piece. That costs the overlap of
-communication with the backward pass, and buys a sum that is the same however the rows are split into
-micro-batches, whatever the precision of the weights.
+The gradients are summed once per step, in one flat float32 buffer, after the last backward pass. Unlike
+`torch.nn.parallel.DistributedDataParallel` this does not overlap communication with the backward pass. In return the
+sum does not depend on how the rows are split into micro-batches, whatever the precision of the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SLICE_ELEMENTS = 2**24  # 64 MiB of float32 in one message
 
 
 class Parallel(Protocol):
-    """What the training loop needs of a group of processes."""
+    """The operations that the training loop needs from a group of processes."""
 
     @property
     def rank(self) -> int: ...
@@ -33,7 +33,7 @@ class Parallel(Protocol):
 
     @property
     def share(self) -> tuple[int, int]:
-        """Which share of each weight this process holds, of how many: (0, 1) is all of it."""
+        """(index, number) of the share of each weight that this process holds; (0, 1) is all of it."""
         ...
 
     def sum_(self, tensor: torch.Tensor) -> None:
@@ -45,7 +45,7 @@ class Parallel(Protocol):
         ...
 
     def weights(self, model: nn.Module, precision: Precision) -> Weights:
-        """What this process trains of `model`."""
+        """The weights of `model` that this process trains."""
         ...
 
 
@@ -63,14 +63,16 @@ class Single:
         """Leave `tensors` as they are."""
 
     def weights(self, model: nn.Module, precision: Precision) -> Weights:
-        """All of it."""
+        """All weights."""
         return Weights(model, precision)
 
 
 class Ddp:
-    """The default process group of torch.distributed (gloo on CPUs, nccl on GPUs), which must exist already.
+    """Synchronous data parallelism over the default process group (gloo on CPUs, nccl on GPUs), which must exist.
 
-    Ray Train sets it up for its workers; elsewhere call `torch.distributed.init_process_group` first.
+    Not torch's DistributedDataParallel, in spite of the name: there are no gradient buckets and no overlap of
+    communication with the backward pass, but one all-reduce of all gradients per step, in slices of 64 MiB. Ray Train
+    initialises the process group for its workers; elsewhere call `torch.distributed.init_process_group` first.
     """
 
     share = (0, 1)
@@ -93,13 +95,13 @@ class Ddp:
             dist.broadcast(tensor, src=0)
 
     def weights(self, model: nn.Module, precision: Precision) -> Weights:
-        """All of it."""
+        """All weights."""
         return Weights(model, precision)
 
 
 @contextmanager
 def local_group(rank: int, world_size: int, folder: Path) -> Iterator[Ddp]:
-    """A gloo group of `world_size` processes of one machine that meet through a file in `folder`."""
+    """A gloo group of `world_size` processes on one machine, which connect through a file in `folder`."""
     place = f"file://{Path(folder) / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world_size)
     try:

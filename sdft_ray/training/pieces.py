@@ -1,9 +1,11 @@
-"""A training state in pieces: who holds which rows of each tensor, and how they are found again on disk.
+"""A sharded training state: which process holds which rows of each tensor, and how they are read from disk.
 
-A process of several writes `state-00002-of-00004.safetensors` with its own rows, and last of all
-`state-00002-of-00004.json`, which says where they belong: the shape of the whole tensor, and the first row. A state
-in one piece is `state.safetensors` and `state.json`. Torch's own distributed checkpoints do the same, but their index
-is a pickle, which can run code when it is read.
+Each of several processes writes `state-00002-of-00004.safetensors` with its own rows, and then
+`state-00002-of-00004.json` with the shape of each whole tensor and the first row. An unsharded state is
+`state.safetensors` and `state.json`.
+
+The distributed checkpoints of torch with safetensors storage were tried and refused (docs/libraries.md): that storage
+does not detect a damaged or a missing file, and stores tensors only. Its default storage needs a pickled index.
 
 A key is `<kind>|<parameter>` or `<kind>|<parameter>|<name>`. Tensors of the parameter's own shape are cut along their
 first axis, others (the optimizer's step count) are whole in every piece.
@@ -63,12 +65,12 @@ def _stem(rank: int, world_size: int) -> str:
 
 def placements(shapes: Mapping[str, Shape], part: Part) -> dict[str, dict[str, Any]]:
     """For each key of a cut tensor, the shape of the whole and the first row held. `shapes` are of what is held."""
-    found: dict[str, dict[str, Any]] = {}
+    places: dict[str, dict[str, Any]] = {}
     for key, shape in shapes.items():
         name = key.split("|")[1]
         if tuple(shape) == tuple(shapes[f"weights|{name}"]):
-            found[key] = {"shape": list(part.shapes[name]), "offset": part.rows(name).start}
-    return found
+            places[key] = {"shape": list(part.shapes[name]), "offset": part.rows(name).start}
+    return places
 
 
 def read_indices(directory: Path) -> dict[Path, Index]:
@@ -76,13 +78,13 @@ def read_indices(directory: Path) -> dict[Path, Index]:
 
     Raises `OSError` where one is missing, `ValueError` where one is damaged or they do not belong together.
     """
-    found = sorted(directory.glob("state-*-of-*.json"))
-    if not found:
+    paths = sorted(directory.glob("state-*-of-*.json"))
+    if not paths:
         return {directory / "state.safetensors": _index(directory / "state.json")}
-    world_size = int(found[0].stem.rsplit("-", 1)[1])
+    world_size = int(paths[0].stem.rsplit("-", 1)[1])
     expected = [directory / f"{_stem(rank, world_size)}.json" for rank in range(world_size)]
     indices = {path.with_suffix(".safetensors"): _index(path) for path in expected}
-    if found != expected or (directory / "state.json").exists():
+    if paths != expected or (directory / "state.json").exists():
         raise ValueError("the directory holds pieces of more than one state")
     if any(index["step"] != indices[first]["step"] for first in list(indices)[:1] for index in indices.values()):
         raise ValueError("its pieces are of different steps")
@@ -102,7 +104,7 @@ def read_part(indices: Mapping[Path, Index], rank: int, world_size: int) -> dict
     Raises `ValueError` where rows are missing.
     """
     pieces: dict[str, list[torch.Tensor]] = {}
-    seen: dict[str, int] = {}
+    rows_read: dict[str, int] = {}
     places: dict[str, dict[str, Any]] = {}
     for path, index in indices.items():
         with safe_open(path, framework="pt") as file:
@@ -113,14 +115,14 @@ def read_part(indices: Mapping[Path, Index], rank: int, world_size: int) -> dict
                     continue
                 stored, place = file.get_slice(key), slices[key]
                 num_stored, first = stored.get_shape()[0], place["offset"]
-                if first != seen.get(key, 0):
+                if first != rows_read.get(key, 0):
                     raise ValueError(f"{path.name}: rows of {key} are missing")
-                seen[key], places[key] = first + num_stored, place
+                rows_read[key], places[key] = first + num_stored, place
                 wanted = rows_of(place["shape"][0], rank, world_size)
                 start = min(max(wanted.start - first, 0), num_stored)
                 stop = max(start, min(wanted.stop - first, num_stored))
                 pieces.setdefault(key, []).append(stored[start:stop])
-    short = [key for key, place in places.items() if seen[key] != place["shape"][0]]
+    short = [key for key, place in places.items() if rows_read[key] != place["shape"][0]]
     if short:
         raise ValueError(f"rows of {short[0]} are missing")
     return {key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in pieces.items()}

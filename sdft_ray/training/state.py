@@ -1,4 +1,4 @@
-"""What an interrupted training run needs to continue exactly: safetensors and JSON, no pickle.
+"""The state from which an interrupted training run continues exactly: safetensors and JSON, no pickle.
 
 save_state(directory, state)            # inside the `save` callback of `train`
 train(..., resume=load_state(directory))
@@ -55,11 +55,11 @@ def capture(
     part: Part | None = None,
 ) -> TrainState:
     """The state of a running training, without copies."""
-    kept = {id(p): optimizer.state[p] for optimizer in optimizers for p in optimizer.state}
+    states = {id(p): optimizer.state[p] for optimizer in optimizers for p in optimizer.state}
     return TrainState(
         step=step,
         weights={name: master.data for name, master in masters.items()},
-        optimizer={name: dict(kept[id(master)]) for name, master in masters.items() if id(master) in kept},
+        optimizer={name: dict(states[id(master)]) for name, master in masters.items() if id(master) in states},
         identity=identity,
         averages=dict(averages),
         part=part,
@@ -69,13 +69,13 @@ def capture(
 def restore_optimizers(
     state: TrainState, masters: Mapping[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
 ) -> None:
-    """Give the optimizers back what they kept for each parameter."""
+    """Restore the optimizers' state of each parameter."""
     names = {id(master): name for name, master in masters.items()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for param in group["params"]:
-                kept = state.optimizer.get(names[id(param)], {})
-                optimizer.state[param] = {key: value.to(param.device, copy=True) for key, value in kept.items()}
+                values = state.optimizer.get(names[id(param)], {})
+                optimizer.state[param] = {key: value.to(param.device, copy=True) for key, value in values.items()}
 
 
 def save_state(directory: Path, state: TrainState) -> None:
@@ -97,17 +97,17 @@ def save_state(directory: Path, state: TrainState) -> None:
 
 
 def check_state(directory: Path) -> int:
-    """The step of a state. Raises `StoreError` unless every byte of it is there, of all its parts."""
+    """The step of a state. Raises `StoreError` unless the digests of all its files match."""
     indices = _indices(directory)
     for path, index in indices.items():
         if file_digest(path) != index.get("sha256"):
-            told = f"training state {directory} is damaged: {path.name} does not hold what was written"
-            raise StoreError(told, _AGAIN)
+            message = f"training state {directory} is damaged: {path.name} does not hold what was written"
+            raise StoreError(message, _AGAIN)
     return int(next(iter(indices.values()))["step"])
 
 
 def load_state(directory: Path, *, rank: int = 0, world_size: int = 1, checked: bool = False) -> TrainState:
-    """Read what `save_state` wrote, onto the CPU, whatever the number of processes that wrote it.
+    """Read a state onto the CPU, whatever the number of processes that wrote it.
 
     With `world_size` above 1 only the rows are read that process `rank` holds of each weight. Raises `StoreError`
     if the state is not complete, or, unless it was `checked` before, if it is damaged.
@@ -155,15 +155,15 @@ def share_of(state: TrainState, part: Part) -> TrainState:
     """
     if state.part is None:
         shapes = {key.split("|")[1]: tuple(value.shape) for key, value in _named(state).items() if key[0] == "w"}
-        own = Part(part.rank, part.world_size, shapes)
-        rows = {name: own.rows(name) for name in shapes}
+        target = Part(part.rank, part.world_size, shapes)
+        rows = {name: target.rows(name) for name in shapes}
         weights = {name: value[rows[name]] for name, value in state.weights.items()}
         averages = {name: value[rows[name]] for name, value in state.averages.items()}
         optimizer = {
-            name: {key: v[rows[name]] if tuple(v.shape) == shapes[name] else v for key, v in kept.items()}
-            for name, kept in state.optimizer.items()
+            name: {key: v[rows[name]] if tuple(v.shape) == shapes[name] else v for key, v in values.items()}
+            for name, values in state.optimizer.items()
         }
-        state = replace(state, weights=weights, averages=averages, optimizer=optimizer, part=own)
+        state = replace(state, weights=weights, averages=averages, optimizer=optimizer, part=target)
     if state.part != part:
         raise StoreError("the training state is the part of another process or model", "load it for this rank")
     return state
@@ -173,6 +173,6 @@ def _named(state: TrainState) -> dict[str, torch.Tensor]:
     """Every tensor by the key that it has on disk: `weights|<parameter>`, `optimizer|<parameter>|<name>`."""
     tensors = {f"weights|{name}": value for name, value in state.weights.items()}
     tensors |= {f"averages|{name}": value for name, value in state.averages.items()}
-    for name, kept in state.optimizer.items():
-        tensors |= {f"optimizer|{name}|{key}": value for key, value in kept.items()}
+    for name, values in state.optimizer.items():
+        tensors |= {f"optimizer|{name}|{key}": value for key, value in values.items()}
     return tensors

@@ -1,4 +1,4 @@
-"""One step of training: the gradient of a global batch, whoever computes which part of it, and the update."""
+"""One training step: the gradient of a global batch, independent of its split over processes, and the update."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_NAMED = 8
 
 @dataclass(frozen=True)
 class Run:
-    """What all steps of a training run have in common; see `loop.train`."""
+    """Everything that all steps of a training run share; see `loop.train`."""
 
     rows: PackedRows
     plan: TrainPlan
@@ -52,14 +52,14 @@ def take_step(run: Run, step: int) -> StepRecord:
     indices_G = rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)
     num_loss_tokens = int(np.count_nonzero(rows.loss_mask_NT[indices_G]))
     if num_loss_tokens == 0:
-        shown = _named(run, indices_G)
-        raise DataError(f"no token of step {step + 1} counts in the loss: {shown}", "check these responses")
+        names = _named(run, indices_G)
+        raise DataError(f"no token of step {step + 1} counts in the loss: {names}", "check these responses")
     means, grad_norm, suspects = _gradient(run, indices_G, num_loss_tokens)
-    mean = sum(getattr(plan.objective, name) * value for name, value in means.items())
+    mean = sum(plan.objective.weights[name] * value for name, value in means.items())
     if not math.isfinite(mean) or not math.isfinite(grad_norm):
-        shown = _named(run, indices_G[suspects()])
+        names = _named(run, indices_G[suspects()])
         raise DivergenceError(
-            f"training diverged at step {step + 1}: loss {mean}, gradient norm {grad_norm}, {shown}",
+            f"training diverged at step {step + 1}: loss {mean}, gradient norm {grad_norm}, {names}",
             "lower the learning rate, or look at these rows",
         )
     if grad_norm > plan.clip_norm:
@@ -86,8 +86,8 @@ def _gradient(
 ) -> tuple[dict[str, float], float, Callable[[], np.ndarray]]:
     """Fill the gradient buffer with the mean over the tokens of a step.
 
-    Returns the mean of each term, the gradient's norm, and who is to be asked when they are not finite: the places in
-    the step of rows whose micro-batch had no finite loss, or all of them.
+    Returns the mean of each term, the gradient's norm, and a function that finds the offending rows if they are not
+    finite: the positions in the step of rows whose micro-batch had no finite loss, or all of them.
     """
     plan, weights = run.plan, run.weights
     weights.gradients_P.zero_()
@@ -96,8 +96,8 @@ def _gradient(
     micro_batches = _micro_batches(run, len(indices_G))
     for number, places in enumerate(micro_batches, 1):
         inputs, loss_mask_BT = batch(run.rows, indices_G[places], run.device)
-        told = run.cached.outputs(indices_G[places], run.device) if run.cached else None
-        settings = {"objective": plan.objective, "teacher": run.teacher, "cached": told, "sums": sums}
+        teacher_outputs = run.cached.outputs(indices_G[places], run.device) if run.cached else None
+        settings = {"objective": plan.objective, "teacher": run.teacher, "cached": teacher_outputs, "sums": sums}
         compute = partial(response_loss, inputs=inputs, loss_mask_BT=loss_mask_BT, **settings)
         loss = weights.run(compute, is_last=number == len(micro_batches))
         (loss / num_loss_tokens).backward()
@@ -122,8 +122,8 @@ def _gradient(
 def _micro_batches(run: Run, num_rows: int) -> list[np.ndarray]:
     """This process's places in a step, by micro-batches.
 
-    Where weights lie in parts, each process takes part in every forward and backward pass of the others: then all get
-    as many micro-batches, the last perhaps empty.
+    With sharded weights each process takes part in every forward and backward pass of the others: then all get
+    equally many micro-batches, the last perhaps empty.
     """
     mine = np.arange(run.parallel.rank, num_rows, run.parallel.world_size)
     in_lockstep = run.weights.part is not None
@@ -137,15 +137,15 @@ def _named(run: Run, indices: np.ndarray) -> str:
     documents = documents[documents >= 0]
     names = [run.name_of(int(document)) for document in documents[:_MAX_NAMED]]
     more = f" and {len(documents) - _MAX_NAMED} more" if len(documents) > _MAX_NAMED else ""
-    shown = ", ".join(map(str, sorted(indices)[:_MAX_NAMED]))
-    return f"packed rows {shown}, which hold {', '.join(names)}{more}"
+    numbers = ", ".join(map(str, sorted(indices)[:_MAX_NAMED]))
+    return f"packed rows {numbers}, which hold {', '.join(names)}{more}"
 
 
 def batch(rows: PackedRows, indices: np.ndarray, device: torch.device | str) -> tuple[dict[str, Any], torch.Tensor]:
-    """Inputs of a micro-batch, and which of its tokens count. Without rows it is the first one, and nothing counts."""
-    shown = indices if len(indices) else np.zeros(1, np.int64)
-    loss_mask_BT = torch.from_numpy(rows.loss_mask_NT[shown] & bool(len(indices)))
-    return attention_inputs(rows, shown, device=device), loss_mask_BT.to(device)
+    """Inputs of a micro-batch, and which of its tokens count. Without rows it is the first row, and no token counts."""
+    chosen = indices if len(indices) else np.zeros(1, np.int64)
+    loss_mask_BT = torch.from_numpy(rows.loss_mask_NT[chosen] & bool(len(indices)))
+    return attention_inputs(rows, chosen, device=device), loss_mask_BT.to(device)
 
 
 def rows_of_step(step: int, num_rows: int, rows_per_step: int, seed: int) -> np.ndarray:

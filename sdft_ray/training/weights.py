@@ -1,4 +1,4 @@
-"""Weights under training: what the model computes with, and what the optimizer updates."""
+"""Weights under training: those that the model computes with, and the masters that the optimizer updates."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Weights:
                 param.grad = None
 
     def reduce(self, sum_: Callable[[torch.Tensor], None]) -> float:
-        """Sum the gradients over all processes, and tell their global L2 norm."""
+        """Sum the gradients over all processes; returns their global L2 norm."""
         sum_(self.gradients_P)
         return torch.linalg.vector_norm(self.gradients_P).item()
 
@@ -84,21 +84,21 @@ class Weights:
         self.publish()
 
     def share_of(self, state: TrainState) -> TrainState:
-        """What these masters need of a state. Raises `StoreError` if that is not in it."""
+        """The part of a state that belongs to these masters. Raises `StoreError` if the state does not contain it."""
         if state.part is not None:
             raise StoreError("the training state is a part of one and the weights are whole", "load all of it")
         return state
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Let the model compute with the masters' present values."""
+        """Copy the masters' current values to the model."""
         if self._shared:
             return
         for name, param in self._params.items():
             param.copy_(self.masters[name])
 
     def restore(self) -> None:
-        """Give every parameter its original dtype back; trained ones with the masters' values."""
+        """Restore the original dtype of every parameter; trained ones get the masters' values."""
         for name, param in self._params.items():
             param.grad = None
             param.data = self.masters[name].data.to(self._dtypes[name])
