@@ -30,20 +30,25 @@ def main() -> None:
     options = parser.parse_args()
     num_worlds = 1000 if options.quick else options.worlds
     names = [name for name in WORLDS if not options.only or name.startswith(tuple(options.only))]
-    console, found = Console(), {}
+    console, coverages = Console(), {}
     for name in names:
-        found[name] = coverage(name, num_worlds)
-        console.print(f"{name}: {100 * found[name]:.1f}", highlight=False)
+        coverages[name] = coverage(name, num_worlds)
+        console.print(f"{name}: {100 * coverages[name]:.1f}", highlight=False)
     table = Table("worlds", title="How often 95 % intervals hold the truth, per cent", title_justify="left")
     table.add_column("coverage", justify="right")
     table.add_column("should be", justify="right")
-    for name, share in found.items():
+    for name, share in coverages.items():
         table.add_row(name, f"{100 * share:.1f}", "at least 93" if WORLDS[name].may_exceed else "93 - 97")
     console.print(table)
     within = all(
-        share >= BOUND_LOW and (share <= BOUND_HIGH or WORLDS[name].may_exceed) for name, share in found.items()
+        share >= BOUND_LOW and (share <= BOUND_HIGH or WORLDS[name].may_exceed) for name, share in coverages.items()
     )
-    figures = {"ratio": min(found.values()), "largest": max(found.values()), "worlds": num_worlds, "coverages": found}
+    figures = {
+        "ratio": min(coverages.values()),
+        "largest": max(coverages.values()),
+        "worlds": num_worlds,
+        "coverages": coverages,
+    }
     print(json.dumps({"benchmark": "coverage", "within_bounds": within, **figures}))
 
 

@@ -71,10 +71,10 @@ def _silent(done: int, total: int, unit: str) -> None:
 def ours(job: Job) -> tuple[float, dict[str, dict[str, Any]]]:
     """Seconds of one step, and its items."""
     start = time.perf_counter()
-    made: Made = evaluate.run(job)
+    stage_result: Made = evaluate.run(job)
     seconds = time.perf_counter() - start
-    assert made.files, "the step places its files"
-    rows = pq.read_table(job.store.staged(job.address, made.files) / files.ITEMS).to_pylist()
+    assert stage_result.files, "the step places its files"
+    rows = pq.read_table(job.store.staged(job.address, stage_result.files) / files.ITEMS).to_pylist()
     return seconds, {row["item"]: row for row in rows}
 
 
@@ -115,8 +115,8 @@ def main() -> None:
     for dtype in options.dtype:
         figures[dtype] = measured(dtype, options)
         show(dtype, figures[dtype])
-    told = {key: {dtype: found[key] for dtype, found in figures.items()} for key in ("ratio", "num_that_differ")}
-    print(json.dumps({"benchmark": "evaluate", **vars(options), **told, **figures}))
+    summary = {key: {dtype: result[key] for dtype, result in figures.items()} for key in ("ratio", "num_that_differ")}
+    print(json.dumps({"benchmark": "evaluate", **vars(options), **summary, **figures}))
 
 
 def measured(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -132,15 +132,15 @@ def measured(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
         lab = export(folder / "lab")
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
 
-        def asked(name: str, limit: int | None = None) -> tuple[float, dict[str, dict[str, Any]]]:
+        def timed_run(name: str, limit: int | None = None) -> tuple[float, dict[str, dict[str, Any]]]:
             return ours(job_of(lab, folder / "store", name, next(numbers), resources, dtype, limit))
 
         with ray_session(resources):
             # Both kinds of questions, to all engines.
-            startup_s = sum(asked(name, 2 * cores)[0] for name in (WRITTEN[0], CHOSEN[0]))
+            startup_s = sum(timed_run(name, 2 * cores)[0] for name in (WRITTEN[0], CHOSEN[0]))
             for _ in range(1 if options.quick else options.rounds):
                 theirs.append(peer(lab, names, dtype, options.batch_size, folder))
-                mine.append({name: asked(name) for name in names})
+                mine.append({name: timed_run(name) for name in names})
             dismiss()
     return summary(mine, theirs, startup_s)
 
@@ -148,11 +148,11 @@ def measured(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
 def summary(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], startup_s: float) -> dict[str, Any]:
     def seconds_of(names: tuple[str, ...]) -> tuple[list[float], list[float]]:
         return (
-            [sum(found[name][0] for name in names) for found in mine],
-            [sum(found["seconds"][name] for name in names) for found in theirs],
+            [sum(result[name][0] for name in names) for result in mine],
+            [sum(result["seconds"][name] for name in names) for result in theirs],
         )
 
-    figures: dict[str, Any] = {"startup_s": startup_s, "peer_startup_s": [found["startup_s"] for found in theirs]}
+    figures: dict[str, Any] = {"startup_s": startup_s, "peer_startup_s": [result["startup_s"] for result in theirs]}
     for kind, names in (("generation", WRITTEN), ("likelihood", CHOSEN)):
         ours_s, peer_s = seconds_of(names)
         ratios = [there / here for here, there in zip(ours_s, peer_s, strict=True)]
@@ -163,7 +163,7 @@ def summary(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], startup_s:
             "spread": [min(ratios), max(ratios)],
         }
     wrong = {name: differing(name, mine[0][name][1], theirs[0]["items"][name]) for name in mine[0]}
-    total = sum(len(found["items"][name]) for found in theirs[:1] for name in wrong)
+    total = sum(len(result["items"][name]) for result in theirs[:1] for name in wrong)
     return {
         "ratio": figures["generation"]["ratio"],
         "num_that_differ": sum(wrong.values()),

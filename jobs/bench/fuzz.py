@@ -44,11 +44,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="300 requests")
     parser.add_argument("--cases", type=int, default=5000)
     options = parser.parse_args()
-    wanted = 300 if options.quick else options.cases
+    num_required = 300 if options.quick else options.cases
     num_cases = num_failures = seed = 0
     with tempfile.TemporaryDirectory() as place, server("ours", limits={"max_output_tokens": 8}) as (url, _, _):
-        while num_cases < wanted:
-            sent, failed = fuzz(url, Path(place), min(300, wanted), seed)
+        while num_cases < num_required:
+            sent, failed = fuzz(url, Path(place), min(300, num_required), seed)
             num_cases, num_failures, seed = num_cases + sent, num_failures + failed, seed + 1
             print(f"{num_cases:,} requests, {num_failures} runs with failures", flush=True)
         body = chat_body(MODEL, "How many?", max_tokens=4)

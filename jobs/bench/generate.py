@@ -128,12 +128,12 @@ def run_stage(num_rows: int) -> dict[str, float]:
         job = make_job(Store(folder), resources, laboratory_rows(num_rows))
         time.sleep(SETTLE_S)
         called = time.time()
-        made = generate.run(job)
-        log = (job.store.staged(job.address, made.files) / files.PROGRESS).read_text().splitlines()
+        result = generate.run(job)
+        log = (job.store.staged(job.address, result.files) / files.PROGRESS).read_text().splitlines()
         done = datetime.fromisoformat(json.loads(log[-1])["time"]).timestamp()
-    ready = made.summary["first_ready"]
-    seen = figures(called, ready, done - ready, made.summary["response_tokens"])
-    return {**seen, "ray_start_s": called - float(os.environ["BENCH_STARTED"])}
+    ready = result.summary["first_ready"]
+    measured = figures(called, ready, done - ready, result.summary["response_tokens"])
+    return {**measured, "ray_start_s": called - float(os.environ["BENCH_STARTED"])}
 
 
 @contextmanager

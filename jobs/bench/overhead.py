@@ -63,9 +63,9 @@ def measure(num_rows: int) -> tuple[float, int]:
         with ray_session(resources), MemoryWatch() as memory:
             job = make_job(Store(folder), resources, [])
             start = time.perf_counter()
-            made = generate.run(job)
+            result = generate.run(job)
             wall_s = time.perf_counter() - start
-        assert made.summary["num_rows"] == num_rows
+        assert result.summary["num_rows"] == num_rows
     return wall_s, memory.peak_rss_bytes
 
 

@@ -135,12 +135,12 @@ def peer_scores(python: Path, rows: Iterable[CalibrationBatch]) -> tuple[dict[st
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
         done = subprocess.run([python, PEER, path], stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
     rankings: dict[str, Scores] = {
         f"modelopt {name}": {space: np.atleast_2d(values) for space, values in spaces.items()}
-        for name, spaces in found["scores"].items()
+        for name, spaces in result["scores"].items()
     }
-    return rankings, f"nvidia-modelopt {found['version']}"
+    return rankings, f"nvidia-modelopt {result['version']}"
 
 
 def random_scores(like: Scores, seed: int) -> Scores:
@@ -148,7 +148,7 @@ def random_scores(like: Scores, seed: int) -> Scores:
     return {space: rng.random(scores.shape) for space, scores in like.items()}
 
 
-def kept(scores_C: NDArray[np.float64], keep: float) -> Members:
+def kept_members(scores_C: NDArray[np.float64], keep: float) -> Members:
     """The highest, at least one; shares are rounded down."""
     count = max(1, math.floor(keep * len(scores_C) + 1e-9))
     return tuple(sorted(np.argsort(-scores_C, kind="stable")[:count].tolist()))
@@ -157,7 +157,10 @@ def kept(scores_C: NDArray[np.float64], keep: float) -> Members:
 def agree(ours_LC: NDArray[np.float64], drawn: Iterable[NDArray[np.float64]], keep: float) -> Figures:
     """Mean and extremes over blocks (of all rankings that are drawn)."""
     pairs = [pair for theirs_LC in drawn for pair in zip(ours_LC, theirs_LC, strict=True)]
-    common = [len({*kept(ours, keep)} & {*kept(theirs, keep)}) / len(kept(ours, keep)) for ours, theirs in pairs]
+    common = [
+        len({*kept_members(ours, keep)} & {*kept_members(theirs, keep)}) / len(kept_members(ours, keep))
+        for ours, theirs in pairs
+    ]
     return {
         **spread("spearman", [spearman(ours, theirs) for ours, theirs in pairs]),
         **spread("kept_in_common", common),
@@ -202,7 +205,7 @@ def judging_batches(num_rows: int) -> list[tuple[Tensor, Tensor]]:
 
 def loss_without(scores: Scores, rows: Iterable[tuple[Tensor, Tensor]], keep: float) -> float:
     """Of the teacher with the share `keep` of each block's MLP channels, the first of `scores`."""
-    members = tuple(kept(scores_C, keep) for scores_C in scores["mlp"])
+    members = tuple(kept_members(scores_C, keep) for scores_C in scores["mlp"])
     with tempfile.TemporaryDirectory() as folder:
         prune_checkpoint(TEACHER, Path(folder), range(len(members)), Channels(mlp=members))
         return loss(Path(folder), rows)
@@ -215,9 +218,9 @@ def loss(directory: Path, rows: Iterable[tuple[Tensor, Tensor]]) -> float:
     total, num_tokens = 0.0, 0
     for ids_BT, targets_BT in rows:
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
-        wanted_BT = targets_BT[:, 1:]
-        total += float(F.cross_entropy(logits_BTV.flatten(0, 1), wanted_BT.flatten(), reduction="sum"))
-        num_tokens += int((wanted_BT != -100).sum())
+        labels_BT = targets_BT[:, 1:]
+        total += float(F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), reduction="sum"))
+        num_tokens += int((labels_BT != -100).sum())
     return total / num_tokens
 
 
@@ -225,8 +228,8 @@ def show(agreement: Mapping[str, Mapping[str, Figures]], losses: Mapping[str, Se
     console = Console()
     table = Table("space", "ours against", "Spearman", "kept in common", box=None)
     for space, rankings in agreement.items():
-        for name, found in rankings.items():
-            cells = [(found[key], *found[f"{key}_spread"]) for key in ("spearman", "kept_in_common")]
+        for name, result in rankings.items():
+            cells = [(result[key], *result[f"{key}_spread"]) for key in ("spearman", "kept_in_common")]
             table.add_row(space, name, *("{:.3f} ({:.2f} to {:.2f})".format(*cell) for cell in cells))
     console.print(table)
     table = Table(f"MLP cut to {facts['keep']:.0%} by", "loss", "min", "max", "above whole", box=None)

@@ -163,17 +163,17 @@ def race(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             for way, kind in [(way, kind) for way in WAYS for kind in order]:
                 url, other = runners[kind]
                 figures[kind][way].append(turn(url, other, way, options.seconds))
-            told = {kind: {way: round(figures[kind][way][-1], 3) for way in WAYS} for kind in runners}
-            console.print(f"round {number + 1}: {told}", highlight=False, soft_wrap=True)
+            latest = {kind: {way: round(figures[kind][way][-1], 3) for way in WAYS} for kind in runners}
+            console.print(f"round {number + 1}: {latest}", highlight=False, soft_wrap=True)
     return figures
 
 
 def turn(url: str, other: psutil.Process, way: str, seconds: float) -> float:
     """One server asked in one way while the other stands still: tokens per second, or median seconds alone."""
-    clients, asked = WAYS[way]
+    clients, options_of_way = WAYS[way]
     with stopped(other):
-        loaded(url, clients, 1.0, **asked)  # it was stopped itself
-        load = loaded(url, clients, seconds, **asked)
+        loaded(url, clients, 1.0, **options_of_way)  # it was stopped itself
+        load = loaded(url, clients, seconds, **options_of_way)
     assert set(load.statuses) == {200}, load.statuses
     return load.median_s if way == "alone" else load.tokens_per_s
 
@@ -258,12 +258,12 @@ def show(console: Console, figures: dict[str, Any]) -> None:
 def compared(figures: dict[str, Any]) -> dict[str, Any]:
     """What is bounded, with its spread over the rounds."""
     peer, ours = figures["peer"], figures["ours"]
-    found = {
+    results = {
         "ratio": [own / other for own, other in zip(ours["whole"], peer["whole"], strict=True)],
         "ratio_streaming": [own / other for own, other in zip(ours["streamed"], peer["streamed"], strict=True)],
         "added_latency_s": [own - other for own, other in zip(ours["alone"], peer["alone"], strict=True)],
     }
-    middle = {name: statistics.median(values) for name, values in found.items()}
+    middle = {name: statistics.median(values) for name, values in results.items()}
     within = (
         middle["ratio"] >= BOUND
         and middle["ratio_streaming"] >= BOUND_STREAMING
@@ -271,7 +271,7 @@ def compared(figures: dict[str, Any]) -> dict[str, Any]:
     )
     return {
         **middle,
-        **{f"{name}_spread": [min(values), max(values)] for name, values in found.items()},
+        **{f"{name}_spread": [min(values), max(values)] for name, values in results.items()},
         "cold_start": ours["cold_start"],
         "peer_ready_s": peer["ready_s"],
         "within_bounds": within,
@@ -293,9 +293,9 @@ def main() -> None:
     console = Console()
     figures: dict[str, Any] = {"benchmark": "serve"}
     if options.rounds:
-        found = race(options, console)
-        show(console, found)
-        figures |= compared(found)
+        results = race(options, console)
+        show(console, results)
+        figures |= compared(results)
     if options.crowd:
         figures["crowd"] = crowd(options)
     if options.kill_seconds:

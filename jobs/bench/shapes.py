@@ -42,28 +42,28 @@ RESOURCES = {"train": {"num_workers": 1, "checkpoint_every": 1000}}
 
 def ways(config: dict[str, Any], num_steps: int) -> dict[str, dict[str, Any]]:
     """Way -> what of the recipe it sets, and its arm."""
-    found: dict[str, dict[str, Any]] = {}
+    experiments: dict[str, dict[str, Any]] = {}
     arm = {"data": "distilled", "objective": KD}
-    for kept in (9, 7):
-        depth = {"depth": {**DEPTH, "remove_blocks": 12 - kept}}
-        target = {"target": {"parameters": size_with_blocks(config, kept).num_parameters}}
+    for num_kept in (9, 7):
+        depth = {"depth": {**DEPTH, "remove_blocks": 12 - num_kept}}
+        target = {"target": {"parameters": size_with_blocks(config, num_kept).num_parameters}}
         both = {"depth": {**DEPTH, "remove_blocks": "target"}, "width": WIDTH}
-        found[f"depth_{kept}"] = {"recipe": depth, "arm": arm}
-        found[f"width_{kept}"] = {"recipe": {"width": WIDTH, **target}, "arm": arm}
-        found[f"both_{kept}"] = {"recipe": {**both, **target}, "arm": arm}
-    smaller = found["depth_7"]["recipe"]
-    found["depth_7_patched"] = {"recipe": {**smaller, "patch": {}}, "arm": arm}
+        experiments[f"depth_{num_kept}"] = {"recipe": depth, "arm": arm}
+        experiments[f"width_{num_kept}"] = {"recipe": {"width": WIDTH, **target}, "arm": arm}
+        experiments[f"both_{num_kept}"] = {"recipe": {**both, **target}, "arm": arm}
+    smaller = experiments["depth_7"]["recipe"]
+    experiments["depth_7_patched"] = {"recipe": {**smaller, "patch": {}}, "arm": arm}
     first = {"depth": {**DEPTH, "remove_blocks": 3}, "arm": {**arm, "learning_rate": RATES[0]}, "num_steps": num_steps}
     in_steps = {"depth": {**DEPTH, "remove_blocks": 2}, "steps": [first]}
-    found["depth_7_in_two_steps"] = {"recipe": in_steps, "arm": arm}
-    found["depth_7_twice_as_long"] = {"recipe": smaller, "arm": arm, "num_steps": 2 * num_steps}
+    experiments["depth_7_in_two_steps"] = {"recipe": in_steps, "arm": arm}
+    experiments["depth_7_twice_as_long"] = {"recipe": smaller, "arm": arm, "num_steps": 2 * num_steps}
     arms = {
         "sft": {"data": "reference"},
         "sdft": {"data": "distilled"},
         "kd": {"data": "reference", "objective": KD},
         "sdft_kd": {"data": "distilled", "objective": {"forward_kl": 1.0}},
     }
-    return found | {f"depth_7_{name}": {"recipe": smaller, "arm": arm} for name, arm in arms.items()}
+    return experiments | {f"depth_7_{name}": {"recipe": smaller, "arm": arm} for name, arm in arms.items()}
 
 
 def recipe_of(lab: Path, name: str, way: dict[str, Any], arms: dict[str, Any], options: argparse.Namespace) -> Recipe:
@@ -79,11 +79,11 @@ def recipe_of(lab: Path, name: str, way: dict[str, Any], arms: dict[str, Any], o
 def measure(lab: Path, name: str, way: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Choose the rate at the first seed, then train the other seeds with it."""
     first = {"seed_0": {**way["arm"], "seed": 0, "learning_rate": list(RATES)}}
-    data = made(lab, name, way, first, options)
+    data = report_of(lab, name, way, first, options)
     rate = next(trial.learning_rate for trial in data.grids["seed_0"].trials if trial.chosen)
     arms = {f"seed_{seed}": {**way["arm"], "seed": seed, "learning_rate": rate} for seed in range(options.seeds)}
     if options.seeds > 1:
-        data = made(lab, name, way, arms, options)
+        data = report_of(lab, name, way, arms, options)
     values = [value for arm in arms if (value := data.recovery[arm].mean.value) is not None]
     assert data.sizes is not None, "a run has sizes"
     assert data.plan is not None, "a run has a plan"
@@ -91,7 +91,7 @@ def measure(lab: Path, name: str, way: dict[str, Any], options: argparse.Namespa
         "way": name,
         "share": data.sizes.pruned.num_parameters / data.sizes.teacher.num_parameters,
         "num_blocks": len(data.plan.keep_blocks),
-        "widths": {space: kept for space, (kept, _) in data.plan.widths.items()},
+        "widths": {space: num_kept for space, (num_kept, _) in data.plan.widths.items()},
         "before": data.recovery["patched" if "patched" in data.recovery else "pruned"].mean.value,
         "learning_rate": rate,
         "recovery": values,
@@ -99,7 +99,9 @@ def measure(lab: Path, name: str, way: dict[str, Any], options: argparse.Namespa
     }
 
 
-def made(lab: Path, name: str, way: dict[str, Any], arms: dict[str, Any], options: argparse.Namespace) -> ReportData:
+def report_of(
+    lab: Path, name: str, way: dict[str, Any], arms: dict[str, Any], options: argparse.Namespace
+) -> ReportData:
     """Run one recipe; what is in the store already is taken over."""
     view = "plain" if options.verbose else "none"
     recipe, resources = recipe_of(lab, name, way, arms, options), Resources.model_validate(RESOURCES)
@@ -111,7 +113,7 @@ def show(console: Console, figures: list[dict[str, Any]]) -> None:
     for column in ("parameters", "pruned", "rate", "recovered", "extremes"):
         table.add_column(column, justify="right")
     for row in figures:
-        widths = ", ".join(f"{space} {kept}" for space, kept in row["widths"].items())
+        widths = ", ".join(f"{space} {num_kept}" for space, num_kept in row["widths"].items())
         table.add_row(
             row["way"],
             f"{row['num_blocks']} blocks" + (f", {widths}" if widths else ""),

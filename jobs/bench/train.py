@@ -203,12 +203,12 @@ def facts(_: int, __: Path) -> Figures:
     import torch
 
     rows = packed(LABORATORY_ROW_TOKENS)
-    found: Figures = {"packing_efficiency": rows.num_tokens / (rows.num_rows * rows.row_tokens), "gpu": None}
+    results: Figures = {"packing_efficiency": rows.num_tokens / (rows.num_rows * rows.row_tokens), "gpu": None}
     if torch.cuda.is_available():
         from jobs.bench.support import training_gpu
 
-        found["gpu"] = training_gpu.measure()
-    return found
+        results["gpu"] = training_gpu.measure()
+    return results
 
 
 def alone() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sdft_ray.generation.checks import verdict
 
@@ -31,7 +31,6 @@ none, so nothing can be checked. `truncated`: the rewrite hit the token limit. `
 character. `leaked_reference`: it mentions the reference in the prompt. `too_long`: it does not fit a
 training row. `error`: it could not be sampled.
 """
-REASONS: tuple[str, ...] = get_args(Reason)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.families import Family, family_of, num_blocks_of
+from sdft_ray.models.json_file import read_json_object
 from sdft_ray.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
@@ -148,19 +149,7 @@ def read_config_file(directory: Path) -> dict[str, Any]:
                 f"{directory} holds an adapter, not a model", "merge the adapter into its base model first"
             )
         raise ModelError(f"{directory} holds no config.json", "give a Hugging Face model directory")
-    return _read_json_object(path)
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as reason:  # malformed JSON, or not UTF-8
-        raise ModelError(f"{path} is not JSON: {reason}", _DOWNLOAD_AGAIN) from None
-    except OSError as reason:
-        raise ModelError(f"cannot read {path}: {reason.strerror}", "check its permissions") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object", _DOWNLOAD_AGAIN)
-    return content
+    return read_json_object(path)
 
 
 def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
@@ -169,7 +158,7 @@ def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
         return read_header(directory / SINGLE_FILE)
     if not (directory / INDEX_FILE).is_file():
         raise _no_weights(directory)
-    weight_map = _read_json_object(directory / INDEX_FILE).get("weight_map")
+    weight_map = read_json_object(directory / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ModelError(f"{directory / INDEX_FILE} holds no weight_map", _DOWNLOAD_AGAIN)
     headers = {name: read_header(_shard(directory, name)) for name in sorted(set(weight_map.values()))}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import ModelError
+from sdft_ray.models.json_file import read_json_object
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
@@ -75,21 +75,11 @@ def read_config(source: ModelSource, copy: str | None) -> dict[str, Any] | None:
         path = Path(source.directory) / "config.json"
         if not path.is_file():
             raise ModelError(f"{source.directory} holds no config.json", "name a Hugging Face model directory")
-        return _load(path)
+        return read_json_object(path)
     from huggingface_hub import try_to_load_from_cache
 
     assert source.hub is not None
     cached = try_to_load_from_cache(source.hub, "config.json", revision=source.commit)
     if isinstance(cached, str):
-        return _load(Path(cached))
-    return _load(Path(copy)) if copy else None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as reason:
-        raise ModelError(f"cannot read {path}: {reason}", "restore the file") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no JSON object", "restore the file")
-    return config
+        return read_json_object(Path(cached))
+    return read_json_object(Path(copy)) if copy else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import ModelError
+from sdft_ray.models.json_file import read_json_object
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
@@ -25,7 +26,7 @@ def check_vocabulary(directory: Path, num_rows: int) -> None:
     if not path.is_file():
         _check_loaded(directory, num_rows)
         return
-    tokenizer = _read(path)
+    tokenizer = read_json_object(path)
     highest = _highest_id(tokenizer, path)
     if highest >= num_rows:
         raise ModelError(f"the tokenizer has {highest + 1} entries, the embedding table {num_rows} rows", _LIKELY_CAUSE)
@@ -54,7 +55,7 @@ def check_same_tokenizer(first: Path, second: Path, hint: str) -> None:
 def _used_texts(directory: Path) -> tuple[set[str], str]:
     """The special tokens with a role, and the text of the chat templates."""
     settings_file, template_file = directory / "tokenizer_config.json", directory / "chat_template.jinja"
-    settings = _read(settings_file) if settings_file.is_file() else {}
+    settings = read_json_object(settings_file) if settings_file.is_file() else {}
     templates = json.dumps(settings.get("chat_template") or "", ensure_ascii=False)
     if template_file.is_file():
         templates += template_file.read_text(encoding="utf-8")
@@ -95,13 +96,3 @@ def _check_loaded(directory: Path, num_rows: int) -> None:
     highest = max(tokenizer.get_vocab().values())
     if highest >= num_rows:
         raise ModelError(f"the tokenizer has {highest + 1} entries, the embedding table {num_rows} rows", _LIKELY_CAUSE)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as reason:
-        raise ModelError(f"cannot read {path}: {reason}", "download that file again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object", "download that file again")
-    return content

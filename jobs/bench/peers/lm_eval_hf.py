@@ -33,13 +33,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     model = hf(pretrained=job["model"], dtype=job["dtype"], batch_size=job["batch_size"], device="cpu")
     manager = TaskManager(include_path=".", include_defaults=False)
     run: Any = lm_eval.simple_evaluate
-    found: dict[str, Any] = {"startup_s": time.perf_counter() - start, "seconds": {}, "items": {}}
+    output: dict[str, Any] = {"startup_s": time.perf_counter() - start, "seconds": {}, "items": {}}
     for name in job["names"]:
         start = time.perf_counter()
         results = run(model=model, tasks=[name], task_manager=manager, apply_chat_template=True, bootstrap_iters=0)
-        found["seconds"][name] = time.perf_counter() - start
-        found["items"][name] = {str(row["doc_id"]): _values(row) for row in results["samples"][name]}
-    return found
+        output["seconds"][name] = time.perf_counter() - start
+        output["items"][name] = {str(row["doc_id"]): _values(row) for row in results["samples"][name]}
+    return output
 
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:

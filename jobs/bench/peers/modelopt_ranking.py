@@ -87,10 +87,10 @@ def watch_contribution(model: Any) -> Callable[[], dict[str, Any]]:
 
     blocks = model.model.layers
     attention = SimpleNamespace(num_key_value_heads=model.config.num_key_value_heads)
-    given = {"model": model, "block_config": SimpleNamespace(attention=attention)}
+    context = {"model": model, "block_config": SimpleNamespace(attention=attention)}
     norms = [norm for block in blocks for norm in (block.input_layernorm, block.post_attention_layernorm)]
     mlp = [registered(block.mlp.down_proj, IndependentChannelContributionHook) for block in blocks]
-    heads = [registered(block.self_attn.o_proj, IndependentKvHeadContributionHook, given) for block in blocks]
+    heads = [registered(block.self_attn.o_proj, IndependentKvHeadContributionHook, context) for block in blocks]
     hidden = [registered(norm, LayerNormContributionHook, {}) for norm in (*norms, model.model.norm)]
 
     def read() -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from sdft_ray.generation.selection import REASONS, kept_sample, leaks_reference, select
+from sdft_ray.generation.selection import Reason, kept_sample, leaks_reference, select
 
 QUESTION = "Tom has 3 apples and buys 4. How many has he now?"
 REFERENCE = "3 + 4 = 7. So the answer is 7."
@@ -44,7 +46,7 @@ def test_reasons(reference: str, distilled: str, finish_reason: str, kind: str, 
 
 
 def test_every_reason_is_covered() -> None:
-    assert {row[-1] for row in ROWS} == set(REASONS)
+    assert {row[-1] for row in ROWS} == set(get_args(Reason))
 
 
 LEAKS = [

@@ -305,12 +305,12 @@ def test_no_width_can_be_loaded() -> None:
             Width(mlp=20, tensor_parallel=5),
             "12 members of heads, which is not divisible over 5 ranks → keep a multiple",
         ),
-        (Width(heads=4, tensor_parallel=8), "4 members of heads, which 8 ranks"),
-        (Width(mlp=24, tensor_parallel=3), "4 members of kv_groups, which 3 ranks"),
-        (Width(mlp=24, tensor_parallel=6), "4 members of kv_groups, which 6 ranks"),
-        (Width(kv_groups=3, mlp=24, tensor_parallel=9), "24 members of mlp, which 9 ranks"),
+        (Width(heads=4, tensor_parallel=8), "4 members of heads, which is not divisible over 8 ranks"),
+        (Width(mlp=24, tensor_parallel=3), "4 members of kv_groups, which is not divisible over 3 ranks"),
+        (Width(mlp=24, tensor_parallel=6), "4 members of kv_groups, which is not divisible over 6 ranks"),
+        (Width(kv_groups=3, mlp=24, tensor_parallel=9), "24 members of mlp, which is not divisible over 9 ranks"),
         (Width(mlp=21, tensor_parallel=2), "21 members of mlp, which is not divisible over 2 ranks → .* multiple of 2"),
-        (Width(hidden=12, tensor_parallel=12), "40 members of mlp, which 12 ranks"),
+        (Width(hidden=12, tensor_parallel=12), "40 members of mlp, which is not divisible over 12 ranks"),
     ],
 )
 def test_ranks_that_could_not_share_are_refused(width: Width, told: str) -> None:
