@@ -256,12 +256,12 @@ def test_refusals_are_told_in_words(page: Any) -> None:
         page.get_by_label("Prompt").fill("How many?")
         page.get_by_role("button", name="Send").click()
         expect(column(page, "teacher").locator(".text")).to_have_text("Seven.")
-        told = "This key has used up its requests per minute. Try again in 60\u202fs."
+        told = "This key has reached its limit of requests per minute. Try again in 60\u202fs."
         expect(column(page, "student").locator(".trouble")).to_contain_text(told)
         gone = found.service.models.pop("student")
         page.get_by_role("button", name="Send").click()
         trouble = column(page, "student").locator(".trouble")
-        expect(trouble).to_contain_text("There is no model 'student'; models: teacher. Load the list of models again")
+        expect(trouble).to_contain_text("There is no model 'student'; available models: teacher. Load the list of models again")
         trouble.get_by_role("button", name="Load the list again").click()
         expect(page.get_by_label("Compared with").locator("option")).to_have_text(["teacher", "none"])
         found.service.models["student"] = gone

@@ -75,7 +75,7 @@ def running(home: Path, directories: dict[str, Path], secret: str, dtype: str) -
     with serving(home, *models, "--draft", directories["smaller"], "--keys", home / "keys.yaml") as service:
         yield service
     assert service.process.returncode == 0
-    assert "finishing what is under way" in service.log.read_text(encoding="utf-8")
+    assert "finishing the requests in flight" in service.log.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +168,11 @@ def test_stops_end_an_answer(client: openai.OpenAI) -> None:
 
 def test_errors_are_openais(client: openai.OpenAI, running: Running) -> None:
     models = r"teacher, smaller, teacher\+draft"
-    with pytest.raises(openai.NotFoundError, match=f"there is no model 'other'; models: {models}"):
+    with pytest.raises(openai.NotFoundError, match=f"there is no model 'other'; available models: {models}"):
         client.completions.create(model="other", prompt="x")
-    with pytest.raises(openai.BadRequestError, match="the prompt has 600 tokens and the context of teacher 512"):
+    with pytest.raises(
+        openai.BadRequestError, match="the prompt has 600 tokens, but the context of teacher is 512 tokens"
+    ):
         client.completions.create(model="teacher", prompt=[5] * 600)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{running.url}/v1", api_key="sk-wrong").models.list()
