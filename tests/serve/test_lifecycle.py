@@ -130,7 +130,7 @@ class TestTwoReplicas:
             running.process.wait(40)
         assert {each.outcome for each in crowd.asked if each.began < ended} == {200}
         assert crowd.outcomes(since=ended) <= {200, "refused"}
-        log = running.log.read_text(encoding="utf-8").partition("finishing what is under way")[2]
+        log = running.log.read_text(encoding="utf-8").partition("finishing the requests in flight")[2]
         assert log == " (Ctrl-C again: at once) ...\n"
 
 
