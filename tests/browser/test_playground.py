@@ -261,7 +261,9 @@ def test_refusals_are_told_in_words(page: Any) -> None:
         gone = found.service.models.pop("student")
         page.get_by_role("button", name="Send").click()
         trouble = column(page, "student").locator(".trouble")
-        expect(trouble).to_contain_text("There is no model 'student'; available models: teacher. Load the list of models again")
+        expect(trouble).to_contain_text(
+            "There is no model 'student'; available models: teacher. Load the list of models again"
+        )
         trouble.get_by_role("button", name="Load the list again").click()
         expect(page.get_by_label("Compared with").locator("option")).to_have_text(["teacher", "none"])
         found.service.models["student"] = gone
