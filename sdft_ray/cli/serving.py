@@ -45,10 +45,7 @@ def serve(
     ] = "vllm",
     draft: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Speculative decoding: serve every other model a second time, as MODEL+draft, with this draft model.",
-        ),
+        typer.Option(metavar="MODEL", help="Serve every other model also as MODEL+draft, with this draft model."),
     ] = None,
     key_file: Annotated[
         Path | None, typer.Option("--keys", metavar="FILE", help="File of accepted API keys; see `sdft keys`.")

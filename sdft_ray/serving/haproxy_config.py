@@ -30,6 +30,13 @@ NEXT_STEP = (
 )
 _FRONT = ("frontend", "http_frontend")
 _SECTIONS = frozenset({"global", "defaults", "frontend", "backend", "listen"})
+_OTHER_SECTIONS = frozenset(
+    {
+        "acme", "aggregations", "cache", "crt-store", "fcgi-app", "http-errors", "log-forward", "log-profile",
+        "mailers", "peers", "program", "resolvers", "ring", "traces", "userlist",
+    }
+)  # fmt: skip
+"""Sections that `PROMISES` do not cover. They may be indented: HAProxy ignores indentation."""
 _FLAGS = frozenset({"-db", "-dR", "-c", "-q", "-V"})
 _TIMEOUT = ["timeout", "http-request", f"{HEADER_TIMEOUT_S}s"]
 
@@ -49,7 +56,7 @@ def harden(text: str, bind: Sequence[str]) -> str:
     parse(text)
     result: list[str] = []
     section = ("", "")
-    for line in text.splitlines():
+    for line in text.rstrip("\n").split("\n"):
         words = _words(line)
         section = _section(words) or section
         if words[:1] == ["errorfile"] and words[1:2] in (["502"], ["503"], ["504"]):
@@ -72,15 +79,15 @@ def parse(text: str) -> list[Line]:
     """All lines but comments. Raises `ValueError` for a line that `PROMISES` cannot judge, such as a condition."""
     lines: list[Line] = []
     section = ("", "")
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(text.split("\n"), 1):
         try:
             words = _words(raw)
         except ValueError as reason:
             raise ValueError(f"line {number} cannot be read ({reason})") from None
         if not words:
             continue
-        indented = raw[:1].isspace()
-        if words[0].startswith((".", "$")) or (not indented and words[0] not in _SECTIONS):
+        is_section = not raw[:1].isspace() or words[0] in _OTHER_SECTIONS
+        if words[0].startswith((".", "$")) or (is_section and words[0] not in _SECTIONS):
             raise ValueError(f"line {number} begins with {words[0]!r}, which cannot be checked")
         section = _section(words) or section
         lines.append(Line(section, words))
@@ -131,9 +138,9 @@ def _errors_keep_status(lines: Sequence[Line], _: Sequence[str]) -> bool:
 def _headers_have_deadline(lines: Sequence[Line], _: Sequence[str]) -> bool:
     """The timeout is in the only `defaults` section, which comes before the front and so applies to it."""
     timeouts = [line for line in lines if line.words[:2] == _TIMEOUT[:2]]
-    sections = list(dict.fromkeys(line.section for line in lines))
-    defaults = [section for section in sections if section[0] == "defaults"]
-    if len(defaults) != 1 or _FRONT not in sections or sections.index(defaults[0]) > sections.index(_FRONT):
+    headers = [line.section for line in lines if line.words[0] in _SECTIONS]
+    defaults = [section for section in headers if section[0] == "defaults"]
+    if len(defaults) != 1 or _FRONT not in headers or headers.index(defaults[0]) > headers.index(_FRONT):
         return False
     return bool(timeouts) and all(line.words == _TIMEOUT and line.section == defaults[0] for line in timeouts)
 

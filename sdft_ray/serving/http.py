@@ -56,6 +56,7 @@ def build_app(
         version=version("sdft_ray"),
         docs_url=None,
         redoc_url=None,
+        responses={status: {"description": text, "content": _ERROR_CONTENT} for status, text in _ERRORS.items()},
     )
     _add_routes(app, service, registry)
     _add_errors(app)
@@ -327,6 +328,7 @@ _ERRORS = {
     413: "the body is too large", 429: "rate limit or queue limit reached; see Retry-After",
     503: "the engine is restarting; see Retry-After", 504: "the answer was not finished in time",
 }  # fmt: skip
+_ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 
 
 def _body_of(kind: type[pydantic.BaseModel]) -> dict[str, Any]:
@@ -335,7 +337,7 @@ def _body_of(kind: type[pydantic.BaseModel]) -> dict[str, Any]:
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's OpenAPI schema, with the request bodies, errors and authentication of this service."""
+    """FastAPI's OpenAPI schema, with the request bodies, the error object and the authentication of this service."""
     if app.openapi_schema:
         return app.openapi_schema
     schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -345,12 +347,9 @@ def _schema(app: FastAPI) -> dict[str, Any]:
     components = schema.setdefault("components", {})
     components["schemas"] = {**defined["$defs"], "Error": error}
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     for path, methods in schema["paths"].items():
         for operation in methods.values():
             operation["responses"].pop("422", None)
-            errors = {str(status): {"description": text, "content": content} for status, text in _ERRORS.items()}
-            operation["responses"] |= errors
             if path not in OPEN_PATHS:
                 operation["security"] = [{"key": []}]
     app.openapi_schema = schema

@@ -179,6 +179,7 @@ ADDRESS, LOOPBACK, ADMIN, ERRORS, HEADERS = PROMISES
         ("errorfile 503 ", "errorloc 503 http://", ERRORS),
         ("errorfile 503 ", "http-error status 503 file ", ERRORS),
         ("timeout client ", "timeout client-fin ", HEADERS),
+        ("frontend http_frontend", "defaults\n    mode http\nfrontend http_frontend", HEADERS),
         ("frontend http_frontend", "defaults more\n    mode http\nfrontend http_frontend", HEADERS),
     ],
 )
@@ -197,6 +198,8 @@ def test_haproxy_does_not_start_when_a_pattern_of_rays_template_has_another_form
     ("more", "named"),
     [
         ("peers others\n    peer me *:9995", "'peers'"),
+        ("    peers others\n    peer me *:9995", "'peers'"),
+        ("unheard of", "'unheard'"),
         ("    .if 1\n    bind 127.0.0.1:9994\n    .endif", "'.if'"),
         ('    "${KEYWORD}" *:9993', "KEYWORD"),
         ('    bind "127.0.0.1:9992', "cannot be read"),
