@@ -6,25 +6,33 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sdft_ray.errors import DataError, EvaluationError, PlanError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.config import config_with_blocks
-from sdft_ray.models.families import check_patchable, family_of, num_blocks_of
-from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
-from sdft_ray.models.source import ModelSource, read_config, resolve_source
+from sdft_ray.models.families import Config, check_patchable, num_blocks_of
+from sdft_ray.models.size import ModelSize, size_with_blocks
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, check_inputs
 from sdft_ray.stages.sources import embedding_source
 from sdft_ray.stages.spec import STAGES, DiskEstimate
+from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.store import Store
 
 
-def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[str, State]) -> None:
-    """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights."""
-    source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
+def preflight(
+    recipe: Recipe,
+    store: Store,
+    resources: Resources,
+    states: dict[str, State],
+    teacher: TeacherModel | None = None,
+) -> None:
+    """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights.
+
+    `teacher` is the recipe's, where it has been resolved.
+    """
+    teacher = teacher or TeacherModel.of(recipe.teacher)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
     check_strategy(recipe, resources)
@@ -32,30 +40,29 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
     for state in states.values():
         if state.status != "done":
             check_inputs(state.step, states)
-    config = read_config(source, recipe.teacher.config)
-    sizes = planned_sizes(recipe, config) if config is not None else None
+    described = teacher.described
+    sizes = planned_sizes(recipe, described.config) if described else None
     if sizes is not None:
         check_tail(recipe, sizes[""])
-    if config is not None and any(part.patch for part in recipe.prunings.values()):
-        check_patchable(family_of(config))
+    if described and any(part.patch for part in recipe.prunings.values()):
+        check_patchable(described.family)
     num_rows = check_rows(recipe, runs_code_here=_runs_code_here(states))
-    if config is not None and sizes is not None:
-        generated = pass_bytes(recipe.generate, config, num_rows)
-        check_disk(recipe, store, size_of(config), sizes, generated, states)
+    if described and sizes:
+        generated = pass_bytes(recipe.generate, described.config, num_rows)
+        check_disk(recipe, store, described.size, sizes, generated, states)
     check_tasks(recipe)
-    teacher = source.fetch()
-    check_teacher(teacher)
+    check_teacher(teacher.directory)
     check_prompts(recipe, resources, teacher)
     check_forgetting(recipe, teacher)
 
 
-def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
+def planned_size(recipe: Recipe, config: Config) -> ModelSize | None:
     """Size after all prunings; otherwise as `planned_sizes`."""
     sizes = planned_sizes(recipe, config)
     return None if sizes is None else sizes[""]
 
 
-def planned_sizes(recipe: Recipe, config: dict[str, Any]) -> dict[str, ModelSize] | None:
+def planned_sizes(recipe: Recipe, config: Config) -> dict[str, ModelSize] | None:
     """Size after each pruning, by its name (`Recipe.prunings`), None where a measured speed decides.
 
     Raises `PlanError` when a target cannot be met, `ModelError` when unsupported.
@@ -177,15 +184,16 @@ def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
     With `runs_code_here`, rows of answer kind `code` need the sandbox on this machine (`SandboxError`).
     """
     from sdft_ray.data.held_out import is_held_out
+    from sdft_ray.data.rows import read_source
+    from sdft_ray.generation.checks import check_error
     from sdft_ray.generation.prompts import resolve_template
-    from sdft_ray.stages.rows import read
 
     resolve_template(recipe.generate.template)
-    deque(read(recipe.calibration), maxlen=0)
+    deque(read_source(recipe.calibration, check_error), maxlen=0)
     fraction = recipe.train.validation_fraction
     num_rows = num_held_out = 0
     answer_kinds: set[str] = set()
-    for table in read(recipe.seed_set):
+    for table in read_source(recipe.seed_set, check_error):
         num_rows += table.num_rows
         answer_kinds |= set(table["answer_kind"].unique().to_pylist())
         if fraction:
@@ -215,23 +223,22 @@ def check_teacher(directory: Path) -> None:
     Checkpoint.open(directory).check_expected()
 
 
-def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
+def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -> None:
     """Every rewriting prompt plus its response fits the context, and every training row its packed row.
 
     No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes
     and those that spell out control tokens are tokenized here.
     """
-    from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.data.rows import read_source
+    from sdft_ray.generation.checks import check_error
     from sdft_ray.generation.prompts import render_rewrite
-    from sdft_ray.stages.rows import read
 
-    chat = ChatFormat(load_tokenizer(teacher))
-    config = read_config(ModelSource(directory=str(teacher)), None) or {}
-    context = resources.generate.max_model_tokens or config.get("max_position_embeddings", 1 << 30)
+    chat = teacher.chat
+    context = resources.generate.max_model_tokens or teacher.fetched.context_tokens
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
     around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
     safe_bytes = min(context - max_tokens, recipe.train.max_seq_len) - around
-    for number, table in enumerate(read(recipe.seed_set)):
+    for number, table in enumerate(read_source(recipe.seed_set, check_error)):
         for row in table.to_pylist():
             instruction, reference = row["instruction"], row["reference_response"]
             is_short = len(instruction.encode()) + len(reference.encode()) <= safe_bytes
@@ -255,7 +262,7 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
                 )
 
 
-def check_forgetting(recipe: Recipe, teacher: Path) -> None:
+def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
     """Held-out texts of which the teacher can score something, and an embedding model that is one."""
     asked = recipe.forgetting
     if asked is None:
@@ -263,14 +270,12 @@ def check_forgetting(recipe: Recipe, teacher: Path) -> None:
     if asked.source == recipe.seed_set.source:
         raise DataError("forgetting names the seed set, which is trained on", "give text that nothing is tuned on")
     from sdft_ray.data.calibration import row_documents
-    from sdft_ray.data.chat import load_tokenizer
-    from sdft_ray.stages.rows import read_spread
+    from sdft_ray.data.rows import read_spread
+    from sdft_ray.generation.checks import check_error
 
-    tokenizer = load_tokenizer(teacher)
-    config = read_config(ModelSource(directory=str(teacher)), None) or {}
-    context = config.get("max_position_embeddings", 1 << 30)
-    for table in read_spread(asked):
-        documents = row_documents(table, tokenizer, asked.max_tokens)
+    context = teacher.fetched.context_tokens
+    for table in read_spread(asked, check_error):
+        documents = row_documents(table, teacher.tokenizer, asked.max_tokens)
         for name, document in zip(table["example_id"].to_pylist(), documents, strict=True):
             if not any(document.loss_mask[1:]):
                 raise DataError(
