@@ -174,7 +174,7 @@ def test_the_questions_of_an_evaluation_are_those_of_its_slice(recipe: Recipe, t
     assert asked.tasks == ["tiny_task"]
     assert asked.limit == 4
     assert asked.include is not None
-    assert asked.include.name == "tasks"
+    assert Path(asked.include).name == "tasks"
     assert asked.samples is not None
     assert asked.samples.num == 3
 
