@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before the first worker starts, checked in seconds."""
+"""Fail-fast checks that run before any worker starts."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def planned_sizes(recipe: Recipe, config: Config) -> dict[str, ModelSize] | None
 
 
 def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
-    """The tail that is tuned is no longer than the pruned model. Raises `RecipeError`."""
+    """Raise `RecipeError` when more layers are to be trained than the pruned model has."""
     wanted = recipe.train.train_last_n_layers
     if wanted is not None and wanted > pruned.num_blocks:
         raise RecipeError(
@@ -98,7 +98,7 @@ def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
 
 
 def check_local_cpus(resources: Resources, stages: set[str]) -> None:
-    """Fewer CPUs than the smallest plan needs, where Ray will be started here."""
+    """Raise `ResourceError` where a Ray that is started here has fewer CPUs than a stage needs at once."""
     from sdft_ray.stages.registry import check_capacity
     from sdft_ray.stages.session import Capacity
 
@@ -115,7 +115,7 @@ def _local_cpus() -> int:
 
 
 def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, State]) -> None:
-    """Signals that the sampler of the resources cannot give."""
+    """Raise `ResourceError` for signals that the sampler of the resources cannot record."""
     if states["generate"].status != "done":
         from sdft_ray.generation.sampler import check_signals
 
@@ -123,7 +123,7 @@ def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, Sta
 
 
 def check_strategy(recipe: Recipe, resources: Resources) -> None:
-    """Muon orthogonalizes whole matrices, which no worker has when they are sharded. Raises `ResourceError`."""
+    """Raise `ResourceError` for Muon with sharded weights: it orthogonalizes whole matrices, which no worker holds."""
     if resources.train.strategy == "fsdp" and recipe.train.optimizer == "muon":
         raise ResourceError(
             "train.optimizer muon needs whole matrices, and strategy fsdp gives every worker rows of them",
@@ -132,7 +132,7 @@ def check_strategy(recipe: Recipe, resources: Resources) -> None:
 
 
 def check_tracking(store: Store, resources: Resources, states: Mapping[str, State]) -> None:
-    """Trackers that are not installed here, or have nowhere to write."""
+    """Raise `ResourceError` for trackers that are not installed here or cannot write to the store."""
     stages = {state.step.stage for state in states.values() if state.status != "done"}
     if resources.train.tracking and stages & {"train", "correct"}:
         from sdft_ray.training.tracking import check_trackers
@@ -224,7 +224,7 @@ def check_teacher(directory: Path) -> None:
 
 
 def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -> None:
-    """Every rewriting prompt plus its response fits the context, and every training row its packed row.
+    """Raise `DataError` for a rewriting prompt that exceeds the context with its response, or an example `max_seq_len`.
 
     No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes
     and those that spell out control tokens are tokenized here.
@@ -263,7 +263,7 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -
 
 
 def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
-    """Held-out texts of which the teacher can score something, and an embedding model that is one."""
+    """Raise `DataError` for held-out texts that the teacher cannot score, `ModelError` for a model without embeddings."""
     asked = recipe.forgetting
     if asked is None:
         return
@@ -294,7 +294,7 @@ def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
 
 
 def check_tasks(recipe: Recipe) -> None:
-    """A task folder that is there, and tasks that it or lm-eval knows."""
+    """Raise `EvaluationError` for a task folder that is missing or empty, and for unknown tasks."""
     include = recipe.evaluate.include
     known: set[str] = set()
     if include is not None:

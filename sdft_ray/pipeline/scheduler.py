@@ -1,4 +1,4 @@
-"""A walk over the graph of a recipe: what is committed is reused, the rest runs side by side as far as it fits."""
+"""Runs the graph of a recipe: committed steps are reused, the others run in parallel as far as the cluster allows."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def run_missing(walks: Sequence[Walk], resources: Resources, show: Show) -> None
 class _Scheduler:
     """Admits a step when its inputs are committed and its share of the cluster is free.
 
-    Ray would queue the work itself, but two half-started stages can hold what each other needs; whole shares cannot.
+    Steps are gang-scheduled: Ray would queue their workers one by one, and two steps with a part each could deadlock.
     """
 
     def __init__(self, walks: Sequence[Walk], resources: Resources, capacity: Any, board: Any, show: Show) -> None:

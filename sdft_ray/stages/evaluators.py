@@ -111,7 +111,7 @@ def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tu
 
 
 class Pool:
-    """An `Ask` over actors. Answers are kept in a file as they come, so that a killed step asks for the rest alone."""
+    """An `Ask` over actors. Answers are appended to a file as they come, so an interrupted step resumes where it stopped."""
 
     def __init__(self, job: Job, actors: Sequence[Any], path: Path) -> None:
         self.peak_rss_bytes = 0

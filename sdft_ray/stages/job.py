@@ -1,4 +1,4 @@
-"""What a stage is given and what it hands back. Everything here pickles and is small: addresses, never objects."""
+"""The input and the result of a stage. Both are small and can be pickled: addresses, never models or open files."""
 
 from __future__ import annotations
 

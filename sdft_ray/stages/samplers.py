@@ -1,4 +1,4 @@
-"""Samplers as the resources ask for them, in whatever process calls."""
+"""Builds the samplers that the resources configure, in the calling process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare_process() -> None:
 
 
 def teacher_sampler(job: Job) -> Sampler:
-    """What generation asks."""
+    """The sampler of stage `generate`, over the teacher."""
     settings = job.resources.generate
     if settings.sampler == "scripted":
         from sdft_ray.generation.sampler import ScriptedSampler

@@ -1,4 +1,4 @@
-"""Where in a store the trackers of a training work, and what they are told about it."""
+"""Experiment trackers of a training: their folder in the store, and the configuration that they record."""
 
 from __future__ import annotations
 
