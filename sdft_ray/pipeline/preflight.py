@@ -263,7 +263,7 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -
 
 
 def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
-    """Raise `DataError` for held-out texts that the teacher cannot score, `ModelError` for a model without embeddings."""
+    """Raise `DataError` for texts that the teacher cannot score, `ModelError` for a model that gives no embeddings."""
     asked = recipe.forgetting
     if asked is None:
         return

@@ -111,7 +111,10 @@ def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tu
 
 
 class Pool:
-    """An `Ask` over actors. Answers are appended to a file as they come, so an interrupted step resumes where it stopped."""
+    """An `Ask` over actors.
+
+    Answers are appended to a file as they come, so that an interrupted step resumes where it stopped.
+    """
 
     def __init__(self, job: Job, actors: Sequence[Any], path: Path) -> None:
         self.peak_rss_bytes = 0
