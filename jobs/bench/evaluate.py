@@ -30,13 +30,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sdft_ray.lab.export import export
-from sdft_ray.models.source import resolve_source
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import evaluate
 from sdft_ray.stages.evaluators import dismiss
+from sdft_ray.stages.graph import steps
 from sdft_ray.stages.job import Job, Made
 from sdft_ray.stages.session import ray_session
+from sdft_ray.stages.sources import Sources
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
 
@@ -52,13 +53,16 @@ def job_of(lab: Path, store: Path, task: str, number: int, resources: Resources,
     data["evaluate"] = {"include": "./tasks", "tasks": [{"name": task}], **({"limit": limit} if limit else {})}
     recipe = Recipe.parse(data, base=lab)
     address = f"evaluate/{number:016x}"
+    step = next(step for step in steps(recipe) if step.name == "evaluate:teacher")
+    sources = Sources(recipe, Store(str(store)))
     return Job(
-        step="evaluate:teacher",
+        step=step,
         address=address,
         store_url=Store(str(store)).url,
-        recipe=recipe,
+        recipe_name=recipe.name,
         resources=resources,
-        teacher=resolve_source(recipe.teacher.model, None),
+        teacher=sources.teacher,
+        places=sources.places(step),
         inputs={},
         progress=_silent,
     )

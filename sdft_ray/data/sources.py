@@ -26,6 +26,8 @@ MESSAGES = "messages"
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
+CheckError = Callable[[str, str], str]
+"""From the answer kind and the check of a row to what is wrong with them, or ""."""
 Record = tuple[str, dict[str, Any]]
 """Position of a row ("line 7"), and its fields."""
 
@@ -36,7 +38,7 @@ def read_tables(
     columns: Mapping[str, str] | None = None,
     answer_kind: str = "none",
     check: str = "",
-    check_error: Callable[[str, str], str] = lambda kind, check: "",
+    check_error: CheckError = lambda kind, check: "",
     limit: int | None = None,
     plain_text: bool = False,
     revision: str | None = None,
@@ -89,7 +91,7 @@ class _Reader:
         records: Callable[[], Iterator[Record]],
         columns: Mapping[str, str],
         default: tuple[str, str],
-        check_error: Callable[[str, str], str],
+        check_error: CheckError,
         plain_text: bool,
     ) -> None:
         self.source = source

@@ -26,3 +26,9 @@ def nested_subset(example_ids: Sequence[str], num_rows: int) -> frozenset[str]:
 
 def _rank(example_id: str) -> bytes:
     return hashlib.sha256(_SALT + example_id.encode("utf-8", "surrogatepass")).digest()
+
+
+def spread(num_rows: int, num_wanted: int) -> list[int]:
+    """At most `num_wanted` of the positions 0..num_rows-1, evenly over all of them, ascending."""
+    count = min(num_rows, num_wanted)
+    return [(2 * i + 1) * num_rows // (2 * count) for i in range(count)]

@@ -46,12 +46,6 @@ class Shift:
     gaps: dict[str, Estimate]
 
 
-def spread(num_rows: int, num_wanted: int) -> list[int]:
-    """At most `num_wanted` of the positions 0..num_rows-1, evenly over all of them, ascending."""
-    count = min(num_rows, num_wanted)
-    return [(2 * i + 1) * num_rows // (2 * count) for i in range(count)]
-
-
 def response_nll(
     model: Any,
     documents: Sequence[Document],

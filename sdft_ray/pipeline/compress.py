@@ -38,7 +38,7 @@ def compress(
     with open_view(view, [step.name for step in walk.steps]) as shown:
         walk.show_reused(shown.handle)
         if walk.missing():
-            preflight(recipe, store, resources, walk.states)
+            preflight(recipe, store, resources, walk.states, walk.teacher)
             run_missing([walk], resources, shown.handle)
     return walk.finish()
 

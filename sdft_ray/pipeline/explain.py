@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
-from sdft_ray.models.size import ModelSize, size_of
-from sdft_ray.models.source import read_config, resolve_source
+from sdft_ray.models.size import ModelSize
 from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.graph import State, Step, StepName, nearest, resolve
@@ -43,16 +42,16 @@ class Explanation:
 
 def explain(recipe: Recipe, store: Store) -> Explanation:
     """What `compress` would do now. Raises `UserError` for what cannot work."""
-    source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
-    config = read_config(source, recipe.teacher.config)
-    states = resolve(recipe, store, Sources(recipe, store))
+    sources = Sources(recipe, store)
+    teacher = sources.teacher.described
+    states = resolve(recipe, store, sources)
     generated = None
-    if config is not None and states["generate"].status != "done":
-        generated = pass_bytes(recipe.generate, config, _num_seed_rows(recipe, states["seed"]))
+    if teacher is not None and states["generate"].status != "done":
+        generated = pass_bytes(recipe.generate, teacher.config, _num_seed_rows(recipe, states["seed"]))
     return Explanation(
         tuple(Line(name, state.status, state.address, _why(state, store)) for name, state in states.items()),
-        size_of(config) if config else None,
-        planned_size(recipe, config) if config else None,
+        teacher.size if teacher else None,
+        planned_size(recipe, teacher.config) if teacher else None,
         generated,
     )
 

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before the first worker starts, checked in seconds."""
+"""Fail-fast checks that run before any worker starts."""
 
 from __future__ import annotations
 
@@ -6,25 +6,33 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sdft_ray.errors import DataError, EvaluationError, PlanError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.config import config_with_blocks
-from sdft_ray.models.families import check_patchable, family_of, num_blocks_of
-from sdft_ray.models.size import ModelSize, size_of, size_with_blocks
-from sdft_ray.models.source import ModelSource, read_config, resolve_source
+from sdft_ray.models.families import Config, check_patchable, num_blocks_of
+from sdft_ray.models.size import ModelSize, size_with_blocks
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, check_inputs
 from sdft_ray.stages.sources import embedding_source
 from sdft_ray.stages.spec import STAGES, DiskEstimate
+from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.store import Store
 
 
-def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[str, State]) -> None:
-    """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights."""
-    source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
+def preflight(
+    recipe: Recipe,
+    store: Store,
+    resources: Resources,
+    states: dict[str, State],
+    teacher: TeacherModel | None = None,
+) -> None:
+    """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights.
+
+    `teacher` is the recipe's, where it has been resolved.
+    """
+    teacher = teacher or TeacherModel.of(recipe.teacher)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
     check_strategy(recipe, resources)
@@ -32,30 +40,29 @@ def preflight(recipe: Recipe, store: Store, resources: Resources, states: dict[s
     for state in states.values():
         if state.status != "done":
             check_inputs(state.step, states)
-    config = read_config(source, recipe.teacher.config)
-    sizes = planned_sizes(recipe, config) if config is not None else None
+    described = teacher.described
+    sizes = planned_sizes(recipe, described.config) if described else None
     if sizes is not None:
         check_tail(recipe, sizes[""])
-    if config is not None and any(part.patch for part in recipe.prunings.values()):
-        check_patchable(family_of(config))
+    if described and any(part.patch for part in recipe.prunings.values()):
+        check_patchable(described.family)
     num_rows = check_rows(recipe, runs_code_here=_runs_code_here(states))
-    if config is not None and sizes is not None:
-        generated = pass_bytes(recipe.generate, config, num_rows)
-        check_disk(recipe, store, size_of(config), sizes, generated, states)
+    if described and sizes:
+        generated = pass_bytes(recipe.generate, described.config, num_rows)
+        check_disk(recipe, store, described.size, sizes, generated, states)
     check_tasks(recipe)
-    teacher = source.fetch()
-    check_teacher(teacher)
+    check_teacher(teacher.directory)
     check_prompts(recipe, resources, teacher)
     check_forgetting(recipe, teacher)
 
 
-def planned_size(recipe: Recipe, config: dict[str, Any]) -> ModelSize | None:
+def planned_size(recipe: Recipe, config: Config) -> ModelSize | None:
     """Size after all prunings; otherwise as `planned_sizes`."""
     sizes = planned_sizes(recipe, config)
     return None if sizes is None else sizes[""]
 
 
-def planned_sizes(recipe: Recipe, config: dict[str, Any]) -> dict[str, ModelSize] | None:
+def planned_sizes(recipe: Recipe, config: Config) -> dict[str, ModelSize] | None:
     """Size after each pruning, by its name (`Recipe.prunings`), None where a measured speed decides.
 
     Raises `PlanError` when a target cannot be met, `ModelError` when unsupported.
@@ -81,7 +88,7 @@ def planned_sizes(recipe: Recipe, config: dict[str, Any]) -> dict[str, ModelSize
 
 
 def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
-    """The tail that is tuned is no longer than the pruned model. Raises `RecipeError`."""
+    """Raise `RecipeError` when more layers are to be trained than the pruned model has."""
     wanted = recipe.train.train_last_n_layers
     if wanted is not None and wanted > pruned.num_blocks:
         raise RecipeError(
@@ -91,7 +98,7 @@ def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
 
 
 def check_local_cpus(resources: Resources, stages: set[str]) -> None:
-    """Fewer CPUs than the smallest plan needs, where Ray will be started here."""
+    """Raise `ResourceError` where a Ray that is started here has fewer CPUs than a stage needs at once."""
     from sdft_ray.stages.registry import check_capacity
     from sdft_ray.stages.session import Capacity
 
@@ -108,7 +115,7 @@ def _local_cpus() -> int:
 
 
 def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, State]) -> None:
-    """Signals that the sampler of the resources cannot give."""
+    """Raise `ResourceError` for signals that the sampler of the resources cannot record."""
     if states["generate"].status != "done":
         from sdft_ray.generation.sampler import check_signals
 
@@ -116,7 +123,7 @@ def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, Sta
 
 
 def check_strategy(recipe: Recipe, resources: Resources) -> None:
-    """Muon orthogonalizes whole matrices, which no worker has when they are sharded. Raises `ResourceError`."""
+    """Raise `ResourceError` for Muon with sharded weights: it orthogonalizes whole matrices, which no worker holds."""
     if resources.train.strategy == "fsdp" and recipe.train.optimizer == "muon":
         raise ResourceError(
             "train.optimizer muon needs whole matrices, and strategy fsdp gives every worker rows of them",
@@ -125,7 +132,7 @@ def check_strategy(recipe: Recipe, resources: Resources) -> None:
 
 
 def check_tracking(store: Store, resources: Resources, states: Mapping[str, State]) -> None:
-    """Trackers that are not installed here, or have nowhere to write."""
+    """Raise `ResourceError` for trackers that are not installed here or cannot write to the store."""
     stages = {state.step.stage for state in states.values() if state.status != "done"}
     if resources.train.tracking and stages & {"train", "correct"}:
         from sdft_ray.training.tracking import check_trackers
@@ -177,15 +184,16 @@ def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
     With `runs_code_here`, rows of answer kind `code` need the sandbox on this machine (`SandboxError`).
     """
     from sdft_ray.data.held_out import is_held_out
+    from sdft_ray.data.rows import read_source
+    from sdft_ray.generation.checks import check_error
     from sdft_ray.generation.prompts import resolve_template
-    from sdft_ray.stages.rows import read
 
     resolve_template(recipe.generate.template)
-    deque(read(recipe.calibration), maxlen=0)
+    deque(read_source(recipe.calibration, check_error), maxlen=0)
     fraction = recipe.train.validation_fraction
     num_rows = num_held_out = 0
     answer_kinds: set[str] = set()
-    for table in read(recipe.seed_set):
+    for table in read_source(recipe.seed_set, check_error):
         num_rows += table.num_rows
         answer_kinds |= set(table["answer_kind"].unique().to_pylist())
         if fraction:
@@ -215,23 +223,22 @@ def check_teacher(directory: Path) -> None:
     Checkpoint.open(directory).check_expected()
 
 
-def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
-    """Every rewriting prompt plus its response fits the context, and every training row its packed row.
+def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -> None:
+    """Raise `DataError` for a rewriting prompt that exceeds the context with its response, or an example `max_seq_len`.
 
     No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes
     and those that spell out control tokens are tokenized here.
     """
-    from sdft_ray.data.chat import ChatFormat, load_tokenizer
+    from sdft_ray.data.rows import read_source
+    from sdft_ray.generation.checks import check_error
     from sdft_ray.generation.prompts import render_rewrite
-    from sdft_ray.stages.rows import read
 
-    chat = ChatFormat(load_tokenizer(teacher))
-    config = read_config(ModelSource(directory=str(teacher)), None) or {}
-    context = resources.generate.max_model_tokens or config.get("max_position_embeddings", 1 << 30)
+    chat = teacher.chat
+    context = resources.generate.max_model_tokens or teacher.fetched.context_tokens
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
     around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
     safe_bytes = min(context - max_tokens, recipe.train.max_seq_len) - around
-    for number, table in enumerate(read(recipe.seed_set)):
+    for number, table in enumerate(read_source(recipe.seed_set, check_error)):
         for row in table.to_pylist():
             instruction, reference = row["instruction"], row["reference_response"]
             is_short = len(instruction.encode()) + len(reference.encode()) <= safe_bytes
@@ -255,22 +262,20 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: Path) -> None:
                 )
 
 
-def check_forgetting(recipe: Recipe, teacher: Path) -> None:
-    """Held-out texts of which the teacher can score something, and an embedding model that is one."""
+def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
+    """Raise `DataError` for texts that the teacher cannot score, `ModelError` for a model that gives no embeddings."""
     asked = recipe.forgetting
     if asked is None:
         return
     if asked.source == recipe.seed_set.source:
         raise DataError("forgetting names the seed set, which is trained on", "give text that nothing is tuned on")
     from sdft_ray.data.calibration import row_documents
-    from sdft_ray.data.chat import load_tokenizer
-    from sdft_ray.stages.rows import read_spread
+    from sdft_ray.data.rows import read_spread
+    from sdft_ray.generation.checks import check_error
 
-    tokenizer = load_tokenizer(teacher)
-    config = read_config(ModelSource(directory=str(teacher)), None) or {}
-    context = config.get("max_position_embeddings", 1 << 30)
-    for table in read_spread(asked):
-        documents = row_documents(table, tokenizer, asked.max_tokens)
+    context = teacher.fetched.context_tokens
+    for table in read_spread(asked, check_error):
+        documents = row_documents(table, teacher.tokenizer, asked.max_tokens)
         for name, document in zip(table["example_id"].to_pylist(), documents, strict=True):
             if not any(document.loss_mask[1:]):
                 raise DataError(
@@ -289,7 +294,7 @@ def check_forgetting(recipe: Recipe, teacher: Path) -> None:
 
 
 def check_tasks(recipe: Recipe) -> None:
-    """A task folder that is there, and tasks that it or lm-eval knows."""
+    """Raise `EvaluationError` for a task folder that is missing or empty, and for unknown tasks."""
     include = recipe.evaluate.include
     known: set[str] = set()
     if include is not None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.report.run.gather import gather
 from sdft_ray.report.run.page import render
 from sdft_ray.stages.job import Job, Made, Meter
 from sdft_ray.store import files
 
 
-def run(job: Job) -> Made:
-    """Light: it runs in the driver."""
+def run(job: Job, recipe: Recipe) -> Made:
+    """Light: it runs in the driver. The page shows the whole recipe, which its inputs and its slice identify."""
     made = Made()
     with Meter() as meter, job.output(made) as directory:
         store = job.store
         found = {step: store.manifest(address) for step, address in job.inputs.items()}
         manifests = {step: manifest for step, manifest in found.items() if manifest is not None}
-        place = job.recipe.gates
+        place = recipe.gates
         gates = json.loads(Path(place).read_text(encoding="utf-8")) if place else []
-        data = gather(job.recipe, store, job.recipe.name, manifests, gates=gates)
+        data = gather(recipe, store, recipe.name, manifests, gates=gates)
         (directory / files.REPORT).write_text(render(data), encoding="utf-8")
         made.summary = {"gates": gates}
     made.usage = meter.usage()

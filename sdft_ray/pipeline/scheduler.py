@@ -1,4 +1,4 @@
-"""A walk over the graph of a recipe: what is committed is reused, the rest runs side by side as far as it fits."""
+"""Runs the graph of a recipe: committed steps are reused, the others run in parallel as far as the cluster allows."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, check_inputs, input_addresses, resolve_step, source_of
 from sdft_ray.stages.sources import Sources
 from sdft_ray.stages.spec import STAGES, demand, workers_of
+from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
 
@@ -51,6 +52,11 @@ class Walk:
     def __post_init__(self) -> None:
         self._sources = Sources(self.recipe, self.store)
 
+    @property
+    def teacher(self) -> TeacherModel:
+        """Resolved once for the walk. Raises `ModelError`."""
+        return self._sources.teacher
+
     def refresh(self) -> None:
         """Recompute the state of every step that is not done; a finished plan gives its successors an address."""
         for step in self.steps:
@@ -80,7 +86,6 @@ class Walk:
 
     def execute(self, state: State, board: Any) -> Manifest:
         """Run one step to its commit. Called in a thread of its own."""
-        from sdft_ray.models.source import resolve_source
         from sdft_ray.pipeline.publish import run as run_report
         from sdft_ray.stages.board import Ticker
         from sdft_ray.stages.job import Job
@@ -89,13 +94,14 @@ class Walk:
         check_inputs(state.step, self.states)
         inputs = input_addresses(state.step, self.states)
         job = Job(
-            step=state.step.name,
+            step=state.step,
             address=state.address,
             store_url=self.store.url,
-            recipe=self.recipe.made_by(state.step.subject),
+            recipe_name=self.recipe.name,
             resources=self.resources,
-            teacher=resolve_source(self.recipe.teacher.model, self.recipe.teacher.revision),
+            teacher=self.teacher,
             inputs=inputs,
+            places=self._sources.places(state.step),
             identity=state.identity,
             driver=platform.node(),
             progress=Ticker(board, self.shown(state.step.name)),
@@ -106,7 +112,10 @@ class Walk:
                 return done
             started = time.monotonic()
             try:
-                made = (runner(state.step.stage) if STAGES[state.step.stage].module else run_report)(job)
+                if STAGES[state.step.stage].module:
+                    made = runner(state.step.stage)(job)
+                else:
+                    made = run_report(job, self.recipe)
             except Exception:
                 done = self.store.manifest(state.address)
                 if done is None:
@@ -176,7 +185,7 @@ def run_missing(walks: Sequence[Walk], resources: Resources, show: Show) -> None
 class _Scheduler:
     """Admits a step when its inputs are committed and its share of the cluster is free.
 
-    Ray would queue the work itself, but two half-started stages can hold what each other needs; whole shares cannot.
+    Steps are gang-scheduled: Ray would queue their workers one by one, and two steps with a part each could deadlock.
     """
 
     def __init__(self, walks: Sequence[Walk], resources: Resources, capacity: Any, board: Any, show: Show) -> None:

@@ -119,7 +119,7 @@ def run_study(study: Study, store: Store, resources: Resources | None = None, *,
     trained = [_seed_walk(study, group, walk, store, resources) for group, walk in zip(parts, chosen, strict=True)]
     for walk in trained:
         if walk.missing():
-            preflight(walk.recipe, store, resources, walk.states)
+            preflight(walk.recipe, store, resources, walk.states, walk.teacher)
     rated = [walk for walk in chosen if walk is not None]
     _run(rated, resources, view)
     trained = [_seed_walk(study, group, walk, store, resources) for group, walk in zip(parts, chosen, strict=True)]

@@ -1,4 +1,4 @@
-"""How workers tell the driver how far they are: one tiny actor that holds the latest figure of each step."""
+"""Progress reporting from workers to the driver: one small actor holds the latest figures of each step."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from sdft_ray.errors import DataError
 from sdft_ray.stages.job import Job
 from sdft_ray.stages.select import Answers
+from sdft_ray.stages.views import train_view, trial_view
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def cached_teacher(job: Job, rows: PackedRows) -> CachedTeacher | None:
     signals = SignalRows.load(job.work() / _FOLDER)
     if "hidden_states" not in products:
         return CachedTeacher(rows, signals)
-    head, softcap = load_head(job.model("teacher"), job.recipe.teacher.dtype)
+    head, softcap = load_head(job.model("teacher"), job.teacher.dtype)
     return CachedTeacher(rows, signals, head.to("cuda" if job.resources.train.gpus else "cpu"), softcap)
 
 
@@ -68,7 +69,7 @@ def signal_documents(job: Job) -> SignalDocuments:
     made, samples = _documents(job)
     if not samples:
         raise DataError(
-            f"arm {job.arm} reads cached signals and no row has any: {made.counts['without']}",
+            f"arm {job.step.label} reads cached signals and no row has any: {made.counts['without']}",
             "see why in the summary of select; raise generate.num_samples or max_tokens, or leave the arm out",
         )
     lengths = [0] * len(made.documents)
@@ -85,7 +86,7 @@ def signal_documents(job: Job) -> SignalDocuments:
 
 
 def _objective(job: Job) -> Objective:
-    return job.trial.objective
+    return trial_view(job.step).objective
 
 
 def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
@@ -94,7 +95,7 @@ def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
     from sdft_ray.data.documents import Documents, add_document
     from sdft_ray.generation.selection import kept_sample
 
-    asked = job.recipe.train
+    asked = train_view(job.step)
     chat = ChatFormat(load_tokenizer(job.model("pruned")))
     answers = Answers(job.input("generate"), ["sample_index", "response_ids"])
     made = Documents()
@@ -128,8 +129,9 @@ def _trained_on(job: Job) -> frozenset[str]:
     from sdft_ray.data.subset import nested_subset
 
     ids = pq.read_table(job.input("data") / files.DISTILLED, columns=["example_id"])["example_id"].to_pylist()
-    left = [name for name in ids if not is_held_out(name, job.recipe.train.validation_fraction)]
-    return frozenset(left) if job.trial.num_rows is None else nested_subset(left, job.trial.num_rows)
+    fraction, num_rows = train_view(job.step).validation_fraction, trial_view(job.step).num_rows
+    left = [name for name in ids if not is_held_out(name, fraction)]
+    return frozenset(left) if num_rows is None else nested_subset(left, num_rows)
 
 
 def _sampled_document(

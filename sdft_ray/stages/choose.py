@@ -9,7 +9,6 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sdft_ray.recipe.arms import Trial
 from sdft_ray.stages.job import Job, Made, Meter
 from sdft_ray.store import files
 from sdft_ray.training.trials import Outcome, best_trial
@@ -19,7 +18,7 @@ def run(job: Job) -> Made:
     """Compare what the trials' manifests say. Light: it runs in the driver. Raises `DivergenceError`."""
     made = Made()
     with Meter() as meter, job.output(made) as directory:
-        asked = job.recipe.train.arms[job.arm].trials.values()
+        asked = job.slice["trials"]
         found = {f"trial_{i}": _summary(job, f"trial_{i}") for i in range(1, len(asked) + 1)}
         outcomes = [_outcome(trial, summary) for trial, summary in zip(asked, found.values(), strict=True)]
         chosen = list(found)[best_trial(outcomes)]
@@ -40,5 +39,5 @@ def _summary(job: Job, role: str) -> dict[str, Any]:
     return manifest.summary
 
 
-def _outcome(trial: Trial, summary: dict[str, Any]) -> Outcome:
-    return Outcome(trial.learning_rate, trial.seed, summary.get("held_out_loss"), summary.get("diverged", ""))
+def _outcome(trial: dict[str, Any], summary: dict[str, Any]) -> Outcome:
+    return Outcome(trial["learning_rate"], trial["seed"], summary.get("held_out_loss"), summary.get("diverged", ""))

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from sdft_ray.recipe.recipe import Evaluate
 from sdft_ray.stages.evaluators import Pool, leased
 from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -54,8 +56,8 @@ def evaluate_model(job: Job, model_dir: Path, ask: Ask, made: Made) -> None:
     from sdft_ray.evaluation.items import ITEMS
 
     with job.output(made) as directory:
-        told: Callable[[int, int], None] = lambda done, total: job.progress(done, total, "items")  # noqa: E731
-        result = evaluate(model_dir, asked_of(job), ask, told, max_length=job.resources.evaluate.max_model_tokens)
+        on_items: Callable[[int, int], None] = lambda done, total: job.progress(done, total, "items")  # noqa: E731
+        result = evaluate(model_dir, asked_of(job), ask, on_items, max_length=job.resources.evaluate.max_model_tokens)
         scores = result.scores
         (directory / files.SCORES).write_text(json.dumps(scores.to_json()), encoding="utf-8")
         pq.write_table(pa.Table.from_pylist(result.items, schema=ITEMS), directory / files.ITEMS, compression="zstd")
@@ -69,14 +71,14 @@ def evaluate_model(job: Job, model_dir: Path, ask: Ask, made: Made) -> None:
 
 
 def asked_of(job: Job) -> Asked:
-    """What the recipe asks, in the harness's words."""
+    """The slice of a step of `evaluate` or `why`, in the harness's words."""
     from sdft_ray.evaluation.harness import Asked
     from sdft_ray.evaluation.passes import Samples
 
-    asked = job.recipe.evaluate
+    asked = view(Evaluate, job.slice.get("evaluate", job.slice), absent=("tuned", "include"))
     return Asked(
         tasks=[task.name for task in asked.tasks],
-        include=Path(asked.include) if asked.include else None,
+        include=job.places.task_folder,
         limit=asked.limit,
         num_fewshot={task.name: task.num_fewshot for task in asked.tasks},
         metrics={task.name: task.metric for task in asked.tasks},

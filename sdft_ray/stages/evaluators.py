@@ -62,7 +62,7 @@ class Evaluator:
         return [found[index] for index in range(len(questions))], rss_bytes()
 
     def _sampler_of(self, job: Job) -> LocalSampler:
-        model = f"{job.inputs.get('model', repr(job.teacher))} in {job.recipe.teacher.dtype}"
+        model = f"{job.inputs.get('model', repr(job.teacher.source))} in {job.teacher.dtype}"
         with self._turn:
             if self._sampler is None or self._holds != model:
                 if self._sampler is not None:
@@ -76,7 +76,7 @@ class Evaluator:
 def open_sampler(job: Job, model_dir: Path) -> LocalSampler:
     """An engine over a checkpoint, as the resources of evaluation ask for it."""
     settings = job.resources.evaluate
-    return local_sampler(model_dir, settings.sampler, settings, job.recipe.teacher.dtype)
+    return local_sampler(model_dir, settings.sampler, settings, job.teacher.dtype)
 
 
 def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
@@ -111,7 +111,10 @@ def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tu
 
 
 class Pool:
-    """An `Ask` over actors. Answers are kept in a file as they come, so that a killed step asks for the rest alone."""
+    """An `Ask` over actors.
+
+    Answers are appended to a file as they come, so that an interrupted step resumes where it stopped.
+    """
 
     def __init__(self, job: Job, actors: Sequence[Any], path: Path) -> None:
         self.peak_rss_bytes = 0

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import ray
 
+from sdft_ray.recipe.recipe import Forgetting, Gap
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.seed_texts import kept_rows, scored, text_documents
+from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -34,12 +36,12 @@ def _forget(job: Job) -> Made:
     with Meter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
         num_kept, texts = _texts(job)
         documents = [document for text in texts.values() for document in text.values()]
-        told = iter(scored(job, "model", documents, lambda done, total: job.progress(done, total, "texts")))
-        found = {text: {name: next(told) for name in named} for text, named in texts.items()}
+        nlls = iter(scored(job, "model", documents, lambda done, total: job.progress(done, total, "texts")))
+        found = {text: {name: next(nlls) for name in named} for text, named in texts.items()}
         figures = {text: mean_nll(list(rows.values())) for text, rows in found.items()}
         made.summary = {
             "num_kept": num_kept,
-            "held_out": job.recipe.train.validation_fraction > 0,
+            "held_out": bool(job.slice.get("held_out")),
             "num_rows": {text: len(rows) for text, rows in found.items()},
             "num_tokens": {text: sum(row.num_tokens for row in rows.values()) for text, rows in found.items()},
             "nll": {text: {"value": mean.value, "stderr": mean.stderr} for text, mean in figures.items()},
@@ -53,16 +55,15 @@ def _forget(job: Job) -> Made:
 def _texts(job: Job) -> tuple[int, dict[str, Named]]:
     """How many rewrites could be scored, and the documents of each kind of text that has any."""
     from sdft_ray.data.calibration import row_documents
-    from sdft_ray.data.chat import ChatFormat, load_tokenizer
 
-    assert job.recipe.forgetting is not None
-    tokenizer = load_tokenizer(job.teacher.fetch())
+    asked = {name: value for name, value in job.slice.items() if name == "max_tokens"}
+    max_tokens = view(Forgetting, asked, given={"source": ""}, absent=("source", "num_rows")).max_tokens
     table = pq.read_table(job.input("texts") / files.ROWS)
-    held_out = row_documents(table, tokenizer, job.recipe.forgetting.max_tokens)
+    held_out = row_documents(table, job.teacher.tokenizer, max_tokens)
     texts = {"text": dict(zip(table["example_id"].to_pylist(), held_out, strict=True))}
-    num_kept, rows = kept_rows(job, held_out=True)
+    num_kept, rows = kept_rows(job, view(Gap, job.slice["gap"]))
     if rows:
         names = [row["example_id"] for row in rows]
-        for text, documents in text_documents(ChatFormat(tokenizer), rows).items():
+        for text, documents in text_documents(job.teacher.chat, rows).items():
             texts[text] = dict(zip(names, documents, strict=True))
     return num_kept, texts

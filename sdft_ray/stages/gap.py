@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from sdft_ray.recipe.recipe import Gap
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.seed_texts import TEXTS, kept_rows, scored, text_documents
+from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -26,23 +28,24 @@ def run(job: Job) -> Made:
 
 
 def _gap(job: Job) -> Made:
-    from sdft_ray.data.chat import ChatFormat, load_tokenizer
     from sdft_ray.evaluation.correction import changes, correction_verdict
     from sdft_ray.evaluation.shift import shift, verdict
 
     made = Made()
     with Meter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
-        # Only held-out rows tell what a corrected teacher has not simply seen.
-        num_kept, rows = kept_rows(job, held_out=bool(job.arm))
-        chat = ChatFormat(load_tokenizer(job.model("teacher")))
+        # For a corrected teacher the slice names held-out rows: the others it has simply seen.
+        num_kept, rows = kept_rows(job, view(Gap, {k: v for k, v in job.slice.items() if k != "held_out"}))
+        chat = job.teacher.chat
         documents = [document for text in text_documents(chat, rows).values() for document in text]
         nll = {model: _nll(job, model, documents) for model in _models(job)} if rows else {}
         figures = shift(nll)
         made.summary = {"num_kept": num_kept, **asdict(figures), "verdict": verdict(figures)}
-        if job.arm:
+        if job.step.subject:
             moved = changes(nll)
-            told = {text: asdict(change) for text, change in moved.items()}
-            made.summary |= {"changes": told, "verdict": correction_verdict(moved)}
+            made.summary |= {
+                "changes": {text: asdict(change) for text, change in moved.items()},
+                "verdict": correction_verdict(moved),
+            }
         per_row = [
             {
                 "example_id": row["example_id"],
@@ -57,17 +60,17 @@ def _gap(job: Job) -> Made:
 
 def _models(job: Job) -> tuple[str, str]:
     """The teacher, and the one that it is compared with."""
-    return "teacher", job.arm or "pruned"
+    return "teacher", job.step.subject or "pruned"
 
 
 def _nll(job: Job, model_name: str, documents: list[Document]) -> dict[str, list[ResponseNll]]:
     """Text -> its rows under one model; `documents` holds one text after the other."""
     models, num_rows = _models(job), len(documents) // len(TEXTS)
     before = models.index(model_name) * len(documents)
-    told = scored(
+    nlls = scored(
         job,
         model_name,
         documents,
         lambda done, total: job.progress(before + done, len(models) * total, "responses"),
     )
-    return {text: told[i * num_rows : (i + 1) * num_rows] for i, text in enumerate(TEXTS)}
+    return {text: nlls[i * num_rows : (i + 1) * num_rows] for i, text in enumerate(TEXTS)}

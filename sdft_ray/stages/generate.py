@@ -30,9 +30,11 @@ from sdft_ray.errors import DataError
 from sdft_ray.generation.chunks import CHUNK_ROWS, Keys, Ledger, keys_of, runs_of, table_keys
 from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.recipe import resources
+from sdft_ray.recipe.recipe import Generate
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.metrics import GenerationMetrics
 from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter, rows_at_a_time
+from sdft_ray.stages.views import view
 from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Usage
@@ -78,12 +80,13 @@ def run(job: Job) -> Made:
 
 def _cache_identity(job: Job) -> dict[str, Any]:
     """What an answer depends on besides its row. Names and sizes of actors, recipe and seed set are not in it."""
+    asked = view(Generate, job.slice)
     return {
         "version": CACHE_VERSION,
         "teacher": job.identity["inputs"]["teacher"],
-        "template": resolve_template(job.recipe.generate.template),
-        **job.recipe.generate.model_dump(mode="json", exclude={"template", "attempt"}),
-        "replicate": job.recipe.replicate,
+        "template": resolve_template(asked.template),
+        **asked.model_dump(mode="json", by_alias=True, exclude={"template", "attempt"}),
+        "replicate": job.slice.get("replicate", 1),
     }
 
 
@@ -218,7 +221,7 @@ class _Tally:
         self._last_seen: dict[str, float] = {}
         self._nodes: set[str] = set()
         self._first_ready: float | None = None
-        self._metrics = GenerationMetrics(job.recipe.name)
+        self._metrics = GenerationMetrics(job.recipe_name)
 
     def add(self, receipt: dict[str, Any]) -> None:
         """Raises `DataError` when more rows failed than the resources allow."""

@@ -1,4 +1,4 @@
-"""What a stage is given and what it hands back. Everything here pickles and is small: addresses, never objects."""
+"""The input and the result of a stage. Both are small and can be pickled: addresses, never models or open files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdft_ray.models.source import ModelSource
-from sdft_ray.recipe.arms import Trial
-from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Device, Resources
+from sdft_ray.stages.graph import Step
+from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.manifest import FileEntry, Usage
 from sdft_ray.store.store import Store
 
@@ -31,30 +31,43 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
-    """One step to run. `inputs` maps roles to addresses of committed artifacts."""
+class Places:
+    """Where the content from outside lies that a step reads. Identity holds its digest or commit in place of these."""
 
-    step: str
+    rows: tuple[str, str | None] | None = None
+    """Source of the rows and its revision."""
+    task_folder: Path | None = None
+    """Folder of further lm-eval tasks."""
+    embedding: ModelSource | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step to run: its slice of the recipe, and what it takes to execute it.
+
+    No other part of the recipe is here, so that no stage can read what its identity does not hold.
+    """
+
+    step: Step
     address: str
     store_url: str
-    recipe: Recipe
+    recipe_name: str
+    """For people: labels of metrics and trackers."""
     resources: Resources
-    teacher: ModelSource
+    teacher: TeacherModel
     inputs: dict[str, str]
+    """Role -> address of a committed artifact."""
     progress: Progress
+    places: Places = Places()
     identity: dict[str, Any] = field(default_factory=dict)
     """What the step's fingerprint was computed from."""
     driver: str = ""
     """Host of the driver: `Store.lock` admits one driver of each host to a step."""
 
     @property
-    def arm(self) -> str:
-        return self.step.partition(":")[2]
-
-    @property
-    def trial(self) -> Trial:
-        """The training that the step is about, in stages `train` and `correct`."""
-        return self.recipe.train.trials[self.arm]
+    def slice(self) -> dict[str, Any]:
+        """What identity takes from the recipe; `views.view` makes typed parts of it."""
+        return self.step.slice
 
     @property
     def store(self) -> Store:
@@ -66,7 +79,7 @@ class Job:
 
     def model(self, role: str) -> Path:
         """Local directory of a model: an input's checkpoint, or the teacher where there is no such input."""
-        return self.input(role) if role in self.inputs else self.teacher.fetch()
+        return self.input(role) if role in self.inputs else self.teacher.directory
 
     def work(self) -> Path:
         """Stable room for unfinished work."""

@@ -9,9 +9,7 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.models.source import ModelSource
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
-from sdft_ray.stages.sources import embedding_source
 from sdft_ray.store import files
 
 _COLUMNS = ["task", "item", "response", "num_tokens"]
@@ -19,15 +17,14 @@ _COLUMNS = ["task", "item", "response", "num_tokens"]
 
 def run(job: Job) -> Made:
     """One task, which holds the embedding model."""
-    assert job.recipe.forgetting is not None
-    task = ray.remote(_likeness).options(**remote_options(job.resources.gap), max_retries=3)
-    return ray.get(task.remote(job, embedding_source(job.recipe.forgetting)))
+    return ray.get(ray.remote(_likeness).options(**remote_options(job.resources.gap), max_retries=3).remote(job))
 
 
-def _likeness(job: Job, source: ModelSource) -> Made:
+def _likeness(job: Job) -> Made:
     from sdft_ray.evaluation.similarity import answer_pairs, likeness, load_embedder
 
-    settings, made = job.resources.gap, Made()
+    settings, made, source = job.resources.gap, Made(), job.places.embedding
+    assert source is not None, "a step of likeness has an embedding model"
     with Meter(gpus=settings.gpus) as meter, job.output(made) as directory:
         pairs = answer_pairs(_answers(job, "teacher_answers"), _answers(job, "answers"))
         embedder = load_embedder(source.fetch(), "cuda" if settings.gpus else "cpu")

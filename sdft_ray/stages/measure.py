@@ -37,9 +37,9 @@ def _stored(job: Job, shards: Sequence[tuple[Parts, Usage]]) -> Made:
     made.summary = {"num_sequences": scores.num_sequences, "num_tokens": scores.num_tokens}
     with job.output(made) as directory:
         (directory / files.DEPTH_SCORES).write_text(scores.to_json(), encoding="utf-8")
-        if job.recipe.width is not None:
+        if job.slice.get("channels"):
             (directory / files.WIDTH_MOMENTS).write_bytes(_channels([part[files.WIDTH_MOMENTS] for part in parts]))
-        if job.recipe.depth.metric == "perplexity":
+        if "drops" in job.slice:
             text = _losses([part[files.DROP_LOSSES].decode() for part in parts])
             (directory / files.DROP_LOSSES).write_text(text, encoding="utf-8")
     return made
@@ -72,11 +72,11 @@ def _shard(job: Job, index: int, num_shards: int) -> tuple[Parts, Usage]:
 
     with Meter(gpus=job.resources.measure.gpus) as meter:
         mine = calibration(job)[index::num_shards]
-        model: Any = load_model(job.model("start"), job.recipe.teacher.dtype)
+        model: Any = load_model(job.model("start"), job.teacher.dtype)
         model.to("cuda" if job.resources.measure.gpus else "cpu")
         num_blocks, num_removed = model.config.num_hidden_layers, _num_dropped(job)
         moments, total = DepthMoments.empty(num_blocks), len(mine) * (2 if num_removed else 1)
-        with watched(model) if job.recipe.width is not None else nullcontext() as watch:
+        with watched(model) if job.slice.get("channels") else nullcontext() as watch:
             for done, batch in enumerate(mine, 1):
                 moments = measure(model, [batch[:2]], moments, watch=watch)
                 job.progress(done, total, "batches")
@@ -102,7 +102,7 @@ def calibration(job: Job) -> list[Any]:
     batches = calibration_batches(
         pq.read_table(job.input("calibration") / files.ROWS),
         load_tokenizer(job.model("start")),
-        max_tokens=job.recipe.calibration.max_tokens,
+        max_tokens=job.slice["max_tokens"],
         batch_tokens=job.resources.measure.batch_tokens,
     )
     return list(batches)
@@ -110,6 +110,6 @@ def calibration(job: Job) -> list[Any]:
 
 def _num_dropped(job: Job) -> int:
     """Blocks whose absence is measured at once; 0 where the recipe does not choose by that."""
-    if job.recipe.depth.metric != "perplexity":
+    if "drops" not in job.slice:
         return 0
     return resolve_num_removed(amounts(job)[0], start_config(job))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ray
 
+from sdft_ray.stages.graph import StepName
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 
 
@@ -17,10 +18,11 @@ def _merge(job: Job) -> Made:
     from sdft_ray.training.merge import merge_checkpoints
 
     made = Made()
-    merge, t = job.recipe.merged[job.arm]
+    kind, t = job.slice["kind"], job.slice["t"]
     with Meter() as meter, job.output(made) as directory:
-        merge_checkpoints(job.input("first"), job.input("second"), directory, t, merge.kind)
+        merge_checkpoints(job.input("first"), job.input("second"), directory, t, kind)
         check_finite(directory)
-        made.summary = {"arms": list(merge.arms), "kind": merge.kind, "t": t}
+        arms = [StepName.parse(job.step.inputs[role]).subject for role in ("first", "second")]  # names are for people
+        made.summary = {"arms": arms, "kind": kind, "t": t}
     made.usage = meter.usage()
     return made

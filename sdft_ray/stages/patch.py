@@ -10,8 +10,10 @@ from typing import Any
 import ray
 
 from sdft_ray.pruning.plan import PruningPlan
+from sdft_ray.recipe.pruning import Patch
 from sdft_ray.stages.job import Job, Made, Meter, remote_options, together
 from sdft_ray.stages.measure import calibration
+from sdft_ray.stages.views import view
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
 
@@ -33,7 +35,7 @@ def _shard(job: Job, index: int, num_shards: int) -> tuple[bytes, Usage]:
     gpus, plan = job.resources.measure.gpus, _plan(job)
     with Meter(gpus=gpus) as meter:
         mine = calibration(job)[index::num_shards]
-        models: list[Any] = [load_model(job.model(role), job.recipe.teacher.dtype) for role in ("start", "pruned")]
+        models: list[Any] = [load_model(job.model(role), job.teacher.dtype) for role in ("start", "pruned")]
         source, pruned = (model.to("cuda" if gpus else "cpu") for model in models)
 
         def told() -> Iterator[Any]:
@@ -52,12 +54,11 @@ def _patched(job: Job, parts: list[Any]) -> Made:
     from sdft_ray.models.loading import check_finite
     from sdft_ray.models.replace import write_with
 
-    asked, made = job.recipe.patch, Made()
-    assert asked is not None, "a recipe without a patch has no such step"
+    made, ridge = Made(), view(Patch, {k: v for k, v in job.slice.items() if k != "max_tokens"}).ridge
     shards: list[tuple[bytes, Usage]] = ray.get(parts)
     with Meter(gpus=job.resources.measure.gpus) as meter, job.output(made) as directory:
         moments = reduce(add, [PatchMoments.from_bytes(content) for content, _ in shards])
-        patches = moments.fit(asked.ridge)
+        patches = moments.fit(ridge)
         pruned = job.input("pruned")
         tensors = patched_tensors(Checkpoint.open(pruned), patches)
         write_with(pruned, directory, tensors, max_shard_bytes=job.resources.max_shard_bytes)

@@ -23,7 +23,7 @@ def run(job: Job) -> Made:
         config = start_config(job)
         depth, width = amounts(job)
         plan = choose_blocks(depth, config, _scores(job, depth))
-        if job.recipe.patch is not None:
+        if job.step.must_be_patchable:
             from sdft_ray.importance.patch import patch_gaps
 
             patch_gaps(plan.keep_blocks, num_blocks_of(config))

@@ -14,9 +14,11 @@ import ray
 from sdft_ray.models.channels import config_with_sizes
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.pruning.target import Candidate, describe, first_that_meets, path
+from sdft_ray.recipe.recipe import Speed
 from sdft_ray.stages.amounts import start_config
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.speed import speeds
+from sdft_ray.stages.views import pruning_view, view
 from sdft_ray.store import files
 
 
@@ -27,7 +29,8 @@ def run(job: Job) -> Made:
 
 def _rate(job: Job) -> Made:
     """Halve the way from the whole model to the smallest until the largest that is fast enough is found."""
-    asked, target, config = job.recipe, job.recipe.target, start_config(job)
+    asked, config = pruning_view(job.step), start_config(job)
+    target = asked.target
     assert target is not None, "a recipe without a target has no such step"
     tried: list[dict[str, object]] = []
 
@@ -42,7 +45,7 @@ def _rate(job: Job) -> Made:
 
     made = Made()
     with Meter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
-        allowed = path(asked.depth, asked.width, config, dtype=asked.teacher.dtype)
+        allowed = path(asked.depth, asked.width, config, dtype=job.teacher.dtype)
         chosen = first_that_meets(
             allowed,
             meets,
@@ -64,8 +67,9 @@ def _decoding(job: Job, config: dict[str, object]) -> tuple[float, float]:
     from sdft_ray.models.loading import write_random
 
     with tempfile.TemporaryDirectory(prefix="sdft-rate-") as folder:
-        write_random(config, Path(folder), job.recipe.teacher.dtype)
+        write_random(config, Path(folder), job.teacher.dtype)
         models = {"start": job.model("start"), "candidate": Path(folder)}
-        found = speeds(job, models, (job.recipe.speed.largest_batch,))
+        asked = view(Speed, job.slice["speed"])
+        found = speeds(job, models, asked, (asked.largest_batch,))
     start, candidate = (found[name].batches[0].decode.median for name in ("start", "candidate"))
     return start, candidate

@@ -19,9 +19,10 @@ from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
 from sdft_ray.generation.chunks import positions_of, row_key
 from sdft_ray.generation.sampler import EngineError
-from sdft_ray.models.source import ModelSource
+from sdft_ray.recipe.recipe import Generate
 from sdft_ray.stages.job import Job, node_id, rss_bytes
 from sdft_ray.stages.samplers import prepare_process, teacher_sampler
+from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
 KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind", "check")
@@ -53,7 +54,7 @@ class Rewriter:
         from sdft_ray.generation.rewriting import CommitBuffer
         from sdft_ray.generation.sampler import SamplingParams
 
-        self._recipe = job.recipe.generate
+        self._recipe = view(Generate, job.slice)
         self._rows = _Rows(job.input("seed") / files.ROWS)
         self._cache = RowCache(cache_url)
         self._buffer = CommitBuffer(self._commit, rows_at_a_time(job, most=64))
@@ -143,15 +144,12 @@ class Rewriter:
 
 def rows_at_a_time(job: Job, *, most: int) -> int:
     """How many answered rows to hold in memory: `most`, or fewer when their signals could pass 256 MiB."""
-    generate = job.recipe.generate
+    generate = view(Generate, job.slice)
     if not (generate.top_logprobs or generate.hidden_states):
         return most
     from sdft_ray.generation.footprint import pass_bytes
-    from sdft_ray.models.source import read_config
 
-    config = read_config(ModelSource(directory=str(job.model("teacher"))), None)
-    assert config is not None, "a directory has its config"
-    row_bytes = pass_bytes(generate, config, num_rows=1).total
+    row_bytes = pass_bytes(generate, job.teacher.fetched.config, num_rows=1).total
     assert row_bytes, "one row can be counted"
     return max(1, min(most, _HELD_BYTES // row_bytes))
 

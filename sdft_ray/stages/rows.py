@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,12 +16,13 @@ import ray
 
 from sdft_ray.data.decontamination import OverlapIndex
 from sdft_ray.data.example import SEED_SCHEMA
-from sdft_ray.data.sources import read_tables
+from sdft_ray.data.rows import read_source, read_spread
 from sdft_ray.errors import DataError
-from sdft_ray.evaluation.shift import spread
 from sdft_ray.generation.checks import check_error
-from sdft_ray.recipe.recipe import Calibration, Forgetting, Recipe, RowSource
+from sdft_ray.recipe.recipe import Calibration, Forgetting, SeedSet
 from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.spec import STAGES
+from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
 ROW_GROUP = 4096
@@ -31,41 +31,34 @@ NUM_EXAMPLES = 5
 """Rows left out whose ids the manifest holds."""
 
 
-def read(source: RowSource) -> Iterator[pa.Table]:
-    """Stream the rows of a recipe's part, as `SEED_SCHEMA`. Only sets that measure may hold plain text."""
-    return read_tables(
-        source.source,
-        columns=source.columns,
-        answer_kind=source.answer_kind,
-        check=source.check,
-        check_error=check_error,
-        limit=source.limit,
-        plain_text=isinstance(source, Calibration | Forgetting),
-        revision=source.revision,
-    )
-
-
-def read_spread(source: Forgetting) -> Iterator[pa.Table]:
-    """At most `num_rows` of its rows, spread evenly over all of them. The source is read twice, and never held."""
-    total = sum(table.num_rows for table in read(source))
-    wanted, start = spread(total, source.num_rows), 0
-    for table in read(source):
-        here = [index - start for index in wanted if start <= index < start + table.num_rows]
-        yield table.take(pa.array(here, pa.int64()))
-        start += table.num_rows
-
-
 def _tables(job: Job) -> Iterator[pa.Table]:
-    if job.step == "texts":
-        assert job.recipe.forgetting is not None
-        return read_spread(job.recipe.forgetting)
-    return read(job.recipe.seed_set if job.step == "seed" else job.recipe.calibration)
+    """The rows that the step is to store, in tables of `SEED_SCHEMA`."""
+    assert job.places.rows is not None, "the step names its source"
+    source, revision = job.places.rows
+    given = {"source": source, "revision": revision}
+    if job.step.stage == "texts":
+        texts = view(Forgetting, job.slice, given=given, absent=("max_tokens", "embedding", "embedding_revision"))
+        return read_spread(texts, check_error)
+    if job.step.stage == "calibration":
+        return read_source(view(Calibration, job.slice, given=given, absent=("max_tokens",)), check_error)
+    return read_source(view(SeedSet, _without_tasks(job.slice), given=given), check_error)
+
+
+def _without_tasks(seed: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in seed.items() if name != "tasks"}
+
+
+def _ngram(job: Job) -> int:
+    """Words in a row that no seed row may share with a test question; 0 in a step of another stage, or without that."""
+    if job.step.stage != "seed":
+        return 0
+    return view(SeedSet, _without_tasks(job.slice), given={"source": ""}, absent=("source",)).decontaminate.ngram
 
 
 def run(job: Job) -> Made:
     """Light: it runs in the driver, unless lm-eval is needed for its questions, which goes to a worker."""
-    if job.step == "seed" and job.recipe.seed_set.decontaminate.ngram:
-        return ray.get(ray.remote(make).options(num_cpus=0.2, max_retries=3).remote(job))
+    if _ngram(job):
+        return ray.get(ray.remote(make).options(num_cpus=STAGES["seed"].extra_cpus, max_retries=3).remote(job))
     return make(job)
 
 
@@ -75,10 +68,9 @@ def make(job: Job) -> Made:
     Raises `DataError`, and `EvaluationError` for tasks that cannot be had.
     """
     made = Made()
-    is_seed = job.step == "seed"
     families: Counter[str] = Counter()
     with Meter() as meter, job.output(made) as directory:
-        sieve = _Sieve(job.recipe) if is_seed else None
+        sieve = _Sieve(job) if job.step.stage == "seed" else None
         with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA, write_statistics=False) as writer:
             for table in _tables(job):
                 kept = sieve.keep(table) if sieve else table
@@ -96,9 +88,9 @@ def make(job: Job) -> Made:
 class _Sieve:
     """Lets rows through that share no words with a test question, and counts the others."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._ngram = recipe.seed_set.decontaminate.ngram
-        self._index = OverlapIndex(_questions(recipe), self._ngram) if self._ngram else None
+    def __init__(self, job: Job) -> None:
+        self._ngram = _ngram(job)
+        self._index = OverlapIndex(_questions(job), self._ngram) if self._ngram else None
         self._num_rows = self._num_contaminated = 0
         self._examples: list[str] = []
 
@@ -132,8 +124,7 @@ class _Sieve:
         }
 
 
-def _questions(recipe: Recipe) -> Iterable[Sequence[str]]:
+def _questions(job: Job) -> Iterable[Sequence[str]]:
     from sdft_ray.evaluation.tasks import task_questions
 
-    include = recipe.evaluate.include
-    return task_questions([task.name for task in recipe.evaluate.tasks], Path(include) if include else None)
+    return task_questions(job.slice["tasks"], job.places.task_folder)

@@ -1,4 +1,4 @@
-"""Samplers as the resources ask for them, in whatever process calls."""
+"""Builds the samplers that the resources configure, in the calling process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ def prepare_process() -> None:
 
 
 def teacher_sampler(job: Job) -> Sampler:
-    """What generation asks."""
+    """The sampler of stage `generate`, over the teacher."""
     settings = job.resources.generate
     if settings.sampler == "scripted":
         from sdft_ray.generation.sampler import ScriptedSampler
 
         return ScriptedSampler(delay_s=settings.scripted_delay_s)
     if settings.server is not None:
-        from sdft_ray.data.chat import ChatFormat, load_tokenizer
         from sdft_ray.generation.server_sampler import ServerSampler
 
         server = settings.server
@@ -42,9 +41,9 @@ def teacher_sampler(job: Job) -> Sampler:
             api_key=key,
             max_in_flight=server.max_in_flight,
             timeout_s=server.timeout_s,
-            escape=ChatFormat(load_tokenizer(job.model("teacher"))).break_control_tokens,
+            escape=job.teacher.chat.break_control_tokens,
         )
-    return local_sampler(job.model("teacher"), settings.sampler, settings, job.recipe.teacher.dtype)
+    return local_sampler(job.model("teacher"), settings.sampler, settings, job.teacher.dtype)
 
 
 def local_sampler(model_dir: Path, kind: str, settings: Engine, dtype: str) -> LocalSampler:

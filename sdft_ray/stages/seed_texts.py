@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdft_ray.recipe.recipe import Gap
 from sdft_ray.stages.job import Job
 from sdft_ray.store import files
 
@@ -20,19 +21,19 @@ TEXTS = {"reference": "reference_response", "distilled": "response"}
 """Text -> its column among the rows whose rewrite was kept."""
 
 
-def kept_rows(job: Job, *, held_out: bool) -> tuple[int, list[dict[str, Any]]]:
-    """How many rewrites were kept, and at most `gap.num_rows` of those rows, spread over the set.
+def kept_rows(job: Job, asked: Gap) -> tuple[int, list[dict[str, Any]]]:
+    """How many rewrites were kept, and at most `asked.num_rows` of those rows, spread over the set.
 
-    With `held_out` only rows count that nothing was trained on, where the recipe holds any out.
+    Where the step's slice has `held_out`, only rows count that nothing was trained on.
     """
     from sdft_ray.data.held_out import held_out_mask
-    from sdft_ray.evaluation.shift import spread
+    from sdft_ray.data.subset import spread
 
     columns = ["example_id", "instruction", *TEXTS.values()]
     kept = pq.read_table(job.input("data") / files.DISTILLED, columns=columns, filters=[("source", "=", "distilled")])
-    if held_out and job.recipe.train.validation_fraction:
-        kept = kept.filter(pa.array(held_out_mask(kept, job.recipe.train.validation_fraction)))
-    chosen = pa.array(spread(kept.num_rows, job.recipe.gap.num_rows), pa.int64())
+    if fraction := job.slice.get("held_out"):
+        kept = kept.filter(pa.array(held_out_mask(kept, fraction)))
+    chosen = pa.array(spread(kept.num_rows, asked.num_rows), pa.int64())
     return kept.num_rows, kept.take(chosen).to_pylist()
 
 
@@ -49,7 +50,7 @@ def scored(
     from sdft_ray.models.loading import load_model
 
     settings = job.resources.gap
-    model: Any = load_model(job.model(role), job.recipe.teacher.dtype)
+    model: Any = load_model(job.model(role), job.teacher.dtype)
     return response_nll(
         model.to("cuda" if settings.gpus else "cpu"), documents, batch_tokens=settings.batch_tokens, on_batch=on_batch
     )

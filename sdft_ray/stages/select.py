@@ -14,6 +14,7 @@ import ray
 
 from sdft_ray.data.example import SELECTED_SCHEMA
 from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.spec import STAGES
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def run(job: Job) -> Made:
     """One light task: answer checks are text, and take microseconds a row."""
-    return ray.get(ray.remote(_select).options(num_cpus=0.2, max_retries=3).remote(job))
+    return ray.get(ray.remote(_select).options(num_cpus=STAGES["select"].extra_cpus, max_retries=3).remote(job))
 
 
 def _select(job: Job) -> Made:
@@ -110,10 +111,8 @@ def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Callable[[
 
 def _fitting(job: Job) -> Callable[[str, str], bool]:
     """Whether instruction and response fit a packed row together. Short ones are not tokenized: a token has a byte."""
-    from sdft_ray.data.chat import ChatFormat, load_tokenizer
-
-    chat = ChatFormat(load_tokenizer(job.model("teacher")))
-    room = job.recipe.train.max_seq_len
+    chat = job.teacher.chat
+    room = job.slice["row_tokens"]
     safe_bytes = room - chat.frame_tokens
 
     def fits(instruction: str, response: str) -> bool:

@@ -1,4 +1,4 @@
-"""A Ray to run on: the cluster that we are in, or a local one that ends with us."""
+"""The Ray session of a run: a cluster that is joined, or a local Ray that is shut down at the end."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,17 @@ from sdft_ray.data.hub import NAMED_SETS, hub_commit
 from sdft_ray.errors import RecipeError
 from sdft_ray.models.source import ModelSource, resolve_source
 from sdft_ray.recipe.recipe import Forgetting, Recipe
+from sdft_ray.stages.graph import Step
+from sdft_ray.stages.job import Places
+from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.store import Store
+
+_ROW_SOURCES = ("seed_set", "calibration", "forgetting")
+"""Parts of a recipe that name rows."""
 
 
 def embedding_source(asked: Forgetting) -> ModelSource:
-    """Where the embedding model comes from, which is asked for. Raises `ModelError`."""
+    """Where the embedding model of a recipe that has one comes from. Raises `ModelError`."""
     assert asked.embedding is not None
     return resolve_source(asked.embedding, asked.embedding_revision, "forgetting.embedding_revision")
 
@@ -26,6 +33,30 @@ class Sources:
         self._store = store
         self._known: dict[str, Any] = {}
 
+    @cached_property
+    def teacher(self) -> TeacherModel:
+        """Resolved once for the run. Raises `ModelError`."""
+        return TeacherModel.of(self._recipe.teacher)
+
+    def places(self, step: Step) -> Places:
+        """Where the sources of a step lie, and of no other."""
+        recipe, rows = self._recipe, None
+        for name in step.sources:
+            if name in _ROW_SOURCES:
+                part = getattr(recipe, name)
+                rows = (part.source, part.revision)
+        return Places(
+            rows=rows,
+            task_folder=Path(str(recipe.evaluate.include)) if "tasks" in step.sources else None,
+            embedding=self.embedding if "embedding" in step.sources else None,
+        )
+
+    @cached_property
+    def embedding(self) -> ModelSource:
+        """The embedding model, of a recipe that has one. Raises `ModelError`."""
+        assert self._recipe.forgetting is not None
+        return embedding_source(self._recipe.forgetting)
+
     def __call__(self, name: str) -> dict[str, Any]:
         """Digest of the content, or name and commit. Raises `UserError` when nothing is there."""
         if name not in self._known:
@@ -35,20 +66,18 @@ class Sources:
     def _find(self, name: str) -> dict[str, Any]:
         recipe = self._recipe
         if name == "teacher":
-            source = resolve_source(recipe.teacher.model, recipe.teacher.revision)
             flags = recipe.teacher.model_dump(include={"dtype", "trust_remote_code"}, exclude_defaults=True)
             if recipe.teacher.config is not None:
                 flags["expected_config"] = self.place("teacher.config", recipe.teacher.config)
-            return {**self._model(source), **flags}
+            return {**self._model(self.teacher.source), **flags}
         if name == "embedding":
-            assert recipe.forgetting is not None
-            return self._model(embedding_source(recipe.forgetting))
+            return self._model(self.embedding)
         if name == "tasks":
             return self.place(name, str(recipe.evaluate.include))
         if name == "gates":
             return self.place(name, str(recipe.gates))
-        part = {"seed_set": recipe.seed_set, "calibration": recipe.calibration, "forgetting": recipe.forgetting}[name]
-        assert part is not None
+        assert name in _ROW_SOURCES, name
+        part = getattr(recipe, name)
         return self.place(name, part.source, part.revision)
 
     def _model(self, source: ModelSource) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from sdft_ray.recipe.recipe import Speed
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ def _speed(job: Job) -> Made:
     made = Made()
     with Meter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
         models = {"teacher": job.model("teacher"), "pruned": job.input("pruned")}
-        sizes = job.recipe.speed.batches
-        figures = speeds(job, models, sizes, lambda done, total: job.progress(done, total, "rounds"))
+        asked = view(Speed, job.slice)
+        figures = speeds(job, models, asked, asked.batches, lambda done, total: job.progress(done, total, "rounds"))
         plain = {model: asdict(figure) for model, figure in figures.items()}
         (directory / files.SPEED).write_text(json.dumps(plain), encoding="utf-8")
         made.summary = {"speed": plain}
@@ -41,20 +43,20 @@ def _speed(job: Job) -> Made:
 def speeds(
     job: Job,
     models: Mapping[str, Path],
+    asked: Speed,
     batch_rows: Sequence[int],
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, ModelSpeed]:
-    """Speed of checkpoints, by name, at these batch sizes and otherwise as the recipe asks, in this process."""
+    """Speed of checkpoints, by name, at these batch sizes and otherwise as `asked`, in this process."""
     from sdft_ray.evaluation.speed import measure_speed
 
-    asked = job.recipe.speed
     return measure_speed(
         models,
         batch_rows=batch_rows,
         prompt_tokens=asked.prompt_tokens,
         new_tokens=asked.new_tokens,
         rounds=asked.rounds,
-        dtype=job.recipe.teacher.dtype,
+        dtype=job.teacher.dtype,
         device="cuda" if job.resources.speed.gpus else "cpu",
         on_round=on_round,
     )

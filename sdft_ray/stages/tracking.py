@@ -1,10 +1,11 @@
-"""Where in a store the trackers of a training work, and what they are told about it."""
+"""Experiment trackers of a training: their folder in the store, and the configuration that they record."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from sdft_ray.stages.job import Job
+from sdft_ray.stages.views import trial_view
 
 if TYPE_CHECKING:
     from sdft_ray.training.plan import TrainPlan
@@ -19,16 +20,15 @@ def trackers_of(job: Job, plan: TrainPlan) -> Trackers:
     """
     from sdft_ray.training.tracking import build_trackers
 
-    recipe = job.recipe
-    run_name = f"{job.arm}-{job.address.rpartition('/')[2][:8]}"
+    run_name = f"{job.step.label}-{job.address.rpartition('/')[2][:8]}"
     return build_trackers(
         job.resources.train.tracking,
-        project=recipe.name,
+        project=job.recipe_name,
         run_name=run_name,
-        directory=job.store.url_of(f"tracking/{recipe.name}/{run_name}"),
+        directory=job.store.url_of(f"tracking/{job.recipe_name}/{run_name}"),
         config={
-            "teacher": recipe.teacher.model,
-            "data": job.trial.data,
+            "teacher": job.teacher.name,
+            "data": trial_view(job.step).data,
             "address": job.address,
             "num_workers": job.resources.train.num_workers,
             **plan.identity(),

@@ -22,6 +22,7 @@ from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import Job, Made, Meter, node_id
 from sdft_ray.stages.tracking import trackers_of
 from sdft_ray.stages.training_rows import training_rows
+from sdft_ray.stages.views import train_view
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
 
@@ -91,13 +92,13 @@ def _train(job: Job) -> Made:
     with Meter(gpus=settings.gpus) as meter, ExitStack() as stack:
         data = training_rows(job)
         plan = _plan(job, data.rows.num_rows)
-        lora = job.recipe.train.lora
+        asked = train_view(job.step)
         # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
         # A correction has no pruned model: it trains the teacher itself.
-        model: Any = load_model(job.model("pruned"), job.recipe.teacher.dtype if lora else "float32")
+        model: Any = load_model(job.model("pruned"), job.teacher.dtype if asked.lora else "float32")
         if settings.strategy == "ddp":  # fsdp moves block by block
             model.to(_device(job))
-        model = _tuned(model, job.recipe.train, plan.seed)
+        model = _tuned(model, asked, plan.seed)
         parallel = _parallel(job)
         resumed = checkpoints.resume(job, parallel.share)
         history = resumed.history
@@ -130,7 +131,7 @@ def _train(job: Job) -> Made:
             )
             outcome = _held_out(job, model, parallel, is_first=is_first)
         except DivergenceError as error:  # on all ranks alike, or after the last of their exchanges
-            if job.arm in job.recipe.train.arms:
+            if not job.step.trial:
                 raise
             outcome = {"diverged": error.message}  # the other trials of its arm go on
         if is_first:
@@ -162,7 +163,7 @@ def _place(job: Job, made: Made, model: Any, history: list[dict[str, Any]]) -> N
 
     with job.output(made) as directory:
         if model is not None:
-            save_student(merged(model), job.model("pruned"), directory, dtype=job.recipe.teacher.dtype)
+            save_student(merged(model), job.model("pruned"), directory, dtype=job.teacher.dtype)
         text = "".join(json.dumps(record) + "\n" for record in history)
         (directory / files.HISTORY).write_text(text, encoding="utf-8")
 
@@ -177,7 +178,7 @@ def _held_out(job: Job, model: Any, parallel: Parallel, *, is_first: bool) -> di
 
     settings = job.resources.train
     sharded = settings.strategy == "fsdp"
-    if not job.recipe.train.validation_fraction or (sharded and not is_first):
+    if not train_view(job.step).validation_fraction or (sharded and not is_first):
         return {}
     rows = training_rows(job, held_out=True).rows
     loss = held_out_loss(
@@ -194,7 +195,7 @@ def _held_out(job: Job, model: Any, parallel: Parallel, *, is_first: bool) -> di
 def _plan(job: Job, num_rows: int) -> TrainPlan:
     from sdft_ray.training.plan import arm_plan
 
-    return arm_plan(job.recipe.train, job.arm, job.resources.train, num_rows)
+    return arm_plan(train_view(job.step), job.step.label, job.resources.train, num_rows)
 
 
 def _device(job: Job) -> Literal["cpu", "cuda"]:
@@ -223,7 +224,7 @@ def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:
         return None
     directory = job.model("online_teacher")
     check_same_tokenizer(directory, job.model("pruned"), "a student is compared with the model that it came from")
-    model: Any = load_model(directory, job.recipe.teacher.dtype)
+    model: Any = load_model(directory, job.teacher.dtype)
     block_map: list[int] = []
     if plan.objective.matches:
         pruning = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from sdft_ray.stages.cached import SignalDocuments, signal_documents
 from sdft_ray.stages.job import Job
+from sdft_ray.stages.views import train_view, trial_view
 from sdft_ray.store import files
 from sdft_ray.store.atomic import replacing
 
@@ -44,7 +45,7 @@ def training_rows(job: Job, *, held_out: bool = False) -> TrainingRows:
     path = job.work() / ("held_out.arrow" if held_out else "packed.arrow")
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            if job.trial.objective.cached and not held_out:
+            if trial_view(job.step).objective.cached and not held_out:
                 made = signal_documents(job)
                 documents, ids, counts = made.documents, made.example_ids, _with_signals(made)
             else:
@@ -52,7 +53,7 @@ def training_rows(job: Job, *, held_out: bool = False) -> TrainingRows:
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string())}), _ids(path))
             path.with_suffix(".json").write_text(json.dumps(counts), encoding="utf-8")
             with replacing(path) as partial:  # the last of the three: where it is, all are
-                pack(documents, job.recipe.train.max_seq_len).save(partial)
+                pack(documents, train_view(job.step).max_seq_len).save(partial)
     counts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return TrainingRows(PackedRows.load(path), counts, path)
 
@@ -68,19 +69,19 @@ def _documents(job: Job, *, held_out: bool) -> tuple[list[Document | None], list
     from sdft_ray.data.held_out import part
     from sdft_ray.data.subset import nested_subset
 
-    distilled = job.trial.data == "distilled"
+    asked, trial = train_view(job.step), trial_view(job.step)
+    distilled = trial.data == "distilled"
     response = "response" if distilled else "reference_response"
     source = job.input("data") / (files.DISTILLED if distilled else files.ROWS)
     table = pq.read_table(source, columns=["example_id", "instruction", response])
-    if job.recipe.train.validation_fraction:
-        table = part(table, job.recipe.train.validation_fraction, held_out=held_out)
-    if job.trial.num_rows is not None and not held_out:
+    if asked.validation_fraction:
+        table = part(table, asked.validation_fraction, held_out=held_out)
+    if trial.num_rows is not None and not held_out:
         ids = table["example_id"].to_pylist()
-        chosen = nested_subset(ids, job.trial.num_rows)
+        chosen = nested_subset(ids, trial.num_rows)
         table = table.filter(pa.array([name in chosen for name in ids]))
     chat = ChatFormat(load_tokenizer(job.model("pruned")))
     conversations = zip(table["instruction"].to_pylist(), table[response].to_pylist(), strict=True)
-    asked = job.recipe.train
     made = training_documents(chat, conversations, asked.max_seq_len, asked.long_examples)
     counts = {"num_dropped": len(made.dropped), "num_cut": len(made.cut)}
     return made.documents, table["example_id"].to_pylist(), counts

@@ -1,4 +1,4 @@
-"""What the driver watches while steps run: their progress, and the memory of everything on this machine."""
+"""What the driver monitors while steps run: their progress, and the memory of its process tree."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def _why(job: Job) -> Made:
     from sdft_ray.models.surgery import drop_blocks
 
     prepare_process()
-    made, start, removed = Made(), job.model("start"), set(job.identity["recipe"]["blocks"])
+    made, start, removed = Made(), job.model("start"), set(job.slice["blocks"])
     with Meter(gpus=job.resources.evaluate.gpus) as meter, tempfile.TemporaryDirectory(prefix="sdft-why-") as folder:
         keep = [block for block in range(Checkpoint.open(start).num_blocks) if block not in removed]
         drop_blocks(start, Path(folder), keep, max_shard_bytes=job.resources.max_shard_bytes)

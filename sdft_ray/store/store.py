@@ -4,12 +4,13 @@ A step fills a work directory, `place` stages its files, and `commit` makes them
 at any point leaves either a committed artifact or none. A work directory is stable, so a killed step continues where
 it stopped. On a local root, workers of several nodes need it on a shared file system.
 
-Several drivers may make one step at the same time, on machines that share nothing but the store. Each stages its files
-in a folder that is named by their digests, so none touches what another has written, and the first commit wins:
+Several drivers may make one step at the same time, on machines that share nothing but the store. None touches what
+another has written, and the first commit wins:
 
-    local       files wait in the work directory; `commit` renames that folder, manifest included, to the free address
-    elsewhere   files are uploaded to `ADDRESS/<16 hex>/`, and the manifest, which names that folder, is put by a
-                conditional request that fails where there is one
+    local       files wait in a folder of their own below the work directory; `commit` adds the manifest and renames
+                that folder to the address, which fails where there is an artifact
+    elsewhere   files are uploaded to `ADDRESS/<16 hex>/`, named by their digests; the manifest names that folder, and
+                is put by a conditional request, which fails where there is one
 
 The commit of a later driver takes over the artifact that is there and removes its own files. Files of a driver that was
 killed before its commit are removed by the next commit of that step; `unfinished` lists them until then.
@@ -195,9 +196,10 @@ class Store:
             for path in listed_files(directory)
         }
         if self.is_local:
-            staged = self.staged(address, files)
-            shutil.rmtree(staged, ignore_errors=True)
-            shutil.move(directory, staged)
+            token = uuid.uuid4().hex[:12]
+            incoming = self.work(address) / f"incoming-{token}"  # moving between disks takes time, and may be cut short
+            shutil.move(directory, incoming)
+            incoming.rename(self.work(address) / f"placed-{_folder_of(files)}-{token}")
             return files
         target = f"{self._root}/{address}/{_folder_of(files)}"
         for name in files:
@@ -226,14 +228,20 @@ class Store:
         return committed
 
     def _commit_local(self, manifest: Manifest) -> bool:
-        target, staged = Path(self._root) / manifest.address, self.staged(manifest.address, manifest.files)
-        if not manifest.files:
-            staged.mkdir(parents=True, exist_ok=True)
-        if not staged.is_dir():  # the driver that was first has dropped the work directory
+        target = Path(self._root) / manifest.address
+        own = self.work(manifest.address) / f"commit-{uuid.uuid4().hex[:12]}"
+        try:
+            if not manifest.files:
+                own.mkdir()
+            while not own.exists():  # of equal files any will do, and another driver may take these first
+                staged = self.staged(manifest.address, manifest.files)
+                with contextlib.suppress(FileNotFoundError):
+                    staged.rename(own)
+            write_file(own / MANIFEST, manifest.to_json())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return _take_place(own, target)
+        except FileNotFoundError:  # the driver that was first has dropped the work directory
             return False
-        write_file(staged / MANIFEST, manifest.to_json())
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return _take_place(staged, target)
 
     def _commit_remote(self, manifest: Manifest) -> bool:
         folder = _folder_of(manifest.files) if manifest.files else ""
@@ -250,8 +258,14 @@ class Store:
         return won
 
     def staged(self, address: str, files: Mapping[str, FileEntry]) -> Path:
-        """Where files wait for their commit on a local root."""
-        return self.work(address) / f"placed-{_folder_of(files)}"
+        """Where files that `place` has returned wait for their commit on a local root; of equal ones, the last.
+
+        Raises `FileNotFoundError` when they are gone.
+        """
+        found = list(self.work(address).glob(f"placed-{_folder_of(files)}-*"))
+        if not found:
+            raise FileNotFoundError(f"nothing is staged for {address}")
+        return max(found, key=lambda path: path.stat().st_mtime_ns)
 
     def unfinished(self) -> list[str]:
         """Folders below the root with files of no artifact: their step runs now, or its driver was killed.

@@ -27,6 +27,7 @@ from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
 from tests.support.asking import result_of
+from tests.support.jobs import make_job, moved
 from tests.support.processes import ray_processes
 from tests.support.staged import output_of
 from tests.support.tiny import make_model
@@ -72,7 +73,7 @@ def none_left() -> Iterator[None]:
 def job_of(folder: Path, model: str, number: int, **settings: Any) -> Job:
     data = world_data(folder, evaluate={"include": str(folder / "tasks"), "tasks": tuple({"name": t} for t in TASKS)})
     part = {"cpus": 0.5, "sampler": "transformers", "num_actors": 2, **settings}
-    return Job(
+    return make_job(
         step="evaluate:teacher",
         address=f"evaluate/{number:016x}",
         store_url=Store(str(folder / "store")).url,
@@ -80,12 +81,7 @@ def job_of(folder: Path, model: str, number: int, **settings: Any) -> Job:
         resources=Resources.model_validate({"evaluate": part}),
         teacher=ModelSource(directory=str(folder / model)),
         inputs={},
-        progress=silent,
     )
-
-
-def silent(done: int, total: int, unit: str) -> None:
-    """Nobody watches."""
 
 
 def scores_of(job: Job, made: Made) -> Scores:
@@ -165,7 +161,7 @@ def ask_all(job: Job, actors: list[Any], kept: Path) -> None:
     from sdft_ray.evaluation.harness import evaluate as harness
 
     pool = evaluators.Pool(job, actors, kept)
-    harness(job.model("model"), Asked(TASKS, Path(str(job.recipe.evaluate.include))), pool)
+    harness(job.model("model"), Asked(TASKS, job.places.task_folder), pool)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_step_with_its_reason(folder: Path, tmp_path: Path) -> None:
@@ -173,7 +169,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_step_with_its_reason(folder: Pat
     weights = tmp_path / "broken/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     job = job_of(folder, "teacher", 4)
-    broken = Job(**{**vars(job), "teacher": ModelSource(directory=str(tmp_path / "broken"))})
+    broken = moved(job, ModelSource(directory=str(tmp_path / "broken")))
     with pytest.raises(RayTaskError, match="safetensors"):
         evaluate.run(broken)
     assert evaluators.idle_share() == (0.0, 0.0)

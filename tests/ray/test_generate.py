@@ -32,7 +32,6 @@ from sdft_ray.errors import DataError
 from sdft_ray.generation.chunks import CHUNK_ROWS
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.loading import load_model
-from sdft_ray.recipe.recipe import Generate
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import generate
 from sdft_ray.stages.job import Job, Made
@@ -169,7 +168,7 @@ def test_progress_for_machines(tmp_path: Path) -> None:
 def test_figures_for_prometheus(tmp_path: Path) -> None:
     job = make_job(Store(str(tmp_path)), _resources(), farm_rows(130))
     name = f"metrics-{tmp_path.name}"
-    job = replace(job, recipe=job.recipe.model_copy(update={"name": name}))
+    job = replace(job, recipe_name=name)
     generate.run(job)
     node = next(node for node in ray.nodes() if node["Alive"])
     url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
@@ -239,8 +238,7 @@ def test_too_many_failures_stop_the_run_and_keep_what_is_finished(tmp_path: Path
 def test_one_pass_gives_text_and_signals(tmp_path: Path) -> None:
     """All three products reach the table, position by position, and a second run takes them over."""
     job = make_job(Store(str(tmp_path)), _resources(sampler="transformers"), farm_rows(6))
-    recipe = job.recipe.model_copy(update={"generate": Generate.model_validate(SIGNALS)})
-    job = replace(job, recipe=recipe)
+    job = replace(job, step=replace(job.step, slice=SIGNALS))
     made = generate.run(job)
     table = _rows(job)
     assert table.schema.equals(GENERATED_SCHEMA)

@@ -278,12 +278,13 @@ def _alone(job: Job) -> list[StepRecord]:
     """The same training by the plain loop, without Ray."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.stages.training_rows import training_rows
+    from sdft_ray.stages.views import train_view
     from sdft_ray.training.loop import train as plain_train
     from sdft_ray.training.plan import arm_plan
 
     rows = training_rows(job).rows
     records: list[StepRecord] = []
-    plan = arm_plan(job.recipe.train, job.arm, job.resources.train, rows.num_rows)
+    plan = arm_plan(train_view(job.step), job.step.label, job.resources.train, rows.num_rows)
     plain_train(load_model(job.input("pruned"), "float32"), rows, plan, report=records.append)
     return records
 

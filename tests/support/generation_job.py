@@ -13,8 +13,10 @@ from sdft_ray.lab.export import QUICKSTART, TEACHER
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
+from sdft_ray.stages.graph import steps
 from sdft_ray.stages.job import Job
 from sdft_ray.stages.rows import ROW_GROUP
+from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
@@ -34,13 +36,14 @@ def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> Jo
                 writer.write_table(batch, row_group_size=ROW_GROUP)
         placed = store.place(seed, work)
         store.commit(Manifest("seed", "seed", seed, "5" * 64, "{}", {}, placed, Usage()))
+    recipe = Recipe.load(QUICKSTART)
     return Job(
-        step="generate",
+        step=next(step for step in steps(recipe) if step.name == "generate"),
         address="generate/" + "6" * 16,
         store_url=store.url,
-        recipe=Recipe.load(QUICKSTART),
+        recipe_name=recipe.name,
         resources=resources,
-        teacher=ModelSource(directory=str(TEACHER)),
+        teacher=TeacherModel(str(TEACHER), ModelSource(directory=str(TEACHER)), recipe.teacher.dtype),
         inputs={"seed": seed},
         progress=lambda done, total, unit: None,
         identity={"inputs": {"teacher": {"content": "shipped"}}},

@@ -23,6 +23,7 @@ from sdft_ray.stages.job import Job
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
+from tests.support.jobs import make_job
 from tests.support.recipes import recipe_data
 from tests.support.staged import output_of
 from tests.support.tiny import make_model
@@ -55,7 +56,7 @@ def training_job(folder: Path, resources: Resources, **changes: Any) -> Job:
         pq.write_table(pa.Table.from_pylist(rows, schema=SEED_SCHEMA), folder / "rows" / files.ROWS)
         _commit(store, data, folder / "rows")
     recipe = recipe_data(folder, folder / "teacher", train={**TRAIN, **changes})
-    return Job(
+    return make_job(
         step="train:sft",
         address=ADDRESS,
         store_url=store.url,
@@ -63,12 +64,7 @@ def training_job(folder: Path, resources: Resources, **changes: Any) -> Job:
         resources=resources,
         teacher=ModelSource(directory=str(folder / "teacher")),
         inputs={"pruned": model, "data": data},
-        progress=_silent,
     )
-
-
-def _silent(done: int, total: int, unit: str) -> None:
-    del done, total, unit
 
 
 def _row(number: int) -> dict[str, str]:

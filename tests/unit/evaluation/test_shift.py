@@ -11,9 +11,10 @@ import torch
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.data.packing import Document
+from sdft_ray.data.subset import spread
 from sdft_ray.errors import ModelError
 from sdft_ray.evaluation.recovery import Estimate
-from sdft_ray.evaluation.shift import ResponseNll, Shift, mean_nll, paired_gap, response_nll, shift, spread, verdict
+from sdft_ray.evaluation.shift import ResponseNll, Shift, mean_nll, paired_gap, response_nll, shift, verdict
 from tests.support.tiny import EOS_ID, FAMILIES, build_model, make_tokenizer
 
 PAIRS = [

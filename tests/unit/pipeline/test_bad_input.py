@@ -283,9 +283,7 @@ def test_code_that_cannot_be_isolated_here(
     resources = world / "some.yaml"
     resources.write_text("train: {num_workers: 1}", encoding="utf-8")
     # As where the kernel refuses.
-    monkeypatch.setattr(
-        sandbox, "_CHILD", "import os\nos.write(3, b'refused: no namespace')"
-    )  # as where the kernel refuses
+    monkeypatch.setattr(sandbox, "_CHILD", "import os\nos.write(3, b'refused: no namespace')")
     sandbox.check_sandbox.cache_clear()
     arguments = ("--resources", resources, "--store", world / "store")
     assert "code cannot be isolated" in _fails(monkeypatch, capsys, "compress", _recipe(world, **seed_set), *arguments)

@@ -16,6 +16,7 @@ from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, input_addresses, resolve, steps
 from sdft_ray.stages.sources import Sources, embedding_source
 from sdft_ray.stages.spec import Demand, demand
+from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.fingerprint import canonical_json
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
@@ -227,11 +228,11 @@ def test_identities_are_of_contents(world: Path, tmp_path: Path) -> None:
 
 
 def check(world: Path, **forgetting: Any) -> None:
-    check_forgetting(recipe(world, forgetting), world / "teacher")
+    check_forgetting(asked := recipe(world, forgetting), TeacherModel.of(asked.teacher))
 
 
 def test_good_ones_pass(world: Path) -> None:
-    check_forgetting(recipe(world), world / "teacher")
+    check_forgetting(asked := recipe(world), TeacherModel.of(asked.teacher))
     check(world, embedding=str(world / "embedder"))
     check(world, source=str(write_rows(world / "conversations.jsonl")))
 

@@ -25,6 +25,7 @@ from sdft_ray.stages.training_rows import training_rows
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST
 from sdft_ray.training.cached import CachedTeacher
+from tests.support.jobs import make_job
 from tests.support.recipes import make_recipe
 from tests.support.tiny import BOS_ID, EOS_ID, make_model
 from tests.support.worlds import RESOURCES
@@ -119,7 +120,7 @@ def _job(root: Path, objective: dict[str, Any]) -> Job:
     train = {"num_steps": 1, "max_seq_len": ROW_TOKENS, "arms": {"kd": arm}}
     asked = {"max_tokens": 16, "top_logprobs": K, "hidden_states": True}
     recipe = make_recipe(root, root / "teacher", train=train, generate=asked)
-    return Job(
+    return make_job(
         "train:kd", TRAIN, str(root / "store"), recipe, RESOURCES, ModelSource(directory=str(root / "teacher")),
         {"pruned": PRUNE, "data": SELECT, "generate": GENERATE}, lambda done, total, unit: None,
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,25 @@ from sdft_ray.data.calibration import row_documents
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.data.example import SELECTED_SCHEMA
 from sdft_ray.data.held_out import is_held_out
+from sdft_ray.data.rows import read_source, read_spread
+from sdft_ray.data.subset import spread
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.items import ITEMS
-from sdft_ray.evaluation.shift import mean_nll, response_nll, spread
+from sdft_ray.evaluation.shift import mean_nll, response_nll
 from sdft_ray.evaluation.similarity import embed, load_embedder
+from sdft_ray.generation.checks import check_error
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.source import ModelSource
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.forget import _forget
 from sdft_ray.stages.gap import _gap
 from sdft_ray.stages.job import Job
 from sdft_ray.stages.likeness import _likeness
-from sdft_ray.stages.rows import make, read, read_spread
+from sdft_ray.stages.rows import make
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.support.embedder import make_embedder
+from tests.support.jobs import make_job
 from tests.support.pruned_store import make_pruned_store, selected_row
 from tests.support.recipes import make_recipe
 from tests.support.staged import commit_output, output_of
@@ -70,11 +74,14 @@ def _put(root: Path, address: str, name: str, table: pa.Table) -> None:
 told: list[tuple[int, int, str]] = []
 
 
-def _job(root: Path, step: str, address: str, inputs: dict[str, str], **changes: Any) -> Job:
-    store = Store(str(root / "store"))
+def _recipe(root: Path, **changes: Any) -> Recipe:
     forgetting = {"source": str(root / "texts.jsonl"), "num_rows": 9, "max_tokens": 12, **changes.pop("asked", {})}
-    recipe = make_recipe(root, root / "teacher", forgetting=forgetting, **changes)
-    return Job(
+    return make_recipe(root, root / "teacher", forgetting=forgetting, **changes)
+
+
+def _job(root: Path, step: str, address: str, inputs: dict[str, str], **changes: Any) -> Job:
+    store, recipe = Store(str(root / "store")), _recipe(root, **changes)
+    return make_job(
         step, address, store.url, recipe, RESOURCES, ModelSource(directory=str(root / "teacher")), inputs,
         lambda done, total, unit: told.append((done, total, unit)),
     )  # fmt: skip
@@ -94,12 +101,12 @@ def test_texts_are_spread_over_the_source(root: Path) -> None:
 
 
 def test_a_source_of_several_tables_is_spread_alike(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = _job(root, "texts", TEXTS, {}).recipe.forgetting
+    asked = _recipe(root).forgetting
     assert asked is not None
     monkeypatch.setattr(
-        "sdft_ray.stages.rows.read", lambda source: (part for t in read(source) for part in _cut_up(t, 7))
+        "sdft_ray.data.rows.read_source", lambda *asked: (part for t in read_source(*asked) for part in _cut_up(t, 7))
     )
-    names = [name for table in read_spread(asked) for name in table["example_id"].to_pylist()]
+    names = [name for table in read_spread(asked, check_error) for name in table["example_id"].to_pylist()]
     assert names == [f"t{i}" for i in spread(NUM_TEXTS, 9)]
 
 
@@ -150,7 +157,7 @@ def test_the_rows_are_those_of_the_gap(root: Path) -> None:
     _forget(job)
     rows = json.loads((output_of(job) / files.FORGET).read_text(encoding="utf-8"))["rows"]
     gap = "gap/" + "9" * 16
-    gap_job = replace(job, step="gap", address=gap, inputs={"data": SELECT, "pruned": PRUNE})
+    gap_job = _job(root, "gap", gap, {"data": SELECT, "pruned": PRUNE}, **asked)
     _gap(gap_job)
     of_gap = json.loads((output_of(gap_job) / files.GAP).read_text(encoding="utf-8"))["rows"]
     for text in ("reference", "distilled"):
@@ -180,6 +187,10 @@ def test_without_rewrites_the_held_out_texts_remain(root: Path) -> None:
     assert made.summary["num_kept"] == 0
 
 
+def _embedded(root: Path) -> dict[str, str]:
+    return {"embedding": str(root / "embedder")}
+
+
 ANSWERS = {THEIRS: ["it is 4", "fig, pear", "", "7"], OWN: ["it is 5", "fig, pear", "", "Ann"]}
 
 
@@ -199,8 +210,8 @@ def test_written_answers_are_compared_item_by_item(root: Path) -> None:
         _put_items(root, address, answers)
     told.clear()
     inputs = {"teacher_answers": THEIRS, "answers": OWN}
-    job = _job(root, "likeness:sft", LIKENESS, inputs, asked={"embedding": str(root / "embedder")})
-    made = _likeness(job, ModelSource(directory=str(root / "embedder")))
+    job = _job(root, "likeness:sft", LIKENESS, inputs, asked=_embedded(root))
+    made = _likeness(job)
     written = json.loads((output_of(job) / files.LIKENESS).read_text(encoding="utf-8"))
     assert {name: written[name] for name in made.summary} == made.summary
     embedder = load_embedder(root / "embedder")
@@ -218,14 +229,14 @@ def test_written_answers_are_compared_item_by_item(root: Path) -> None:
 def test_an_item_that_one_model_lacks_is_an_error(root: Path) -> None:
     _put_items(root, THEIRS, ANSWERS[THEIRS])
     _put_items(root, OWN, ANSWERS[OWN][:3])
-    job = _job(root, "likeness:sft", LIKENESS, {"teacher_answers": THEIRS, "answers": OWN})
+    job = _job(root, "likeness:sft", LIKENESS, {"teacher_answers": THEIRS, "answers": OWN}, asked=_embedded(root))
     with pytest.raises(EvaluationError, match="item 3 of sums"):
-        _likeness(job, ModelSource(directory=str(root / "embedder")))
+        _likeness(job)
 
 
 def test_evaluations_of_before_keep_no_answers(root: Path) -> None:
     _put_items(root, THEIRS, ANSWERS[THEIRS])
     (root / "store" / THEIRS / files.ITEMS).unlink()
-    job = _job(root, "likeness:sft", LIKENESS, {"teacher_answers": THEIRS, "answers": THEIRS})
+    job = _job(root, "likeness:sft", LIKENESS, {"teacher_answers": THEIRS, "answers": THEIRS}, asked=_embedded(root))
     with pytest.raises(EvaluationError, match=r"keeps no answers.*run again"):
-        _likeness(job, ModelSource(directory=str(root / "embedder")))
+        _likeness(job)

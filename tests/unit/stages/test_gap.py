@@ -21,6 +21,7 @@ from sdft_ray.stages.gap import _gap
 from sdft_ray.stages.job import Job
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
+from tests.support.jobs import make_job
 from tests.support.pruned_store import make_pruned_store, selected_row
 from tests.support.recipes import make_recipe
 from tests.support.staged import output_of
@@ -37,15 +38,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pruned_store(tmp_path_factory.mktemp("world"), PRUNE)
 
 
-def _job(root: Path, rows: list[dict[str, Any]], **changes: Any) -> Job:
+def _job(root: Path, rows: list[dict[str, Any]], step: str = "gap", **changes: Any) -> Job:
     store = Store(str(root / "store"))
     store.check_writable()
     folder = root / "store" / SELECT
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=SELECTED_SCHEMA), folder / files.DISTILLED)
     (folder / MANIFEST).write_text("{}", encoding="utf-8")
-    return Job(
-        "gap", GAP, store.url, make_recipe(root, root / "teacher", **changes), RESOURCES,
+    return make_job(
+        step, GAP, store.url, make_recipe(root, root / "teacher", **changes), RESOURCES,
         ModelSource(directory=str(root / "teacher")), {"data": SELECT, "pruned": PRUNE},
         lambda done, total, unit: told.append((done, total, unit)),
     )  # fmt: skip
@@ -94,7 +95,7 @@ def test_a_corrected_teacher_is_measured_on_held_out_rows(root: Path) -> None:
     rows = [selected_row(i, kept=i % 3 != 0) for i in range(30)]
     train = {"num_steps": 1, "validation_fraction": 0.4, "arms": {"kd": {**KD, "learning_rate": 1e-3}}}
     correction = {"data": "reference", "learning_rate": 1e-3, "num_steps": 1}
-    job = replace(_job(root, rows, train=train, teacher_correction=correction), step="gap:corrected")
+    job = _job(root, rows, "gap:corrected", train=train, teacher_correction=correction)
     corrected = "correct/" + "8" * 16
     make_model(root / "store" / corrected, seed=5)
     (root / "store" / corrected / MANIFEST).write_text("{}", encoding="utf-8")

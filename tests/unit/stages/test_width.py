@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,12 @@ from sdft_ray.models.size import size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config
 from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.pruning.plan import PruningPlan
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages import measure, plan, prune
 from sdft_ray.stages.job import Job
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
+from tests.support.jobs import make_job
 from tests.support.recipes import make_recipe
 from tests.support.staged import commit_output, output_of
 from tests.support.tiny import make_model
@@ -34,7 +35,7 @@ WIDTH = {"hidden": 0.75, "mlp": 40, "heads": 0.5}
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def recipe(tmp_path: Path) -> Recipe:
     make_model(tmp_path / "teacher", "qwen3", head_dim=8)
     recipe = make_recipe(tmp_path, tmp_path / "teacher", depth={"metric": "tail", "remove_blocks": 1}, width=WIDTH)
     store = Store(str(tmp_path / "store"))
@@ -45,12 +46,16 @@ def job(tmp_path: Path) -> Job:
     folder.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=SEED_SCHEMA), folder / files.ROWS)
     (folder / MANIFEST).write_text("{}", encoding="utf-8")
-    source = ModelSource(directory=str(tmp_path / "teacher"))
-    roles = {"calibration": CALIBRATION}
-    return Job("measure", MEASURE, store.url, recipe, RESOURCES, source, roles, lambda done, total, unit: None)
+    return recipe
 
 
-def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> None:
+def _job(folder: Path, recipe: Recipe, step: str, address: str, **inputs: str) -> Job:
+    source = ModelSource(directory=str(folder / "teacher"))
+    return make_job(step, address, str(folder / "store"), recipe, RESOURCES, source, inputs)
+
+
+def test_the_most_active_channels_of_a_run_stay(recipe: Recipe, tmp_path: Path) -> None:
+    job = _job(tmp_path, recipe, "measure", MEASURE, calibration=CALIBRATION)
     measured = commit_output(job, measure._stored(job, [measure._shard(job, index, 2) for index in range(2)]))
     whole = WidthMoments.from_bytes(measure._shard(job, 0, 1)[0][files.WIDTH_MOMENTS])
     content = (measured / files.WIDTH_MOMENTS).read_bytes()
@@ -60,7 +65,7 @@ def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> Non
     for key, values in whole.sums.items():
         np.testing.assert_allclose(found.sums[key], values, rtol=1e-5)
 
-    planning = replace(job, step="plan", address=PLAN, inputs={"measure": MEASURE})
+    planning = _job(tmp_path, recipe, "plan", PLAN, measure=MEASURE)
     made = plan.run(planning)
     assert made.summary["widths"] == {"hidden": [24, 32], "mlp": [40, 64], "heads": [2, 4]}
     chosen = PruningPlan.from_json((commit_output(planning, made) / files.PLAN).read_text(encoding="utf-8"))
@@ -70,12 +75,12 @@ def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> Non
     assert chosen.channels.mlp is not None
     assert chosen.channels.mlp[2] == tuple(sorted(np.argsort(-found.scores("mlp")[2])[:40].tolist()))
 
-    pruning = replace(job, step="prune", address=PRUNE, inputs={"plan": PLAN})
+    pruning = _job(tmp_path, recipe, "prune", PRUNE, plan=PLAN)
     made = prune._prune(pruning)
-    config = read_config(job.teacher, None)
+    config = read_config(job.teacher.source, None)
     assert config is not None
     sizes = made.summary["sizes"]
-    planned = planned_size(job.recipe, config)
+    planned = planned_size(recipe, config)
     assert planned is not None
     assert sizes["pruned"]["num_parameters"] == planned.num_parameters
     assert sizes["teacher"]["num_parameters"] == size_with_blocks(config, 4).num_parameters
@@ -84,15 +89,16 @@ def test_the_most_active_channels_of_a_run_stay(job: Job, tmp_path: Path) -> Non
     assert bool(torch.isfinite(model(input_ids=torch.arange(9)[None]).logits).all())
 
 
-def test_without_width_nothing_more_is_measured(job: Job) -> None:
-    plain = replace(job, recipe=job.recipe.model_copy(update={"width": None}))
+def test_without_width_nothing_more_is_measured(recipe: Recipe, tmp_path: Path) -> None:
+    narrow = recipe.model_copy(update={"width": None})
+    plain = _job(tmp_path, narrow, "measure", MEASURE, calibration=CALIBRATION)
     assert set(measure._shard(plain, 0, 1)[0]) == {files.DEPTH_SCORES}
 
 
-def test_a_plan_for_another_model_is_refused(job: Job, tmp_path: Path) -> None:
+def test_a_plan_for_another_model_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     other = PruningPlan("qwen3", 5, (0, 1, 2))
     (tmp_path / "store" / PLAN).mkdir(parents=True)
     (tmp_path / "store" / PLAN / files.PLAN).write_text(other.to_json(), encoding="utf-8")
     (tmp_path / "store" / PLAN / MANIFEST).write_text("{}", encoding="utf-8")
     with pytest.raises(PlanError, match="the plan is for a qwen3 of 5 blocks, the model is a qwen3 of 4"):
-        prune._prune(replace(job, step="prune", address=PRUNE, inputs={"plan": PLAN}))
+        prune._prune(_job(tmp_path, recipe, "prune", PRUNE, plan=PLAN))

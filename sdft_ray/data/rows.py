@@ -1,0 +1,38 @@
+"""Rows of a recipe's part: all of them, or some spread evenly over the set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from sdft_ray.data.sources import CheckError, read_tables
+from sdft_ray.data.subset import spread
+from sdft_ray.recipe.recipe import Calibration, Forgetting, RowSource
+
+
+def read_source(source: RowSource, check_error: CheckError) -> Iterator[pa.Table]:
+    """Stream the rows of a part, in tables of `SEED_SCHEMA`; only sets that measure may hold plain text.
+
+    Raises `DataError` as `read_tables`, which says what `check_error` is.
+    """
+    return read_tables(
+        source.source,
+        columns=source.columns,
+        answer_kind=source.answer_kind,
+        check=source.check,
+        check_error=check_error,
+        limit=source.limit,
+        plain_text=isinstance(source, Calibration | Forgetting),
+        revision=source.revision,
+    )
+
+
+def read_spread(source: Forgetting, check_error: CheckError) -> Iterator[pa.Table]:
+    """At most `source.num_rows` rows, spread evenly over all. The source is read twice, a table in memory at a time."""
+    total = sum(table.num_rows for table in read_source(source, check_error))
+    wanted, start = spread(total, source.num_rows), 0
+    for table in read_source(source, check_error):
+        here = [index - start for index in wanted if start <= index < start + table.num_rows]
+        yield table.take(pa.array(here, pa.int64()))
+        start += table.num_rows
