@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Generator, Iterator
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 
@@ -37,15 +37,14 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from sdft_ray.recipe.resources import Resources
     from sdft_ray.stages.session import ray_session
 
-    user_home = os.environ.get("HOME", str(Path.home()))
-    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
-    try:
-        with ray_session(Resources(cpus=3, object_store_bytes=100 * 2**20)):
-            os.environ["HOME"] = user_home
-            yield
-        assert not ray.is_initialized()
-    finally:
-        os.environ["HOME"] = user_home
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+            # Idle workers stay, so that the next test finds torch and transformers imported. Ray keeps one per CPU.
+            patch.setenv("RAY_num_workers_soft_limit", "8")
+            stack.enter_context(ray_session(Resources(cpus=3, object_store_bytes=100 * 2**20)))
+        yield
+    assert not ray.is_initialized()
 
 
 @pytest.hookimpl(tryfirst=True)
