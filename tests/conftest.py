@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _prepared = tempfile.TemporaryDirectory(prefix="sdft_ray_tests_")
     os.environ["HF_DATASETS_CACHE"] = _prepared.name
 
+TESTS = Path(__file__).parent
 REQUIRE_ALL = os.environ.get("SDFT_REQUIRE_ALL", "") not in ("", "0")
 """Set in CI: a test that cannot run there fails instead of being skipped."""
 
@@ -53,6 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     With several processes they come last: small files then fill what the large ones leave, and all end together.
     """
+    for item in items:
+        heavy = item.path.relative_to(TESTS).parts[0] in ("ray", "chaos", "serve", "browser")
+        if heavy and not any(item.get_closest_marker(name) for name in ("slow", "ray", "service")):
+            raise pytest.UsageError(f"{item.nodeid} needs a marker: `make fast` does not look into its folder")
     ray_first = "PYTEST_XDIST_WORKER" in os.environ
     items.sort(key=lambda item: (item.get_closest_marker("ray") is not None) != ray_first)
 
