@@ -8,6 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _prepared = tempfile.TemporaryDirectory(prefix="sdft_ray_tests_")
     os.environ["HF_DATASETS_CACHE"] = _prepared.name
 
+TESTS = Path(__file__).parent
 REQUIRE_ALL = os.environ.get("SDFT_REQUIRE_ALL", "") not in ("", "0")
 """Set in CI: a test that cannot run there fails instead of being skipped."""
 
@@ -37,15 +39,14 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from sdft_ray.recipe.resources import Resources
     from sdft_ray.stages.session import ray_session
 
-    user_home = os.environ.get("HOME", str(Path.home()))
-    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
-    try:
-        with ray_session(Resources(cpus=3, object_store_bytes=100 * 2**20)):
-            os.environ["HOME"] = user_home
-            yield
-        assert not ray.is_initialized()
-    finally:
-        os.environ["HOME"] = user_home
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+            # Idle workers stay, so that the next test finds torch and transformers imported. Ray keeps one per CPU.
+            patch.setenv("RAY_num_workers_soft_limit", "8")
+            stack.enter_context(ray_session(Resources(cpus=3, object_store_bytes=100 * 2**20)))
+        yield
+    assert not ray.is_initialized()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,6 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     With several processes they come last: small files then fill what the large ones leave, and all end together.
     """
+    for item in items:
+        heavy = item.path.relative_to(TESTS).parts[0] in ("ray", "chaos", "serve", "browser")
+        if heavy and not any(item.get_closest_marker(name) for name in ("slow", "ray", "service")):
+            raise pytest.UsageError(f"{item.nodeid} needs a marker: `make fast` does not look into its folder")
     ray_first = "PYTEST_XDIST_WORKER" in os.environ
     items.sort(key=lambda item: (item.get_closest_marker("ray") is not None) != ray_first)
 

@@ -136,7 +136,7 @@ def test_the_pool_grows_while_work_waits_and_ends_with_it(tmp_path: Path) -> Non
         time.sleep(0.2)
     assert ray_processes("MapWorker") == []
     assert _rows(job)["example_id"].to_pylist() == [f"row-{n}" for n in range(2000)]
-    log = (tmp_path / job.address / files.PROGRESS).read_text().splitlines()
+    log = (output_of(job) / files.PROGRESS).read_text().splitlines()
     assert {1, 2} <= {json.loads(line)["actors"] for line in log}
 
 

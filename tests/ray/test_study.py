@@ -48,7 +48,7 @@ STUDY: dict[str, Any] = {
     "seeds": [0, 1],
     "budget": {"max_trainings": 10},
 }
-SMALL: dict[str, Any] = {"learning_rates": [1e-3], "rates_at": None, "seeds": [0]}
+SMALL: dict[str, Any] = {"num_rows": [8], "learning_rates": [1e-3], "rates_at": None, "seeds": [0]}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def is_whole(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def study(folder: Path, is_whole: bool) -> Study:
-    """The small one has one learning rate and one seed."""
+    """The small one has one size, one learning rate and one seed."""
     path = folder / "study.yaml"
     path.write_text(dump_yaml(STUDY if is_whole else STUDY | SMALL), encoding="utf-8")
     return Study.load(path)
@@ -83,8 +83,8 @@ def store(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Store:
 def done(study: Study, store: Store, is_whole: bool) -> StudyRun:
     size = plan_study(study, store).size
     # Whole: 2 arms x 2 rates at one size; both sizes and seeds, of which the first seed at that size is there.
-    # Small: 2 arms x 2 sizes at the only rate, with the only seed.
-    expected = (4, 6) if is_whole else (4, 0)
+    # Small: 2 arms at the only rate, with the only size and seed.
+    expected = (4, 6) if is_whole else (2, 0)
     assert (size.num_rate_trainings, size.num_seed_trainings) == expected
     assert plan_study(study, store).num_done == 0
     return run_study(study, store, RESOURCES, view="none")
@@ -93,7 +93,7 @@ def done(study: Study, store: Store, is_whole: bool) -> StudyRun:
 def test_the_table_says_what_the_scores_say(done: StudyRun, store: Store, is_whole: bool) -> None:
     rows = done.rows.to_pylist()
     keys = {(row["remove_blocks"], row["arm"], row["num_rows"], row["seed"], row["task"]) for row in rows}
-    assert len(keys) == len(rows) == 2 * 2 * (2 if is_whole else 1)
+    assert len(keys) == len(rows) == 2 * (2 * 2 if is_whole else 1)
     assert {row["learning_rate"] for row in rows} == {1e-3}  # the other one diverges
     assert {(row["arm"], row["metric"]) for row in rows} == {("sft", "angular_distance"), ("tail", "tail")}
     assert {(row["remove_blocks"], row["num_blocks"]) for row in rows} == {(2, 2)}
@@ -110,7 +110,7 @@ def test_the_table_says_what_the_scores_say(done: StudyRun, store: Store, is_who
 
 def test_sizes_are_nested_and_trainings_are_shared(done: StudyRun, store: Store, is_whole: bool) -> None:
     trained = store.manifests("train")
-    assert len(trained) == (10 if is_whole else 4)
+    assert len(trained) == (10 if is_whole else 2)
     sizes = {manifest.step: manifest.summary.get("num_rows") for manifest in trained}
     assert all(sizes.values())
     assert done.shared.num_made == done.shared.num_artifacts
@@ -121,7 +121,7 @@ def test_sizes_are_nested_and_trainings_are_shared(done: StudyRun, store: Store,
 def test_running_it_again_makes_nothing_and_draws_the_same(
     done: StudyRun, study: Study, folder: Path, store: Store, is_whole: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert plan_study(study, store).num_done == (10 if is_whole else 4)
+    assert plan_study(study, store).num_done == (10 if is_whole else 2)
     again = run_study(study, store, RESOURCES, view="none")
     assert again.rows.equals(done.rows)
     assert again.shared.num_made == 0
