@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import ray
 
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.seed_texts import TEXTS, kept_rows, scored, text_documents
+from sdft_ray.statistics.estimate import plain
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def _gap(job: Job) -> Made:
         documents = [document for text in text_documents(chat, rows).values() for document in text]
         nll = {model: _nll(job, model, documents) for model in _models(job)} if rows else {}
         figures = shift(nll)
-        made.summary = {"num_kept": num_kept, **asdict(figures), "verdict": verdict(figures)}
+        made.summary = {"num_kept": num_kept, **plain(figures), "verdict": verdict(figures)}
         if job.arm:
             moved = changes(nll)
-            told = {text: asdict(change) for text, change in moved.items()}
+            told = {text: plain(change) for text, change in moved.items()}
             made.summary |= {"changes": told, "verdict": correction_verdict(moved)}
         per_row = [
             {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import pyarrow.parquet as pq
 import ray
@@ -12,6 +11,7 @@ from sdft_ray.errors import EvaluationError
 from sdft_ray.models.source import ModelSource
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.sources import embedding_source
+from sdft_ray.statistics.estimate import plain
 from sdft_ray.store import files
 
 _COLUMNS = ["task", "item", "response", "num_tokens"]
@@ -37,7 +37,7 @@ def _likeness(job: Job, source: ModelSource) -> Made:
             batch_tokens=settings.batch_tokens,
             on_batch=lambda done, total: job.progress(done, total, "answers"),
         )
-        made.summary = asdict(found)
+        made.summary = plain(found)
         items = [
             {"task": pair.task, "item": pair.item, "similarity": value}
             for pair, value in zip(pairs, values, strict=True)
