@@ -133,8 +133,10 @@ ASKED := pyproject.toml --extra serve --extra eval
 pins: $(UV)
 	$(PIN) $(SOURCES) --override requirements/overrides.txt $(ASKED) --extra cpu -o requirements/cpu.txt
 	$(PIN) $(ASKED) --extra gpu -o requirements/gpu.txt
-	$(PIN) -c requirements/cpu.txt --no-emit-package setuptools requirements/dev.in -o requirements/dev.txt
+	$(PIN) $(SOURCES) --override requirements/overrides.txt -c requirements/cpu.txt --no-emit-package setuptools \
+		--no-emit-package torch requirements/dev.in -o requirements/dev.txt
+	$(PIN) requirements/docs.in -o requirements/docs.txt
 	grep -v '^setuptools==' requirements/cpu.txt | $(PIN) $(BENCH_SOURCES) -c - requirements/bench.in -o requirements/bench.txt
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(LAB)
+	rm -rf $(VENV) $(BENCH_VENV) $(DOCS_VENV) $(LAB)

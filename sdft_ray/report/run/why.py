@@ -11,9 +11,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from sdft_ray.report.run.blocks_figure import MAX_NUMBERED, Cell, heat_map
+from sdft_ray.report.run.heat import MAX_NUMBERED, HeatCell, heat_cells
 from sdft_ray.report.run.model import Distances, Plan
-from sdft_ray.report.run.rows import removed_words
+from sdft_ray.report.run.words import removed_words
 from sdft_ray.report.toolbox.numbers import MINUS
 
 Scored = Mapping[str, Mapping[str, float]]
@@ -22,7 +22,7 @@ Scored = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Blocks that could go, what the metric says of it, and, if asked, what the model scores without them."""
+    """A removal, its score by the metric, and the model's scores without these blocks where they were evaluated."""
 
     blocks: tuple[int, ...]
     score: float | None
@@ -72,22 +72,21 @@ def shown(why: Why) -> Group:
 def _map(why: Why) -> Group:
     """A row for each n, longest on top, as many columns as blocks; the chosen run is underlined."""
     is_mean = why.plan.position != "last"
-    matrix = why.distances.angular_mean if is_mean else why.distances.angular_last
-    drawn = heat_map(matrix, why.plan)
+    matrix = why.distances.angular_mean_LN if is_mean else why.distances.angular_last_LN
     num_blocks = why.plan.num_blocks
     width = 3 if num_blocks <= MAX_NUMBERED else 2
-    by_row: dict[int, list[Cell]] = {}
-    for cell in drawn.cells:
+    by_row: dict[int, list[HeatCell]] = {}
+    for cell in heat_cells(matrix, why.plan):
         by_row.setdefault(cell.n, []).append(cell)
     tokens = "mean over tokens" if is_mean else "last token"
     lines = [Text(f"Angular distance between the inputs of blocks l and l + n, {tokens}")]
     for n in sorted(by_row, reverse=True):
         line = Text(f"{'n = ' if n == len(by_row) else ''}{n} ".rjust(8))
         for cell in by_row[n]:
-            ink, taken = "black" if cell.ink == "#000" else "white", drawn.chosen is cell
+            ink, taken = "black" if cell.ink == "#000" else "white", cell.chosen
             text = (cell.label if width == 3 else ("▁" if taken else "")).rjust(width)
             line.append(text, Style(color=ink, bgcolor=cell.color, bold=taken, underline=taken))
-        if drawn.chosen is not None and drawn.chosen.n == n:
+        if any(cell.chosen for cell in by_row[n]):
             line.append(" ← chosen, underlined", "dim")
         lines.append(line)
     numbers = "".join(str(block).rjust(width) if width == 3 or block % 5 == 0 else "  " for block in range(num_blocks))
@@ -98,9 +97,9 @@ def _map(why: Why) -> Group:
 def _table(why: Why) -> tuple[Text, Table]:
     """The chosen removal among those that would have been next; damage in points below the whole model."""
     tasks = tuple(why.whole or ())
-    told = f"; then points won or lost on each task, {_items(why.whole)} items" if why.whole else ""
+    note = f"; then points won or lost on each task, {_items(why.whole)} items" if why.whole else ""
     title = (
-        f"The first {len(why.candidates)} of {why.num_candidates} removals that the metric compares: {why.unit}{told}"
+        f"The first {len(why.candidates)} of {why.num_candidates} removals that the metric compares: {why.unit}{note}"
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("removed")
@@ -131,8 +130,8 @@ def _channels(channels: Sequence[Channel]) -> tuple[Text, Table]:
     for channel in channels:
         share, margin = f"{100 * channel.activity_removed:.1f} %", f"{100 * (channel.margin - 1):.2f} %"
         table.add_row(channel.space, f"{channel.kept:,} of {channel.size:,}", share, margin)
-    told = "Channels; closest call: how much more active the least active that stays is than the first that goes"
-    return Text(told), table
+    note = "Channels; closest call: how much more active the least active that stays is than the first that goes"
+    return Text(note), table
 
 
 def _points(change: float) -> str:
