@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdft_ray.errors import StoreError
 from sdft_ray.pipeline.compress import damage
 from sdft_ray.pruning.alternatives import removals
-from sdft_ray.report.run.model import Distances, Plan
+from sdft_ray.report.run.model import Plan
 from sdft_ray.report.run.why import Candidate, Channel, Why
 from sdft_ray.store import files
 
@@ -48,7 +46,7 @@ def why(
     candidates: list[Candidate] = []
     ranked, whole = [], None
     if plan.removed_blocks:
-        ranked = removals(depth, _Scores(distances), losses, plan.num_blocks, len(plan.removed_blocks))
+        ranked = removals(depth, distances, losses, plan.num_blocks, len(plan.removed_blocks))
         chosen = [removal for removal in ranked if removal.blocks == plan.removed_blocks]
         others = [removal for removal in ranked if removal.blocks != plan.removed_blocks]
         first = sorted([*chosen, *others[: num_candidates - len(chosen)]], key=lambda removal: removal.score)
@@ -70,25 +68,6 @@ def why(
         whole=whole,
         channels=_channels(run, plan),
     )
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """The report's distances, under the names that the metrics use."""
-
-    distances: Distances
-
-    @property
-    def angular_last_LN(self) -> Sequence[Sequence[float | None]]:
-        return self.distances.angular_last
-
-    @property
-    def angular_mean_LN(self) -> Sequence[Sequence[float | None]]:
-        return self.distances.angular_mean
-
-    @property
-    def block_influence_L(self) -> Sequence[float]:
-        return self.distances.block_influence
 
 
 def _losses(run: Run) -> DropLosses | None:

@@ -67,9 +67,9 @@ def data_of(run: StudyRun) -> StudyData:
 
 def write_files(run: StudyRun, data: StudyData, store: Store) -> dict[str, str]:
     """Write rows, page, figure and table, replacing those of an earlier run. Returns label -> path."""
-    from sdft_ray.report.study.figure import study_figure
-    from sdft_ray.report.study.markdown import study_markdown
+    from sdft_ray.report.study.figures import study_figure
     from sdft_ray.report.study.page import render_study
+    from sdft_ray.report.study.tables import study_markdown
 
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / FIGURE

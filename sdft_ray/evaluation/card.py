@@ -13,16 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from sdft_ray.evaluation.capabilities import capability_of
-from sdft_ray.evaluation.recovery import Estimate, Recovery, recovery
-from sdft_ray.statistics.paired import (
-    Interval,
-    McNemar,
-    check_comparable,
-    has_item_values,
-    mcnemar,
-    paired_bootstrap,
-    recovery_interval,
-)
+from sdft_ray.evaluation.recovery import Recovery, recovery
+from sdft_ray.statistics.estimate import Estimate, Interval, McNemar
 from sdft_ray.statistics.scores import Scores, TaskScore, Written
 from sdft_ray.statistics.standard import Standard, standard_difference
 
@@ -120,6 +112,10 @@ def retention_card(teacher: Scores, pruned: Scores, student: Scores, *, tuned: C
 
     Raises `EvaluationError` unless all three have the same tasks with the same metrics, items and lm-eval version.
     """
+    from sdft_ray.statistics.paired import (
+        check_comparable,  # loads numpy, which a terminal that shows cards does not need
+    )
+
     for first, second in ((teacher, pruned), (teacher, student), (pruned, student)):
         check_comparable(first, second)
     models = _Models(teacher, pruned, student)
@@ -197,6 +193,8 @@ def _task_card(models: _Models, task: str, whole: Recovery, corrected: Recovery,
 
 
 def _comparison(other: Scores, student: Scores, task: str) -> Comparison:
+    from sdft_ray.statistics.paired import has_item_values, mcnemar, paired_bootstrap
+
     first, second = other.tasks[task], student.tasks[task]
     is_binary = first.higher_is_better and {*first.items.values(), *second.items.values()} <= {0.0, 1.0}
     has_items = bool(first.items and second.items)
@@ -223,6 +221,8 @@ def _capabilities(numbers: _Models, tasks: Sequence[TaskCard]) -> tuple[Capabili
 
 
 def _recovery_interval(numbers: _Models, tasks: Sequence[str], *, chance_corrected: bool) -> Interval | None:
+    from sdft_ray.statistics.paired import has_item_values, recovery_interval
+
     teacher, student = numbers.teacher, numbers.student
     if not tasks or not has_item_values(*(part.tasks[task] for part in (teacher, student) for task in tasks)):
         return None

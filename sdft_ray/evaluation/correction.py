@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sdft_ray.evaluation.recovery import Estimate
 from sdft_ray.evaluation.shift import ResponseNll, figure, paired_gap
+from sdft_ray.statistics.estimate import Estimate
 
 BEFORE, AFTER = "teacher", "corrected"
 _TEXTS = {"reference": "references", "distilled": "its own rewrites"}

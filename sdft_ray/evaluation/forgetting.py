@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.evaluation.recovery import Estimate
 from sdft_ray.evaluation.shift import ResponseNll, figure, mean_nll, paired_gap
+from sdft_ray.statistics.estimate import Estimate
 
 TEACHER, PRUNED, HELD_OUT = "teacher", "pruned", "text"
 NAMES = {HELD_OUT: "held-out text", "reference": "references", "distilled": "the teacher's rewrites"}
@@ -40,6 +40,21 @@ class Forgetting:
     to_teacher: dict[str, dict[str, Estimate]]
     to_pruned: dict[str, dict[str, Estimate]]
     perplexity_ratio: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How similar a model's answers are to the teacher's: cosines of sentence embeddings, in [-1, 1].
+
+    `mean` is over `num_answers` pairs, and 5 % of them do not exceed `low`, which is None without pairs. `num_empty`
+    pairs have at least one empty answer, `num_cut` one that was cut.
+    """
+
+    num_answers: int
+    mean: Estimate
+    low: float | None
+    num_empty: int = 0
+    num_cut: int = 0
 
 
 def forgetting(rows: Rows) -> Forgetting:

@@ -20,15 +20,8 @@ from dataclasses import dataclass
 from math import sqrt
 
 from sdft_ray.errors import EvaluationError
+from sdft_ray.statistics.estimate import Estimate
 from sdft_ray.statistics.scores import Scores, TaskScore
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its standard error; None where it is undefined or cannot be had."""
-
-    value: float | None
-    stderr: float | None
 
 
 @dataclass(frozen=True)

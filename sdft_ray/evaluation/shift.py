@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdft_ray.errors import ModelError
-from sdft_ray.evaluation.recovery import Estimate
+from sdft_ray.statistics.estimate import Estimate
 
 if TYPE_CHECKING:  # a report takes figures from here, and needs no torch for that
     from sdft_ray.data.packing import Document

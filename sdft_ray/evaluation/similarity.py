@@ -28,9 +28,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from sdft_ray.errors import EvaluationError, ModelError
-from sdft_ray.evaluation.recovery import Estimate
+from sdft_ray.evaluation.forgetting import Likeness
 from sdft_ray.models.loading import quiet
 from sdft_ray.models.vocabulary import check_vocabulary
+from sdft_ray.statistics.estimate import Estimate
 
 LOW_QUANTILE = 0.05
 _MODULES = {"Transformer", "Pooling", "Normalize"}
@@ -48,20 +49,6 @@ class Pair(NamedTuple):
     item: str
     teacher: str
     student: str
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """Cosines in [-1, 1] over `num_answers` pairs: their mean, and their 5 % quantile (`low`, None without pairs).
-
-    `num_empty` counts pairs with at least one empty answer, `num_cut` those with at least one truncated answer.
-    """
-
-    num_answers: int
-    mean: Estimate
-    low: float | None
-    num_empty: int
-    num_cut: int
 
 
 @dataclass(frozen=True)

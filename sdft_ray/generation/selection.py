@@ -24,13 +24,18 @@ Reason = Literal[
     "too_long",
     "error",
 ]
-"""Why a row has its training response; for all but "kept" that is the reference response.
-
-`mismatch`: the answers differ. `no_answer`: the rewrite has none. `no_reference_answer`: the reference has
-none, so nothing can be checked. `truncated`: the rewrite hit the token limit. `empty`: it has no visible
-character. `leaked_reference`: it mentions the reference in the prompt. `too_long`: it does not fit a
-training row. `error`: it could not be sampled.
-"""
+"""Why a row has its training response; for all but "kept" that is the reference response."""
+MEANINGS: dict[Reason, str] = {
+    "kept": "the rewrite’s answer is that of the reference",
+    "mismatch": "the answers differ",
+    "no_answer": "the rewrite gives none",
+    "no_reference_answer": "the reference gives none, so nothing can be checked",
+    "truncated": "cut off at the token limit",
+    "empty": "nothing was written",
+    "leaked_reference": "it mentions the reference that its prompt showed",
+    "too_long": "it does not fit a training row",
+    "error": "it could not be sampled",
+}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import StoreError
+from sdft_ray.evaluation.card import Reversal
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import parse_yaml
-from sdft_ray.report.run.gather import gather
-from sdft_ray.report.run.kept_model import Kept
+from sdft_ray.report.run.gather import gather, student_manifest
 from sdft_ray.report.run.model import ReportData
-from sdft_ray.report.run.training import student_manifest
+from sdft_ray.statistics.estimate import Interval, plain
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
@@ -77,7 +77,7 @@ class Run:
         Fractions are in [0, 1], intervals (`low` to `high`) at 95 %, None where they cannot be told.
         """
         data = self.report_data()
-        kept = data.retention.students
+        cards = data.retention.students
         return {
             "name": self.name,
             "wall_s": self.record["wall_s"],
@@ -90,34 +90,33 @@ class Run:
             "recovery": {
                 arm: {
                     "mean": data.recovery[arm].mean.value,
-                    "low": kept[arm].recovery.low if arm in kept else None,
-                    "high": kept[arm].recovery.high if arm in kept else None,
-                    "min": data.recovery[arm].min,
+                    **_limits(cards[arm].recovery_interval if arm in cards else None),
+                    "min": data.recovery[arm].min.value,
                 }
                 for arm in data.arm_names
                 if arm in data.recovery
             },
-            "release": {arm: judged.model_dump(mode="json") for arm, judged in data.retention.judgements.items()},
-            "reversals": {arm: _reversals(own) for arm, own in kept.items()},
-            "gap": data.gap.model_dump() if data.gap else {},
+            "release": {arm: plain(judgement) for arm, judgement in data.retention.judgements.items()},
+            "reversals": {arm: [_reversal(reversal) for reversal in card.reversals] for arm, card in cards.items()},
+            "gap": plain(data.gap) or {},
             "grids": {arm: grid.model_dump(mode="json") for arm, grid in data.grids.items()},
-            "correction": data.correction.model_dump() if data.correction else {},
-            "forgetting": data.forgetting.model_dump() if data.forgetting else {},
+            "correction": plain(vars(data.correction)) if data.correction else {},
+            "forgetting": plain(data.forgetting) or {},
             "sizes": data.sizes.model_dump() if data.sizes else {},
             "report": str(self.report_path),
         }
 
 
-def _reversals(kept: Kept) -> list[dict[str, Any]]:
-    """Tasks on which a student is worse than the pruned model; `difference` is in units of the metric."""
-    beside = {task.task: task.from_pruned for task in kept.tasks}
-    return [
-        {
-            "task": task,
-            "difference": beside[task].value,
-            "low": beside[task].low,
-            "high": beside[task].high,
-            "beyond_chance": beyond_chance,
-        }
-        for task, beyond_chance in kept.reversals.items()
-    ]
+def _limits(interval: Interval | None) -> dict[str, float | None]:
+    return {"low": interval.low if interval else None, "high": interval.high if interval else None}
+
+
+def _reversal(found: Reversal) -> dict[str, Any]:
+    """A task on which a student is worse than the pruned model; `difference` is in units of the metric."""
+    comparison = found.comparison
+    return {
+        "task": found.task,
+        "difference": comparison.difference,
+        **_limits(comparison.interval),
+        "beyond_chance": found.is_beyond_chance,
+    }

@@ -8,9 +8,8 @@ from typing import Any
 from sdft_ray.recipe.arms import Arm
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.release.card_facts import CardFacts
-from sdft_ray.report.run import rows
-from sdft_ray.report.run.kept_words import reversals
 from sdft_ray.report.run.model import ReportData
+from sdft_ray.report.run.words import arm_notes, reversals
 from sdft_ray.report.toolbox.markdown import Raw, escaped
 from sdft_ray.report.toolbox.numbers import percent_error
 from sdft_ray.statistics.scores import Scores
@@ -56,11 +55,11 @@ def uses_rewrites(student: str, recipe: Recipe) -> bool:
 
 def learnt(data: ReportData, student: str, recipe: Recipe) -> str:
     """What the student was trained on, and by which objective."""
-    note = rows.arm_notes(data).get(student, "")
+    note = arm_notes(data).get(student, "")
     merged = recipe.merged.get(student)
     if merged is not None:
         merge, share = merged
-        notes = " and ".join(f"{name} ({rows.arm_notes(data).get(name, 'trained')})" for name in merge.arms)
+        notes = " and ".join(f"{name} ({arm_notes(data).get(name, 'trained')})" for name in merge.arms)
         return f"A merge ({merge.kind}, {share:g} of the way) of two students: {notes}."
     return f"{note[:1].upper()}{note[1:]}." if note else ""
 

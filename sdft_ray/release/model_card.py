@@ -15,14 +15,17 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sdft_ray.evaluation.rounds import ratio
 from sdft_ray.recipe.arms import Train
 from sdft_ray.release import card_words
 from sdft_ray.release.card_facts import CardFacts, Origin
-from sdft_ray.report.run import rows
-from sdft_ray.report.run.model import PRUNED, TEACHER, Ratio, ReportData, Score
+from sdft_ray.report.run import words
+from sdft_ray.report.run.model import PRUNED, TEACHER, ReportData
+from sdft_ray.report.run.tables import selection_table, size_rows
 from sdft_ray.report.run.words import mean_score, overlap, ranked_arms
 from sdft_ray.report.toolbox.markdown import Raw, code, escaped, fenced, plain
 from sdft_ray.report.toolbox.numbers import count, number, percent, percent_error
+from sdft_ray.statistics.estimate import Estimate
 from sdft_ray.statistics.scores import Scores
 
 _FOLDER = "path/to/this/folder"
@@ -121,17 +124,17 @@ def _context(data: ReportData, student: str, facts: CardFacts, repository: str) 
         "teacher": _teacher_words(facts.teacher, recipe.teacher.model),
         "seed_set": _seed_words(facts.seed_set, facts.num_seed_rows),
         "mean": percent_error(mean.value, mean.stderr) if mean and mean.value is not None else "",
-        "worst": next(((figure, task) for name, figure, task in rows.worst(data) if name == student), None),
-        "sizes": rows.size_rows(data),
+        "worst": next(((figure, task) for name, figure, task in words.worst(data) if name == student), None),
+        "sizes": size_rows(data),
         "fewer": _fewer(data),
         "speedup": _speedup(data),
-        "pruning": rows.pruning_words(data),
+        "pruning": words.pruning_words(data),
         "kept_blocks": list(data.plan.keep_blocks) if data.plan and not data.earlier else [],
         "learnt": card_words.learnt(data, student, recipe),
         "settings": _settings_words(recipe.train, facts.training) if student in recipe.train.arms else "",
         "rewritten": card_words.uses_rewrites(student, recipe),
         "rewriting": card_words.rewriting(recipe, facts.generation),
-        "selection": rows.selection_rows(data),
+        "selection": selection_table(data),
         "overlap": overlap(data),
         "table": _table(data, student, facts),
         "written": _written(facts.scores, student),
@@ -179,8 +182,8 @@ def _speedup(data: ReportData) -> str:
     if data.speed is None:
         return ""
     parts = [
-        f"{number(batch.decode.speedup.median, 2)} times as fast with {count(batch.batch_rows)} at once"
-        for batch in data.speed.batches
+        f"{number(ratio(now.decode, was.decode).median, 2)} times as fast with {count(was.batch_rows)} at once"
+        for was, now in data.speed.batches
     ]
     return ", ".join(parts)
 
@@ -230,7 +233,7 @@ def _cells(cells: Sequence[str]) -> Raw:
     return Raw(" | ".join(escaped(cell) for cell in cells))
 
 
-def _figure(value: Score | Ratio | None) -> str:
+def _figure(value: Estimate | None) -> str:
     """91.5 ± 2.0, in per cent; a dash where nothing is known."""
     if value is None or value.value is None:
         return "–"

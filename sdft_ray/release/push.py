@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdft_ray.errors import StoreError, UserError
+from sdft_ray.evaluation.recovery import Recovery
 from sdft_ray.models.licence import Licence, find_licence
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
@@ -24,8 +25,9 @@ from sdft_ray.release.folder import Folder
 from sdft_ray.release.hub import SCHEME, Repository
 from sdft_ray.release.model_card import model_card
 from sdft_ray.release.piece import Destination, Piece, Watch
+from sdft_ray.report.run.gather import student_manifest
 from sdft_ray.report.run.model import ReportData
-from sdft_ray.report.run.training import student_manifest
+from sdft_ray.statistics.estimate import plain
 from sdft_ray.store.fingerprint import file_digest, fingerprint
 from sdft_ray.store.manifest import Manifest
 
@@ -205,14 +207,19 @@ def _record(run: Run, student: str, data: ReportData, facts: CardFacts, release:
         "teacher": _known(facts.teacher),
         "seed_set": _known(facts.seed_set),
         "release": release,
-        "recovery": recovery.model_dump() if recovery else None,
-        "recovery_chance_corrected": retention.chance_corrected.mean.model_dump() if retention else None,
+        "recovery": _recovery_json(recovery) if recovery else None,
+        "recovery_chance_corrected": plain(retention.chance_corrected.mean) if retention else None,
         "scores": {model: _scores(facts, model) for model in ("teacher", "pruned", student) if model in facts.scores},
         "sizes": data.sizes.model_dump() if data.sizes else None,
         "selection": data.selection,
         "addresses": {step: manifest.address for step, manifest in run.manifests.items()},
         "versions": dict(facts.versions),
     }
+
+
+def _recovery_json(recovery: Recovery) -> dict[str, Any]:
+    parts = {name: plain(getattr(recovery, name)) for name in ("mean", "tasks", "tuned", "off_domain")}
+    return {**parts, "min": recovery.min.value}
 
 
 def _known(origin: Origin) -> dict[str, str]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import ray
@@ -15,6 +14,7 @@ from sdft_ray.recipe.recipe import Gap
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
 from sdft_ray.stages.seed_texts import TEXTS, kept_rows, scored, text_documents
 from sdft_ray.stages.views import view
+from sdft_ray.statistics.estimate import plain
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def _gap(job: Job) -> Made:
         documents = [document for text in text_documents(chat, rows).values() for document in text]
         nll = {model: _nll(job, model, documents) for model in _models(job)} if rows else {}
         figures = shift(nll)
-        made.summary = {"num_kept": num_kept, **asdict(figures), "verdict": verdict(figures)}
+        made.summary = {"num_kept": num_kept, **plain(figures), "verdict": verdict(figures)}
         if job.step.subject:
             moved = changes(nll)
             made.summary |= {
-                "changes": {text: asdict(change) for text, change in moved.items()},
+                "changes": {text: plain(change) for text, change in moved.items()},
                 "verdict": correction_verdict(moved),
             }
         per_row = [

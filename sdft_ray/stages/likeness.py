@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.statistics.estimate import plain
 from sdft_ray.store import files
 
 _COLUMNS = ["task", "item", "response", "num_tokens"]
@@ -34,7 +34,7 @@ def _likeness(job: Job) -> Made:
             batch_tokens=settings.batch_tokens,
             on_batch=lambda done, total: job.progress(done, total, "answers"),
         )
-        made.summary = asdict(found)
+        made.summary = plain(found)
         items = [
             {"task": pair.task, "item": pair.item, "similarity": value}
             for pair, value in zip(pairs, values, strict=True)

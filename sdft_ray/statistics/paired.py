@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdft_ray.errors import EvaluationError
+from sdft_ray.statistics.estimate import Interval, McNemar
 from sdft_ray.statistics.scores import Scores, TaskScore
 
 Array = NDArray[np.float64]
@@ -43,28 +44,6 @@ _FEW_CELLS = 64
 """Up to here it is faster to draw how many items have each pair of values than to draw the items."""
 _FURTHEST_TILT = 32.0
 """In standard errors of the figure, beyond which the tilted weights lie at one end."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its confidence limits at `level`.
-
-    All three are None where the figure is undefined; only the limits where the items do not bound it.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    level: float = 0.95
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """Numbers of items that only the first, and only the second model answers correctly, and the two-sided p-value."""
-
-    only_first: int
-    only_second: int
-    p_value: float
 
 
 def check_comparable(first: Scores, second: Scores) -> None:

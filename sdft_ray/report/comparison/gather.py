@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdft_ray.evaluation.capabilities import capability_of
-from sdft_ray.evaluation.recovery import Estimate
 from sdft_ray.report.comparison.answers import Key, Mark, count_answers
 from sdft_ray.report.comparison.model import SURE, Answers, Change, Flips, Kind, Row, TaskRow
+from sdft_ray.statistics.estimate import Estimate
 from sdft_ray.statistics.paired import has_item_values, mcnemar, paired_bootstrap
 from sdft_ray.statistics.scores import Scores, TaskScore
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sdft_ray.evaluation.recovery import Estimate
+from sdft_ray.statistics.estimate import Estimate
 
 Kind = Literal["generation", "choice", "other"]
 KINDS: dict[Kind, str] = {

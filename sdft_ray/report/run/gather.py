@@ -1,4 +1,4 @@
-"""From the artifacts of a run to the plain values that the report and the tables show."""
+"""From the artifacts of a run to the values that the report and the tables show."""
 
 from __future__ import annotations
 
@@ -11,33 +11,40 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.evaluation.recovery import Estimate, recovery
+from pydantic import TypeAdapter
+
+from sdft_ray.evaluation import forgetting
+from sdft_ray.evaluation.forgetting import Likeness
+from sdft_ray.evaluation.recovery import Recovery, recovery
+from sdft_ray.evaluation.rounds import ModelSpeed
+from sdft_ray.evaluation.shift import ResponseNll
 from sdft_ray.recipe.arms import Objective
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.report.run.forgetting import forgetting
 from sdft_ray.report.run.model import (
+    PATCHED,
+    TEACHER,
     Arm,
+    Correction,
     Cost,
     Decontamination,
     Distances,
+    Forgetting,
     Gap,
     Gate,
     Grid,
     LossPoint,
     Plan,
-    Ratio,
-    Recovery,
     ReportData,
     Sample,
-    Score,
     Sizes,
     Speed,
     Stage,
-)
-from sdft_ray.report.run.retention import retention, truncation
-from sdft_ray.report.run.speeds import compared_speeds
-from sdft_ray.report.run.training import correction, grids, student_manifest
+    TrialRow,
+    Truncation,
+)  # fmt: skip
+from sdft_ray.report.run.retention import retention
 from sdft_ray.stages.spec import VERSIONS
+from sdft_ray.statistics.estimate import Estimate, finite
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest
@@ -52,7 +59,7 @@ TERM_NAMES = {
     "hidden_cosine": "hidden-state cosine",
     "hidden_mse": "hidden-state MSE",
 }
-"""Terms of an objective as people read them."""
+"""Terms of an objective in words."""
 NUM_SAMPLES = 8
 """Rows of the distilled set that are shown, spread over reasons and families."""
 
@@ -71,7 +78,7 @@ def gather(
     distilled = _distilled(store, manifests)
     students = {arm: student_manifest(manifests, arm) for arm in recipe.train.arms}
     histories = {arm: _history(store, trained) for arm, trained in students.items() if trained}
-    chosen = grids(recipe, manifests)
+    chosen = _grids(recipe, manifests)
     newest = max((manifest.created for manifest in manifests.values()), default="")
     return ReportData(
         name=name,
@@ -86,21 +93,21 @@ def gather(
         earlier=tuple(
             plan for name, part in recipe.prunings.items() if name and (plan := _plan(part, manifests, f":{name}"))
         ),
-        scores={model: _shown_scores(s) for model, s in scores.items()},
+        scores={model: _estimates(part) for model, part in scores.items()},
         recovery=recoveries(scores, recipe.evaluate.tuned),
         retention=retention(scores, recipe.evaluate.tuned, recipe.release),
-        truncation=truncation(recipe, store, manifests, scores),
+        truncation=_truncation(recipe, store, manifests, scores),
         tuned_families=recipe.evaluate.tuned,
         loss_curves={arm: _losses(records) for arm, records in histories.items()},
         training_costs={arm: _cost(records) for arm, records in histories.items()},
         training_notes={arm: _training_notes(trained.summary) for arm, trained in students.items() if trained},
         grids=chosen,
-        correction=correction(recipe, manifests),
-        forgetting=forgetting(store, manifests),
+        correction=_correction(recipe, manifests),
+        forgetting=read_forgetting(store, manifests),
         decontamination=_decontamination(manifests),
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
-        gap=Gap.model_validate(manifests["gap"].summary) if "gap" in manifests else None,
+        gap=TypeAdapter(Gap).validate_python(manifests["gap"].summary) if "gap" in manifests else None,
         speed=_speed(recipe, manifests),
         stages=tuple(_stage(step, manifest, step in skipped) for step, manifest in manifests.items()),
         versions=next((m.versions for m in manifests.values() if m.created == newest), {}),
@@ -142,7 +149,7 @@ def _arms(recipe: Recipe, chosen: Mapping[str, Grid]) -> dict[str, Arm]:
         name: Arm(data=f"{merge.kind} of {merge.arms[0]} and {merge.arms[1]} at {t:g}")
         for name, (merge, t) in recipe.merged.items()
     }
-    patched = {"patched": Arm(data="a linear map at the cut, not tuned")} if recipe.patch else {}
+    patched = {PATCHED: Arm(data="a linear map at the cut, not tuned")} if recipe.patch else {}
     return patched | trained | merged
 
 
@@ -180,52 +187,109 @@ def read_scores(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, Sc
 
 
 def recoveries(scores: Mapping[str, Scores], tuned: Collection[str]) -> dict[str, Recovery]:
-    """Recovery of the pruned model and of every student."""
-    if "teacher" not in scores:
+    """Recovery of the pruned model and of every student; {} without the teacher's scores."""
+    if TEACHER not in scores:
         return {}
-    found = {}
-    for model, own in scores.items():
-        if model == "teacher":
-            continue
-        kept = recovery(scores["teacher"], own, tuned=tuned)
-        found[model] = Recovery(
-            mean=_ratio(kept.mean),
-            min=_finite(kept.min.value),
-            tasks={task: _ratio(estimate) for task, estimate in kept.tasks.items()},
-            tuned=_ratio(kept.tuned) if kept.tuned else None,
-            off_domain=_ratio(kept.off_domain) if kept.off_domain else None,
-        )
-    return found
+    others = {model: own for model, own in scores.items() if model != TEACHER}
+    return {model: finite(recovery(scores[TEACHER], own, tuned=tuned)) for model, own in others.items()}
 
 
-def _ratio(estimate: Estimate) -> Ratio:
-    return Ratio(value=_finite(estimate.value), stderr=_finite(estimate.stderr))
+def _estimates(scores: Scores) -> dict[str, Estimate]:
+    """Without the scores that are not numbers."""
+    known = (score for score in scores.tasks.values() if math.isfinite(score.value))
+    return {score.task: finite(Estimate(score.value, score.stderr, n=score.n)) for score in known}
 
 
-def _shown_scores(scores: Scores) -> dict[str, Score]:
-    """Without those that are no number."""
+def student_manifest(manifests: Mapping[str, Manifest], name: str) -> Manifest | None:
+    """The artifact with the weights of an arm or a merge: for a grid, the chosen trial's. None when it is not there."""
+    choice = manifests.get(f"choose:{name}")
+    if choice is None:
+        return manifests.get(f"merge:{name}", manifests.get(f"train:{name}"))
+    chosen = choice.inputs[choice.summary["chosen"]]
+    return next((manifest for manifest in manifests.values() if manifest.address == chosen), None)
+
+
+def _grids(recipe: Recipe, manifests: Mapping[str, Manifest]) -> dict[str, Grid]:
+    """Every arm of which a trial was chosen."""
+    choices = {arm: manifests[f"choose:{arm}"].summary for arm in recipe.train.arms if f"choose:{arm}" in manifests}
     return {
-        task: Score(value=s.value, stderr=_finite(s.stderr), n=s.n)
-        for task, s in scores.tasks.items()
-        if math.isfinite(s.value)
+        arm: Grid(
+            trials=tuple(
+                TrialRow(**outcome, chosen=role == choice["chosen"]) for role, outcome in choice["trials"].items()
+            ),
+            num_rows=choice["num_held_out_rows"],
+            num_tokens=choice["num_held_out_tokens"],
+        )
+        for arm, choice in choices.items()
     }
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _correction(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Correction | None:
+    """What correcting the teacher did to it."""
+    settings = recipe.teacher_correction
+    trained, measured = manifests.get("correct:teacher"), manifests.get("gap:corrected")
+    if settings is None or trained is None or measured is None:
+        return None
+    return Correction(
+        data=settings.data,
+        learning_rate=settings.learning_rate,
+        num_steps=trained.summary["num_steps"],
+        held_out=recipe.train.validation_fraction > 0,
+        **{name: measured.summary[name] for name in ("num_rows", "nll", "changes", "verdict")},
+    )
+
+
+def read_forgetting(store: Store, manifests: Mapping[str, Manifest]) -> Forgetting | None:
+    """All models in the order of the steps; None where the teacher was not measured."""
+    steps = {step.partition(":")[2]: manifest for step, manifest in manifests.items() if manifest.stage == "forget"}
+    if TEACHER not in steps:
+        return None
+    figures = forgetting.forgetting({model: _read_nll(store, manifest) for model, manifest in steps.items()})
+    likeness = TypeAdapter(Likeness)
+    return Forgetting(
+        **vars(figures),
+        held_out=steps[TEACHER].summary["held_out"],
+        likeness={
+            step.partition(":")[2]: likeness.validate_python(manifest.summary)
+            for step, manifest in manifests.items()
+            if manifest.stage == "likeness"
+        },
+        verdicts={text: words for text in forgetting.NAMES if (words := forgetting.verdict(figures, text))},
+    )
+
+
+def _read_nll(store: Store, manifest: Manifest) -> dict[str, dict[str, ResponseNll]]:
+    texts = _read_json(store.path(manifest.address) / files.FORGET)["rows"]
+    return {text: {name: ResponseNll(**row) for name, row in rows.items()} for text, rows in texts.items()}
+
+
+def _truncation(
+    recipe: Recipe, store: Store, manifests: Mapping[str, Manifest], scores: Mapping[str, Scores]
+) -> Truncation | None:
+    """The maximum over models, as all answer the same requests; None where all prompts were read whole."""
+    tasks: dict[str, int] = {}
+    for own in scores.values():
+        for task, score in own.tasks.items():
+            if score.num_truncated:
+                tasks[task] = max(score.num_truncated, tasks.get(task, 0))
+    return Truncation(tasks=tasks, context_tokens=_context(recipe, store, manifests)) if tasks else None
+
+
+def _context(recipe: Recipe, store: Store, manifests: Mapping[str, Manifest]) -> int | None:
+    """The smallest of a student's context (which is the teacher's) and the limits of the evaluations."""
+    limits = [m.resources.get("max_model_tokens") for m in manifests.values() if m.stage == "evaluate"]
+    student = next((found for arm in recipe.train.arms if (found := student_manifest(manifests, arm))), None)
+    path = store.path(student.address) / "config.json" if student else None
+    if path is not None and path.exists():
+        config: dict[str, Any] = _read_json(path)
+        limits.append({**config, **config.get("text_config", {})}.get("max_position_embeddings"))
+    return min((tokens for tokens in limits if tokens), default=None)
 
 
 def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | None:
     if "measure" not in manifests:
         return None
-    data = _read_json(store.path(manifests["measure"].address) / files.DEPTH_SCORES)
-    return Distances(
-        angular_last=data["angular_last_LN"],
-        angular_mean=data["angular_mean_LN"],
-        block_influence=data["block_influence_L"],
-        num_sequences=data["num_sequences"],
-        num_tokens=data["num_tokens"],
-    )
+    return Distances(**_read_json(store.path(manifests["measure"].address) / files.DEPTH_SCORES))
 
 
 def _history(store: Store, trained: Manifest) -> list[dict[str, Any]]:
@@ -307,11 +371,17 @@ def _samples(rows: list[dict[str, Any]]) -> tuple[Sample, ...]:
 
 
 def _speed(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Speed | None:
-    """Of the present version of that stage: earlier ones measured other things."""
-    made = manifests.get("speed")
-    if made is None or json.loads(made.identity).get("version") != VERSIONS["speed"]:
+    """Only of the present version of that stage: earlier ones measured other things."""
+    manifest = manifests.get("speed")
+    if manifest is None or json.loads(manifest.identity).get("version") != VERSIONS["speed"]:
         return None
-    return compared_speeds(recipe, made.summary["speed"])
+    return speed(recipe, manifest.summary["speed"])
+
+
+def speed(recipe: Recipe, summary: Mapping[str, Any]) -> Speed:
+    """`summary`: model -> `ModelSpeed` as plain data. A peak that is unknown for one model is shown for neither."""
+    models = {name: TypeAdapter(ModelSpeed).validate_python(part) for name, part in summary.items()}
+    return Speed(prompt_tokens=recipe.speed.prompt_tokens, new_tokens=recipe.speed.new_tokens, **models)
 
 
 def _stage(step: str, manifest: Manifest, skipped: bool) -> Stage:

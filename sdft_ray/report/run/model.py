@@ -1,75 +1,77 @@
-"""Everything that the report shows, as plain values. Whatever is missing is left out of the page."""
+"""What the report of a run shows: evaluation's own values, and what was not measured. Missing parts are left out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from sdft_ray.report.run.kept_model import Retention, Truncation
+from sdft_ray.evaluation import forgetting
+from sdft_ray.evaluation.card import Card
+from sdft_ray.evaluation.recovery import Recovery
+from sdft_ray.evaluation.release import Judgement
+from sdft_ray.evaluation.rounds import BatchSpeed, ModelSpeed
+from sdft_ray.evaluation.shift import Shift
+from sdft_ray.models.size import ModelSize
+from sdft_ray.statistics.estimate import Estimate, Interval
 
 TEACHER, PRUNED = "teacher", "pruned"
-"""Names of the two models that every comparison stands on; all others are arms."""
+"""Names of the two models that every comparison rests on; all others are arms."""
+PATCHED = "patched"
+"""The one model among the students that was not trained."""
 
 
 class _Part(BaseModel):
-    """Frozen and strict; NaN and infinities are refused, because no page can show them honestly."""
+    """Frozen and strict; NaN and infinities are refused, because no page can show them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Size(_Part):
-    """Counts of one model, as `models.size.ModelSize` defines them."""
-
-    num_blocks: int
-    num_parameters: int
-    matmul_flops_per_token: int
-    kv_bytes_per_token: int
-    weight_bytes: int
-
-
 class Sizes(_Part):
-    """Before and after."""
+    """Before and after pruning."""
 
-    teacher: Size
-    pruned: Size
+    teacher: ModelSize
+    pruned: ModelSize
 
 
 class Distances(_Part):
-    """What was measured, over L blocks.
+    """The scores of L blocks under the names of `importance.moments.DepthScores`, which loads numpy.
 
-    `angular_*[n - 1][l]`: angular distance in [0, 1] between the inputs of blocks l and l + n, n = 1..L-1,
-    None (or absent) where l + n > L. `block_influence[l]`: 1 - mean cosine of a block's input and output.
+    `angular_*_LN[n - 1][l]`: angular distance in [0, 1] between the inputs of blocks l and l + n, n = 1..L-1,
+    None (or absent) where l + n > L. `block_influence_L[l]`: 1 - mean cosine of a block's input and output.
     """
 
-    angular_last: tuple[tuple[float | None, ...], ...]
-    angular_mean: tuple[tuple[float | None, ...], ...]
-    block_influence: tuple[float, ...]
+    angular_last_LN: tuple[tuple[float | None, ...], ...]
+    angular_mean_LN: tuple[tuple[float | None, ...], ...]
+    block_influence_L: tuple[float, ...]
     num_sequences: int | None = None
     num_tokens: int | None = None
 
     @model_validator(mode="after")
     def _same_model(self) -> Self:
-        expected = len(self.block_influence) - 1
-        if len(self.angular_last) != expected or len(self.angular_mean) != expected:
+        expected = len(self.block_influence_L) - 1
+        if len(self.angular_last_LN) != expected or len(self.angular_mean_LN) != expected:
             raise ValueError("distances need one row for each n from 1 to the number of blocks less one")
         return self
 
 
 class Plan(_Part):
-    """The blocks that stay, 0-based, and how they were chosen."""
+    """The blocks that stay, 0-based, and how they were chosen.
+
+    `position` is "last" or "mean" where `metric` is the angular distance, else "". `widths` has, for every channel
+    space that shrank, how many members stayed and of how many. `residuals` has, for every patch, its block in the
+    pruned model and the squared error of the residual stream behind the cut before and after, as shares of the
+    stream's square.
+    """
 
     num_blocks: int
     keep_blocks: tuple[int, ...]
     metric: str = ""
     position: str = ""
-    """"last" or "mean" where the metric is the angular distance, else ""."""
     widths: dict[str, tuple[int, int]] = {}
-    """Of every channel space that shrank, how many members stayed, and of how many."""
     residuals: tuple[tuple[int, float, float], ...] = ()
-    """Of every patch: its block in the pruned model, and how far the stream behind the cut was and is from the
-    source's, as shares of its square."""
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:
@@ -85,43 +87,17 @@ class Plan(_Part):
         return removed[0], len(removed)
 
 
-class Score(_Part):
-    """A share of right answers in [0, 1] on `n` items."""
-
-    value: float
-    stderr: float | None = None
-    n: int | None = None
-
-
-class Ratio(_Part):
-    """Student / teacher with its standard error; None where the teacher scores nothing."""
-
-    value: float | None
-    stderr: float | None = None
-
-
-class Recovery(_Part):
-    """How much of the teacher one model has: `mean` is mean score / mean score, `min` the worst ratio."""
-
-    mean: Ratio
-    min: float | None = None
-    tasks: dict[str, Ratio] = {}
-    tuned: Ratio | None = None
-    """Over the tuned families alone."""
-    off_domain: Ratio | None = None
-    """Over all other families alone."""
-
-
 class Arm(_Part):
-    """What a student was made of."""
+    """How a student was trained.
+
+    `data` is "reference" or "distilled", for a merge its arms in words. `objective` is "" for the cross-entropy of the
+    response. `num_rows` is the size of its training set, None for all rows.
+    """
 
     data: str
-    """"reference" or "distilled"; for a merge, its arms in words."""
     learning_rate: float | None = None
     objective: str = ""
-    """In words, unless it is the cross-entropy of the response."""
     num_rows: int | None = None
-    """Rows of the set that it was trained on; None: all."""
 
 
 class LossPoint(NamedTuple):
@@ -133,9 +109,9 @@ class LossPoint(NamedTuple):
 
 
 class Cost(_Part):
-    """What the steps of an arm's training cost: medians of tokens/s and MFU, and the largest peak of one process.
+    """Medians of tokens/s (over all processes) and MFU (a fraction), and the largest peak of one process.
 
-    None where it was not recorded. `mfu` is a fraction, `tokens_per_s` over all processes.
+    None where it was not recorded.
     """
 
     tokens_per_s: float | None = None
@@ -155,91 +131,50 @@ class Sample(_Part):
 
 
 class Decontamination(_Part):
-    """Seed rows that share `ngram` words in a row with a test question, and so were left out; 0: nobody looked."""
+    """Seed rows that share `ngram` consecutive words with a test question and were left out; 0: not checked.
+
+    `num_rows` counts the rows before, `examples` are ids of the first rows left out.
+    """
 
     ngram: int
     num_rows: int
-    """Rows before any was left out."""
     num_questions: int = 0
     num_contaminated: int = 0
     examples: tuple[str, ...] = ()
-    """Ids of the first rows left out."""
 
 
-class Nats(_Part):
-    """A mean over response tokens, in nats per token, with its standard error over rows."""
+@dataclass(frozen=True)
+class Gap(Shift):
+    """Surprise of references and rewrites before training: `num_rows` of the `num_kept` kept rows were scored."""
 
-    value: float
-    stderr: float | None = None
-
-
-class TextNats(_Part):
-    """The two texts of the same rows under one model."""
-
-    reference: Nats
-    distilled: Nats
-
-
-class Gap(_Part):
-    """How surprising references and rewrites are, before training; by model, empty where no rewrite was kept.
-
-    `gaps` is reference less distilled, paired by row; `num_rows` of the `num_kept` kept rows were scored.
-    """
-
-    num_kept: int
-    num_rows: int
-    nll: dict[str, TextNats] = {}
-    gaps: dict[str, Nats] = {}
+    num_kept: int = 0
     verdict: str = ""
 
 
 class Correction(_Part):
     """The teacher before (`teacher`) and after (`corrected`) its correction, on both texts of the same rows.
 
-    `changes` is after less before by text, paired by row: below 0 where the teacher came nearer. `held_out`: the rows
-    were kept out of its training.
+    `nll` is by model and text. `changes` is after less before by text, paired by row: negative where the teacher came
+    nearer. `held_out`: the rows were kept out of its training.
     """
 
     data: str
-    """"reference" or "distilled": what it was tuned on."""
     learning_rate: float
     num_steps: int
     num_rows: int
     held_out: bool = False
-    nll: dict[str, TextNats] = {}
-    changes: dict[str, Nats] = {}
+    nll: dict[str, dict[str, Estimate]] = {}
+    changes: dict[str, Estimate] = {}
     verdict: str = ""
 
 
-class Likeness(_Part):
-    """How alike a model's answers are to the teacher's: cosines of sentence embeddings, in [-1, 1].
-
-    `low` is the value that 5 % of the answers do not exceed. `mean` and `low` are None without answers.
-    """
-
-    num_answers: int
-    mean: Ratio
-    low: float | None = None
-    num_empty: int = 0
-    num_cut: int = 0
-
-
-class Forgetting(_Part):
-    """What models have lost, by model and then kind of text: `text` (held out), `reference`, `distilled`.
-
-    `to_teacher` and `to_pruned` are by how much the mean exceeds that model's, paired by row; `perplexity_ratio` is
-    over the teacher's, on held-out text. `held_out`: rows of the seed set were kept out of training. `verdicts` are
-    by kind of text.
-    """
+@dataclass(frozen=True)
+class Forgetting(forgetting.Forgetting):
+    """`held_out`: rows of the seed set were kept out of training. `verdicts` are by kind of text."""
 
     held_out: bool = False
-    num_rows: dict[str, int] = {}
-    nll: dict[str, dict[str, Nats]] = {}
-    to_teacher: dict[str, dict[str, Nats]] = {}
-    to_pruned: dict[str, dict[str, Nats]] = {}
-    perplexity_ratio: dict[str, Ratio] = {}
-    likeness: dict[str, Likeness] = {}
-    verdicts: dict[str, str] = {}
+    likeness: dict[str, forgetting.Likeness] = field(default_factory=dict)
+    verdicts: dict[str, str] = field(default_factory=dict)
 
 
 class TrialRow(_Part):
@@ -253,56 +188,29 @@ class TrialRow(_Part):
 
 
 class Grid(_Part):
-    """The trials of an arm, rates and seeds ascending, and what they were compared on."""
+    """The trials of an arm, rates and seeds ascending, compared on `num_tokens` response tokens of `num_rows` rows."""
 
     trials: tuple[TrialRow, ...]
     num_rows: int
     num_tokens: int
-    """Response tokens of those rows."""
-
-
-class Spread(_Part):
-    """Over rounds: the median, and the quartiles around it."""
-
-    median: float
-    low: float
-    high: float
-
-
-class Compared(_Part):
-    """One figure of both models. `speedup` is how many times as fast the pruned one is, taken round by round."""
-
-    teacher: Spread
-    pruned: Spread
-    speedup: Spread
-
-
-class BatchSpeed(_Part):
-    """Both models with so many sequences at once, as `evaluation.speed.BatchSpeed` defines the figures.
-
-    `prefill` and `decode` in tokens per second, `first_token` in seconds; bytes of teacher and pruned model.
-    """
-
-    batch_rows: int
-    prefill: Compared
-    decode: Compared
-    first_token: Compared
-    kv_bytes: tuple[int, int]
-    peak_bytes: tuple[int, int] | None = None
-    """None where it cannot be told."""
 
 
 class Speed(_Part):
-    """What was measured, batch sizes ascending; `weight_bytes` of teacher and pruned model."""
+    """What was measured of both models, at the same batch sizes in the same order."""
 
     prompt_tokens: int
     new_tokens: int
-    weight_bytes: tuple[int, int]
-    batches: tuple[BatchSpeed, ...]
+    teacher: ModelSpeed
+    pruned: ModelSpeed
+
+    @property
+    def batches(self) -> tuple[tuple[BatchSpeed, BatchSpeed], ...]:
+        """Teacher and pruned model by batch size, ascending."""
+        return tuple(zip(self.teacher.batches, self.pruned.batches, strict=True))
 
 
 class Stage(_Part):
-    """One step of the run. `skipped`: its artifact was there already; the figures are those of its making."""
+    """One step of the run. `skipped`: its artifact was reused; the figures are those of when it was made."""
 
     name: str
     address: str = ""
@@ -321,41 +229,65 @@ class Gate(_Part):
     passed: bool
 
 
+class Lead(_Part):
+    """By how much the mean score of the best arm exceeds that of the next best, paired by item."""
+
+    best: str
+    next_best: str
+    difference: Interval
+
+
+class Retention(_Part):
+    """The retention cards of all students, and judgements where the recipe has release bounds (in words: `bounds`).
+
+    `incomparable` are students that cannot be compared with teacher and pruned model, and why.
+    """
+
+    students: dict[str, Card] = {}
+    incomparable: dict[str, str] = {}
+    judgements: dict[str, Judgement] = {}
+    bounds: tuple[str, ...] = ()
+    lead: Lead | None = None
+
+
+class Truncation(_Part):
+    """Task -> requests whose prompt lost its beginning. `context_tokens` limits prompt and answer together."""
+
+    tasks: dict[str, int]
+    context_tokens: int | None = None
+
+
 class ReportData(_Part):
-    """All that one page shows. Dictionaries keep the order in which things are shown."""
+    """All that one page shows. Dictionaries are shown in their order.
+
+    `created` is UTC, ISO 8601. `plan` is the last pruning's, its blocks counted in the model it starts from; `earlier`
+    are those before it. `scores` are by model (teacher, pruned, then arms) and task, `recovery` by model (pruned too),
+    `grids` by arm that was trained several times, `selection` counts rows by reason.
+    """
 
     name: str
     created: str = ""
-    """UTC, ISO 8601."""
     description: str = ""
     recipe_yaml: str = ""
     teacher_model: str = ""
-    """Hub name or directory of the teacher."""
     arms: dict[str, Arm] = {}
     sizes: Sizes | None = None
     distances: Distances | None = None
     plan: Plan | None = None
-    """The last pruning's; blocks are counted in the model that it starts from."""
     earlier: tuple[Plan, ...] = ()
-    """Those of the steps before it."""
-    scores: dict[str, dict[str, Score]] = {}
-    """Model (teacher, pruned, then arms) -> task -> score."""
+    scores: dict[str, dict[str, Estimate]] = {}
     recovery: dict[str, Recovery] = {}
-    """Model (pruned too, if known) -> recovery."""
     retention: Retention = Retention()
     truncation: Truncation | None = None
     tuned_families: tuple[str, ...] = ()
     loss_curves: dict[str, tuple[LossPoint, ...]] = {}
     training_costs: dict[str, Cost] = {}
     training_notes: dict[str, tuple[str, ...]] = {}
-    """What else should be known of an arm's training: rows left out or cut, damaged checkpoints, lost trackers."""
     grids: dict[str, Grid] = {}
-    """Arms that were trained several times -> how their student was chosen."""
     correction: Correction | None = None
     forgetting: Forgetting | None = None
     decontamination: Decontamination | None = None
     selection: dict[str, int] = {}
-    """Reason -> number of rows."""
     samples: tuple[Sample, ...] = ()
     gap: Gap | None = None
     speed: Speed | None = None

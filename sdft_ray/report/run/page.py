@@ -1,13 +1,16 @@
-"""Render a report as one self-contained HTML page: no script, nothing fetched, light and dark, screen and paper."""
+"""The report of a run as one self-contained HTML page: no script, nothing fetched, light and dark, screen and paper."""
 
 from __future__ import annotations
 
-from sdft_ray.report.run import blocks_figure, charts, forgetting_table, grid_table, kept_table, rows
-from sdft_ray.report.run.kept_words import released
-from sdft_ray.report.run.model import PRUNED, TEACHER, ReportData
-from sdft_ray.report.run.speeds import speed_tables
-from sdft_ray.report.run.words import comparison, groups, overlap, verdict, warnings
+from sdft_ray.report.run import figures, tables, words
+from sdft_ray.report.run.cards import students
+from sdft_ray.report.run.model import PRUNED, TEACHER, ReportData, Sample
+from sdft_ray.report.toolbox.diff import side_by_side
 from sdft_ray.report.toolbox.html import NUM_TONES, environment
+
+MAX_SAMPLES = 12
+MAX_CHARACTERS = 3000
+"""Longer texts of a sample are cut, and say so."""
 
 
 def render(data: ReportData) -> str:
@@ -22,53 +25,61 @@ def _context(data: ReportData) -> dict[str, object]:
         "data": data,
         "tones": tones,
         "teacher_name": "/".join(data.teacher_model.rstrip("/").split("/")[-2:]),
-        "verdict": verdict(data),
-        "comparison": comparison(data),
-        "released": released(data.retention),
-        "warnings": warnings(data),
-        "tiles": rows.tiles(data),
-        "grouped": len(groups(data)) > 1,
-        "recovery": charts.recovery_chart(data),
-        "arm_notes": rows.arm_notes(data),
-        "worst": rows.worst(data),
-        "kept": kept_table.students(data),
-        "score_models": rows.score_models(data),
-        "score_groups": rows.score_groups(data),
-        "num_items": rows.num_items(data),
-        "sizes": rows.size_rows(data),
-        "speeds": speed_tables(data),
-        "loss": charts.loss_chart(data),
-        "cost_notes": rows.cost_notes(data),
-        "grids": grid_table.grid_tables(data),
-        "forgetting": forgetting_table.table(data),
-        "overlap": overlap(data),
-        "selection": rows.selection_rows(data),
-        "samples": rows.sample_rows(data),
-        "stages": rows.stage_rows(data),
+        "verdict": words.verdict(data),
+        "comparison": words.comparison(data.retention.lead),
+        "released": words.released(data.retention),
+        "warnings": words.warnings(data),
+        "tiles": words.tiles(data),
+        "grouped": len(words.groups(data)) > 1,
+        "recovery": figures.recovery_chart(data),
+        "arm_notes": words.arm_notes(data),
+        "worst": words.worst(data),
+        "kept": students(data),
+        "scores": tables.score_table(data, tones),
+        "num_items": tables.num_items(data),
+        "sizes": tables.size_table(data),
+        "speeds": tables.speed_tables(data),
+        "loss": figures.loss_figure(data, tones),
+        "cost_notes": words.cost_notes(data),
+        "grids": tables.grid_tables(data, tones),
+        "gap": tables.gap_table(data, tones),
+        "correction": tables.correction_table(data),
+        "forgetting": tables.forgetting_table(data, tones),
+        "similarity": words.similarity(data),
+        "overlap": words.overlap(data),
+        "selection": tables.selection_table(data),
+        "samples": [_sample(sample) for sample in data.samples[:MAX_SAMPLES]],
+        "stages": tables.stage_table(data),
         "stages_sum": sum(stage.wall_s for stage in data.stages),
         **_blocks(data),
     }
 
 
+def _sample(sample: Sample) -> dict[str, object]:
+    """With what only the reference or only the rewrite has marked."""
+    left, right = side_by_side(_cut(sample.reference), _cut(sample.distilled))
+    return {**vars(sample), "instruction": _cut(sample.instruction), "left": left, "right": right}
+
+
+def _cut(text: str) -> str:
+    text = text.strip()
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return f"{text[:MAX_CHARACTERS]} … ({len(text) - MAX_CHARACTERS:,} more characters)"
+
+
 def _blocks(data: ReportData) -> dict[str, object]:
-    """The heat map of the position that the plan used, the other one for comparison, and the influence bars."""
-    context: dict[str, object] = {"removed_words": rows.pruning_words(data)}
+    """The distances at the position that the plan used with the influence bars, and the other ones for comparison."""
+    removed = words.pruning_words(data)
     if data.distances is None:
-        return context
-    maps = [
-        {"title": title, "map": blocks_figure.heat_map(matrix, data.plan)}
-        for title, matrix in (
-            ("Angular distance at the last token", data.distances.angular_last),
-            ("Angular distance, mean over all tokens", data.distances.angular_mean),
-        )
-    ]
-    if data.plan is not None and data.plan.position == "mean":
-        maps.reverse()
-    num_blocks = len(data.distances.block_influence)
-    return context | {
-        "heat_shown": maps[0],
-        "heat_other": maps[1],
-        "influence": blocks_figure.influence(data.distances, data.plan),
-        "num_blocks": num_blocks,
-        "block_marks": blocks_figure.block_ticks(num_blocks),
+        return {"removed_words": removed}
+    positions = {False: "Angular distance at the last token", True: "Angular distance, mean over all tokens"}
+    used = data.plan is not None and data.plan.position == "mean"
+    first = f"{positions[used]}: {removed}"
+    return {
+        "removed_words": removed,
+        "heat_title": positions[used],
+        "heat": figures.blocks_figure(first, data.distances, data.plan, mean=used, strip=True),
+        "other_title": positions[not used],
+        "other_heat": figures.blocks_figure(positions[not used], data.distances, data.plan, mean=not used, strip=False),
     }

@@ -1,51 +1,80 @@
-"""The result in a terminal: scores, recovery, and a line each about size, gap and choices.
+"""The result of a run in a terminal: scores, recovery, and a line each on size, gap and choices.
 
 Loads neither torch nor jinja.
 """
 
 from __future__ import annotations
 
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.table import Column, Table
 from rich.text import Text
 
-from sdft_ray.report.run.kept_model import Judgement
-from sdft_ray.report.run.kept_words import beyond_chance
-from sdft_ray.report.run.model import TEACHER, Grid, Ratio, ReportData, Score
-from sdft_ray.report.run.words import groups, mean_score, models, ranked_arms, warnings
-from sdft_ray.report.toolbox.numbers import THIN, change, count, nats, number, rate
+from sdft_ray.evaluation import rounds
+from sdft_ray.evaluation.release import Judgement
+from sdft_ray.report.run.model import TEACHER, Grid, ReportData
+from sdft_ray.report.run.words import beyond_chance, groups, mean_score, models, ranked_arms, warnings
+from sdft_ray.report.toolbox.numbers import THIN, change, count, nats, rate
+from sdft_ray.report.toolbox.table import Cell, Fitting, Group, Row, Table, estimate, for_terminal, names, without_notes
 
 MAX_REASONS = 2
-"""Of those for which a student is not releasable; the report has all."""
+"""Reasons why a student is not releasable that are printed; the report has all."""
 
 
-def result_table(data: ReportData) -> ResultTable:
-    """One row per family, then means and recovery; one column per model. All in per cent."""
-    return ResultTable(data)
+def result_table(data: ReportData) -> Fitting:
+    """One row per family, then means and recovery; one column per model. All in per cent.
+
+    Too narrow a terminal first loses the standard errors, then the families.
+    """
+    if not models(data):
+        return Fitting([])
+    whole, note = _by_family(data), "Per cent, ± one standard error."
+    shapes = [
+        (whole, note),
+        (without_notes(whole), "Per cent."),
+        (_by_model(data), f"{note} Families are in the report."),
+    ]
+    return Fitting((for_terminal(table), words) for table, words in shapes)
 
 
-class ResultTable:
-    """A table that leaves out the standard errors where the terminal is too narrow for them, then the families."""
+def _by_family(data: ReportData) -> Table:
+    columns, parts = models(data), groups(data)
+    best = next((name for name, _ in ranked_arms(data)), "")
 
-    def __init__(self, data: ReportData) -> None:
-        self._data = data
+    def mean(title: str, tasks: tuple[str, ...]) -> Row:
+        return Row(Cell(title), tuple(estimate(mean_score(data, name, tasks)) for name in columns), strong=True)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if not models(self._data):
-            return
-        unbound = options.update(max_width=10_000)
-        with_errors, without = "Per cent, ± one standard error.", "Per cent."
-        shapes = (
-            (_table(self._data, errors=True), with_errors),
-            (_table(self._data, errors=False), without),
-            (_by_model(self._data), f"{with_errors} Families are in the report."),
+    shown = []
+    for group in parts:
+        rows = [
+            Row(Cell(task), tuple(estimate(data.scores.get(name, {}).get(task)) for name in columns))
+            for task in group.tasks
+        ]
+        if len(parts) > 1:
+            rows.append(mean(f"mean, {group.name.lower().removesuffix(' families')}", group.tasks))
+        shown.append(Group("", tuple(rows)))
+    recovery = Row(Cell("recovery"), tuple(_recovery(data, name, best) for name in columns), strong=True)
+    last = (mean("mean", data.tasks), recovery)
+    if len(parts) > 1:
+        shown.append(Group("", last))
+    else:
+        shown = [Group("", (*(row for group in shown for row in group.rows), *last))]
+    return Table("", names("", *columns), tuple(shown))
+
+
+def _by_model(data: ReportData) -> Table:
+    """For many arms: one row per model."""
+    best = next((name for name, _ in ranked_arms(data)), "")
+    rows = (
+        Row(
+            Cell(name, tone="best" if name == best else ""),
+            (estimate(mean_score(data, name, data.tasks)), _recovery(data, name, "")),
         )
-        fitting = (s for s in shapes if Measurement.get(console, unbound, s[0]).maximum <= options.max_width)
-        table, note = next(fitting, shapes[-1])
-        yield table
-        yield Text(note, style="dim")
+        for name in models(data)
+    )
+    return Table("", names("", "mean", "recovery"), (Group("", tuple(rows)),))
+
+
+def _recovery(data: ReportData, name: str, best: str) -> Cell:
+    cell = estimate(data.recovery[name].mean if name in data.recovery else None)
+    return Cell(cell.text, cell.note, tone="best" if name == best else "")
 
 
 def size_line(data: ReportData) -> Text:
@@ -64,9 +93,9 @@ def size_line(data: ReportData) -> Text:
         lines.append(f"{parameters}, matmul FLOPs ÷ {flops:.2f}, KV cache ÷ {kv:.2f}")
     if data.speed is not None:
         batches = data.speed.batches
-        sizes = ", ".join(f"{batch.batch_rows:,}" for batch in batches)
-        decoding = ", ".join(f"{batch.decode.speedup.median:.2f}" for batch in batches)
-        first = ", ".join(f"{batch.first_token.speedup.median:.2f}" for batch in batches)
+        sizes = ", ".join(f"{was.batch_rows:,}" for was, _ in batches)
+        decoding = ", ".join(f"{rounds.ratio(now.decode, was.decode).median:.2f}" for was, now in batches)
+        first = ", ".join(f"{rounds.ratio(was.first_token_s, now.first_token_s).median:.2f}" for was, now in batches)
         lines.append(f"Measured with {sizes} sequences: decoding {decoding} ×, first token {first} ×")
     return Text("\n".join(lines).replace(THIN, " "))
 
@@ -78,17 +107,17 @@ def kept_lines(data: ReportData) -> list[Text]:
     Worse than after pruning alone, beyond chance: sft on facts: −9.0 points (−14.1 to −4.2).
     """
     lines = [_judged(name, judgement) for name, judgement in data.retention.judgements.items()]
-    if said := beyond_chance(data.retention):
-        lines.append(Text(said))
+    if worse := beyond_chance(data.retention):
+        lines.append(Text(worse))
     return [*lines, *(Text(f"Warning: {warning}", style="yellow") for warning in warnings(data))]
 
 
 def _judged(name: str, judgement: Judgement) -> Text:
     if judgement.releasable:
         return Text(f"{name}: ").append("releasable", style="green")
-    told, more = " ".join(judgement.reasons[:MAX_REASONS]), len(judgement.reasons) - MAX_REASONS
+    reasons, more = " ".join(judgement.reasons[:MAX_REASONS]), len(judgement.reasons) - MAX_REASONS
     rest = f" {more} more in the report." if more > 0 else ""
-    return Text(f"{name}: ").append("not releasable", style="red").append(f". {told}{rest}")
+    return Text(f"{name}: ").append("not releasable", style="red").append(f". {reasons}{rest}")
 
 
 def gap_line(data: ReportData) -> Text:
@@ -98,9 +127,10 @@ def gap_line(data: ReportData) -> Text:
     if TEACHER not in data.gap.nll:
         return Text("No rewrite was kept, so references and rewrites cannot be compared.")
     texts, gap = data.gap.nll[TEACHER], data.gap.gaps[TEACHER]
+    reference, distilled = (nats(texts[text].known) for text in ("reference", "distilled"))
     error = "" if gap.stderr is None else f" ± {nats(gap.stderr)}"
-    means = f"references {nats(texts.reference.value)}, its rewrites {nats(texts.distilled.value)} nats per token"
-    return Text(f"Teacher: {means}, gap {nats(gap.value)}{error}")
+    means = f"references {reference}, its rewrites {distilled} nats per token"
+    return Text(f"Teacher: {means}, gap {nats(gap.known)}{error}")
 
 
 def grid_line(arm: str, grid: Grid) -> Text:
@@ -113,61 +143,3 @@ def grid_line(arm: str, grid: Grid) -> Text:
         f"{arm}: learning rate {rate(best.learning_rate)}, seed {best.seed} of {len(grid.trials)} trials, "
         f"held-out loss {nats(best.held_out_loss)} nats per token{lost}"
     )
-
-
-def _frame(*names: str) -> Table:
-    return Table(
-        Column("", max_width=22, overflow="ellipsis", no_wrap=True),
-        *(Column(name, justify="right", no_wrap=True) for name in names),
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 0, 0, 1),
-    )
-
-
-def _by_model(data: ReportData) -> Table:
-    """For many arms: one row per model."""
-    best = next((name for name, _ in ranked_arms(data)), "")
-    table = _frame("mean", "recovery")
-    for name in models(data):
-        part = data.recovery.get(name)
-        cells = [
-            _cell(mean_score(data, name, data.tasks), errors=True),
-            _cell(part.mean if part else None, errors=True),
-        ]
-        table.add_row(Text(name, style="bold green" if name == best else ""), *cells)
-    return table
-
-
-def _table(data: ReportData, *, errors: bool) -> Table:
-    names = models(data)
-    best = next((name for name, _ in ranked_arms(data)), "")
-    table = _frame(*names)
-
-    def mean(title: str, tasks: tuple[str, ...]) -> None:
-        table.add_row(title, *(_cell(mean_score(data, name, tasks), errors=errors) for name in names), style="bold")
-
-    parts = groups(data)
-    for group in parts:
-        for task in group.tasks:
-            table.add_row(task, *(_cell(data.scores.get(name, {}).get(task), errors=errors) for name in names))
-        if len(parts) > 1:
-            mean(f"mean, {group.name.lower().removesuffix(' families')}", group.tasks)
-            table.add_row()
-    mean("mean", data.tasks)
-    recovered = [data.recovery.get(name) for name in names]
-    cells = [_cell(part.mean if part else None, errors=errors) for part in recovered]
-    for name, cell in zip(names, cells, strict=True):
-        cell.stylize("bold green" if name == best else "bold")
-    table.add_row(Text("recovery", style="bold"), *cells)
-    return table
-
-
-def _cell(figure: Score | Ratio | None, *, errors: bool) -> Text:
-    if figure is None or figure.value is None:
-        return Text("–", style="dim")
-    text = Text(number(100 * figure.value, 1))
-    if errors and figure.stderr is not None:
-        text.append(f" ± {number(100 * figure.stderr, 1)}", style="dim")
-    return text

@@ -11,9 +11,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from sdft_ray.report.run.blocks_figure import MAX_NUMBERED, Cell, heat_map
+from sdft_ray.report.run.heat import MAX_NUMBERED, HeatCell, heat_cells
 from sdft_ray.report.run.model import Distances, Plan
-from sdft_ray.report.run.rows import removed_words
+from sdft_ray.report.run.words import removed_words
 from sdft_ray.report.toolbox.numbers import MINUS
 
 Scored = Mapping[str, Mapping[str, float]]
@@ -72,22 +72,21 @@ def shown(why: Why) -> Group:
 def _map(why: Why) -> Group:
     """A row for each n, longest on top, as many columns as blocks; the chosen run is underlined."""
     is_mean = why.plan.position != "last"
-    matrix = why.distances.angular_mean if is_mean else why.distances.angular_last
-    drawn = heat_map(matrix, why.plan)
+    matrix = why.distances.angular_mean_LN if is_mean else why.distances.angular_last_LN
     num_blocks = why.plan.num_blocks
     width = 3 if num_blocks <= MAX_NUMBERED else 2
-    by_row: dict[int, list[Cell]] = {}
-    for cell in drawn.cells:
+    by_row: dict[int, list[HeatCell]] = {}
+    for cell in heat_cells(matrix, why.plan):
         by_row.setdefault(cell.n, []).append(cell)
     tokens = "mean over tokens" if is_mean else "last token"
     lines = [Text(f"Angular distance between the inputs of blocks l and l + n, {tokens}")]
     for n in sorted(by_row, reverse=True):
         line = Text(f"{'n = ' if n == len(by_row) else ''}{n} ".rjust(8))
         for cell in by_row[n]:
-            ink, taken = "black" if cell.ink == "#000" else "white", drawn.chosen is cell
+            ink, taken = "black" if cell.ink == "#000" else "white", cell.chosen
             text = (cell.label if width == 3 else ("▁" if taken else "")).rjust(width)
             line.append(text, Style(color=ink, bgcolor=cell.color, bold=taken, underline=taken))
-        if drawn.chosen is not None and drawn.chosen.n == n:
+        if any(cell.chosen for cell in by_row[n]):
             line.append(" ← chosen, underlined", "dim")
         lines.append(line)
     numbers = "".join(str(block).rjust(width) if width == 3 or block % 5 == 0 else "  " for block in range(num_blocks))

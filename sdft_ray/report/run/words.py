@@ -1,4 +1,4 @@
-"""What the page and the table both say: means over families, and the verdict in words."""
+"""What the page and the terminal say of a run: means over families, verdicts, warnings, and short notes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdft_ray.report.run.kept_words import ahead, incomparable, truncated
-from sdft_ray.report.run.model import PRUNED, TEACHER, Ratio, ReportData, Score
-from sdft_ray.report.toolbox.numbers import percent, percent_error
-from sdft_ray.report.toolbox.words import Words
+from sdft_ray.evaluation.card import Card, TaskCard
+from sdft_ray.report.run.model import PATCHED, PRUNED, TEACHER, Cost, Lead, Plan, ReportData, Retention, Truncation
+from sdft_ray.report.toolbox.numbers import (
+    change,
+    count,
+    num_bytes,
+    number,
+    percent,
+    percent_error,
+    plain,
+    points,
+    rate,
+)  # fmt: skip
+from sdft_ray.report.toolbox.words import Words, joined
+from sdft_ray.statistics.estimate import Estimate, Interval
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ def groups(data: ReportData) -> tuple[Group, ...]:
     return (Group("", data.tasks),) if data.tasks else ()
 
 
-def mean_score(data: ReportData, model: str, tasks: Sequence[str]) -> Score | None:
+def mean_score(data: ReportData, model: str, tasks: Sequence[str]) -> Estimate | None:
     """Plain mean over tasks, with the standard error of independent tasks; None unless all are known."""
     found = [data.scores.get(model, {}).get(task) for task in tasks]
     known = [score for score in found if score is not None]
@@ -40,7 +51,7 @@ def mean_score(data: ReportData, model: str, tasks: Sequence[str]) -> Score | No
         return None
     errors = [score.stderr for score in known if score.stderr is not None]
     stderr = math.sqrt(sum(error**2 for error in errors)) / len(known) if len(errors) == len(known) else None
-    return Score(value=sum(score.value for score in known) / len(known), stderr=stderr)
+    return Estimate(sum(score.known for score in known) / len(known), stderr)
 
 
 def models(data: ReportData) -> tuple[str, ...]:
@@ -49,11 +60,11 @@ def models(data: ReportData) -> tuple[str, ...]:
     return tuple(name for name in known if name in data.scores or name in data.recovery)
 
 
-def ranked_arms(data: ReportData) -> list[tuple[str, Ratio]]:
+def ranked_arms(data: ReportData) -> list[tuple[str, Estimate]]:
     """Arms with a known mean recovery, the best first."""
     means = [(name, data.recovery[name].mean) for name in data.arm_names if name in data.recovery]
     known = [(name, mean) for name, mean in means if mean.value is not None]
-    return sorted(known, key=lambda pair: -(pair[1].value or 0.0))
+    return sorted(known, key=lambda pair: -(pair[1].known))
 
 
 def verdict(data: ReportData) -> list[Words]:
@@ -79,11 +90,6 @@ def verdict(data: ReportData) -> list[Words]:
     return [*said, Words(".")]
 
 
-def comparison(data: ReportData) -> str:
-    """Whether the best two arms differ beyond chance, paired by item; "" with fewer than two, or without items."""
-    return ahead(data.retention.lead)
-
-
 def overlap(data: ReportData) -> str:
     """What became of seed rows that share words with a test question, in a sentence; "" where nothing is known."""
     found = data.decontamination
@@ -103,4 +109,252 @@ def overlap(data: ReportData) -> str:
 def warnings(data: ReportData) -> list[str]:
     """What a reader must know before believing the verdict."""
     failed = [f"The gate “{gate.name}” does not hold ({gate.bound})." for gate in data.gates if not gate.passed]
-    return [*failed, *incomparable(data.retention), *truncated(data.truncation)]
+    unknown = (not_comparable(name, why) for name, why in data.retention.incomparable.items())
+    return [*failed, *unknown, *_truncated(data.truncation)]
+
+
+def not_comparable(name: str, why: str) -> str:
+    """A sentence on a student that has no retention card."""
+    return f"What {name} kept cannot be told: {why}."
+
+
+# --- what was kept ------------------------------------------------------------------------------------------
+
+
+def is_share(task: TaskCard) -> bool:
+    """Whether scores are shares of something good, which are shown in per cent."""
+    values = [score.value for score in (task.teacher, task.pruned, task.student)]
+    return task.higher_is_better and all(value is None or 0 <= value <= 1 for value in values)
+
+
+def difference(value: float | None, *, is_share: bool = True) -> str:
+    """−3.5 in points of a hundred, or in units of a metric that is not a share; a dash where it is unknown."""
+    if value is None:
+        return "–"
+    return points(value) if is_share else f"{'+' if value > 0 else ''}{plain(value)}"
+
+
+def interval(found: Interval | None, *, is_share: bool = True) -> str:
+    """−6.0 to −1.0; "" where it is unknown."""
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return " to ".join(difference(end, is_share=is_share) for end in (found.low, found.high))
+
+
+def reversals(name: str, card: Card) -> list[tuple[str, bool]]:
+    """Sentences on tasks where a student is worse than the pruned model: beyond chance (True), then within it."""
+    tasks = {task.task: task for task in card.tasks}
+    by_kind = {
+        sure: [_gap(tasks[r.task]) for r in card.reversals if r.is_beyond_chance is sure]
+        for sure in (True, False, None)
+    }
+    what = "Patching" if name == PATCHED else "Fine-tuning"
+    starts = {
+        True: f"{what} made it worse than pruning alone on",
+        False: "Worse as well, but within chance:"
+        if by_kind[True]
+        else "Worse than after pruning alone, but within chance:",
+        None: "Worse, and without values per item it cannot be told whether by chance:",
+    }
+    return [(f"{starts[sure]} {'; '.join(gaps)}.", bool(sure)) for sure, gaps in by_kind.items() if gaps]
+
+
+def _gap(task: TaskCard) -> str:
+    """lab_lists: −3.5 points (−6.0 to −1.0)."""
+    found, shown = task.from_pruned, is_share(task)
+    ends = interval(found.interval, is_share=shown)
+    unit = " points" if shown else ""
+    return f"{task.task}: {difference(found.difference, is_share=shown)}{unit}{f' ({ends})' if ends else ''}"
+
+
+def beyond_chance(retention: Retention) -> str:
+    """All students' tasks that became worse beyond chance, in one sentence; "" where there is none."""
+    worse = [
+        f"{name} on {_gap(task)}"
+        for name, card in retention.students.items()
+        for task in card.tasks
+        if any(reversal.task == task.task and reversal.is_beyond_chance for reversal in card.reversals)
+    ]
+    return f"Worse than after pruning alone, beyond chance: {'; '.join(worse)}." if worse else ""
+
+
+def released(retention: Retention) -> str:
+    """Which students meet the release bounds of the recipe; "" where it has none."""
+    good = [name for name, judgement in retention.judgements.items() if judgement.releasable]
+    bad = [name for name in retention.judgements if name not in good]
+    if not good and not bad:
+        return ""
+    if not good:
+        verb = "misses" if len(bad) == 1 else "miss"
+        return f"Not releasable: {joined(bad)} {verb} the release bounds of the recipe."
+    return f"Releasable: {joined(good)}.{f' Not releasable: {joined(bad)}.' if bad else ''}"
+
+
+def comparison(lead: Lead | None) -> str:
+    """Whether the best two arms differ beyond chance, paired by item; "" with fewer than two, or without items."""
+    if lead is None or lead.difference.value is None or lead.difference.low is None:
+        return ""
+    gap = f"{number(100 * lead.difference.value, 1)} points ({interval(lead.difference)})"
+    if lead.difference.low > 0:
+        return f"{lead.best} is ahead of {lead.next_best} by {gap} of the mean score."
+    return f"{lead.best} and {lead.next_best} cannot be told apart: their mean scores differ by {gap}."
+
+
+def _truncated(found: Truncation | None) -> list[str]:
+    """One warning for each task whose prompts lost their beginning."""
+    if found is None:
+        return []
+    of = f" of {found.context_tokens:,} tokens" if found.context_tokens else ""
+    return [
+        f"{task}: {num:,} {'requests' if num != 1 else 'request'} lost the beginning of "
+        f"{'their' if num != 1 else 'its'} prompt: the context{of} is too short."
+        for task, num in found.tasks.items()
+    ]
+
+
+# --- notes on models and figures ----------------------------------------------------------------------------
+
+DATA_NOTES = {"reference": "trained on the references", "distilled": "trained on self-distilled responses"}
+
+
+def tiles(data: ReportData) -> list[tuple[str, str, str]]:
+    """Label, change and note of sizes and speed; recovery is in the headline."""
+    shown = []
+    if data.sizes is not None:
+        before, after = data.sizes.teacher, data.sizes.pruned
+        figures = (
+            ("Blocks", before.num_blocks, after.num_blocks, str),
+            ("Parameters", before.num_parameters, after.num_parameters, count),
+            ("Matmul FLOPs per token", before.matmul_flops_per_token, after.matmul_flops_per_token, count),
+            ("KV cache per token", before.kv_bytes_per_token, after.kv_bytes_per_token, num_bytes),
+        )
+        shown += [(label, change(was, now), f"{form(was)} → {form(now)}") for label, was, now, form in figures]
+    if data.speed is not None:
+        batch, pruned = data.speed.batches[-1]
+        was, now = batch.decode.median, pruned.decode.median
+        note = f"{count(was)} → {count(now)} tokens/s"
+        shown.append((f"Decoding, batch of {batch.batch_rows:,}", change(was, now), note))
+    return shown
+
+
+def arm_notes(data: ReportData) -> dict[str, str]:
+    """Arm -> what it was trained on, in words."""
+    notes = {PRUNED: "not tuned"}
+    for name, arm in data.arms.items():
+        note = DATA_NOTES.get(arm.data, arm.data)
+        note = f"{note} by {arm.objective}" if arm.objective else note
+        note = note if arm.num_rows is None else f"{note}, {arm.num_rows:,} rows"
+        if arm.learning_rate is not None:
+            note = f"{note}, learning rate {rate(arm.learning_rate)}"
+        notes[name] = f"{note}, the best of {len(data.grids[name].trials)} trials" if name in data.grids else note
+    return notes
+
+
+def cost_notes(data: ReportData) -> dict[str, str]:
+    """Arm -> tokens per second, MFU and memory of its training, and what went wrong, in words; arms of which nothing
+    is known are absent."""
+    notes = {}
+    for name in data.loss_curves:
+        cost = data.training_costs.get(name, Cost())
+        parts = []
+        if cost.tokens_per_s is not None:
+            parts.append(f"{cost.tokens_per_s:,.0f} tokens/s")
+        if cost.mfu is not None:
+            parts.append(f"{percent(cost.mfu)} of the devices’ peak (MFU)")
+        if cost.peak_memory_bytes is not None:
+            parts.append(f"at most {num_bytes(cost.peak_memory_bytes)} per process")
+        words = [", ".join(parts), *data.training_notes.get(name, ())]
+        if any(words):
+            notes[name] = "; ".join(filter(None, words))
+    return notes
+
+
+def worst(data: ReportData) -> list[tuple[str, str, str]]:
+    """Arm, recovery of its worst family, and that family, for arms where it is known."""
+    known = ((name, data.recovery[name]) for name in data.arm_names if name in data.recovery)
+    return [(name, percent(part.min.value), part.min_task or "") for name, part in known if part.min.value is not None]
+
+
+def similarity(data: ReportData) -> str:
+    """How answers were compared with the teacher's, "" where they were not; all models answer the same items."""
+    likeness = data.forgetting.likeness if data.forgetting else {}
+    if not likeness:
+        return ""
+    answers = max(part.num_answers for part in likeness.values())
+    if not answers:
+        return "No task asked for a written answer, so there is none to compare with the teacher’s."
+    what = "the cosine between sentence embeddings of a model’s answer and the teacher’s"
+    parts = [f"Similarity is {what}, over {answers:,} items"]
+    for name, what in (
+        ("num_empty", "an answer is empty"),
+        ("num_cut", "one is longer than the embedding model reads"),
+    ):
+        if most := max(getattr(part, name) for part in likeness.values()):
+            parts.append(f"for at most {most:,} {what}")
+    return f"{'; '.join(parts)}."
+
+
+# --- what was removed ---------------------------------------------------------------------------------------
+
+_SPACE_WORDS = {
+    "hidden": "hidden channels",
+    "mlp": "MLP channels",
+    "heads": "query heads",
+    "kv_groups": "key-value groups",
+}
+
+
+def pruning_words(data: ReportData) -> str:
+    """What was removed in all steps; "" without a plan."""
+    if data.plan is None:
+        return ""
+    if not data.earlier:
+        return removed_words(data.plan)
+    steps = [f"Step {n}: {removed_words(plan)}" for n, plan in enumerate((*data.earlier, data.plan), 1)]
+    return f"{' '.join(steps)} Each step counts the blocks of the model that the one before it left, recovered."
+
+
+def removed_words(plan: Plan) -> str:
+    """What was removed and by which rule, in a sentence or two."""
+    kept = [f"{part:,} of {whole:,} {_SPACE_WORDS.get(space, space)}" for space, (part, whole) in plan.widths.items()]
+    narrower = f" The most active stayed: {joined(kept)}." if kept else ""
+    patches = [f"{100 * before:.3g} to {100 * after:.3g} % (block {block})" for block, before, after in plan.residuals]
+    mended = (
+        f" A linear map brings the stream behind the cut nearer, from {joined(patches)} of its square."
+        if patches
+        else ""
+    )
+    return f"{_removed_blocks(plan)}{narrower}{mended}"
+
+
+def _removed_blocks(plan: Plan) -> str:
+    removed = plan.removed_blocks
+    if not removed:
+        return f"All {plan.num_blocks} blocks stayed."
+    tokens = {"last": " at the last token", "mean": ", mean over all tokens"}.get(plan.position, "")
+    rule = {
+        "angular_distance": f"the run of {len(removed)} with the smallest angular distance{tokens}",
+        "block_influence": "those of the lowest block influence",
+        "perplexity": "without which the calibration set surprises the model least",
+        "tail": "the last ones",
+        "first": "the first ones",
+        "random": "drawn at random",
+        "explicit": "as the recipe lists them",
+    }.get(plan.metric, plan.metric)
+    subject, verb = ("Block", "was") if len(removed) == 1 else ("Blocks", "were")
+    reason = f": {rule}" if rule else ""
+    return f"{subject} {_listed(removed)} of {plan.num_blocks} {verb} removed{reason}."
+
+
+def _listed(blocks: tuple[int, ...]) -> str:
+    """0, 3 to 6 and 9."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][1] + 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    parts = []
+    for first, last in runs:
+        parts += [f"{first} to {last}"] if last > first + 1 else [str(block) for block in range(first, last + 1)]
+    return joined(parts)

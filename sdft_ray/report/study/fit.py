@@ -8,9 +8,10 @@ from itertools import combinations
 
 import numpy as np
 
-from sdft_ray.report.study.model import Fit, Interval, LinePoint, MoreRows
+from sdft_ray.report.study.model import Fit, LinePoint, MoreRows
 from sdft_ray.statistics.crossed import Array, Crossed, crossed_difference
 from sdft_ray.statistics.curve import Curve, NoCurve, Point, Reading, fit_curve, worth
+from sdft_ray.statistics.estimate import Estimate
 
 FACTORS = (2.0, 4.0, 10.0)
 """Multiples of the largest size whose worth is told."""
@@ -43,14 +44,14 @@ def fit_arm(sizes: Sequence[int], found: Sequence[Crossed], moves: Sequence[Mapp
     ]
     curve = fit_curve(points, errors_KK)
     if isinstance(curve, NoCurve):
-        return Fit(curve.kind, curve.reason, change=_interval(curve.change))
+        return Fit(curve.kind, curve.reason, change=_estimate(curve.change))
     more = zip(FACTORS, worth(curve, curve.largest, FACTORS), strict=True)
     return Fit(
         "rising" if curve.asymptote is None else "curve",
         curve.note,
         _line(curve),
-        _interval(curve.asymptote),
-        tuple(MoreRows(factor, w.num_rows, _interval(w.score), _interval(w.gain), w.reason) for factor, w in more),
+        _estimate(curve.asymptote),
+        tuple(MoreRows(factor, w.num_rows, _estimate(w.score), _estimate(w.gain), w.reason) for factor, w in more),
     )
 
 
@@ -81,5 +82,5 @@ def _line(curve: Curve) -> tuple[LinePoint, ...]:
     return tuple(LinePoint(float(n), *curve.predict(max(float(n), curve.smallest))) for n in (*seen, *ahead))
 
 
-def _interval(reading: Reading | None) -> Interval | None:
-    return None if reading is None else Interval(*reading)
+def _estimate(reading: Reading | None) -> Estimate | None:
+    return None if reading is None else Estimate(reading.value, low=reading.low, high=reading.high, method="curve")

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from sdft_ray.errors import DataError
 from sdft_ray.report.study.fit import fit_arm, recovery_moves
-from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, Cell, Fit, Interval, Panel, Pruned, StudyData
+from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, Cell, Fit, Panel, Pruned, StudyData
 from sdft_ray.statistics.crossed import Array, Crossed, crossed_difference, crossed_mean, crossed_recovery
+from sdft_ray.statistics.estimate import Estimate
 
 NEEDED = (
     "variant", "metric", "remove_blocks", "num_blocks", "arm", "num_rows", "seed", "learning_rate", "task", "tuned",
@@ -202,8 +203,8 @@ def _cell(part: Students, first: str, measured: Mapping[str, _Measured]) -> Cell
         scores=scores,
         margins=_margins(part.items),
         average=statistics.fmean(scores.values()),
-        recovery={group: _interval(found.recovery[part.arm, part.num_rows]) for group, found in measured.items()},
-        ahead={group: _interval(found) for group, found in ahead.items() if found is not None},
+        recovery={group: _estimate(found.recovery[part.arm, part.num_rows]) for group, found in measured.items()},
+        ahead={group: _estimate(found) for group, found in ahead.items() if found is not None},
     )
 
 
@@ -241,6 +242,6 @@ def _baseline(
     return Pruned(arms, known, statistics.fmean(known.values()), recovery)
 
 
-def _interval(found: Crossed) -> Interval:
+def _estimate(found: Crossed) -> Estimate:
     assert found.value is not None, "the teacher’s mean is above 0"
-    return Interval(found.value, found.low, found.high)
+    return Estimate(found.value, found.stderr, found.low, found.high, "crossed")

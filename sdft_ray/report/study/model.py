@@ -5,21 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from sdft_ray.statistics.estimate import Estimate
+
 ALL, TUNED, OFF_DOMAIN = "all tasks", "tuned tasks", "off-domain"
 """Groups of tasks that are read together. Tuned ones are of the fine-tuning set's kind."""
-
-
-class Interval(NamedTuple):
-    """A figure with its 95 % interval; None where a single student or item gives none."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval does not hold 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -38,8 +27,8 @@ class Cell:
     scores: dict[str, float]
     margins: dict[str, float]
     average: float
-    recovery: dict[str, Interval]
-    ahead: dict[str, Interval]
+    recovery: dict[str, Estimate]
+    ahead: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -66,8 +55,8 @@ class MoreRows(NamedTuple):
 
     factor: float
     num_rows: int
-    recovery: Interval | None
-    gain: Interval | None
+    recovery: Estimate | None
+    gain: Estimate | None
     reason: str = ""
 
 
@@ -82,9 +71,9 @@ class Fit:
     kind: Literal["curve", "rising", "few", "flat", "falling"]
     note: str
     line: tuple[LinePoint, ...] = ()
-    asymptote: Interval | None = None
+    asymptote: Estimate | None = None
     more: tuple[MoreRows, ...] = ()
-    change: Interval | None = None
+    change: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from functools import cache
 
 import numpy as np
 
+from sdft_ray.evaluation.recovery import Recovery
+from sdft_ray.models.size import ModelSize
 from sdft_ray.recipe.recipe import Release
-from sdft_ray.report.run.kept_model import Retention
 from sdft_ray.report.run.model import (
     Arm,
     Correction,
@@ -19,20 +20,16 @@ from sdft_ray.report.run.model import (
     Gate,
     Grid,
     LossPoint,
-    Nats,
     Plan,
-    Ratio,
-    Recovery,
     ReportData,
+    Retention,
     Sample,
-    Score,
-    Size,
     Sizes,
     Stage,
-    TextNats,
     TrialRow,
 )
 from sdft_ray.report.run.retention import retention
+from sdft_ray.statistics.estimate import Estimate
 from sdft_ray.statistics.scores import Scores, TaskScore, Written
 from tests.unit.report.made_up_costs import FORGETTING, SPEED
 
@@ -72,9 +69,9 @@ def distances(adjacent: tuple[float, ...] = ADJACENT, *, slope: float = 1.6) -> 
         return (*grown, *(None,) * (n - 1))
 
     return Distances(
-        angular_last=tuple(row(n, slope * 0.9) for n in range(1, num_blocks)),
-        angular_mean=tuple(row(n, slope) for n in range(1, num_blocks)),
-        block_influence=tuple(round(1 - math.cos(math.pi * d), 4) for d in adjacent),
+        angular_last_LN=tuple(row(n, slope * 0.9) for n in range(1, num_blocks)),
+        angular_mean_LN=tuple(row(n, slope) for n in range(1, num_blocks)),
+        block_influence_L=tuple(round(1 - math.cos(math.pi * d), 4) for d in adjacent),
         num_sequences=128,
         num_tokens=14_336,
     )
@@ -84,12 +81,9 @@ def stderr(value: float, n: int) -> float:
     return math.sqrt(value * (1 - value) / n)
 
 
-def scores(n: int = 200) -> dict[str, dict[str, Score]]:
+def scores(n: int = 200) -> dict[str, dict[str, Estimate]]:
     return {
-        model: {
-            family: Score(value=value, stderr=stderr(value, n), n=n)
-            for family, value in zip(FAMILIES, values, strict=True)
-        }
+        model: {family: Estimate(value, stderr(value, n), n=n) for family, value in zip(FAMILIES, values, strict=True)}
         for model, values in SCORES.items()
     }
 
@@ -129,19 +123,31 @@ def kept() -> Retention:
 
 
 def recovery_of(model: str) -> Recovery:
-    def ratio(families: tuple[str, ...]) -> Ratio:
+    def ratio(families: tuple[str, ...]) -> Estimate:
         teacher, student = ([SCORES[name][FAMILIES.index(f)] for f in families] for name in ("teacher", model))
         spread = math.sqrt(sum(stderr(value, 200) ** 2 for value in student))
-        return Ratio(value=sum(student) / sum(teacher), stderr=spread / sum(teacher))
+        return Estimate(sum(student) / sum(teacher), spread / sum(teacher))
 
-    tasks = {family: ratio((family,)) for family in FAMILIES}
-    return Recovery(
-        mean=ratio(FAMILIES),
-        min=min(part.value for part in tasks.values() if part.value is not None),
-        tasks=tasks,
-        tuned=ratio(TUNED),
-        off_domain=ratio(FAMILIES[3:]),
+    return recovery_from(
+        ratio(FAMILIES), {family: ratio((family,)) for family in FAMILIES}, ratio(TUNED), ratio(FAMILIES[3:])
     )
+
+
+def recovery_from(
+    mean: Estimate,
+    tasks: dict[str, Estimate] | None = None,
+    tuned: Estimate | None = None,
+    off_domain: Estimate | None = None,
+) -> Recovery:
+    """Without what the report does not show: mean scores."""
+    known = {task: part.value for task, part in (tasks or {}).items() if part.value is not None}
+    worst = min(known, key=lambda task: known[task]) if known else None
+    none = Estimate(None)
+    return Recovery(
+        tasks=tasks or {}, mean=mean, min=(tasks or {})[worst] if worst else none, min_task=worst, tuned=tuned,
+        off_domain=off_domain, teacher_mean=none, student_mean=none, teacher_off_domain_mean=None,
+        student_off_domain_mean=None, left_out=(),
+    )  # fmt: skip
 
 
 def loss_curve(start: float, end: float, wobble: float, num_steps: int = 120) -> tuple[LossPoint, ...]:
@@ -258,10 +264,10 @@ GAP = Gap(
     num_kept=824,
     num_rows=512,
     nll={
-        "teacher": TextNats(reference=Nats(value=0.413, stderr=0.011), distilled=Nats(value=0.013, stderr=0.002)),
-        "pruned": TextNats(reference=Nats(value=3.271, stderr=0.031), distilled=Nats(value=2.902, stderr=0.052)),
+        "teacher": {"reference": Estimate(0.413, 0.011), "distilled": Estimate(0.013, 0.002)},
+        "pruned": {"reference": Estimate(3.271, 0.031), "distilled": Estimate(2.902, 0.052)},
     },
-    gaps={"teacher": Nats(value=0.4, stderr=0.012), "pruned": Nats(value=0.369, stderr=0.061)},
+    gaps={"teacher": Estimate(value=0.4, stderr=0.012), "pruned": Estimate(value=0.369, stderr=0.061)},
     verdict="References are 0.400 ± 0.012 nats per token further from the teacher than its own rewrites.",
 )
 
@@ -286,10 +292,13 @@ CORRECTION = Correction(
     num_rows=96,
     held_out=True,
     nll={
-        "teacher": TextNats(reference=Nats(value=0.413, stderr=0.011), distilled=Nats(value=0.013, stderr=0.002)),
-        "corrected": TextNats(reference=Nats(value=0.288, stderr=0.009), distilled=Nats(value=0.061, stderr=0.004)),
+        "teacher": {"reference": Estimate(0.413, 0.011), "distilled": Estimate(0.013, 0.002)},
+        "corrected": {
+            "reference": Estimate(0.288, 0.009),
+            "distilled": Estimate(0.061, 0.004),
+        },
     },
-    changes={"reference": Nats(value=-0.125, stderr=0.004), "distilled": Nats(value=0.048, stderr=0.003)},
+    changes={"reference": Estimate(-0.125, 0.004), "distilled": Estimate(0.048, 0.003)},
     verdict="Correction moved the teacher 0.1250 ± 0.0040 nats per token nearer to references and so on.",
 )
 
@@ -307,14 +316,14 @@ def report_data() -> ReportData:
             "sdft": Arm(data="distilled", learning_rate=0.001),
         },
         sizes=Sizes(
-            teacher=Size(
+            teacher=ModelSize(
                 num_blocks=12,
                 num_parameters=2_423_424,
                 matmul_flops_per_token=4_841_472,
                 kv_bytes_per_token=6_144,
                 weight_bytes=4_846_848,
             ),
-            pruned=Size(
+            pruned=ModelSize(
                 num_blocks=8,
                 num_parameters=1_668_992,
                 matmul_flops_per_token=3_334_144,

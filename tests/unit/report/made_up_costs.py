@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from sdft_ray.report.run.model import BatchSpeed, Compared, Forgetting, Likeness, Nats, Ratio, Speed, Spread
+from sdft_ray.evaluation.forgetting import Likeness
+from sdft_ray.evaluation.rounds import BatchSpeed, ModelSpeed, Spread, over_rounds
+from sdft_ray.report.run.model import Forgetting, Speed
+from sdft_ray.statistics.estimate import Estimate
 
 
-def by_text(text: float, reference: float, distilled: float, stderr: float) -> dict[str, Nats]:
+def by_text(text: float, reference: float, distilled: float, stderr: float) -> dict[str, Estimate]:
     figures = {"text": text, "reference": reference, "distilled": distilled}
-    return {name: Nats(value=value, stderr=stderr) for name, value in figures.items()}
+    return {name: Estimate(value=value, stderr=stderr) for name, value in figures.items()}
 
 
 FORGETTING = Forgetting(
@@ -29,14 +32,14 @@ FORGETTING = Forgetting(
         "sdft": by_text(-0.974, -2.753, -2.841, 0.012),
     },
     perplexity_ratio={
-        "pruned": Ratio(value=3.367, stderr=0.064),
-        "sft": Ratio(value=2.153, stderr=0.032),
-        "sdft": Ratio(value=1.271, stderr=0.011),
+        "pruned": Estimate(value=3.367, stderr=0.064),
+        "sft": Estimate(value=2.153, stderr=0.032),
+        "sdft": Estimate(value=1.271, stderr=0.011),
     },
     likeness={
-        "pruned": Likeness(num_answers=1400, mean=Ratio(value=0.312, stderr=0.008), low=0.041, num_empty=12, num_cut=2),
-        "sft": Likeness(num_answers=1400, mean=Ratio(value=0.745, stderr=0.006), low=0.288),
-        "sdft": Likeness(num_answers=1400, mean=Ratio(value=0.931, stderr=0.003), low=0.702),
+        "pruned": Likeness(1400, Estimate(value=0.312, stderr=0.008), low=0.041, num_empty=12, num_cut=2),
+        "sft": Likeness(1400, Estimate(value=0.745, stderr=0.006), low=0.288),
+        "sdft": Likeness(1400, Estimate(value=0.931, stderr=0.003), low=0.702),
     },
     verdicts={
         "text": "Pruning made held-out text 1.214 ± 0.019 nats per token more surprising, and so on.",
@@ -45,32 +48,31 @@ FORGETTING = Forgetting(
 )
 
 
-def compared(teacher: float, pruned: float, speedup: float) -> Compared:
-    """Quartiles one hundredth to either side."""
-    spreads = [Spread(median=x, low=0.99 * x, high=1.01 * x) for x in (teacher, pruned, speedup)]
-    return Compared(teacher=spreads[0], pruned=spreads[1], speedup=spreads[2])
+def steady(value: float) -> Spread:
+    """The same in all rounds."""
+    return over_rounds([value] * 3)
+
+
+def wavering(value: float) -> Spread:
+    """Quartiles three quarters of a hundredth to either side."""
+    return over_rounds([0.985 * value, value, 1.015 * value])
 
 
 SPEED = Speed(
     prompt_tokens=64,
     new_tokens=64,
-    weight_bytes=(4_846_848, 3_337_984),
-    batches=(
-        BatchSpeed(
-            batch_rows=1,
-            prefill=compared(9_480, 13_650, 1.44),
-            decode=compared(121, 167, 1.38),
-            first_token=compared(0.00675, 0.00469, 1.44),
-            kv_bytes=(780_288, 520_192),
-            peak_bytes=(1_310_720, 1_179_648),
+    teacher=ModelSpeed(
+        4_846_848,
+        (
+            BatchSpeed(1, steady(9_480), steady(121), wavering(0.00675), 780_288, 1_310_720),
+            BatchSpeed(16, steady(61_200), steady(1_210), wavering(0.01673), 12_484_608, 20_971_520),
         ),
-        BatchSpeed(
-            batch_rows=16,
-            prefill=compared(61_200, 89_900, 1.47),
-            decode=compared(1_210, 1_742, 1.44),
-            first_token=compared(0.01673, 0.01139, 1.47),
-            kv_bytes=(12_484_608, 8_323_072),
-            peak_bytes=(20_971_520, 18_874_368),
+    ),
+    pruned=ModelSpeed(
+        3_337_984,
+        (
+            BatchSpeed(1, wavering(13_650), wavering(167), steady(0.00469), 520_192, 1_179_648),
+            BatchSpeed(16, wavering(89_900), wavering(1_742), steady(0.01139), 8_323_072, 18_874_368),
         ),
     ),
 )

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sdft_ray.report.toolbox.words import Words
+
 TASKS = ("word_problems", "lists", "ordering", "facts", "myths", "scripts", "pronouns")
 TUNED = TASKS[:3]
 ARMS = ("sft", "sdft", "sdft_kd", "tail")
@@ -106,3 +108,7 @@ def _probit(p: np.ndarray) -> np.ndarray:
     from scipy.special import ndtri
 
     return ndtri(p)
+
+
+def plain_text(words: Sequence[Words]) -> str:
+    return "".join(part.text for part in words)

@@ -13,8 +13,9 @@ import pytest
 from sdft_ray.analysis.compare import compare
 from sdft_ray.report.comparison.examples import example_groups, shortened, shown
 from sdft_ray.report.comparison.model import Comparison
-from sdft_ray.report.comparison.page import axis, changes_chart, render
+from sdft_ray.report.comparison.page import changes_chart, render
 from sdft_ray.report.comparison.words import mean_rows
+from sdft_ray.report.toolbox.lanes import axis_around_zero
 from sdft_ray.store.store import Store
 from tests.unit.report.made_up_comparison import CHOSEN, GENERATED, make_store
 from tests.unit.report.test_page import Reader
@@ -88,7 +89,7 @@ def test_figures_of_the_comparison_are_on_the_page(found: Comparison, page: str)
     text = plain(page)
     for task in found.tasks:
         scores = [f"{100 * (score.value or 0):.1f} ± {100 * (score.stderr or 0):.1f}" for score in task.scores]
-        assert re.search(rf"{task.name}(\w+, )?{task.metric}, 40 items", text)
+        assert re.search(rf"{task.name} (\w+, )?{task.metric}, 40 items", text)
         assert all(score in text for score in scores)
         for change in task.changes:
             assert change.low is not None
@@ -182,24 +183,26 @@ def test_sections_without_figures_are_left_out(store: Store, found: Comparison) 
 def test_places_of_the_chart_are_those_of_the_figures(found: Comparison) -> None:
     chart = changes_chart(found)
     assert chart is not None
-    ticks = {tick.label.replace("−", "-"): tick.at for tick in chart.ticks}
-    left, right = min(map(float, ticks)), max(map(float, ticks))
-    assert ticks["0"] == chart.zero
-    drawn = {row.name: row.dots for group in chart.groups for row in group.rows}
+    drawn = {row.name: row.lanes for _, rows in chart.groups for row in rows}
     assert list(drawn)[:7] == [*GENERATED, *CHOSEN]
     assert len(drawn) == 7 + len(mean_rows(found))
+    left, right = chart.axis.ticks[0], chart.axis.ticks[-1]
+    assert [float(label.replace("−", "-")) for label in chart.labels] == pytest.approx(
+        [100 * tick for tick in chart.axis.ticks]
+    )
     for task in found.tasks:
-        for dot, change in zip(drawn[task.name], task.changes, strict=True):
-            assert dot.at == pytest.approx(100 * (100 * change.value - left) / (right - left))
-            assert dot.low is not None
-            assert dot.high is not None
-            assert 0 <= dot.low <= dot.at + 1e-9
-            assert dot.at - 1e-9 <= dot.high <= 100
+        for lane, change in zip(drawn[task.name], task.changes, strict=True):
+            assert lane.value == change.value
+            assert chart.axis.place(lane.value) == pytest.approx(100 * (change.value - left) / (right - left))
+            assert lane.low is not None
+            assert lane.high is not None
+            assert left <= lane.low <= lane.value + 1e-9
+            assert lane.value - 1e-9 <= lane.high <= right
 
 
 @pytest.mark.parametrize("values", [[0.0], [-0.67, 0.12], [0.003, 0.02], [-1.0, 1.0], [-0.004], [0.31]])
 def test_axes_hold_their_values_and_zero_in_round_steps(values: list[float]) -> None:
-    ticks = axis(values)
+    ticks = axis_around_zero(values).ticks
     assert 0.0 in ticks
     assert ticks[0] <= min(0.0, *values)
     assert ticks[-1] >= max(0.0, *values)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sdft_ray.evaluation.forgetting import Likeness
 from sdft_ray.evaluation.shift import ResponseNll, mean_nll, paired_gap
-from sdft_ray.report.run.forgetting import forgetting
-from sdft_ray.report.run.forgetting_table import Cell, table
-from sdft_ray.report.run.gather import gather
-from sdft_ray.report.run.model import Likeness, Ratio, ReportData
+from sdft_ray.report.run.gather import gather, read_forgetting
+from sdft_ray.report.run.model import ReportData
 from sdft_ray.report.run.page import render
+from sdft_ray.report.run.tables import forgetting_table
+from sdft_ray.report.run.words import similarity
+from sdft_ray.report.toolbox.table import Cell
+from sdft_ray.statistics.estimate import Estimate
 from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
@@ -61,7 +65,7 @@ def manifests(store: Store) -> dict[str, Manifest]:
 
 
 def test_rows_of_all_models_become_differences(store: Store, manifests: dict[str, Manifest]) -> None:
-    found = forgetting(store, manifests)
+    found = read_forgetting(store, manifests)
     assert found is not None
     own = {model: [rows(level)["text"][f"t{i}"] for i in range(12)] for model, level in LEVELS.items()}
     for model in LEVELS:
@@ -76,14 +80,14 @@ def test_rows_of_all_models_become_differences(store: Store, manifests: dict[str
         assert told[model]["text"].stderr == pytest.approx(expected.stderr)
     assert set(found.verdicts) == {"text"}
     assert found.verdicts["text"].startswith("Pruning made held-out text")
-    assert found.likeness == {"sft": Likeness(num_answers=3, mean=Ratio(value=0.5, stderr=0.1), low=0.2, num_cut=1)}
+    assert found.likeness == {"sft": Likeness(3, Estimate(0.5, 0.1), 0.2, num_cut=1)}
     assert found.held_out is False
 
 
 def test_nothing_is_said_where_nobody_asked(store: Store, manifests: dict[str, Manifest]) -> None:
-    assert forgetting(store, {}) is None
+    assert read_forgetting(store, {}) is None
     students = {step: manifest for step, manifest in manifests.items() if step != "forget:teacher"}
-    assert forgetting(store, students) is None
+    assert read_forgetting(store, students) is None
 
 
 def test_the_report_holds_it_and_names_no_folder_of_this_machine(
@@ -91,7 +95,7 @@ def test_the_report_holds_it_and_names_no_folder_of_this_machine(
 ) -> None:
     asked = {"source": str(tmp_path / "texts.jsonl"), "embedding": str(tmp_path / "embedder")}
     data = gather(make_recipe(tmp_path, tmp_path / "teacher", forgetting=asked), store, "run", manifests)
-    assert data.forgetting == forgetting(store, manifests)
+    assert data.forgetting == read_forgetting(store, manifests)
     assert ReportData.from_json(data.to_json()) == data
     assert "./embedder" in data.recipe_yaml
     assert str(tmp_path) not in data.recipe_yaml
@@ -101,23 +105,23 @@ def test_the_report_holds_it_and_names_no_folder_of_this_machine(
 
 
 def test_without_an_embedding_model_there_is_no_column_for_answers() -> None:
-    data = ReportData(name="x", forgetting=FORGETTING.model_copy(update={"likeness": {}}))
-    found = table(data)
+    data = ReportData(name="x", forgetting=replace(FORGETTING, likeness={}))
+    found = forgetting_table(data, {})
     assert found is not None
-    assert [name for name, _ in found.columns] == ["held-out text", "perplexity", "references", "rewrites"]
-    assert {len(cells) for _, cells in found.rows} == {4}
-    assert found.alike == ""
-    assert table(ReportData(name="x")) is None
+    assert [column.text for column in found.columns[1:]] == ["held-out text", "perplexity", "references", "rewrites"]
+    assert {len(row.cells) for row in found.groups[0].rows} == {4}
+    assert similarity(data) == similarity(ReportData(name="x")) == ""
+    assert forgetting_table(ReportData(name="x"), {}) is None
 
 
 def test_large_ratios_and_missing_figures_are_written_shortly() -> None:
-    ratios = {"pruned": Ratio(value=1.5e7, stderr=1e5), "sft": Ratio(value=None)}
-    silent = {"sft": Likeness(num_answers=0, mean=Ratio(value=None))}
-    part = FORGETTING.model_copy(update={"perplexity_ratio": ratios, "likeness": silent})
-    found = table(ReportData(name="x", forgetting=part))
+    ratios = {"pruned": Estimate(1.5e7, 1e5), "sft": Estimate(None)}
+    silent = {"sft": Likeness(0, Estimate(None), None)}
+    data = ReportData(name="x", forgetting=replace(FORGETTING, perplexity_ratio=ratios, likeness=silent))
+    found = forgetting_table(data, {})
     assert found is not None
-    cells = dict(found.rows)
+    cells = {row.head.text: row.cells for row in found.groups[0].rows}
     assert cells["pruned"][1] == Cell("15.0\u202fM")
     assert cells["sft"][1] == Cell("–")
     assert cells["sft"][-1] == Cell("–")
-    assert "No task asked for a written answer" in found.alike
+    assert "No task asked for a written answer" in similarity(data)

@@ -10,7 +10,7 @@ import pytest
 
 from sdft_ray.report.run.gather import gather
 from sdft_ray.report.run.model import Cost
-from sdft_ray.report.run.rows import cost_notes
+from sdft_ray.report.run.words import cost_notes
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store, address_of

@@ -6,24 +6,35 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sdft_ray.evaluation.card import retention_card
-from sdft_ray.evaluation.release import Bounds, judge
+from sdft_ray.evaluation.release import Bounds, Judgement, judge
 from sdft_ray.recipe.recipe import Release
-from sdft_ray.report.run.kept_model import Figure, Judgement, Kept, Retention
-from sdft_ray.report.run.kept_table import DASH, GENERATED, SCORED, Cell, Row, Student, students
-from sdft_ray.report.run.kept_words import beyond_chance, released, reversals
-from sdft_ray.report.run.model import Recovery, ReportData
+from sdft_ray.report.run.cards import GENERATED, SCORED, Student, students
+from sdft_ray.report.run.model import ReportData, Retention
 from sdft_ray.report.run.page import render
 from sdft_ray.report.run.retention import retention
 from sdft_ray.report.run.terminal import kept_lines
+from sdft_ray.report.run.words import beyond_chance, released, reversals
+from sdft_ray.report.toolbox.table import DASH, Cell, Row
+from sdft_ray.statistics.estimate import Estimate
 from sdft_ray.statistics.paired import paired_bootstrap
 from sdft_ray.statistics.scores import Scores
-from tests.unit.report.made_up import FAMILIES, RELEASE, SCORES, TUNED, evaluated, kept, recovery_of, task_score
+from tests.unit.report.made_up import (
+    FAMILIES,
+    RELEASE,
+    SCORES,
+    TUNED,
+    evaluated,
+    kept,
+    recovery_from,
+    recovery_of,
+    task_score,
+)
 from tests.unit.report.test_page import Reader
 
 Change = dict[str, Any]
@@ -56,7 +67,11 @@ def student(data: ReportData, name: str) -> Student:
 
 
 def row(one: Student, task: str) -> Row:
-    return next(row for group in one.groups for row in group.rows if row.name == task)
+    return next(row for group in one.tasks.groups for row in group.rows if row.head.text == task)
+
+
+def texts(row: Row) -> tuple[str, ...]:
+    return tuple(cell.text for cell in row.cells)
 
 
 def lowered(value: float) -> dict[str, Scores]:
@@ -72,35 +87,13 @@ def lowered(value: float) -> dict[str, Scores]:
 def test_every_figure_is_the_cards(name: str) -> None:
     scores, found = evaluated(), kept().students[name]
     card = retention_card(scores["teacher"], scores["pruned"], scores[name], tuned=TUNED)
-    assert [task.task for task in found.tasks] == [task.task for task in card.tasks]
-    for own, other in zip(found.tasks, card.tasks, strict=True):
-        for field in ("teacher", "pruned", "student", "recovery", "chance_corrected"):
-            assert getattr(own, field).model_dump() == asdict(getattr(other, field)), field
-        for field in ("is_generative", "is_tuned", "metric", "num_items"):
-            assert getattr(own, field) == getattr(other, field), field
-        for field in ("from_teacher", "from_pruned"):
-            beside, theirs = getattr(own, field), getattr(other, field)
-            assert theirs.interval is not None
-            assert theirs.test is not None
-            figures = (theirs.difference, theirs.interval.low, theirs.interval.high, theirs.test.p_value)
-            assert (beside.value, beside.low, beside.high, beside.p_value) == figures
-        assert {model: answers.model_dump() for model, answers in own.answers.items()} == {
-            model: asdict(written) for model, written in other.written.items()
-        }
-    for overall, recovery, interval in (
-        (found.recovery, card.recovery, card.recovery_interval),
-        (found.chance_corrected, card.chance_corrected, card.chance_corrected_interval),
-    ):
-        assert interval is not None
-        assert overall.mean.model_dump() == asdict(recovery.mean)
-        assert (overall.low, overall.high) == (interval.low, interval.high)
-        assert (overall.min.value, overall.min_task) == (recovery.min.value, recovery.min_task)
-    assert found.pruned.model_dump() == asdict(card.pruned_recovery)
-    assert [(part.capability, part.recovery.value) for part in found.capabilities] == [
-        (part.capability, part.recovery.value) for part in card.capabilities
-    ]
-    judged = judge(card, Bounds(0.85, 0.8, True))
-    assert kept().judgements[name] == Judgement(releasable=judged.releasable, reasons=judged.reasons)
+    assert found == card
+    assert found.recovery_interval is not None
+    assert found.chance_corrected_interval is not None
+    assert all(task.from_teacher.interval and task.from_teacher.test for task in found.tasks)
+    assert all(task.from_pruned.interval and task.from_pruned.test for task in found.tasks)
+    assert {len(task.written) for task in found.tasks if task.is_generative} == {3}
+    assert kept().judgements[name] == judge(card, Bounds(0.85, 0.8, True))
 
 
 def test_the_lead_is_paired_over_all_tasks() -> None:
@@ -158,27 +151,27 @@ def test_bounds_are_told_in_words() -> None:
 
 
 def test_generated_answers_come_first_and_the_best_student_does() -> None:
-    data = shown(evaluated(), RELEASE)
+    data = shown(evaluated(), RELEASE).model_copy(update={"tuned_families": TUNED})
     assert [one.name for one in students(data)] == ["sdft", "sft"]
     one = student(data, "sdft")
-    assert [group.name for group in one.groups] == [GENERATED, SCORED]
-    assert [row.name for row in one.groups[0].rows] == ["word_problems", "lists"]
-    assert [row.is_tuned for row in one.groups[1].rows] == [True, False, False, False, False]
+    assert [group.name for group in one.tasks.groups] == [GENERATED, SCORED]
+    assert [row.head.text for row in one.tasks.groups[0].rows] == ["word_problems", "lists"]
+    assert [row.head.tag for row in one.tasks.groups[1].rows] == ["tuned", "", "", "", ""]
 
 
 def test_a_row_by_hand() -> None:
     cells = row(student(shown(evaluated()), "sft"), "facts").cells
-    assert [cell.figure for cell in cells[:6]] == ["96.5", "88.0", "84.5", "87.6", "83.2", "−12.0"]
-    assert cells[7].figure == "−3.5"
-    assert cells[5].below == "−17.7 to −6.9"
-    assert cells[0].below.replace("\u202f", " ") == "± 1.3"
+    assert [cell.text for cell in cells[:6]] == ["96.5", "88.0", "84.5", "87.6", "83.2", "−12.0"]
+    assert cells[7].text == "−3.5"
+    assert cells[5].note == "−17.7 to −6.9"
+    assert cells[0].note.replace("\u202f", " ") == "± 1.3"
     assert cells[6] == Cell("<0.001")
 
 
 def test_facts_have_the_mean_beside_the_worst_task() -> None:
     facts = {
-        fact.label: (fact.figure.replace("\u202f", " "), fact.note)
-        for fact in student(shown(evaluated()), "sdft").facts
+        label: (figure.replace("\u202f", " "), note)
+        for label, figure, note in student(shown(evaluated()), "sdft").facts
     }
     assert facts["Mean recovery"] == ("92.3 %", "90.4 to 94.1")
     assert facts["Worst task"] == ("88.1 %", "lists")
@@ -188,7 +181,7 @@ def test_facts_have_the_mean_beside_the_worst_task() -> None:
 
 def test_tasks_without_chance_have_no_second_mean() -> None:
     scores = changed({model: {task: {"chance": 0.0} for task in FAMILIES} for model in SCORES})
-    labels = [fact.label for fact in student(shown(scores), "sft").facts]
+    labels = [label for label, *_ in student(shown(scores), "sft").facts]
     assert labels == ["Mean recovery", "Worst task", "After pruning"]
 
 
@@ -201,7 +194,7 @@ def test_what_is_left_out_is_told() -> None:
         "Not chance-corrected, as what guessing scores is not known: myths."
     )
     cells = row(one, "facts").cells
-    assert [cell.figure for cell in cells] == ["3.25", "3.25", "3.25", DASH, DASH, "0", DASH, "0"]
+    assert [cell.text for cell in cells] == ["3.25", "3.25", "3.25", DASH, DASH, "0", DASH, "0"]
 
 
 def test_capabilities_stand_below_where_one_has_several_tasks() -> None:
@@ -209,23 +202,23 @@ def test_capabilities_stand_below_where_one_has_several_tasks() -> None:
         model: Scores({f"lab_{task}": replace(score, task=f"lab_{task}") for task, score in own.tasks.items()})
         for model, own in evaluated().items()
     }
-    group = student(shown(scores), "sdft").groups[-1]
+    group = student(shown(scores), "sdft").tasks.groups[-1]
     assert group.name == "By capability"
-    commonsense = next(row for row in group.rows if row.name == "commonsense")
-    assert commonsense.note == "2 tasks"
-    assert [cell.figure for cell in commonsense.cells] == ["97.0", "92.2", "93.8", "96.6"]
+    commonsense = next(row for row in group.rows if row.head.text == "commonsense")
+    assert commonsense.head.note == "2 tasks"
+    assert [cell.text for cell in commonsense.cells] == ["97.0", "92.2", "93.8", "96.6"]
 
 
 def test_how_answers_look() -> None:
     """Of 200 word problems sft has 48 % right and gives no answer to 26 %: another 26 % are wrong."""
     answers = student(shown(evaluated()), "sft").answers
     assert answers is not None
-    assert answers.columns == (
+    assert [column.text for column in answers.columns[1:]] == [
         "pass@1", "pass@1, sampled", "pass@8", "wrong", "no answer", "cut off", "repeated", "tokens",
-    )  # fmt: skip
-    task, rows = answers.groups[0]
-    assert (task, [row.model for row in rows]) == ("word_problems", ["teacher", "pruned", "sft"])
-    assert rows[2].cells == ("48.0", "48.0", "74.0", "26.0", "26.0", "13.0", "8.7", "38.9")
+    ]  # fmt: skip
+    group = answers.groups[0]
+    assert (group.name, [row.head.text for row in group.rows]) == ("word_problems", ["teacher", "pruned", "sft"])
+    assert texts(group.rows[2]) == ("48.0", "48.0", "74.0", "26.0", "26.0", "13.0", "8.7", "38.9")
 
 
 def test_wrong_answers_are_counted_only_where_items_are_right_or_wrong() -> None:
@@ -233,14 +226,14 @@ def test_wrong_answers_are_counted_only_where_items_are_right_or_wrong() -> None
     scores = changed(everywhere("lists", items=half, value=0.5))
     answers = student(shown(scores), "sft").answers
     assert answers is not None
-    assert [row.cells[3] for row in answers.groups[1][1]] == [DASH] * 3
+    assert [row.cells[3].text for row in answers.groups[1].rows] == [DASH] * 3
 
 
 def test_scores_of_before_answers_were_looked_at() -> None:
     scores = changed({model: {task: {"written": None} for task in FAMILIES} for model in SCORES})
     one = student(shown(scores), "sft")
     assert one.answers is None
-    assert one.groups[0].name == GENERATED, "nothing can be guessed"
+    assert one.tasks.groups[0].name == GENERATED, "nothing can be guessed"
     assert "How answers look" not in render(shown(scores))
 
 
@@ -248,9 +241,9 @@ def test_answers_of_one_model_alone() -> None:
     scores = changed({model: {task: {"written": None} for task in FAMILIES} for model in ("teacher", "pruned")})
     answers = student(shown(scores), "sft").answers
     assert answers is not None
-    teacher, _, own = answers.groups[0][1]
-    assert teacher.cells == ("97.5", *[DASH] * 7)
-    assert DASH not in own.cells
+    teacher, _, own = answers.groups[0].rows
+    assert texts(teacher) == ("97.5", *[DASH] * 7)
+    assert DASH not in texts(own)
 
 
 # --- what is missing, or no number --------------------------------------------------------------------------
@@ -261,7 +254,7 @@ def test_a_dash_where_items_are_missing() -> None:
     one = student(data, "sft")
     cells = row(one, "facts").cells
     assert (cells[5], cells[6], cells[7]) == (Cell("−12.0", DASH), Cell(DASH), Cell("−3.5", DASH))
-    assert one.facts[0].note == "no interval"
+    assert one.facts[0][2] == "no interval"
     assert any("cannot be told whether" in said for said, _ in one.reversals)
     assert any("cannot be told whether" in reason for reason in data.retention.judgements["sft"].reasons)
 
@@ -319,7 +312,7 @@ def test_students_are_marked_where_the_recipe_has_bounds() -> None:
 )
 def test_the_verdict_on_releases(good: str, bad: str, said: str) -> None:
     judged = [(name, True) for name in good] + [(name, False) for name in bad]
-    found = Retention(judgements={name: Judgement(releasable=releasable) for name, releasable in judged})
+    found = Retention(judgements={name: Judgement(releasable, ()) for name, releasable in judged})
     assert released(found) == said
 
 
@@ -347,19 +340,19 @@ def test_the_terminal_says_who_may_be_released() -> None:
 
 
 def test_the_terminal_takes_names_for_names() -> None:
-    judged = Judgement(releasable=False, reasons=("[red]bad[/] [/nonsense]",))
+    judged = Judgement(False, ("[red]bad[/] [/nonsense]",))
     (line,) = kept_lines(ReportData(name="x", retention=Retention(judgements={"[bold]": judged})))
     assert line.plain == "[bold]: not releasable. [red]bad[/] [/nonsense]"
 
 
 def test_students_without_a_recovery_come_last() -> None:
-    none = Kept.model_validate({
-        "tasks": (), "capabilities": (), "pruned": Figure(value=None),
-        "recovery": {"mean": {"value": None}, "min": {"value": None}},
-        "chance_corrected": {"mean": {"value": None}, "min": {"value": None}},
-    })  # fmt: skip
+    nothing = recovery_from(Estimate(None))
+    none = replace(
+        kept().students["sft"], tasks=(), capabilities=(), reversals=(), recovery=nothing, recovery_interval=None,
+        chance_corrected=nothing, chance_corrected_interval=None, pruned_recovery=Estimate(None),
+    )  # fmt: skip
     parts = {"lost": none, "sft": kept().students["sft"]}
-    recovery = {"lost": Recovery.model_validate({"mean": {"value": None}}), "sft": recovery_of("sft")}
+    recovery = {"lost": nothing, "sft": recovery_of("sft")}
     data = ReportData(name="x", retention=Retention(students=parts), recovery=recovery)
     assert [one.name for one in students(data)] == ["sft", "lost"]
     assert student(data, "lost").mean == DASH

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from sdft_ray.report.run.model import Plan, Recovery, ReportData, Score
-from tests.unit.report.made_up import distances, report_data
+from sdft_ray.report.run.model import Plan, ReportData
+from sdft_ray.statistics.estimate import Estimate
+from tests.unit.report.made_up import distances, recovery_from, report_data
 
 
 def test_json_round_trip_keeps_everything_and_its_order() -> None:
@@ -27,7 +28,7 @@ def test_json_round_trip_of_the_least() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_figures_that_are_no_numbers_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="finite"):
-        Score(value=value)
+        ReportData.model_validate({"name": "x", "scores": {"teacher": {"a": {"value": value}}}})
 
 
 def test_unknown_fields_are_refused() -> None:
@@ -39,9 +40,9 @@ def test_distances_of_another_model_are_refused() -> None:
     good = distances()
     with pytest.raises(ValueError, match="one row for each n"):
         type(good)(
-            angular_last=good.angular_last[:-1],
-            angular_mean=good.angular_mean,
-            block_influence=good.block_influence,
+            angular_last_LN=good.angular_last_LN[:-1],
+            angular_mean_LN=good.angular_mean_LN,
+            block_influence_L=good.block_influence_L,
         )
 
 
@@ -67,7 +68,7 @@ def test_arms_are_all_models_but_teacher_and_pruned() -> None:
 
 
 def test_tuned_families_come_first() -> None:
-    scores = {"teacher": {task: Score(value=0.5) for task in ("a", "b", "c", "d")}}
-    recovery = {"sft": Recovery.model_validate({"mean": {"value": 0.5}, "tasks": {"e": {"value": 0.1}}})}
+    scores = {"teacher": {task: Estimate(0.5) for task in ("a", "b", "c", "d")}}
+    recovery = {"sft": recovery_from(Estimate(0.5), {"e": Estimate(0.1)})}
     data = ReportData(name="x", scores=scores, recovery=recovery, tuned_families=("c", "b"))
     assert data.tasks == ("b", "c", "a", "d", "e")

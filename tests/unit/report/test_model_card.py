@@ -19,7 +19,7 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import parse_yaml
 from sdft_ray.release.card_facts import card_facts, portable
 from sdft_ray.release.model_card import _speedup, model_card
-from sdft_ray.report.run.training import student_manifest
+from sdft_ray.report.run.gather import student_manifest
 from tests.support.finished_run import CORRECT, REASONS, finished_run
 from tests.support.recipes import make_recipe
 from tests.unit.report.made_up import report_data
@@ -205,8 +205,8 @@ def test_a_merge_of_two_students(tmp_path: Path) -> None:
 def test_speed_is_told_for_each_batch() -> None:
     data = report_data()
     assert data.speed is not None
-    for batch, told in zip(data.speed.batches, _speedup(data).split(", "), strict=True):
-        assert told == f"{batch.decode.speedup.median:.2f} times as fast with {batch.batch_rows} at once"
+    for (was, now), told in zip(data.speed.batches, _speedup(data).split(", "), strict=True):
+        assert told == f"{now.decode.median / was.decode.median:.2f} times as fast with {was.batch_rows} at once"
 
 
 @pytest.mark.parametrize(

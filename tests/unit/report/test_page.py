@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sdft_ray import report
-from sdft_ray.report.run.kept_model import Retention
-from sdft_ray.report.run.model import Gap, Plan, ReportData, Sample
+from sdft_ray.generation.selection import MEANINGS, REASONS
+from sdft_ray.report.run.model import Gap, Plan, ReportData, Retention, Sample
 from sdft_ray.report.run.page import render
 from tests.unit.report.made_up import FAMILIES, distances, report_data
 from tests.unit.report.test_figures import contrast
@@ -110,7 +110,13 @@ def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
     assert not {"script", "iframe", "object", "img", "base", "form"} & {tag for tag, _ in reader.tags}
     addresses = [value for _, attrs in reader.tags for name, value in attrs.items() if name in ("href", "src")]
     assert all(address.startswith("data:") for address in addresses)
-    assert set(re.findall(r"url\(([^)]*)\)", page)) == {"#hatch"}
+    identities = {attrs["id"] for _, attrs in reader.tags if "id" in attrs}
+    links = [value for _, attrs in reader.tags for name, value in attrs.items() if name == "xlink:href"]
+    assert {link[1:] for link in links if link.startswith("#")} <= identities
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    references = re.findall(r"url\(([^)]*)\)", page)
+    assert references
+    assert {reference.removeprefix("#") for reference in references} <= identities
     assert "@import" not in page
     assert "default-src 'none'" in page
 
@@ -151,6 +157,8 @@ def test_tables_and_figures_can_be_read_aloud(page: str) -> None:
     assert sum(tag == "caption" for tag, _ in tags) == sum(tag == "table" for tag, _ in tags) == 14
     labels = [attrs.get("aria-label", "") for _, attrs in tags if attrs.get("role") == "img"]
     assert len(labels) > 10
+    assert any("sft ends at 0.63, sdft ends at 0.09; learning rate, largest 9.9e−4" in label for label in labels)
+    assert any("block 4 .02 (removed)" in label for label in labels)
     assert all(len(label) > 10 for label in labels)
     identities = [attrs["id"] for _, attrs in tags if "id" in attrs]
     assert len(set(identities)) == len(identities)
@@ -210,6 +218,13 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
         assert expected in text, expected
 
 
+def test_every_reason_is_shown_with_its_meaning() -> None:
+    assert set(MEANINGS) == set(REASONS)
+    text = Reader(render(ReportData(name="x", selection=dict.fromkeys(REASONS, 1)))).text
+    for reason in REASONS:
+        assert re.search(rf"{reason}\s+{re.escape(MEANINGS[reason])}", text), reason
+
+
 def test_the_whole_of_a_large_model_stays_small() -> None:
     adjacent = (0.45, *[0.01 + 0.0001 * i for i in range(124)], 0.15)
     plan = Plan(num_blocks=126, keep_blocks=tuple(range(100)), metric="angular_distance", position="last")
@@ -218,7 +233,7 @@ def test_the_whole_of_a_large_model_stays_small() -> None:
 
 
 def test_a_set_without_rewrites_says_so() -> None:
-    page = render(ReportData(name="x", gap=Gap(num_kept=0, num_rows=0, verdict="No rewrite was kept.")))
+    page = render(ReportData(name="x", gap=Gap(num_rows=0, nll={}, gaps={}, verdict="No rewrite was kept.")))
     assert Reader(page).sections() == ["gap"]
     assert "No rewrite was kept." in page
     assert "<table" not in page

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from sdft_ray.evaluation.rounds import over_rounds
 from sdft_ray.evaluation.speed import BatchSpeed, ModelSpeed
+from sdft_ray.report.run.gather import speed as read_speed
 from sdft_ray.report.run.model import ReportData
-from sdft_ray.report.run.speeds import SpeedTable, compared_speeds, speed_tables
+from sdft_ray.report.run.tables import speed_tables
+from sdft_ray.report.toolbox.table import Table
 from tests.support.recipes import make_recipe
 from tests.unit.report.made_up import report_data
 
@@ -37,34 +37,43 @@ def figures(*, peak: int | None = None) -> dict[str, Any]:
     }
 
 
-def spaced(table: SpeedTable) -> list[list[tuple[str, str]]]:
-    rows = [*(cells for _, cells in table.rows), table.computed]
-    return [[(cell.figures.replace("\u202f", " "), cell.factor.replace("\u202f", " ")) for cell in row] for row in rows]
+def spaced(table: Table) -> list[list[tuple[str, str]]]:
+    rows = [row.cells for group in table.groups for row in group.rows]
+    return [[(cell.text.replace("\u202f", " "), cell.note.replace("\u202f", " ")) for cell in row] for row in rows]
+
+
+def heads(table: Table) -> list[str]:
+    return [row.head.text for group in table.groups for row in group.rows]
 
 
 def test_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
-    found = compared_speeds(make_recipe(tmp_path, tmp_path), figures(peak=600))
-    assert (found.prompt_tokens, found.new_tokens, found.weight_bytes) == (64, 64, (4_000, 3_000))
-    assert [one.batch_rows for one in found.batches] == [1, 8]
-    for one in found.batches:
+    found = read_speed(make_recipe(tmp_path, tmp_path), figures(peak=600))
+    assert (found.prompt_tokens, found.new_tokens) == (64, 64)
+    assert (found.teacher.weight_bytes, found.pruned.weight_bytes) == (4_000, 3_000)
+    assert [was.batch_rows for was, _ in found.batches] == [1, 8]
+    speed, memory = map(spaced, speed_tables(ReportData(name="x", speed=found)))
+    for (was, now), cells, sizes in zip(found.batches, speed, memory, strict=True):
         # 2, 4, 2 times as fast: the ratio of the medians would be 2 as well, its quartiles would not.
-        for pair in (one.prefill, one.decode, one.first_token):
-            assert (pair.speedup.low, pair.speedup.median, pair.speedup.high) == pytest.approx((2, 2, 3))
-        assert one.decode.teacher.median == 5 * one.batch_rows
-        assert (one.first_token.teacher.median, one.first_token.pruned.median) == (1, 0.5)
-        assert one.kv_bytes == (1_000 * one.batch_rows,) * 2
-        assert one.peak_bytes == (900, 600)
+        assert [factor for _, factor in cells] == ["2.00 × (2.00 to 3.00)"] * 3
+        assert was.decode.median == 5 * was.batch_rows
+        assert (was.first_token_s.median, now.first_token_s.median) == (1, 0.5)
+        assert cells[1][0] == f"{5 * was.batch_rows}{'.00' if was.batch_rows == 1 else '.0'} → {10 * was.batch_rows}.0"
+        assert cells[2][0] == "1.00 s → 500 ms"
+        assert was.kv_bytes == now.kv_bytes == 1_000 * was.batch_rows
+        assert (was.peak_bytes, now.peak_bytes) == (900, 600)
+        assert sizes[2] == ("900 B → 600 B", "1.50 ×")
 
 
 def test_a_peak_that_is_not_known_of_both_is_of_none(tmp_path: Path) -> None:
-    found = compared_speeds(make_recipe(tmp_path, tmp_path), figures())
-    assert [one.peak_bytes for one in found.batches] == [None, None]
+    found = read_speed(make_recipe(tmp_path, tmp_path), figures())
+    _, memory = speed_tables(ReportData(name="x", speed=found))
+    assert [len(row) for row in spaced(memory)] == [2, 2]
 
 
 def test_measured_beside_computed() -> None:
     speed, memory = speed_tables(report_data())
-    assert [name for name, _ in speed.rows] == [name for name, _ in memory.rows] == ["1", "16"]
-    assert speed.columns == ("Prefill, tokens/s", "Decode, tokens/s", "First token after")
+    assert heads(speed) == heads(memory) == ["1", "16", "computed"]
+    assert [c.text for c in speed.columns[1:]] == ["Prefill, tokens/s", "Decode, tokens/s", "First token after"]
     assert spaced(speed) == [
         [
             ("9,480 → 13,650", "1.44 × (1.43 to 1.45)"),
@@ -88,12 +97,11 @@ def test_measured_beside_computed() -> None:
 def test_each_computed_factor_stands_in_its_own_column() -> None:
     data = report_data()
     assert data.sizes is not None
-    pruned = data.sizes.pruned.model_copy(
-        update={
-            "matmul_flops_per_token": data.sizes.teacher.matmul_flops_per_token // 3,
-            "weight_bytes": data.sizes.teacher.weight_bytes // 4,
-            "kv_bytes_per_token": data.sizes.teacher.kv_bytes_per_token // 6,
-        }
+    pruned = replace(
+        data.sizes.pruned,
+        matmul_flops_per_token=data.sizes.teacher.matmul_flops_per_token // 3,
+        weight_bytes=data.sizes.teacher.weight_bytes // 4,
+        kv_bytes_per_token=data.sizes.teacher.kv_bytes_per_token // 6,
     )
     sizes = data.sizes.model_copy(update={"pruned": pruned})
     speed, memory = speed_tables(data.model_copy(update={"sizes": sizes}))
@@ -104,11 +112,11 @@ def test_each_computed_factor_stands_in_its_own_column() -> None:
 def test_what_is_not_known_has_no_column_and_no_row() -> None:
     data = report_data()
     assert data.speed is not None
-    batches = tuple(one.model_copy(update={"peak_bytes": None}) for one in data.speed.batches)
-    speed = data.speed.model_copy(update={"batches": batches})
+    batches = tuple(replace(batch, peak_bytes=None) for batch in data.speed.pruned.batches)
+    speed = data.speed.model_copy(update={"pruned": replace(data.speed.pruned, batches=batches)})
     for table in speed_tables(data.model_copy(update={"speed": speed, "sizes": None})):
-        assert table.computed == ()
+        assert heads(table) == ["1", "16"]
     _, memory = speed_tables(data.model_copy(update={"speed": speed}))
-    assert memory.columns == ("Weights", "Keys and values")
-    assert all(len(cells) == 2 for cells in (*(cells for _, cells in memory.rows), memory.computed))
+    assert [column.text for column in memory.columns[1:]] == ["Weights", "Keys and values"]
+    assert [len(row) for row in spaced(memory)] == [2, 2, 2]
     assert speed_tables(ReportData(name="x")) == []

@@ -12,10 +12,11 @@ import pytest
 from sdft_ray.errors import DataError
 from sdft_ray.report.study.fit import covariance, recovery_moves
 from sdft_ray.report.study.gather import gather_study
-from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, Interval, Panel, StudyData
-from sdft_ray.report.study.words import bounds, cells_compared, fit_words, plain_text, signed, verdict
-from sdft_ray.report.toolbox.numbers import THIN
+from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, Panel, StudyData
+from sdft_ray.report.study.words import bounds, cells_compared, fit_words, verdict
+from sdft_ray.report.toolbox.numbers import THIN, points
 from sdft_ray.statistics.crossed import crossed_mean, crossed_recovery
+from sdft_ray.statistics.estimate import Estimate
 from tests.unit.report import made_up_study as made_up
 
 ROWS = made_up.rows(num_seeds=3, num_items=60, blocks=(3,))
@@ -51,7 +52,7 @@ def test_recovery_is_a_ratio_of_mean_scores(study: StudyData) -> None:
     for cell in panel.cells:
         for group, tasks in TASKS.items():
             found = cell.recovery[group]
-            assert found.value == pytest.approx(naive_recovery(cell.arm, cell.num_rows, tasks))
+            assert found.known == pytest.approx(naive_recovery(cell.arm, cell.num_rows, tasks))
             peer = crossed_recovery(*as_arrays(picked(cell.arm, cell.num_rows, tasks)))
             assert (found.low, found.high) == pytest.approx((peer.low, peer.high))
 
@@ -89,7 +90,7 @@ def test_differences_are_paired_with_the_first_arm(study: StudyData) -> None:
             continue
         for group, tasks in TASKS.items():
             own, first = (naive_recovery(arm, cell.num_rows, tasks) for arm in (cell.arm, "sft"))
-            assert cell.ahead[group].value == pytest.approx(own - first)
+            assert cell.ahead[group].known == pytest.approx(own - first)
             (mine, teacher), (theirs, _) = (as_arrays(picked(a, cell.num_rows, tasks)) for a in (cell.arm, "sft"))
             whole = np.mean([teacher[task] for task in tasks])
             moves = {t: (mine[t] - theirs[t] - (own - first) * teacher[t]) / whole for t in tasks}
@@ -140,7 +141,8 @@ def test_the_order_of_rows_does_not_matter(study: StudyData) -> None:
             twin = other.cell(cell.arm, cell.num_rows)
             assert twin is not None
             for group in panel.groups:
-                assert twin.recovery[group] == pytest.approx(cell.recovery[group])
+                own, theirs = cell.recovery[group], twin.recovery[group]
+                assert (theirs.value, theirs.low, theirs.high) == pytest.approx((own.known, own.low, own.high))
 
 
 def test_known_curves_come_back() -> None:
@@ -227,7 +229,7 @@ def test_a_table_without_rows_is_refused() -> None:
         gather_study(made_up.table(ROWS)[:0], name="x")
 
 
-def said(panel: Panel, ahead: Mapping[str, Interval | None], **recovery: Interval) -> str:
+def said(panel: Panel, ahead: Mapping[str, Estimate | None], **recovery: Estimate) -> str:
     """The verdict on a panel whose last size has these figures for sdft."""
     cells = []
     for cell in panel.cells:
@@ -236,33 +238,33 @@ def said(panel: Panel, ahead: Mapping[str, Interval | None], **recovery: Interva
         cells.append(cell)
     arms = ("sft", "sdft")
     kept = tuple(cell for cell in cells if cell.arm in arms)
-    return plain_text(verdict(dataclasses.replace(panel, arms=arms, cells=kept))).replace(THIN, " ")
+    return made_up.plain_text(verdict(dataclasses.replace(panel, arms=arms, cells=kept))).replace(THIN, " ")
 
 
 def test_verdicts_say_wins_losses_and_nulls_in_words(study: StudyData) -> None:
-    panel, whole = study.panels[0], {ALL: Interval(0.912, 0.904, 0.92)}
-    won = said(panel, {ALL: Interval(0.031, 0.022, 0.04)}, **whole)
+    panel, whole = study.panels[0], {ALL: Estimate(0.912, low=0.904, high=0.92)}
+    won = said(panel, {ALL: Estimate(0.031, low=0.022, high=0.04)}, **whole)
     assert won.startswith("At 4,000 rows sft recovers ")
     assert "sdft 91.2 % (90.4 to 92.0), 3.1 points more than sft (2.2 to 4.0)." in won
-    lost = said(panel, {ALL: Interval(-0.031, -0.04, -0.022)}, **whole)
+    lost = said(panel, {ALL: Estimate(-0.031, low=-0.04, high=-0.022)}, **whole)
     assert "sdft 91.2 % (90.4 to 92.0), 3.1 points less than sft (2.2 to 4.0)." in lost
-    null = said(panel, {ALL: Interval(0.004, -0.006, 0.014)}, **whole)
+    null = said(panel, {ALL: Estimate(0.004, low=-0.006, high=0.014)}, **whole)
     assert "which cannot be told apart from sft: +0.4 points (−0.6 to +1.4)." in null
-    alone = said(panel, {ALL: Interval(0.004)}, **whole)
+    alone = said(panel, {ALL: Estimate(0.004)}, **whole)
     assert "+0.4 points from sft, which has no interval." in alone
 
 
 def test_harm_is_said(study: StudyData) -> None:
     panel = study.panels[0]
-    text = plain_text(verdict(panel)).replace(THIN, " ")
+    text = made_up.plain_text(verdict(panel)).replace(THIN, " ")
     assert "Off-domain sft is worse than no training: " in text
     assert f"the pruned model alone {100 * panel.pruned[0].recovery[OFF_DOMAIN]:.1f} %." in text
     assert "tuned tasks sft is worse" not in text
-    near = {OFF_DOMAIN: Interval(0.9, 0.88, 0.92)}
+    near = {OFF_DOMAIN: Estimate(0.9, low=0.88, high=0.92)}
     level = panel.pruned[0].recovery[OFF_DOMAIN]
     assert 0.9 < level < 0.92
     cells = tuple(dataclasses.replace(cell, recovery={**cell.recovery, **near}) for cell in panel.cells)
-    assert "worse than no training" not in plain_text(
+    assert "worse than no training" not in made_up.plain_text(
         verdict(dataclasses.replace(panel, cells=cells, pruned=panel.pruned[:1], arms=("sft", "sdft")))
     )
 
@@ -270,14 +272,14 @@ def test_harm_is_said(study: StudyData) -> None:
 def test_arms_that_lack_the_size_are_named(study: StudyData) -> None:
     panel = study.panels[0]
     cells = tuple(cell for cell in panel.cells if (cell.arm, cell.num_rows) != ("tail", 4000))
-    assert "Not trained on 4,000 rows: tail." in plain_text(verdict(dataclasses.replace(panel, cells=cells)))
+    assert "Not trained on 4,000 rows: tail." in made_up.plain_text(verdict(dataclasses.replace(panel, cells=cells)))
 
 
 def test_figures_in_words() -> None:
-    assert [signed(value) for value in (0.031, -0.031, 0.0, 0.0002, -0.0002)] == ["+3.1", "−3.1", "0.0", "0.0", "0.0"]
-    assert bounds(Interval(0.5, 0.4, 0.6)) == " (40.0 to 60.0)"
-    assert bounds(Interval(0.5, -0.4, 0.6), sign=True) == " (−40.0 to +60.0)"
-    assert bounds(Interval(0.5)) == ""
-    assert [Interval(1, *ends).is_clear for ends in ((0.1, 2), (-1, -0.1), (-1, 2), (None, None))] == [
+    assert [points(value) for value in (0.031, -0.031, 0.0, 0.0002, -0.0002)] == ["+3.1", "−3.1", "0.0", "0.0", "0.0"]
+    assert bounds(Estimate(0.5, low=0.4, high=0.6)) == " (40.0 to 60.0)"
+    assert bounds(Estimate(0.5, low=-0.4, high=0.6), sign=True) == " (−40.0 to +60.0)"
+    assert bounds(Estimate(0.5)) == ""
+    assert [Estimate(1, None, *ends).is_clear for ends in ((0.1, 2), (-1, -0.1), (-1, 2), (None, None))] == [
         True, True, False, False,
     ]  # fmt: skip

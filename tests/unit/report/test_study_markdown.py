@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from sdft_ray.report.study.gather import gather_study
-from sdft_ray.report.study.markdown import study_markdown
-from sdft_ray.report.study.model import ALL, OFF_DOMAIN, Interval, StudyData
+from sdft_ray.report.study.model import ALL, OFF_DOMAIN, StudyData
+from sdft_ray.report.study.tables import study_markdown
+from sdft_ray.statistics.estimate import Estimate
 from tests.unit.report import made_up_study as made_up
 
 
@@ -40,20 +41,20 @@ def test_cells_are_the_figures_of_the_largest_size(study: StudyData) -> None:
             assert line[5:12] == [f"{100 * cell.scores[task]:.1f}{margins.get(task, '')}" for task in made_up.TASKS]
             found, ahead = cell.recovery[ALL], cell.ahead.get(ALL)
             assert found.low is not None
-            assert line[1].replace("**", "").startswith(f"{100 * found.value:.1f} ({100 * found.low:.1f} to ")
-            assert line[2].replace("−", "-").startswith(f"{100 * ahead.value:+.1f} (" if ahead else "")
+            assert line[1].replace("**", "").startswith(f"{100 * found.known:.1f} ({100 * found.low:.1f} to ")
+            assert line[2].replace("−", "-").startswith(f"{100 * ahead.known:+.1f} (" if ahead else "")
             assert bool(line[2]) == (arm != "sft")
-            assert line[3].startswith(f"{100 * cell.recovery[OFF_DOMAIN].value:.1f} (")
-        best = max(panel.arms, key=lambda arm: panel.cell(arm, 4000).recovery[ALL].value)  # pyright: ignore[reportOptionalMemberAccess]
+            assert line[3].startswith(f"{100 * cell.recovery[OFF_DOMAIN].known:.1f} (")
+        best = max(panel.arms, key=lambda arm: panel.cell(arm, 4000).recovery[ALL].known)  # pyright: ignore[reportOptionalMemberAccess]
         strong = [line[0] for line in lines[start + 1 : start + 7] if line[1].startswith("**")]
         assert strong == [best.replace("_", r"\_")]
 
 
 def test_students_that_read_alike_are_best_alike(study: StudyData) -> None:
     panel = study.panels[0]
-    same = Interval(0.98503, 0.97, 1.0)
+    same = Estimate(0.98503, low=0.97, high=1.0)
     cells = [dataclasses.replace(cell, recovery={**cell.recovery, ALL: same}) for cell in panel.cells]
-    cells[-1].recovery[ALL] = same._replace(value=0.98504)
+    cells[-1].recovery[ALL] = dataclasses.replace(same, value=0.98504)
     lines = study_markdown(dataclasses.replace(study, panels=(dataclasses.replace(panel, cells=tuple(cells)),)))
     assert lines.count("**98.5**") == len(panel.arms)
 

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from sdft_ray.report.study.charts import Rows, row_axis, share_axis, small_plots, tick_sizes
-from sdft_ray.report.study.figure import COLORS, study_figure
+from sdft_ray.report.study.figures import levels, plot, row_axis, share_axis, study_figure, tick_sizes
 from sdft_ray.report.study.gather import gather_study
-from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, Interval, StudyData
+from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, StudyData
 from sdft_ray.report.study.page import render_study
 from sdft_ray.report.study.terminal import study_lines
-from sdft_ray.report.study.words import plain_text, verdict
+from sdft_ray.report.study.words import verdict
+from sdft_ray.report.toolbox.figures import ARM_COLORS, TONES
+from sdft_ray.statistics.estimate import Estimate
 from tests.unit.report import made_up_study as made_up
 from tests.unit.report.test_page import Reader
 
@@ -57,9 +59,9 @@ def test_everything_is_on_the_page(study: StudyData, page: str) -> None:
         assert expected in text, expected
     for panel in study.panels:
         assert panel.name in text
-        assert plain_text(verdict(panel)).replace("\u202f", " ") in text
+        assert made_up.plain_text(verdict(panel)).replace("\u202f", " ") in text
         for cell in panel.cells:
-            assert f"{100 * cell.recovery[ALL].value:.1f}" in text
+            assert f"{100 * cell.recovery[ALL].known:.1f}" in text
             for task, margin in cell.margins.items():
                 assert f"{100 * cell.scores[task]:.1f} ± {100 * margin:.1f}" in text
     assert "falling: more data lowers the score here" in text
@@ -83,7 +85,11 @@ def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
     addresses = [value for _, attrs in reader.tags for name, value in attrs.items() if name in ("href", "src")]
     assert all(address.startswith("data:") for address in addresses)
     assert set(re.findall(r"https?://[^'\" ]+", page)) == {"http://www.w3.org/2000/svg"}
-    assert set(re.findall(r"url\(([^)]*)\)", page)) <= {"#hatch"}
+    identities = {attrs["id"] for _, attrs in reader.tags if "id" in attrs}
+    links = [value for _, attrs in reader.tags for name, value in attrs.items() if name == "xlink:href"]
+    references = [*links, *re.findall(r"url\(([^)]*)\)", page)]
+    assert references
+    assert {reference.removeprefix("#") for reference in references} <= identities
     assert "default-src 'none'" in page
 
 
@@ -120,23 +126,35 @@ def test_it_can_be_read_aloud(page: str) -> None:
 
 
 def test_marks_stand_where_their_figures_are(study: StudyData) -> None:
-    panel, axis = study.panels[0], row_axis(study)
-    for plot in small_plots(panel, axis):
-        share, ticks = share_axis(panel, plot.group)
-        assert [float(tick.label) for tick in plot.y_ticks] == pytest.approx([100 * tick for tick in ticks])
-        assert (plot.y_ticks[0].at, plot.y_ticks[-1].at) == pytest.approx((100, 0))
-        for trace in plot.traces:
-            cells = [cell for cell in panel.cells if cell.arm == trace.arm]
-            for cell, mark in zip(cells, trace.marks, strict=True):
-                found = cell.recovery[plot.group]
-                assert mark.y == pytest.approx(np.interp(found.value, [share.low, share.high], [100, 0]))
-                assert 0 <= mark.top < mark.y < mark.bottom <= 100
-                assert abs(mark.x - axis.place(cell.num_rows)) < 3
-            fit = panel.fits[trace.arm, plot.group]
-            assert bool(trace.seen) == bool(fit.line)
+    panel = study.panels[0]
+    for group in panel.groups:
+        axes = Figure().add_subplot()
+        plot(axes, study, panel, group)
+        share, ticks = share_axis(panel, group)
+        assert [float(label.get_text()) for label in axes.get_yticklabels()] == pytest.approx(
+            [100 * tick for tick in ticks]
+        )
+        assert axes.get_ylim() == pytest.approx((100 * share.low, 100 * share.high))
+        for arm, color in zip(panel.arms, ARM_COLORS, strict=False):
+            own = [line for line in axes.lines if line.get_color() == color and line.get_linestyle() == "-"]
+            marks = [line for line in axes.lines if line.get_color() == color and line.get_marker() == "o"]
+            bars = [line for line in own if line.get_marker() == "None" and len(line.get_xdata()) == 2]
+            cells = [cell for cell in panel.cells if cell.arm == arm]
+            for cell, mark, bar in zip(cells, marks, bars, strict=True):
+                found = cell.recovery[group]
+                assert found.low is not None
+                assert found.high is not None
+                (x,), (y,) = mark.get_data()
+                assert y == pytest.approx(100 * found.known)
+                assert list(bar.get_ydata()) == pytest.approx([100 * found.low, 100 * found.high])
+                assert 0.85 < x / cell.num_rows < 1.18
+                assert str(mark.get_gid()).startswith(f"title:{arm}, {cell.num_rows:,} rows: {100 * y / 100:.1f}")
+            fit = panel.fits[arm, group]
+            curves = [line for line in own if len(line.get_xdata()) > 2]
+            assert bool(curves) == bool(fit.line)
             if fit.line:
-                seen = [tuple(map(float, pair.split(","))) for pair in trace.seen.split()]
-                assert seen[-1] == pytest.approx((10 * axis.place(4000), 10 * share.place(fit.line[32].value)), abs=0.1)
+                x, y = curves[0].get_data()
+                assert (x[-1], y[-1]) == pytest.approx((4000, 100 * fit.line[32].value))
 
 
 @pytest.mark.parametrize(("high", "last", "top"), [(1.02, 1.0, 1.02), (1.08, 1.2, 1.2), (0.93, 1.0, 1.0)])
@@ -144,26 +162,31 @@ def test_an_interval_a_little_above_a_tick_asks_for_no_other(
     study: StudyData, high: float, last: float, top: float
 ) -> None:
     panel = study.panels[0]
-    ends = [Interval(0.5, 0.25, 0.6), Interval(0.9, 0.8, high)]
+    ends = [Estimate(0.5, low=0.25, high=0.6), Estimate(0.9, low=0.8, high=high)]
     cells = [dataclasses.replace(cell, recovery={ALL: end}) for cell, end in zip(panel.cells, ends, strict=False)]
     share, ticks = share_axis(dataclasses.replace(panel, cells=tuple(cells), fits={}, pruned=()), ALL)
     assert (share.low, share.high) == pytest.approx((ticks[0], top))
     assert ticks[-1] == pytest.approx(last)
 
 
-def test_the_row_axis_is_logarithmic() -> None:
-    axis = Rows(125, 4000)
-    doublings = [axis.place(125 * 2**i) for i in range(7)]
-    assert np.diff(doublings) == pytest.approx(np.diff(doublings)[0])
-    assert 0 < doublings[0] < doublings[-1] < 100
+def test_the_row_axis_is_logarithmic_and_holds_twice_the_largest_size(study: StudyData) -> None:
+    axes = Figure().add_subplot()
+    plot(axes, study, study.panels[0], ALL)
+    assert axes.get_xscale() == "log"
+    low, high = axes.get_xlim()
+    assert (low, high) == pytest.approx(row_axis(study))
+    assert low < 125
+    assert high > 2 * 4000
 
 
 def test_levels_far_off_are_told_instead_of_drawn(study: StudyData) -> None:
     panel = study.panels[0]
     far = dataclasses.replace(panel.pruned[0], recovery=dict.fromkeys((ALL, TUNED, OFF_DOMAIN), -9.0))
-    plot = small_plots(dataclasses.replace(panel, pruned=(far, panel.pruned[1])), row_axis(study))[0]
-    assert "pruned alone (sft, sdft, sdft_kd): −900.0\u202f%, below" in plot.beyond
-    assert [level.arms for level in plot.levels] == [(), ("tail",)]
+    panel = dataclasses.replace(panel, pruned=(far, panel.pruned[1]))
+    found = levels(panel, ALL)
+    assert [outside for *_, outside in found if outside] == ["pruned alone (sft, sdft, sdft_kd): −900.0\u202f%, below"]
+    assert [arms for _, arms, outside in found if not outside] == [(), ("tail",)]
+    assert "−900.0 %, below" in flat_text(render_study(dataclasses.replace(study, panels=(panel,))))
 
 
 def test_labels_of_sizes_keep_apart(study: StudyData) -> None:
@@ -197,7 +220,7 @@ def test_the_picture_is_as_wide_as_a_page_and_white(study: StudyData, tmp_path: 
     one = dataclasses.replace(study, panels=study.panels[:1])
     study_figure(one, tmp_path / "study.svg")
     svg = (tmp_path / "study.svg").read_text(encoding="utf-8")
-    assert all(color in svg for color in COLORS[:4])
+    assert all(color in svg for color in ARM_COLORS[:4])
     assert 'href="http' not in svg
     study_figure(one, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text(encoding="utf-8") == svg
@@ -223,7 +246,9 @@ def test_colours_are_those_of_the_page() -> None:
 
     css = (Path(report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     light = dict(re.findall(r"--(arm\d): (#[0-9a-f]{6})", css.split("@media")[0]))
-    assert tuple(light.values()) == COLORS
+    assert tuple(light.values()) == ARM_COLORS
+    everything = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", css.split("@media")[0]))
+    assert {name: everything[name] for name in TONES} == TONES
 
 
 def shown(study: StudyData, width: int) -> str:
@@ -238,7 +263,7 @@ def test_the_terminal_view_fits(study: StudyData, width: int) -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     cell = study.panels[0].cell("sdft", 4000)
     assert cell is not None
-    assert f"{100 * cell.recovery[ALL].value:.1f}" in text
+    assert f"{100 * cell.recovery[ALL].known:.1f}" in text
     joined = re.sub(r"\s+", " ", text)
     assert "8,000 rows would add" in joined
     assert "Off-domain sft is worse than no training" in joined

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 
 import pytest
 
-from sdft_ray.report.run.kept_model import Bounded, Lead, Retention, Truncation
-from sdft_ray.report.run.model import Decontamination, Ratio, ReportData, Score
+from sdft_ray.report.run.model import Decontamination, Lead, ReportData, Retention, Truncation
 from sdft_ray.report.run.words import comparison, groups, mean_score, overlap, ranked_arms, verdict, warnings
 from sdft_ray.report.toolbox.numbers import THIN
+from sdft_ray.statistics.estimate import Estimate, Interval
 from tests.unit.report.made_up import FAMILIES, SCORES, TUNED, report_data, stderr
 
 
@@ -21,7 +22,7 @@ def said(data: ReportData) -> str:
 def with_means(**means: tuple[float | None, float | None]) -> ReportData:
     data = report_data()
     changed = {
-        name: data.recovery["sft"].model_copy(update={"mean": Ratio(value=value, stderr=error)})
+        name: dataclasses.replace(data.recovery["sft"], mean=Estimate(value, error))
         for name, (value, error) in means.items()
     }
     return data.model_copy(update={"recovery": changed})
@@ -43,8 +44,8 @@ def test_no_mean_where_a_task_is_missing() -> None:
 
 
 def test_a_mean_without_errors_has_none() -> None:
-    data = ReportData(name="x", scores={"teacher": {"a": Score(value=0.5), "b": Score(value=1.0, stderr=0.1)}})
-    assert mean_score(data, "teacher", ("a", "b")) == Score(value=0.75)
+    data = ReportData(name="x", scores={"teacher": {"a": Estimate(0.5), "b": Estimate(1.0, 0.1)}})
+    assert mean_score(data, "teacher", ("a", "b")) == Estimate(0.75)
 
 
 def test_groups_stand_apart_only_when_there_are_two() -> None:
@@ -78,27 +79,27 @@ def test_verdict_without_students() -> None:
 
 def test_arms_without_a_recovery_are_not_ranked() -> None:
     data = with_means(sft=(None, None), sdft=(0.4, 0.1))
-    assert ranked_arms(data) == [("sdft", Ratio(value=0.4, stderr=0.1))]
+    assert ranked_arms(data) == [("sdft", Estimate(0.4, 0.1))]
 
 
 def with_lead(value: float, low: float | None, high: float | None) -> ReportData:
-    lead = Lead(best="sdft", next_best="sft", difference=Bounded(value=value, low=low, high=high))
+    lead = Lead(best="sdft", next_best="sft", difference=Interval(value, low, high))
     return ReportData(name="x", retention=Retention(lead=lead))
 
 
 def test_a_lead_whose_interval_is_above_zero_is_a_lead() -> None:
-    text = comparison(with_lead(0.12, 0.02, 0.21))
+    text = comparison(with_lead(0.12, 0.02, 0.21).retention.lead)
     assert text == "sdft is ahead of sft by 12.0 points (+2.0 to +21.0) of the mean score."
 
 
 def test_a_smaller_lead_is_none() -> None:
-    text = comparison(with_lead(0.08, -0.02, 0.18))
+    text = comparison(with_lead(0.08, -0.02, 0.18).retention.lead)
     assert text == "sdft and sft cannot be told apart: their mean scores differ by 8.0 points (−2.0 to +18.0)."
 
 
 def test_nothing_is_compared_without_items_or_rivals() -> None:
-    assert comparison(with_lead(0.08, None, None)) == ""
-    assert comparison(ReportData(name="x")) == ""
+    assert comparison(with_lead(0.08, None, None).retention.lead) == ""
+    assert comparison(None) == ""
 
 
 def test_a_student_that_cannot_be_compared_is_a_warning() -> None:

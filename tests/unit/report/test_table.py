@@ -87,7 +87,7 @@ def test_gap_line() -> None:
     text = gap_line(report_data()).plain
     assert text == "Teacher: references 0.413, its rewrites 0.013 nats per token, gap 0.400 ± 0.012"
     assert len(text) <= 80
-    assert "No rewrite was kept" in gap_line(ReportData(name="x", gap=Gap(num_kept=0, num_rows=0))).plain
+    assert "No rewrite was kept" in gap_line(ReportData(name="x", gap=Gap(num_rows=0, nll={}, gaps={}))).plain
     assert gap_line(ReportData(name="x")).plain == ""
 
 
