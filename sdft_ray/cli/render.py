@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from sdft_ray.report.toolbox.numbers import THIN, num_bytes, seconds
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sdft_ray.generation.footprint import PassBytes
+    from sdft_ray.models.size import ModelSize
     from sdft_ray.pipeline.explain import Explanation
     from sdft_ray.pipeline.run import Run
     from sdft_ray.report.run.why import Why
@@ -56,7 +59,7 @@ def print_explanation(explanation: Explanation) -> None:
     if explanation.teacher is None or explanation.pruned is None:
         console.print("Sizes are unknown: the teacher's config.json cannot be read (set teacher.config).")
         return
-    console.print(_size_table(asdict(explanation.teacher), asdict(explanation.pruned)))
+    console.print(_size_table(explanation.teacher, explanation.pruned))
 
 
 def _pass_line(generated: PassBytes) -> str:
@@ -65,46 +68,27 @@ def _pass_line(generated: PassBytes) -> str:
     products = [f"text {each.text:,}"]
     products += [f"top log-probabilities {each.top_logprobs:,}"] if each.top_logprobs else []
     products += [f"hidden states {each.hidden_states:,}"] if each.hidden_states else []
-    total = "size unknown" if generated.total is None else f"at most {readable_bytes(generated.total)}"
+    total = "size unknown" if generated.total is None else f"at most {num_bytes(generated.total)}"
     rows = "number of rows unknown" if generated.num_rows is None else f"{generated.num_rows:,} rows"
     samples = f" x {generated.num_samples} samples" if generated.num_samples > 1 else ""
-    return (
+    bound = (
         f"generate writes {total}: {rows}{samples} x {generated.max_tokens:,} tokens x {each.total:,} bytes "
         f"({', '.join(products)}); an upper bound, since most responses end before max_tokens"
     )
-
-
-def readable_bytes(count: int) -> str:
-    """With a binary unit: 1.5 GiB."""
-    for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
+    return bound.replace(THIN, " ")
 
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
     return asdict(explanation)
 
 
-def _size_table(teacher: dict[str, int], pruned: dict[str, int]) -> Table:
+def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:
+    from sdft_ray.report.run.words import size_rows
+
     table = _plain_table("", "teacher", "pruned", "change", right=("teacher", "pruned", "change"))
-    for key, name in (
-        ("num_blocks", "decoder blocks"),
-        ("num_parameters", "parameters"),
-        ("matmul_flops_per_token", "matmul FLOPs per token"),
-        ("kv_bytes_per_token", "KV bytes per token"),
-    ):
-        before, after = teacher[key], pruned[key]
-        table.add_row(name, readable(before), readable(after), f"{100 * (after / before - 1):+.2f} %")
+    for *texts, _ in size_rows(teacher, pruned)[:4]:
+        table.add_row(*(text.replace(THIN, " ") for text in texts))
     return table
-
-
-def readable(count: float) -> str:
-    """1,234 as it is; larger counts with three decimals and a unit: 8.030B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if count >= size:
-            return f"{count / size:.3f}{unit}"
-    return f"{count:,.0f}"
 
 
 def print_result(run: Run, *, stages: bool = False) -> None:
@@ -153,8 +137,8 @@ def _stage_table(run: Run) -> Table:
         table.add_row(
             stage["name"],
             stage["address"],
-            f"{stage['wall_s']:.1f} s",
-            f"{stage['peak_rss_bytes'] / 2**30:.2f} GiB",
+            seconds(stage["wall_s"]).replace(THIN, " "),
+            num_bytes(stage["peak_rss_bytes"]).replace(THIN, " "),
             "reused" if stage["skipped"] else "ran",
         )
     return table

@@ -21,7 +21,7 @@ from sdft_ray.release import card_words
 from sdft_ray.release.card_facts import CardFacts, Origin
 from sdft_ray.report.run import words
 from sdft_ray.report.run.model import PRUNED, TEACHER, ReportData
-from sdft_ray.report.run.tables import selection_table, size_rows
+from sdft_ray.report.run.tables import selection_table
 from sdft_ray.report.run.words import mean_score, overlap, ranked_arms
 from sdft_ray.report.toolbox.markdown import Raw, code, escaped, fenced, plain
 from sdft_ray.report.toolbox.numbers import count, number, percent, percent_error
@@ -125,7 +125,7 @@ def _context(data: ReportData, student: str, facts: CardFacts, repository: str) 
         "seed_set": _seed_words(facts.seed_set, facts.num_seed_rows),
         "mean": percent_error(mean.value, mean.stderr) if mean and mean.value is not None else "",
         "worst": next(((figure, task) for name, figure, task in words.worst(data) if name == student), None),
-        "sizes": size_rows(data),
+        "sizes": words.size_rows(data.sizes.teacher, data.sizes.pruned) if data.sizes else [],
         "fewer": _fewer(data),
         "speedup": _speedup(data),
         "pruning": words.pruning_words(data),

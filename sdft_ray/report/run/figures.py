@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -144,13 +144,13 @@ def _heat_key(figure: Figure, matrix: Sequence[Sequence[float | None]], plan: Pl
     axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
     for label, side in ((axes.get_xticklabels()[0], "left"), (axes.get_xticklabels()[-1], "right")):
         label.set_horizontalalignment(side)
-    near = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    near: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     numbered = len(matrix) < MAX_NUMBERED
     axes.annotate(".00" if numbered else "•", (0, 0), (0, -34), fontsize=11, fontweight="bold", **near)
     axes.annotate("smallest for its n", (0, 0), (28 if numbered else 12, -34), color=SOFT, fontsize=12, **near)
     if plan is not None and plan.cut is not None:
         x, y = (0.0, -52.0) if narrow else (0.62 * length, -34.0)
-        frame = {"boxstyle": "square,pad=0.12", "facecolor": "none", "edgecolor": BAD, "linewidth": 3.0}
+        frame: dict[str, Any] = {"boxstyle": "square,pad=0.12", "facecolor": "none", "edgecolor": BAD, "linewidth": 3.0}
         axes.annotate("   ", (0, 0), (x + 2, y), fontsize=10, bbox=frame, **near)
         axes.annotate("the cut", (0, 0), (x + 24, y), color=SOFT, fontsize=12, **near)
 
@@ -165,7 +165,9 @@ def draw_influence(axes: Axes, distances: Distances, plan: Plan | None, *, narro
         gone = block in removed
         if gone:
             axes.axvspan(block, block + 1, color=BAD, alpha=0.07, linewidth=0, zorder=0)
-        style = {"facecolor": PAPER, "edgecolor": BAD, "hatch": "////"} if gone else {"facecolor": TONES["pruned"]}
+        style: dict[str, Any] = (
+            {"facecolor": PAPER, "edgecolor": BAD, "hatch": "////"} if gone else {"facecolor": TONES["pruned"]}
+        )
         axes.bar(block + 0.5, max(0.0, value), 0.72, **style)
         if len(values) <= MAX_NUMBERED:
             inside = value > 0.85 * ticks[-1]

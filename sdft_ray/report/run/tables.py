@@ -11,10 +11,9 @@ from sdft_ray.evaluation.rounds import BatchSpeed, Spread
 from sdft_ray.generation.selection import MEANINGS
 from sdft_ray.models.size import ModelSize
 from sdft_ray.report.run.model import Forgetting, Grid, ReportData, Speed, TrialRow
-from sdft_ray.report.run.words import groups, mean_score, models
+from sdft_ray.report.run.words import groups, mean_score, models, size_rows
 from sdft_ray.report.toolbox.numbers import (
     THIN,
-    change,
     count,
     nats,
     num_bytes,
@@ -61,28 +60,10 @@ def num_items(data: ReportData) -> str:
 
 # --- sizes and speed ----------------------------------------------------------------------------------------
 
-_SIZES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("Decoder blocks", "num_blocks", str),
-    ("Parameters", "num_parameters", count),
-    ("Matmul FLOPs per token", "matmul_flops_per_token", count),
-    ("KV cache per token", "kv_bytes_per_token", num_bytes),
-    ("Weights", "weight_bytes", num_bytes),
-)
-
-
-def size_rows(data: ReportData) -> list[tuple[str, str, str, str, float]]:
-    """Name, before, after, change, and after as a share of before; [] without sizes."""
-    if data.sizes is None:
-        return []
-    pairs = [(getattr(data.sizes.teacher, field), getattr(data.sizes.pruned, field)) for _, field, _ in _SIZES]
-    return [
-        (name, form(was), form(now), change(was, now), now / was)
-        for (name, _, form), (was, now) in zip(_SIZES, pairs, strict=True)
-    ]
-
 
 def size_table(data: ReportData) -> Table:
-    rows = (Row(Cell(name), (*names(*texts), bar(share))) for name, *texts, share in size_rows(data))
+    sizes = size_rows(data.sizes.teacher, data.sizes.pruned) if data.sizes else []
+    rows = (Row(Cell(name), (*names(*texts), bar(share))) for name, *texts, share in sizes)
     columns = names("Size", "teacher", "pruned", "change", Cell("share of the teacher", kind="wide"))
     return Table("Sizes of teacher and pruned model", columns, (Group("", tuple(rows)),))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sdft_ray.evaluation.card import Card, TaskCard
+from sdft_ray.models.size import ModelSize
 from sdft_ray.report.run.model import PATCHED, PRUNED, TEACHER, Cost, Lead, Plan, ReportData, Retention, Truncation
 from sdft_ray.report.toolbox.numbers import (
     change,
@@ -217,18 +218,28 @@ def _truncated(found: Truncation | None) -> list[str]:
 DATA_NOTES = {"reference": "trained on the references", "distilled": "trained on self-distilled responses"}
 
 
+_SIZES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("Decoder blocks", "num_blocks", str),
+    ("Parameters", "num_parameters", count),
+    ("Matmul FLOPs per token", "matmul_flops_per_token", count),
+    ("KV cache per token", "kv_bytes_per_token", num_bytes),
+    ("Weights", "weight_bytes", num_bytes),
+)
+
+
+def size_rows(teacher: ModelSize, pruned: ModelSize) -> list[tuple[str, str, str, str, float]]:
+    """Name, before, after, change, and after as a share of before, as the report and `sdft explain` show them."""
+    pairs = [(getattr(teacher, field), getattr(pruned, field)) for _, field, _ in _SIZES]
+    return [
+        (name, form(was), form(now), change(was, now), now / was)
+        for (name, _, form), (was, now) in zip(_SIZES, pairs, strict=True)
+    ]
+
+
 def tiles(data: ReportData) -> list[tuple[str, str, str]]:
     """Label, change and note of sizes and speed; recovery is in the headline."""
-    shown = []
-    if data.sizes is not None:
-        before, after = data.sizes.teacher, data.sizes.pruned
-        figures = (
-            ("Blocks", before.num_blocks, after.num_blocks, str),
-            ("Parameters", before.num_parameters, after.num_parameters, count),
-            ("Matmul FLOPs per token", before.matmul_flops_per_token, after.matmul_flops_per_token, count),
-            ("KV cache per token", before.kv_bytes_per_token, after.kv_bytes_per_token, num_bytes),
-        )
-        shown += [(label, change(was, now), f"{form(was)} → {form(now)}") for label, was, now, form in figures]
+    sizes = size_rows(data.sizes.teacher, data.sizes.pruned)[:4] if data.sizes else []
+    shown = [(name, less, f"{was} → {now}") for name, was, now, less, _ in sizes]
     if data.speed is not None:
         batch, pruned = data.speed.batches[-1]
         was, now = batch.decode.median, pruned.decode.median

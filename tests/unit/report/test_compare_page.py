@@ -192,6 +192,7 @@ def test_places_of_the_chart_are_those_of_the_figures(found: Comparison) -> None
     )
     for task in found.tasks:
         for lane, change in zip(drawn[task.name], task.changes, strict=True):
+            assert lane.value is not None
             assert lane.value == change.value
             assert chart.axis.place(lane.value) == pytest.approx(100 * (change.value - left) / (right - left))
             assert lane.low is not None

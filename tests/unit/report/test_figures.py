@@ -166,8 +166,7 @@ def test_loss_axes_start_at_zero() -> None:
     assert (losses.get_ylim()[0], rates.get_ylim()[0], rates.get_xticks()[0]) == (0, 0, 0)
     raw = next(line for line in losses.lines if line.get_color() == "#d55e00" and line.get_alpha() == 0.35)
     points = report_data().loss_curves["sft"]
-    assert list(raw.get_xdata()) == [point.step for point in points]
-    assert list(raw.get_ydata()) == [point.loss for point in points]
+    assert np.asarray(raw.get_xydata()).tolist() == [[point.step, point.loss] for point in points]
 
 
 def test_long_loss_curves_are_averaged_in_bins() -> None:

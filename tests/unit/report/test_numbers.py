@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdft_ray.cli.render import print_explanation
+from sdft_ray.pipeline.explain import Explanation
+from sdft_ray.report.run.tables import size_table
 from sdft_ray.report.toolbox import numbers
 from sdft_ray.report.toolbox.numbers import THIN
+from tests.unit.report.made_up import report_data
 
 
 def spaced(text: str) -> str:
@@ -86,3 +91,12 @@ def test_ticks_start_at_zero_cover_the_largest_and_are_few(largest: float) -> No
     assert ticks[-2] < largest
     assert 2 <= len(ticks) <= 6
     assert max(steps) == pytest.approx(min(steps), rel=1e-6)
+
+
+def test_explain_and_the_report_write_one_number_in_one_way(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = report_data().sizes
+    assert sizes is not None
+    print_explanation(Explanation((), sizes.teacher, sizes.pruned, None))
+    lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    for row in size_table(report_data()).groups[0].rows[:4]:
+        assert [spaced(cell.text) for cell in (row.head, *row.cells[:3])] in lines

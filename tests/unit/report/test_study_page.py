@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.console import Console
 
 from sdft_ray.report.study.figures import levels, plot, row_axis, share_axis, study_figure, tick_sizes
@@ -125,6 +126,11 @@ def test_it_can_be_read_aloud(page: str) -> None:
     assert len(set(identities)) == len(identities)
 
 
+def places(line: Line2D) -> np.ndarray:
+    """(N, 2)"""
+    return np.asarray(line.get_xydata(), dtype=float)
+
+
 def test_marks_stand_where_their_figures_are(study: StudyData) -> None:
     panel = study.panels[0]
     for group in panel.groups:
@@ -138,23 +144,22 @@ def test_marks_stand_where_their_figures_are(study: StudyData) -> None:
         for arm, color in zip(panel.arms, ARM_COLORS, strict=False):
             own = [line for line in axes.lines if line.get_color() == color and line.get_linestyle() == "-"]
             marks = [line for line in axes.lines if line.get_color() == color and line.get_marker() == "o"]
-            bars = [line for line in own if line.get_marker() == "None" and len(line.get_xdata()) == 2]
+            bars = [line for line in own if line.get_marker() == "None" and len(places(line)) == 2]
             cells = [cell for cell in panel.cells if cell.arm == arm]
             for cell, mark, bar in zip(cells, marks, bars, strict=True):
                 found = cell.recovery[group]
                 assert found.low is not None
                 assert found.high is not None
-                (x,), (y,) = mark.get_data()
+                ((x, y),) = places(mark)
                 assert y == pytest.approx(100 * found.known)
-                assert list(bar.get_ydata()) == pytest.approx([100 * found.low, 100 * found.high])
+                assert places(bar)[:, 1].tolist() == pytest.approx([100 * found.low, 100 * found.high])
                 assert 0.85 < x / cell.num_rows < 1.18
-                assert str(mark.get_gid()).startswith(f"title:{arm}, {cell.num_rows:,} rows: {100 * y / 100:.1f}")
+                assert str(mark.get_gid()).startswith(f"title:{arm}, {cell.num_rows:,} rows: {y:.1f}")
             fit = panel.fits[arm, group]
-            curves = [line for line in own if len(line.get_xdata()) > 2]
+            curves = [line for line in own if len(places(line)) > 2]
             assert bool(curves) == bool(fit.line)
             if fit.line:
-                x, y = curves[0].get_data()
-                assert (x[-1], y[-1]) == pytest.approx((4000, 100 * fit.line[32].value))
+                assert places(curves[0])[-1].tolist() == pytest.approx([4000, 100 * fit.line[32].value])
 
 
 @pytest.mark.parametrize(("high", "last", "top"), [(1.02, 1.0, 1.02), (1.08, 1.2, 1.2), (0.93, 1.0, 1.0)])
