@@ -37,14 +37,14 @@ def read_marks(path: Path) -> dict[Key, Mark]:
 
 
 def read_answers(path: Path, keys: Collection[Key]) -> dict[Key, tuple[str, Response]]:
-    """Prompt and answer of the items asked for, where they are there."""
+    """Prompt and answer of the items in `keys`, as far as the file has them."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if not keys:
         return {}
-    asked = pc.field("task").isin({task for task, _ in keys}) & pc.field("item").isin({item for _, item in keys})
-    rows = pq.read_table(path, columns=list(_TEXTS), filters=asked).to_pylist()
+    wanted = pc.field("task").isin({task for task, _ in keys}) & pc.field("item").isin({item for _, item in keys})
+    rows = pq.read_table(path, columns=list(_TEXTS), filters=wanted).to_pylist()
     return {
         (row["task"], row["item"]): (
             row["prompt"],
@@ -57,9 +57,9 @@ def read_answers(path: Path, keys: Collection[Key]) -> dict[Key, tuple[str, Resp
 
 def count_answers(score: TaskScore, marks: Mapping[Key, Mark]) -> Answers | None:
     """Of a task whose items are right or wrong; None where an answer was not kept, or format does not apply to it."""
-    kept = [(value, marks.get((score.task, item))) for item, value in score.items.items()]
-    answers = [(value, mark) for value, mark in kept if mark is not None and mark.no_answer is not None]
-    if not answers or len(answers) < len(kept):
+    marked = [(value, marks.get((score.task, item))) for item, value in score.items.items()]
+    answers = [(value, mark) for value, mark in marked if mark is not None and mark.no_answer is not None]
+    if not answers or len(answers) < len(marked):
         return None
     num_right = sum(value == 1 for value, _ in answers)
     num_no_answer = sum(value != 1 and bool(mark.no_answer) for value, mark in answers)

@@ -83,12 +83,12 @@ def _prompt(text: str) -> str:
 
 def _side(model: str, pieces: list[Piece], response: Response, *, right: bool) -> Side:
     marks = [(response.no_answer, "no answer found"), (response.truncated, "cut off")]
-    told = tuple(text for there, text in marks if there)
+    labels = tuple(text for there, text in marks if there)
     taken = shown(response.filtered)
     part = None if taken == shown(response.text) else shortened(taken, 200, 0)
     brief = " ".join(taken.split()) or "nothing"
     return Side(
-        model, pieces, part, brief if len(brief) <= BRIEF_CHARACTERS else f"{brief[:BRIEF_CHARACTERS]}…", right, told
+        model, pieces, part, brief if len(brief) <= BRIEF_CHARACTERS else f"{brief[:BRIEF_CHARACTERS]}…", right, labels
     )
 
 

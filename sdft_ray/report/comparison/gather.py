@@ -16,7 +16,7 @@ from sdft_ray.statistics.scores import Scores, TaskScore
 
 @dataclass(frozen=True)
 class Figures:
-    """Models in order, the baseline first, on tasks that all of them were asked in the same way.
+    """Models in order, the baseline first, on tasks that all were evaluated on in the same way.
 
     `marks` has, for each model, what is known of its answers; empty where they were not kept.
     """
@@ -38,9 +38,9 @@ class Figures:
         return tuple(self._mean(name, members) for name, members in parts.items())
 
     def _task(self, name: str) -> TaskRow:
-        found = [scores.tasks[name] for scores in self.scores]
-        first, mean, kind = found[0], self._mean(name, [name]), _kind(found)
-        changes = zip(mean.changes, found[1:], strict=True)
+        result = [scores.tasks[name] for scores in self.scores]
+        first, mean, kind = result[0], self._mean(name, [name]), _kind(result)
+        changes = zip(mean.changes, result[1:], strict=True)
         return TaskRow(
             name=name,
             tasks=(name,),
@@ -52,11 +52,11 @@ class Figures:
             num_items=first.n,
             num_fewshot=first.num_fewshot,
             chance=first.chance,
-            answers=self._answers(found) if kind == "generation" else (None,) * len(found),
+            answers=self._answers(result) if kind == "generation" else (None,) * len(result),
         )
 
-    def _answers(self, found: Sequence[TaskScore]) -> tuple[Answers | None, ...]:
-        pairs = zip(found, self.marks, strict=True)
+    def _answers(self, result: Sequence[TaskScore]) -> tuple[Answers | None, ...]:
+        pairs = zip(result, self.marks, strict=True)
         return tuple(count_answers(score, marks) if is_right_or_wrong(score) else None for score, marks in pairs)
 
     def _mean(self, name: str, tasks: Sequence[str]) -> Row:
@@ -69,17 +69,17 @@ class Figures:
         value = sum(other.tasks[task].value - first.tasks[task].value for task in tasks) / len(tasks)
         if not all(has_item_values(first.tasks[task], other.tasks[task]) for task in tasks):
             return Change(value)
-        found = paired_bootstrap(first, other, tasks=tasks, level=self.level)
-        if found.low is None or found.high is None:
+        result = paired_bootstrap(first, other, tasks=tasks, level=self.level)
+        if result.low is None or result.high is None:
             return Change(value)
-        return Change(value, found.low, found.high, is_clear=found.low > 0 or found.high < 0)
+        return Change(value, result.low, result.high, is_clear=result.low > 0 or result.high < 0)
 
 
-def _kind(found: Sequence[TaskScore]) -> Kind:
+def _kind(result: Sequence[TaskScore]) -> Kind:
     """By what the scores tell: answers are generated where they were looked at, or where guessing scores nothing."""
-    if not all(score.higher_is_better and 0 <= score.value <= 1 for score in found):
+    if not all(score.higher_is_better and 0 <= score.value <= 1 for score in result):
         return "other"
-    if any(score.written or score.outputs or score.chance == 0 for score in found):
+    if any(score.written or score.outputs or score.chance == 0 for score in result):
         return "generation"
     return "choice"
 

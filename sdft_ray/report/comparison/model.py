@@ -161,10 +161,10 @@ class Comparison:
     @property
     def kinds(self) -> dict[Kind, tuple[TaskRow, ...]]:
         """Tasks by kind; kinds without tasks are left out."""
-        found: dict[Kind, tuple[TaskRow, ...]] = {
+        result: dict[Kind, tuple[TaskRow, ...]] = {
             kind: tuple(task for task in self.tasks if task.kind == kind) for kind in KINDS
         }
-        return {kind: tasks for kind, tasks in found.items() if tasks}
+        return {kind: tasks for kind, tasks in result.items() if tasks}
 
     def to_json(self) -> str:
         """One object; figures that are not finite become null."""

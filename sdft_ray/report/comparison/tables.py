@@ -131,7 +131,7 @@ def answer_table(comparison: Comparison, tones: Mapping[str, str]) -> Table:
     return Table("Generated answers of every model per task", columns, tuple(groups), "answers")
 
 
-def _answer_counts(found: Answers) -> list[str]:
-    counts = (found.num_right, found.num_wrong, found.num_no_answer, found.num_truncated)
-    tokens = DASH if found.mean_tokens is None else number(found.mean_tokens, 1)
+def _answer_counts(result: Answers) -> list[str]:
+    counts = (result.num_right, result.num_wrong, result.num_no_answer, result.num_truncated)
+    tokens = DASH if result.mean_tokens is None else number(result.mean_tokens, 1)
     return [*(DASH if count is None else f"{count:,}" for count in counts), tokens]

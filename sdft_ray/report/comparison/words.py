@@ -45,40 +45,40 @@ def verdict(comparison: Comparison) -> list[Words]:
     if row is None:
         return [Words(f"{base} and {joined([m.name for m in comparison.others])}: no metric that has a mean.")]
     over = row.tasks[0] if len(row.tasks) == 1 else f"the mean of {len(row.tasks)} tasks"
-    said = [Words(f"On {over}, ")]
+    pieces = [Words(f"On {over}, ")]
     pairs = list(zip(comparison.others, row.changes, strict=True))
     for place, (model, change) in enumerate(pairs[:MAX_NAMED]):
         if change.low is not None and not change.is_clear:
-            verb, found, rest = "", "cannot be told apart", f" from {'it' if place else base}"
+            verb, strong, rest = "", "cannot be told apart", f" from {'it' if place else base}"
         else:
             gap = f"{number(100 * abs(change.value), 1)}{THIN}points"
-            verb, found = "is ", f"{gap} {'above' if change.value > 0 else 'below'}"
+            verb, strong = "is ", f"{gap} {'above' if change.value > 0 else 'below'}"
             rest = "" if place else f" {base}"
-        said += [Words(f"{'; ' if place else ''}{model.name} {verb}"), Words(found, True, model.name), Words(rest)]
+        pieces += [Words(f"{'; ' if place else ''}{model.name} {verb}"), Words(strong, True, model.name), Words(rest)]
     more = len(pairs) - MAX_NAMED
-    return [*said, Words(f"; {more} more below." if more > 0 else ".")]
+    return [*pieces, Words(f"; {more} more below." if more > 0 else ".")]
 
 
 def details(comparison: Comparison, place: int) -> str:
     """Of the other model at `place`: its interval, items that flipped, and tasks that clearly differ, in sentences."""
-    base, said = comparison.baseline.name, []
+    base, pieces = comparison.baseline.name, []
     if comparison.overall is not None:
         change = comparison.overall.changes[place]
         ends = interval(change)
-        said.append(f"{points(change.value)} points" + (f", {level(comparison)} interval {ends}" if ends else ""))
+        pieces.append(f"{points(change.value)} points" + (f", {level(comparison)} interval {ends}" if ends else ""))
     flips = [task.changes[place].flips for task in comparison.tasks]
     known = [flip for flip in flips if flip is not None]
     if known:
         lost, won = sum(flip.num_only_baseline for flip in known), sum(flip.num_only_other for flip in known)
-        said.append(f"{lost:,} items that {base} gets right went wrong, {won:,} the other way")
-    found = {
+        pieces.append(f"{lost:,} items that {base} gets right went wrong, {won:,} the other way")
+    by_direction = {
         "worse": [task.name for task in comparison.tasks if _clear(task, place) < 0],
         "better": [task.name for task in comparison.tasks if _clear(task, place) > 0],
     }
-    named = [f"{how} on {joined(names)}" for how, names in found.items() if names]
+    named = [f"{how} on {joined(names)}" for how, names in by_direction.items() if names]
     if known:
-        said.append(f"clearly {' and '.join(named)}" if named else "clearly different on no single task")
-    return f"{'; '.join(said)}." if said else ""
+        pieces.append(f"clearly {' and '.join(named)}" if named else "clearly different on no single task")
+    return f"{'; '.join(pieces)}." if pieces else ""
 
 
 def _clear(task: TaskRow, place: int) -> float:

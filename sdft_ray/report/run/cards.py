@@ -70,12 +70,12 @@ def _says_more(card: Card) -> bool:
     return card.chance_corrected.mean.value is not None and card.chance_corrected.mean != card.recovery.mean
 
 
-def _overall(mean: str, worst: str, found: Recovery, limits: Interval | None) -> list[tuple[str, str, str]]:
+def _overall(mean: str, worst: str, result: Recovery, limits: Interval | None) -> list[tuple[str, str, str]]:
     known = limits is not None and limits.low is not None and limits.high is not None
     ends = f"{share(limits.low or 0)} to {share(limits.high or 0)}" if known and limits else "no interval"
-    facts = [(mean, fact(found.mean), ends)]
+    facts = [(mean, fact(result.mean), ends)]
     return facts + (
-        [(worst, fact(found.min), found.min_task)] if found.min.value is not None and found.min_task else []
+        [(worst, fact(result.min), result.min_task)] if result.min.value is not None and result.min_task else []
     )
 
 
@@ -119,9 +119,9 @@ def _task(task: TaskCard, mark_tuned: bool) -> Row:
     return Row(Cell(task.task, f"{task.metric}, {task.num_items:,} items", tag=tag), cells)
 
 
-def _difference(found: Comparison, is_share: bool) -> Cell:
-    text = difference(found.difference, is_share=is_share)
-    return Cell(text, interval(found.interval, is_share=is_share) or DASH)
+def _difference(result: Comparison, is_share: bool) -> Cell:
+    text = difference(result.difference, is_share=is_share)
+    return Cell(text, interval(result.interval, is_share=is_share) or DASH)
 
 
 def _capabilities(card: Card) -> tuple[Row, ...]:

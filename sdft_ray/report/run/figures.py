@@ -44,8 +44,8 @@ def recovery_chart(data: ReportData) -> Lanes | None:
     ticks = tuple(0.25 * i for i in range(max(4, -int(-max(reach, default=1.0) // 0.25)) + 1))
     axis = Axis(ticks, ticks[-1] * 1.02 if ticks[-1] == 1 else ticks[-1], 1.0)
 
-    def row(name: str, found: Sequence[Estimate | None], *, strong: bool = False) -> LaneRow:
-        return LaneRow(name, tuple(map(_lane, models, found)), strong)
+    def row(name: str, estimates: Sequence[Estimate | None], *, strong: bool = False) -> LaneRow:
+        return LaneRow(name, tuple(map(_lane, models, estimates)), strong)
 
     parts = []
     for group in groups(data):

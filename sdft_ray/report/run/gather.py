@@ -133,7 +133,7 @@ def _plan(recipe: Recipe, manifests: Mapping[str, Manifest], about: str) -> Plan
 
 
 def _arms(recipe: Recipe, chosen: Mapping[str, Grid]) -> dict[str, Arm]:
-    """What each student was made of; an arm whose trial is not chosen yet has no rate."""
+    """How each student was trained; an arm whose trial is not chosen yet has no learning rate."""
     rates = {name: trial.learning_rate for name, trial in recipe.train.trials.items()}
     rates |= {name: trial.learning_rate for name, grid in chosen.items() for trial in grid.trials if trial.chosen}
     trained = {
@@ -178,12 +178,12 @@ def _summary(manifests: Mapping[str, Manifest], step: str) -> dict[str, Any]:
 
 def read_scores(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, Scores]:
     """Scores with their items, by model, in the order of the steps."""
-    found = {}
+    result = {}
     for step, manifest in manifests.items():
         stage, _, model = step.partition(":")
         if stage == "evaluate":
-            found[model] = Scores.from_json(_read_json(store.path(manifest.address) / files.SCORES))
-    return found
+            result[model] = Scores.from_json(_read_json(store.path(manifest.address) / files.SCORES))
+    return result
 
 
 def recoveries(scores: Mapping[str, Scores], tuned: Collection[str]) -> dict[str, Recovery]:
@@ -278,7 +278,7 @@ def _truncation(
 def _context(recipe: Recipe, store: Store, manifests: Mapping[str, Manifest]) -> int | None:
     """The smallest of a student's context (which is the teacher's) and the limits of the evaluations."""
     limits = [m.resources.get("max_model_tokens") for m in manifests.values() if m.stage == "evaluate"]
-    student = next((found for arm in recipe.train.arms if (found := student_manifest(manifests, arm))), None)
+    student = next((result for arm in recipe.train.arms if (result := student_manifest(manifests, arm))), None)
     path = store.path(student.address) / "config.json" if student else None
     if path is not None and path.exists():
         config: dict[str, Any] = _read_json(path)
@@ -331,8 +331,8 @@ def _cost(records: Sequence[Mapping[str, Any]]) -> Cost:
 
 
 def _decontamination(manifests: Mapping[str, Manifest]) -> Decontamination | None:
-    found = _summary(manifests, "seed").get("decontamination")
-    return Decontamination.model_validate(found) if found else None
+    result = _summary(manifests, "seed").get("decontamination")
+    return Decontamination.model_validate(result) if result else None
 
 
 def _distilled(store: Store, manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

@@ -215,11 +215,11 @@ def gap_table(data: ReportData, tones: Mapping[str, str]) -> Table:
 
 def correction_table(data: ReportData) -> Table:
     """Both texts under the teacher, before and after its correction."""
-    found, columns = data.correction, names("Nats per token", "before", "after", "change")
+    result, columns = data.correction, names("Nats per token", "before", "after", "change")
     rows = tuple(
-        Row(Cell(name), _surprise(found.nll["teacher"][text], found.nll["corrected"][text], found.changes[text]))
+        Row(Cell(name), _surprise(result.nll["teacher"][text], result.nll["corrected"][text], result.changes[text]))
         for text, name in (("reference", "references"), ("distilled", "its own rewrites"))
-        if found is not None and found.nll
+        if result is not None and result.nll
     )
     caption = "Negative log-likelihood of both texts under the teacher, before and after its correction"
     return Table(caption, columns, (Group("", rows),))
@@ -236,29 +236,29 @@ def _nats(figure: Estimate) -> Cell:
 
 def forgetting_table(data: ReportData, tones: Mapping[str, str]) -> Table | None:
     """One row per model, one column per kind of text, then perplexity and answers; None where it was not measured."""
-    found = data.forgetting
-    if found is None:
+    result = data.forgetting
+    if result is None:
         return None
-    texts = [text for text in TEXTS if text in found.num_rows]
-    columns = [Cell(TEXTS[text], f"{found.num_rows[text]:,} rows") for text in texts]
+    texts = [text for text in TEXTS if text in result.num_rows]
+    columns = [Cell(TEXTS[text], f"{result.num_rows[text]:,} rows") for text in texts]
     if HELD_OUT in texts:
         columns.insert(1, Cell("perplexity", "× the teacher’s"))
-    columns += [Cell("answers", "similarity")] if found.likeness else []
-    rows = (Row(Cell(m, swatch=tones.get(m, "neutral")), tuple(_forgotten(found, m, texts))) for m in found.nll)
+    columns += [Cell("answers", "similarity")] if result.likeness else []
+    rows = (Row(Cell(m, swatch=tones.get(m, "neutral")), tuple(_forgotten(result, m, texts))) for m in result.nll)
     caption = "Negative log-likelihood of held-out text, references and rewrites per model, in nats per token"
     return Table(caption, names("Model", *columns), (Group("", tuple(rows)),))
 
 
-def _forgotten(found: Forgetting, model: str, texts: Sequence[str]) -> list[Cell]:
-    excess = found.to_teacher.get(model, {})
-    cells = [Cell(_with_error(found.nll[model][text], 3), _signed(excess.get(text))) for text in texts]
+def _forgotten(result: Forgetting, model: str, texts: Sequence[str]) -> list[Cell]:
+    excess = result.to_teacher.get(model, {})
+    cells = [Cell(_with_error(result.nll[model][text], 3), _signed(excess.get(text))) for text in texts]
     if HELD_OUT in texts:
-        ratio = found.perplexity_ratio.get(model, Estimate(None))
+        ratio = result.perplexity_ratio.get(model, Estimate(None))
         # Decimals of a large ratio mean nothing.
         large = ratio.value is not None and ratio.value >= 1000
         cells.insert(1, Cell(count(ratio.known) if large else _with_error(ratio, 2)))
-    if found.likeness:
-        alike = found.likeness.get(model)
+    if result.likeness:
+        alike = result.likeness.get(model)
         low = f"5 % below {number(alike.low, 3)}" if alike and alike.low is not None else ""
         cells.append(Cell(_with_error(alike.mean if alike else Estimate(None), 3), low))
     return cells

@@ -22,7 +22,7 @@ Scored = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Blocks that could go, what the metric says of it, and, if asked, what the model scores without them."""
+    """A removal, its score by the metric, and the model's scores without these blocks where they were evaluated."""
 
     blocks: tuple[int, ...]
     score: float | None
@@ -97,9 +97,9 @@ def _map(why: Why) -> Group:
 def _table(why: Why) -> tuple[Text, Table]:
     """The chosen removal among those that would have been next; damage in points below the whole model."""
     tasks = tuple(why.whole or ())
-    told = f"; then points won or lost on each task, {_items(why.whole)} items" if why.whole else ""
+    note = f"; then points won or lost on each task, {_items(why.whole)} items" if why.whole else ""
     title = (
-        f"The first {len(why.candidates)} of {why.num_candidates} removals that the metric compares: {why.unit}{told}"
+        f"The first {len(why.candidates)} of {why.num_candidates} removals that the metric compares: {why.unit}{note}"
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("removed")
@@ -130,8 +130,8 @@ def _channels(channels: Sequence[Channel]) -> tuple[Text, Table]:
     for channel in channels:
         share, margin = f"{100 * channel.activity_removed:.1f} %", f"{100 * (channel.margin - 1):.2f} %"
         table.add_row(channel.space, f"{channel.kept:,} of {channel.size:,}", share, margin)
-    told = "Channels; closest call: how much more active the least active that stays is than the first that goes"
-    return Text(told), table
+    note = "Channels; closest call: how much more active the least active that stays is than the first that goes"
+    return Text(note), table
 
 
 def _points(change: float) -> str:

@@ -46,9 +46,9 @@ def groups(data: ReportData) -> tuple[Group, ...]:
 
 def mean_score(data: ReportData, model: str, tasks: Sequence[str]) -> Estimate | None:
     """Plain mean over tasks, with the standard error of independent tasks; None unless all are known."""
-    found = [data.scores.get(model, {}).get(task) for task in tasks]
-    known = [score for score in found if score is not None]
-    if not known or len(known) < len(found):
+    result = [data.scores.get(model, {}).get(task) for task in tasks]
+    known = [score for score in result if score is not None]
+    if not known or len(known) < len(result):
         return None
     errors = [score.stderr for score in known if score.stderr is not None]
     stderr = math.sqrt(sum(error**2 for error in errors)) / len(known) if len(errors) == len(known) else None
@@ -79,32 +79,32 @@ def verdict(data: ReportData) -> list[Words]:
         return [*size, Words("; no student was evaluated." if size else "No student was evaluated.")]
     if PRUNED in data.recovery:
         recovered.append((PRUNED, data.recovery[PRUNED].mean))
-    said = [Words("With "), *size, Words(", ")] if size else []
+    pieces = [Words("With "), *size, Words(", ")] if size else []
     for position, (name, mean) in enumerate(recovered):
         if position:
-            said.append(Words(" and " if position == len(recovered) - 1 else ", "))
+            pieces.append(Words(" and " if position == len(recovered) - 1 else ", "))
         who = "the untuned pruned model" if name == PRUNED else name
-        said.append(Words(f"{who} recovers " if position == 0 else f"{who} "))
-        said.append(Words(percent_error(mean.value, mean.stderr), strong=True, model=name))
+        pieces.append(Words(f"{who} recovers " if position == 0 else f"{who} "))
+        pieces.append(Words(percent_error(mean.value, mean.stderr), strong=True, model=name))
         if position == 0:
-            said.append(Words(" of the teacher’s mean score"))
-    return [*said, Words(".")]
+            pieces.append(Words(" of the teacher’s mean score"))
+    return [*pieces, Words(".")]
 
 
 def overlap(data: ReportData) -> str:
     """What became of seed rows that share words with a test question, in a sentence; "" where nothing is known."""
-    found = data.decontamination
-    if found is None:
+    result = data.decontamination
+    if result is None:
         return ""
-    if not found.ngram:
-        return f"The {found.num_rows:,} seed rows were not compared with the test questions."
-    num = found.num_contaminated
+    if not result.ngram:
+        return f"The {result.num_rows:,} seed rows were not compared with the test questions."
+    num = result.num_contaminated
     share, hold, were = ("shares", "holds", "was") if num == 1 else ("share", "hold", "were")
-    said = (
-        f"{num:,} of {found.num_rows:,} seed rows {share} {found.ngram} words in a row with one of the "
-        f"{found.num_questions:,} test questions, or {hold} a shorter one whole"
+    sentence = (
+        f"{num:,} of {result.num_rows:,} seed rows {share} {result.ngram} words in a row with one of the "
+        f"{result.num_questions:,} test questions, or {hold} a shorter one whole"
     )
-    return f"{said}, and {were} left out." if num else f"{said}."
+    return f"{sentence}, and {were} left out." if num else f"{sentence}."
 
 
 def warnings(data: ReportData) -> list[str]:
@@ -135,11 +135,11 @@ def difference(value: float | None, *, is_share: bool = True) -> str:
     return points(value) if is_share else f"{'+' if value > 0 else ''}{plain(value)}"
 
 
-def interval(found: Interval | None, *, is_share: bool = True) -> str:
+def interval(result: Interval | None, *, is_share: bool = True) -> str:
     """−6.0 to −1.0; "" where it is unknown."""
-    if found is None or found.low is None or found.high is None:
+    if result is None or result.low is None or result.high is None:
         return ""
-    return " to ".join(difference(end, is_share=is_share) for end in (found.low, found.high))
+    return " to ".join(difference(end, is_share=is_share) for end in (result.low, result.high))
 
 
 def reversals(name: str, card: Card) -> list[tuple[str, bool]]:
@@ -162,10 +162,10 @@ def reversals(name: str, card: Card) -> list[tuple[str, bool]]:
 
 def _gap(task: TaskCard) -> str:
     """lab_lists: −3.5 points (−6.0 to −1.0)."""
-    found, shown = task.from_pruned, is_share(task)
-    ends = interval(found.interval, is_share=shown)
-    unit = " points" if shown else ""
-    return f"{task.task}: {difference(found.difference, is_share=shown)}{unit}{f' ({ends})' if ends else ''}"
+    comparison, as_share = task.from_pruned, is_share(task)
+    ends = interval(comparison.interval, is_share=as_share)
+    unit = " points" if as_share else ""
+    return f"{task.task}: {difference(comparison.difference, is_share=as_share)}{unit}{f' ({ends})' if ends else ''}"
 
 
 def beyond_chance(retention: Retention) -> str:
@@ -201,15 +201,15 @@ def comparison(lead: Lead | None) -> str:
     return f"{lead.best} and {lead.next_best} cannot be told apart: their mean scores differ by {gap}."
 
 
-def _truncated(found: Truncation | None) -> list[str]:
+def _truncated(result: Truncation | None) -> list[str]:
     """One warning for each task whose prompts lost their beginning."""
-    if found is None:
+    if result is None:
         return []
-    of = f" of {found.context_tokens:,} tokens" if found.context_tokens else ""
+    of = f" of {result.context_tokens:,} tokens" if result.context_tokens else ""
     return [
         f"{task}: {num:,} {'requests' if num != 1 else 'request'} lost the beginning of "
         f"{'their' if num != 1 else 'its'} prompt: the context{of} is too short."
-        for task, num in found.tasks.items()
+        for task, num in result.tasks.items()
     ]
 
 
@@ -239,13 +239,13 @@ def size_rows(teacher: ModelSize, pruned: ModelSize) -> list[tuple[str, str, str
 def tiles(data: ReportData) -> list[tuple[str, str, str]]:
     """Label, change and note of sizes and speed; recovery is in the headline."""
     sizes = size_rows(data.sizes.teacher, data.sizes.pruned)[:4] if data.sizes else []
-    shown = [(name, less, f"{was} → {now}") for name, was, now, less, _ in sizes]
+    rows = [(name, less, f"{was} → {now}") for name, was, now, less, _ in sizes]
     if data.speed is not None:
         batch, pruned = data.speed.batches[-1]
         was, now = batch.decode.median, pruned.decode.median
         note = f"{count(was)} → {count(now)} tokens/s"
-        shown.append((f"Decoding, batch of {batch.batch_rows:,}", change(was, now), note))
-    return shown
+        rows.append((f"Decoding, batch of {batch.batch_rows:,}", change(was, now), note))
+    return rows
 
 
 def arm_notes(data: ReportData) -> dict[str, str]:

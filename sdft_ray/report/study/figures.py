@@ -94,13 +94,13 @@ def levels(panel: Panel, group: str) -> list[tuple[float, tuple[str, ...], str]]
 
     The last is "" inside of the plot, else a sentence.
     """
-    share, found = share_axis(panel, group)[0], []
+    share, result = share_axis(panel, group)[0], []
     for value, arms in ((1.0, ()), *((pruned.recovery[group], pruned.arms) for pruned in panel.pruned)):
         whose = f" ({', '.join(arms)})" if len(panel.pruned) > 1 else ""
         name = f"pruned alone{whose}: {percent(value)}," if arms else "100 % lies"
         outside = "below" if value < share.low else "above" if value > share.high else ""
-        found.append((value, arms, f"{name} {outside}" if outside else ""))
-    return found
+        result.append((value, arms, f"{name} {outside}" if outside else ""))
+    return result
 
 
 # --- one plot -----------------------------------------------------------------------------------------------
@@ -139,12 +139,12 @@ def _arm(axes: Axes, panel: Panel, arm: str, group: str, color: str, aside: floa
         for part, style in ((seen, "-"), (ahead, (0, (3, 2)))):
             axes.plot([p.num_rows for p in part], [100 * p.value for p in part], color=color, linestyle=style, lw=2)
     for cell in cells:
-        found, x = cell.recovery[group], cell.num_rows * aside
-        if found.low is not None and found.high is not None:
-            axes.plot([x, x], [100 * found.low, 100 * found.high], color=color, linewidth=1.5, clip_on=False)
-        gid = f"title:{arm}, {cell.num_rows:,} rows: {percent(found.known)}{bounds(found)}"
+        result, x = cell.recovery[group], cell.num_rows * aside
+        if result.low is not None and result.high is not None:
+            axes.plot([x, x], [100 * result.low, 100 * result.high], color=color, linewidth=1.5, clip_on=False)
+        gid = f"title:{arm}, {cell.num_rows:,} rows: {percent(result.known)}{bounds(result)}"
         axes.plot(
-            x, 100 * found.known, "o", color=color, markersize=6.5, markeredgecolor="white", gid=gid, clip_on=False
+            x, 100 * result.known, "o", color=color, markersize=6.5, markeredgecolor="white", gid=gid, clip_on=False
         )
 
 

@@ -14,7 +14,7 @@ from sdft_ray.statistics.curve import Curve, NoCurve, Point, Reading, fit_curve,
 from sdft_ray.statistics.estimate import Estimate
 
 FACTORS = (2.0, 4.0, 10.0)
-"""Multiples of the largest size whose worth is told."""
+"""Multiples of the largest size for which a gain is predicted."""
 NUM_SEEN, NUM_AHEAD = 33, 9
 """Points of a drawn curve between the sizes, and one doubling beyond them."""
 LEAST_EIGENVALUE = 0.02
@@ -32,15 +32,15 @@ def recovery_moves(students: Mapping[str, Array], teacher: Mapping[str, Array]) 
     return {task: ratio + (table_SI - ratio * teacher[task]) / mean for task, table_SI in students.items()}
 
 
-def fit_arm(sizes: Sequence[int], found: Sequence[Crossed], moves: Sequence[Mapping[str, Array]]) -> Fit:
+def fit_arm(sizes: Sequence[int], recoveries: Sequence[Crossed], moves: Sequence[Mapping[str, Array]]) -> Fit:
     """The curve through one arm's recoveries at K ascending sizes > 0, or why there is none."""
-    for num_rows, crossed in zip(sizes, found, strict=True):
+    for num_rows, crossed in zip(sizes, recoveries, strict=True):
         if not crossed.stderr:
             return Fit("few", f"no curve: at {num_rows:,} rows nothing varies, so the error there is unknown")
-    errors_KK = covariance(found, moves) if found else np.zeros((0, 0))
+    errors_KK = covariance(recoveries, moves) if recoveries else np.zeros((0, 0))
     points = [
         Point(num_rows, crossed.value or 0.0, math.sqrt(errors_KK[k, k]))
-        for k, (num_rows, crossed) in enumerate(zip(sizes, found, strict=True))
+        for k, (num_rows, crossed) in enumerate(zip(sizes, recoveries, strict=True))
     ]
     curve = fit_curve(points, errors_KK)
     if isinstance(curve, NoCurve):
@@ -55,17 +55,17 @@ def fit_arm(sizes: Sequence[int], found: Sequence[Crossed], moves: Sequence[Mapp
     )
 
 
-def covariance(found: Sequence[Crossed], moves: Sequence[Mapping[str, Array]]) -> np.ndarray:
+def covariance(recoveries: Sequence[Crossed], moves: Sequence[Mapping[str, Array]]) -> np.ndarray:
     """Of the errors of K sizes, (K, K): their students answer the same items, while every training is its own.
 
     What items do to two sizes together follows from var(a - b) = var(a) + var(b) - 2 cov(a, b), whose left side is the
     part of `crossed_difference` that items make. The spread between seeds is that of all sizes together: with a few
     seeds each, weights of their own would mostly follow chance.
     """
-    item_K = np.array([crossed.item_stderr or 0.0 for crossed in found]) ** 2
-    seed_variance = float(np.mean([(crossed.seed_stderr or 0.0) ** 2 for crossed in found]))
+    item_K = np.array([crossed.item_stderr or 0.0 for crossed in recoveries]) ** 2
+    seed_variance = float(np.mean([(crossed.seed_stderr or 0.0) ** 2 for crossed in recoveries]))
     covariance_KK = np.diag(item_K + seed_variance)
-    for k, other in combinations(range(len(found)), 2):
+    for k, other in combinations(range(len(recoveries)), 2):
         apart = crossed_difference(moves[k], moves[other]).item_stderr or 0.0
         covariance_KK[k, other] = covariance_KK[other, k] = (item_K[k] + item_K[other] - apart**2) / 2
     stderr_K = np.sqrt(np.diag(covariance_KK))

@@ -111,8 +111,8 @@ def _panel(variant: str, metric: str, order: Sequence[str], records: Sequence[Ro
     teacher = {task: by_task[task]["teacher_items"] for task in tasks}
     _check_teacher(records, teacher, groups)
     sizes = sorted({row["num_rows"] for row in records})
-    found = [_students(arm, n, tasks, records) for n in sizes for arm in arms]
-    students = {(part.arm, part.num_rows): part for part in found if part.seeds}
+    every = [_students(arm, n, tasks, records) for n in sizes for arm in arms]
+    students = {(part.arm, part.num_rows): part for part in every if part.seeds}
     _check_seeds(list(students.values()))
     measured = {group: _Measured(students, teacher, part) for group, part in groups.items()}
     scores = {task: by_task[task]["teacher_score"] for task in tasks}
@@ -194,7 +194,7 @@ class _Measured:
 def _cell(part: Students, first: str, measured: Mapping[str, _Measured]) -> Cell:
     tasks = tuple(part.items)
     scores = {task: statistics.fmean(part.rows[seed, task]["score"] for seed in part.seeds) for task in tasks}
-    ahead = {group: found.ahead(part.arm, first, part.num_rows) for group, found in measured.items()}
+    ahead = {group: result.ahead(part.arm, first, part.num_rows) for group, result in measured.items()}
     return Cell(
         arm=part.arm,
         num_rows=part.num_rows,
@@ -203,15 +203,15 @@ def _cell(part: Students, first: str, measured: Mapping[str, _Measured]) -> Cell
         scores=scores,
         margins=_margins(part.items),
         average=statistics.fmean(scores.values()),
-        recovery={group: _estimate(found.recovery[part.arm, part.num_rows]) for group, found in measured.items()},
-        ahead={group: _estimate(found) for group, found in ahead.items() if found is not None},
+        recovery={group: _estimate(result.recovery[part.arm, part.num_rows]) for group, result in measured.items()},
+        ahead={group: _estimate(result) for group, result in ahead.items() if result is not None},
     )
 
 
 def _margins(items: Mapping[str, Array]) -> dict[str, float]:
-    found = {task: crossed_mean({task: table}) for task, table in items.items()}
+    result = {task: crossed_mean({task: table}) for task, table in items.items()}
     return {
-        task: (one.high - one.low) / 2 for task, one in found.items() if one.low is not None and one.high is not None
+        task: (one.high - one.low) / 2 for task, one in result.items() if one.low is not None and one.high is not None
     }
 
 
@@ -223,8 +223,8 @@ def _pruned(
     for row in records:
         by_arm[row["arm"]][row["task"]] = row["pruned_score"]
     shared: dict[tuple[float, ...], list[str]] = {}
-    for arm, found in by_arm.items():
-        shared.setdefault(tuple(found[task] for task in teacher), []).append(arm)
+    for arm, result in by_arm.items():
+        shared.setdefault(tuple(result[task] for task in teacher), []).append(arm)
     return tuple(_baseline(tuple(named), by_arm[named[0]], teacher, groups) for named in shared.values())
 
 
@@ -242,6 +242,6 @@ def _baseline(
     return Pruned(arms, known, statistics.fmean(known.values()), recovery)
 
 
-def _estimate(found: Crossed) -> Estimate:
-    assert found.value is not None, "the teacher’s mean is above 0"
-    return Estimate(found.value, found.stderr, found.low, found.high, "crossed")
+def _estimate(result: Crossed) -> Estimate:
+    assert result.value is not None, "the teacher’s mean is above 0"
+    return Estimate(result.value, result.stderr, result.low, result.high, "crossed")

@@ -51,7 +51,7 @@ class LinePoint(NamedTuple):
 
 
 class MoreRows(NamedTuple):
-    """What `factor` times the largest size would bring; without figures, the `reason` why nothing is said."""
+    """What `factor` times the largest size would bring; without values, the `reason` why none is predicted."""
 
     factor: float
     num_rows: int

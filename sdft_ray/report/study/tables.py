@@ -20,9 +20,9 @@ def recovery_table(panel: Panel, sizes: Sequence[int], with_bounds: Sequence[int
     for arm in panel.arms:
         cells = [Cell(share(panel.pruned_of(arm).recovery[ALL]), tone="soft")]
         for size in sizes:
-            found = panel.cell(arm, size)
-            text = share(found.recovery[ALL].known) if found else DASH
-            cells.append(Cell(text, bounds(found.recovery[ALL]).strip() if found and size in with_bounds else ""))
+            result = panel.cell(arm, size)
+            text = share(result.recovery[ALL].known) if result else DASH
+            cells.append(Cell(text, bounds(result.recovery[ALL]).strip() if result and size in with_bounds else ""))
         shown.append(Row(Cell(arm, tone="best" if arm == best else ""), tuple(cells)))
     titles = (rows(size) if size == sizes[-1] else f"{size:,}" for size in sizes)
     return Table("", names("", Cell("pruned", tone="soft"), *titles), (Group("", tuple(shown)),))
@@ -95,11 +95,11 @@ def _score(cell: Students, task: str) -> Cell:
     return Cell(share(cell.scores[task]), f"± {share(cell.margins[task])}" if task in cell.margins else "")
 
 
-def _figure(found: Estimate, *, sign: bool = False, tone: str = "") -> Cell:
+def _figure(result: Estimate, *, sign: bool = False, tone: str = "") -> Cell:
     """Differences and gains have a sign; the rest are shares of the teacher."""
     form = points if sign else share
-    ends = f"{form(found.low)} to {form(found.high)}" if found.low is not None and found.high is not None else ""
-    return Cell(form(found.known), ends, tone)
+    ends = f"{form(result.low)} to {form(result.high)}" if result.low is not None and result.high is not None else ""
+    return Cell(form(result.known), ends, tone)
 
 
 def _against(cell: Students, group: str) -> Cell:
@@ -205,16 +205,16 @@ def _markdown_rows(panel: Panel, tasks: Sequence[str], *, apart: bool) -> Iterat
     for cell in compared:
         recovery = _bounded(cell.recovery[ALL])
         ahead = cell.ahead.get(ALL)
-        found = [Cell(recovery.text, recovery.note, tone="best" if recovery.text == best else "")]
-        found.append(Cell(points(ahead.known), bounds(ahead, sign=True).strip()) if ahead else Cell())
+        result = [Cell(recovery.text, recovery.note, tone="best" if recovery.text == best else "")]
+        result.append(Cell(points(ahead.known), bounds(ahead, sign=True).strip()) if ahead else Cell())
         if apart:
-            found.append(_bounded(cell.recovery[OFF_DOMAIN]) if OFF_DOMAIN in cell.recovery else Cell())
+            result.append(_bounded(cell.recovery[OFF_DOMAIN]) if OFF_DOMAIN in cell.recovery else Cell())
         scores = _markdown_scores(tasks, cell.scores, cell.margins)
-        yield Row(Cell(cell.arm), (*found, Cell(share(cell.average)), *scores))
+        yield Row(Cell(cell.arm), (*result, Cell(share(cell.average)), *scores))
 
 
-def _bounded(found: Estimate) -> Cell:
-    return Cell(share(found.known), bounds(found).strip())
+def _bounded(result: Estimate) -> Cell:
+    return Cell(share(result.known), bounds(result).strip())
 
 
 def _markdown_scores(

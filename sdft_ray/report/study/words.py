@@ -29,13 +29,13 @@ def verdict(panel: Panel) -> list[Words]:
 def cells_compared(panel: Panel) -> list[Cell]:
     """All arms at the largest size that the first arm was trained on, the first arm first."""
     largest = max(cell.num_rows for cell in panel.cells if cell.arm == panel.arms[0])
-    found = [panel.cell(arm, largest) for arm in panel.arms]
-    return [cell for cell in found if cell is not None]
+    students = [panel.cell(arm, largest) for arm in panel.arms]
+    return [cell for cell in students if cell is not None]
 
 
 def _recovery(cell: Cell, group: str) -> list[Words]:
-    found = cell.recovery[group]
-    return [Words(percent(found.known), strong=True, model=cell.arm), Words(bounds(found))]
+    estimate = cell.recovery[group]
+    return [Words(percent(estimate.known), strong=True, model=cell.arm), Words(bounds(estimate))]
 
 
 def _against(cell: Cell, first: str) -> list[Words]:
@@ -57,8 +57,8 @@ def _harm(panel: Panel, cells: Sequence[Cell], group: str) -> list[Words]:
     """Arms whose training took more than it gave: even the upper end of their interval is below no training at all."""
     words = []
     for cell in cells:
-        found, alone = cell.recovery[group], panel.pruned_of(cell.arm).recovery[group]
-        if found.high is not None and found.high < alone:
+        estimate, alone = cell.recovery[group], panel.pruned_of(cell.arm).recovery[group]
+        if estimate.high is not None and estimate.high < alone:
             where = {ALL: "Over all tasks", TUNED: "On tuned tasks"}.get(group, "Off-domain")
             words += [Words(f" {where} {cell.arm} is worse than no training: "), *_recovery(cell, group)]
             words.append(Words(f", the pruned model alone {percent(alone)}."))
@@ -77,9 +77,9 @@ def rows(num_rows: float) -> str:
     return "1 row" if num_rows == 1 else f"{num_rows:,.0f} rows"
 
 
-def bounds(found: Estimate, *, sign: bool = False) -> str:
+def bounds(estimate: Estimate, *, sign: bool = False) -> str:
     """(90.4 to 92.0) in per cent, with a space before it; "" without an interval."""
-    if found.low is None or found.high is None:
+    if estimate.low is None or estimate.high is None:
         return ""
-    ends = [points(end) if sign else number(100 * end, 1) for end in (found.low, found.high)]
+    ends = [points(end) if sign else number(100 * end, 1) for end in (estimate.low, estimate.high)]
     return f" ({ends[0]} to {ends[1]})"

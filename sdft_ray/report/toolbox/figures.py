@@ -61,9 +61,9 @@ def _svg(draw: Callable[[Figure, bool], None], size: tuple[int, int], narrow: bo
     )
     text = re.sub(r'<g id="title:([^"]*)">', r"<g><title>\1</title>", text[text.index("<svg") :])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    # Names stand for the whole page: only those that something refers to stay, made unlike those of other figures.
+    # An id must be unique on the page: only those that are referenced stay, prefixed with the figure's digest.
     known = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda found: f' id="{digest}-{found[1]}"' if found[1] in known else "", text)
+    text = re.sub(r' id="([^"]*)"', lambda match: f' id="{digest}-{match[1]}"' if match[1] in known else "", text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{digest}-", text)
     for name, color in TONES.items():
         text = text.replace(color, f"var(--{name})")

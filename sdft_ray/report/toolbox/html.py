@@ -17,14 +17,14 @@ NUM_TONES = 6
 @cache
 def environment() -> Environment:
     """Escapes every expression and refuses undefined names."""
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1] / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(
+    templates.filters.update(
         place=_place,
         breakable=_breakable,
         points=lambda value: numbers.number(100 * value, 1),
@@ -36,7 +36,7 @@ def environment() -> Environment:
         rate=numbers.rate,
         nats=numbers.nats,
     )
-    return made
+    return templates
 
 
 def _place(value: float) -> str:

@@ -1,7 +1,7 @@
 """How figures are written on pages and in terminals. Fractions go in, per cent comes out.
 
-Not `humanize`: its `naturalsize` has a fixed number of decimals (128.00 KiB) where three significant figures are wanted,
-`intword` writes words (8.03 billion), `metric` SI letters (8.03 G parameters), and `precisedelta` sentences.
+Not `humanize`: its `naturalsize` has a fixed number of decimals (128.00 KiB) where three significant figures are
+wanted, `intword` writes words (8.03 billion), `metric` SI letters (8.03 G parameters), and `precisedelta` sentences.
 """
 
 from __future__ import annotations

@@ -91,17 +91,17 @@ def share(value: float, digits: int = 1) -> str:
     return number(100 * value, digits)
 
 
-def estimate(found: Estimate | None, *, is_share: bool = True, inline: bool = False) -> Cell:
+def estimate(value: Estimate | None, *, is_share: bool = True, inline: bool = False) -> Cell:
     """A value and its standard error, in per cent if it is a share; a dash where it is unknown."""
-    if found is None or found.value is None:
+    if value is None or value.value is None:
         return Cell(DASH)
     shown, gap = share if is_share else plain, " " if inline else THIN
-    return Cell(shown(found.value), "" if found.stderr is None else f"±{gap}{shown(found.stderr)}", inline=inline)
+    return Cell(shown(value.value), "" if value.stderr is None else f"±{gap}{shown(value.stderr)}", inline=inline)
 
 
-def fact(found: Estimate) -> str:
+def fact(value: Estimate) -> str:
     """92.3 %, or a dash."""
-    return DASH if found.value is None else percent(found.value)
+    return DASH if value.value is None else percent(value.value)
 
 
 # --- terminal -----------------------------------------------------------------------------------------------
@@ -139,18 +139,18 @@ def for_terminal(table: Table) -> RichTable:
     """In rich's terms; group names are lines of their own where there are several groups."""
     head = Column(Text(table.columns[0].text), max_width=22, overflow="ellipsis", no_wrap=True)
     columns = (Column(_text(cell), justify="right", no_wrap=True) for cell in table.columns[1:])
-    made = RichTable(
+    terminal = RichTable(
         head, *columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1)
     )  # fmt: skip
     for place, group in enumerate(table.groups):
         if group.name and len(table.groups) > 1:
-            made.add_row(Text(group.name, style="dim"))
+            terminal.add_row(Text(group.name, style="dim"))
         elif place:
-            made.add_row()
+            terminal.add_row()
         for row in group.rows:
             cells = map(_text, (replace(row.head, note=""), *row.cells))
-            made.add_row(*cells, style="bold" if row.strong else "")
-    return made
+            terminal.add_row(*cells, style="bold" if row.strong else "")
+    return terminal
 
 
 def _text(cell: Cell) -> Text:
