@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 
 from sdft_ray.evaluation.capabilities import capability_of
 from sdft_ray.evaluation.recovery import Recovery, recovery
-from sdft_ray.statistics.estimate import Estimate, Interval, McNemar
+from sdft_ray.statistics.estimate import Estimate, Interval, McNemar, Standard
 from sdft_ray.statistics.scores import Scores, TaskScore, Written
-from sdft_ray.statistics.standard import Standard, standard_difference
 
 _UNDEFINED = Estimate(None, None)
 
@@ -194,6 +193,7 @@ def _task_card(models: _Models, task: str, whole: Recovery, corrected: Recovery,
 
 def _comparison(other: Scores, student: Scores, task: str) -> Comparison:
     from sdft_ray.statistics.paired import has_item_values, mcnemar, paired_bootstrap
+    from sdft_ray.statistics.standard import standard_difference
 
     first, second = other.tasks[task], student.tasks[task]
     is_binary = first.higher_is_better and {*first.items.values(), *second.items.values()} <= {0.0, 1.0}

@@ -48,6 +48,21 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Standard:
+    """A difference of mean scores by standard methods, in units of the metric.
+
+    `stderr` is the clustered standard error, None with a single item; `low` and `high` are the limits of the paired
+    percentile bootstrap at `level`.
+    """
+
+    value: float
+    stderr: float | None
+    low: float
+    high: float
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
 class McNemar:
     """Exact two-sided test of equal accuracy: items that only one of two models gets right, and the p-value."""
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdft_ray.statistics.estimate import Standard
 from sdft_ray.statistics.paired import check_level, paired_scores
 from sdft_ray.statistics.scores import Scores, TaskScore
 
@@ -31,21 +31,6 @@ _MAX_DISTINCT = 64
 """Up to here it is faster to draw how often each distinct value occurs than to draw the items."""
 _MAX_NUMBERS = 1 << 21
 """Numbers in memory at once while drawing: 16 MiB."""
-
-
-@dataclass(frozen=True)
-class Standard:
-    """A difference of mean scores by standard methods, in units of the metric.
-
-    `stderr` is the clustered standard error, None with a single item; `low` and `high` are the limits of the paired
-    percentile bootstrap at `level`.
-    """
-
-    value: float
-    stderr: float | None
-    low: float
-    high: float
-    level: float = 0.95
 
 
 def standard_difference(

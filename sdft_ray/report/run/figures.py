@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from sdft_ray.report.run.heat import MAX_NUMBERED, heat_cells
+from sdft_ray.report.run.heat import MAX_NUMBERED, HeatCell, heat_cells
 from sdft_ray.report.run.model import PRUNED, Distances, LossPoint, Plan, ReportData
 from sdft_ray.report.run.words import TUNED, groups
 from sdft_ray.report.toolbox.figures import BAD, NARROW, PAPER, SOFT, TONES, WIDE, inline, pixels, y_grid
@@ -98,13 +98,16 @@ def draw_heat(axes: Axes, matrix: Sequence[Sequence[float | None]], plan: Plan |
     """One cell for each run of n blocks (upward, from 1) and its first block (to the right)."""
     from matplotlib.patches import Rectangle
 
-    num_blocks = len(matrix) + 1
-    for cell in heat_cells(matrix, plan):
+    num_blocks, cells = len(matrix) + 1, heat_cells(matrix, plan)
+    if num_blocks > MAX_TITLED:
+        _draw_image(axes, cells, num_blocks)
+    for cell in cells:
         # A hair larger than one, or rounding would leave seams between cells.
         titled = not narrow and num_blocks <= MAX_TITLED
         gid = f"title:blocks {cell.start} to {cell.start + cell.n - 1}: {cell.value:.3f}" if titled else None
         corner = (cell.start, cell.n)
-        axes.add_patch(Rectangle(corner, 1.01, 1.01, facecolor=cell.color, linewidth=0, gid=gid, clip_on=False))
+        if num_blocks <= MAX_TITLED:
+            axes.add_patch(Rectangle(corner, 1.01, 1.01, facecolor=cell.color, linewidth=0, gid=gid))
         middle, ink = (cell.start + 0.5, cell.n + 0.5), "#000000" if cell.ink == "#000" else _WHITE
         if num_blocks <= MAX_NUMBERED:
             weight, size = "bold" if cell.lowest else "normal", 10.5 if narrow else 11
@@ -127,6 +130,17 @@ def draw_heat(axes: Axes, matrix: Sequence[Sequence[float | None]], plan: Plan |
     rows = few_of(1, num_blocks - 1)
     axes.set_yticks([n + 0.5 for n in rows], [str(n) for n in rows])
     _unclipped(axes)
+
+
+def _draw_image(axes: Axes, cells: Sequence[HeatCell], num_blocks: int) -> None:
+    """A pixel a cell: thousands of rectangles would make the page large."""
+    import numpy as np
+    from matplotlib.colors import to_rgba
+
+    image = np.zeros((num_blocks - 1, num_blocks, 4))
+    for cell in cells:
+        image[cell.n - 1, cell.start] = to_rgba(cell.color)
+    axes.imshow(image, extent=(0, num_blocks, 1, num_blocks), origin="lower", aspect="auto", interpolation="none")
 
 
 def _heat_key(figure: Figure, matrix: Sequence[Sequence[float | None]], plan: Plan | None, *, narrow: bool) -> None:
