@@ -56,7 +56,11 @@ def model_card(
 
 @cache
 def _environment() -> Environment:
-    """Nothing reaches the page but by `escaped`: an expression of the template is Markdown only if it is `Raw`."""
+    """Nothing reaches the page but by `escaped`: an expression of the template is Markdown only if it is `Raw`.
+
+    Not `huggingface_hub.ModelCard.from_template`: it renders in an environment of its own, without `finalize`, so that
+    every name a user wrote would be interpreted.
+    """
     environment = Environment(  # noqa: S701  (Markdown, not HTML; `finalize` escapes both)
         loader=FileSystemLoader(Path(__file__).parent),
         finalize=escaped,

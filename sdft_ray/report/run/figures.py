@@ -156,8 +156,9 @@ def _heat_key(figure: Figure, matrix: Sequence[Sequence[float | None]], plan: Pl
     middle = [] if narrow else [(31.5, "angular distance")]
     ticks = [(0.0, f"{min(values):.2f}"), *middle, (63.0, f"{max(values):.2f}")]
     axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
-    for label, side in ((axes.get_xticklabels()[0], "left"), (axes.get_xticklabels()[-1], "right")):
-        label.set_horizontalalignment(side)
+    first, *_, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
     near: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     numbered = len(matrix) < MAX_NUMBERED
     axes.annotate(".00" if numbered else "•", (0, 0), (0, -34), fontsize=11, fontweight="bold", **near)
