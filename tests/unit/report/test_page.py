@@ -7,11 +7,12 @@ import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from sdft_ray import report
-from sdft_ray.generation.selection import MEANINGS, REASONS
+from sdft_ray.generation.selection import MEANINGS, Reason
 from sdft_ray.report.run.model import Gap, Plan, ReportData, Retention, Sample
 from sdft_ray.report.run.page import render
 from tests.unit.report.made_up import FAMILIES, distances, report_data
@@ -219,8 +220,9 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
 
 
 def test_every_reason_is_shown_with_its_meaning() -> None:
-    assert set(MEANINGS) == set(REASONS)
-    text = Reader(render(ReportData(name="x", selection=dict.fromkeys(REASONS, 1)))).text
+    reasons: tuple[Reason, ...] = get_args(Reason)
+    assert set(MEANINGS) == set(reasons)
+    text = Reader(render(ReportData(name="x", selection=dict.fromkeys(map(str, reasons), 1)))).text
     for reason, meaning in MEANINGS.items():
         assert re.search(rf"{reason}\s+{re.escape(meaning)}", text), reason
 
