@@ -220,8 +220,9 @@ def test_figures_of_the_run_are_on_the_page(page: str) -> None:
 
 
 def test_every_reason_is_shown_with_its_meaning() -> None:
-    assert set(MEANINGS) == set(get_args(Reason))
-    text = Reader(render(ReportData(name="x", selection=dict.fromkeys(get_args(Reason), 1)))).text
+    reasons: tuple[Reason, ...] = get_args(Reason)
+    assert set(MEANINGS) == set(reasons)
+    text = Reader(render(ReportData(name="x", selection=dict.fromkeys(map(str, reasons), 1)))).text
     for reason, meaning in MEANINGS.items():
         assert re.search(rf"{reason}\s+{re.escape(meaning)}", text), reason
 
