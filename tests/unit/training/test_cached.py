@@ -187,7 +187,7 @@ def test_hidden_states_of_a_float32_teacher_are_a_rounding(rows: PackedRows, tmp
     teacher = build_model("llama", num_blocks=3, seed=2)
     expected, _ = loss_and_gradient(rows, ONLINE, teacher=Teacher(teacher))
     cached = cached_teacher(tmp_path / "signals", teacher, rows, head=load_head(folder, "float32")[0])
-    found, _ = loss_and_gradient(rows, ONLINE.model_copy(update={"signals": "cached"}), cached=cached)
+    found, _ = loss_and_gradient(rows, ONLINE.model_copy(update={"teacher_logits": "cached"}), cached=cached)
     assert 0 < abs(found - expected) < 2**-8
 
 
