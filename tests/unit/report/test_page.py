@@ -81,6 +81,7 @@ def test_every_section_is_there(page: str) -> None:
     assert Reader(page).sections() == ALL_SECTIONS
 
 
+@pytest.mark.slow  # draws every figure of a page anew, twenty times
 @pytest.mark.parametrize("section", ALL_SECTIONS)
 def test_a_section_without_data_is_left_out(section: str) -> None:
     found = Reader(render(report_data().model_copy(update=OPTIONAL[section]))).sections()
@@ -227,6 +228,7 @@ def test_every_reason_is_shown_with_its_meaning() -> None:
         assert re.search(rf"{reason}\s+{re.escape(meaning)}", text), reason
 
 
+@pytest.mark.slow
 def test_the_whole_of_a_large_model_stays_small() -> None:
     adjacent = (0.45, *[0.01 + 0.0001 * i for i in range(124)], 0.15)
     plan = Plan(num_blocks=126, keep_blocks=tuple(range(100)), metric="angular_distance", position="last")
