@@ -33,9 +33,9 @@ from sdft_ray.lab.export import export
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import evaluate
-from sdft_ray.stages.evaluators import dismiss
+from sdft_ray.stages.evaluators import release_idle
 from sdft_ray.stages.graph import steps
-from sdft_ray.stages.job import Job, Made
+from sdft_ray.stages.job import StageContext, StageResult
 from sdft_ray.stages.session import ray_session
 from sdft_ray.stages.sources import Sources
 from sdft_ray.store import files
@@ -46,7 +46,9 @@ WRITTEN = ("lab_word_problems", "lab_lists")
 CHOSEN = ("lab_facts", "lab_myths", "lab_ordering", "lab_scripts", "lab_pronouns")
 
 
-def job_of(lab: Path, store: Path, task: str, number: int, resources: Resources, dtype: str, limit: int | None) -> Job:
+def job_of(
+    lab: Path, store: Path, task: str, number: int, resources: Resources, dtype: str, limit: int | None
+) -> StageContext:
     """One evaluation of the teacher, as a recipe's step would be."""
     data = yaml.safe_load((lab / "quickstart.yaml").read_text(encoding="utf-8"))
     data["teacher"]["dtype"] = dtype
@@ -55,7 +57,7 @@ def job_of(lab: Path, store: Path, task: str, number: int, resources: Resources,
     address = f"evaluate/{number:016x}"
     step = next(step for step in steps(recipe) if step.name == "evaluate:teacher")
     sources = Sources(recipe, Store(str(store)))
-    return Job(
+    return StageContext(
         step=step,
         address=address,
         store_url=Store(str(store)).url,
@@ -72,10 +74,10 @@ def _silent(done: int, total: int, unit: str) -> None:
     """Nobody watches."""
 
 
-def ours(job: Job) -> tuple[float, dict[str, dict[str, Any]]]:
+def ours(job: StageContext) -> tuple[float, dict[str, dict[str, Any]]]:
     """Seconds of one step, and its items."""
     start = time.perf_counter()
-    stage_result: Made = evaluate.run(job)
+    stage_result: StageResult = evaluate.run(job)
     seconds = time.perf_counter() - start
     assert stage_result.files, "the step places its files"
     rows = pq.read_table(job.store.staged(job.address, stage_result.files) / files.ITEMS).to_pylist()
@@ -145,7 +147,7 @@ def measured(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
             for _ in range(1 if options.quick else options.rounds):
                 theirs.append(peer(lab, names, dtype, options.batch_size, folder))
                 mine.append({name: timed_run(name) for name in names})
-            dismiss()
+            release_idle()
     return summary(mine, theirs, startup_s)
 
 

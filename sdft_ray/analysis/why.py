@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from sdft_ray.errors import StoreError
-from sdft_ray.pipeline.compress import damage
+from sdft_ray.pipeline.compress import block_removal_scores
 from sdft_ray.pruning.alternatives import removals
 from sdft_ray.report.run.model import Plan
 from sdft_ray.report.run.why import Candidate, Channel, Why
@@ -55,7 +55,7 @@ def why(
             candidates.append(Candidate(plan.removed_blocks, None, chosen=True))
     if ask_tasks and candidates:
         options = [(), *(candidate.blocks for candidate in candidates)]
-        whole, *scores = damage(run, options, resources, limit=limit, view=view)
+        whole, *scores = block_removal_scores(run, options, resources, limit=limit, view=view)
         candidates = [
             Candidate(c.blocks, c.score, score, c.chosen) for c, score in zip(candidates, scores, strict=True)
         ]

@@ -15,8 +15,8 @@ from sdft_ray.cli.options import JsonOpt, RunArg, StoreOpt, open_store
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sdft_ray.release.piece import Watch
-    from sdft_ray.release.push import Pushed
+    from sdft_ray.release.files import Watch
+    from sdft_ray.release.push import Release
 
 _LARGE_BYTES = 64 * 2**20
 """A smaller release is sent so fast that nobody could read a progress bar."""
@@ -64,7 +64,7 @@ def push(
         typer.echo(done.url)
 
 
-def _print_plan(console: Console, planned: Pushed, dry_run: bool) -> None:
+def _print_plan(console: Console, planned: Release, dry_run: bool) -> None:
     """The files, and which of them are at the destination already."""
     from rich.markup import escape
     from rich.table import Table

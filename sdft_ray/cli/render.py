@@ -93,7 +93,7 @@ def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:
 
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
-    from sdft_ray.report.run.terminal import gap_line, grid_line, kept_lines, result_table, size_line
+    from sdft_ray.report.run.terminal import gap_line, grid_line, release_lines, result_table, size_line
     from sdft_ray.report.run.words import overlap
 
     console = _console()
@@ -101,7 +101,7 @@ def print_result(run: Run, *, stages: bool = False) -> None:
     console.print()
     console.print(result_table(data))
     console.print(size_line(data))
-    for line in kept_lines(data):
+    for line in release_lines(data):
         console.print(line, soft_wrap=True)
     if sentence := overlap(data):
         console.print(sentence)

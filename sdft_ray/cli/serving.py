@@ -202,11 +202,11 @@ def evaluate(
     """Evaluate a served model with lm-eval, with the same scoring as a recipe's `evaluate` steps."""
     from sdft_ray.cli.render import print_scores
     from sdft_ray.evaluation.endpoint import Endpoint, evaluate_endpoint
-    from sdft_ray.evaluation.harness import Asked
+    from sdft_ray.evaluation.harness import EvalConfig
 
     key = os.environ.get(key_variable)
     server = Endpoint(endpoint.rstrip("/"), model, tokenizer, key=key, num_concurrent=num_concurrent)
-    config = Asked(tasks, include, limit, num_fewshot, apply_chat_template=not no_chat_template)
+    config = EvalConfig(tasks, include, limit, num_fewshot, apply_chat_template=not no_chat_template)
     print_scores(evaluate_endpoint(server, config), as_json=as_json)
 
 

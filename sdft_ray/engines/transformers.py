@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sdft_ray.data.chat import load_tokenizer
-from sdft_ray.engines.ask import Ask, EngineDiedError, FinishReason, Piece, TokenScore
+from sdft_ray.engines.request import AnswerDelta, EngineFailedError, FinishReason, GenerationRequest, TokenScore
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.generation.decoding import batch_steps, choose_tokens, end_token_ids
 from sdft_ray.models.loading import load_model
@@ -48,17 +48,17 @@ class TransformersEngine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device).eval(), load_tokenizer(model_dir), settings)
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`."""
         self.check()
         row = _Row(ask, asyncio.get_running_loop(), _Text(self._tokenizer, ask.stop))
         self._waiting.put(row)
-        pieces: list[Piece] = []
+        pieces: list[AnswerDelta] = []
         try:
             while True:
                 piece = await row.pieces.get()
                 if isinstance(piece, BaseException):
-                    raise EngineDiedError(f"the engine failed: {piece}") from piece
+                    raise EngineFailedError(f"the engine failed: {piece}") from piece
                 if ask.stream:
                     yield piece
                 else:
@@ -73,7 +73,7 @@ class TransformersEngine:
     def check(self) -> None:
         """See `Engine.check`."""
         if self._error is not None:
-            raise EngineDiedError(f"the engine failed: {self._error}")
+            raise EngineFailedError(f"the engine failed: {self._error}")
 
     def close(self) -> None:
         """Finish the waiting requests and stop."""
@@ -103,7 +103,7 @@ class TransformersEngine:
         prompt_scores = [self._prompt_scores(row.ask) for row in rows]
         for row, scores in zip(rows, prompt_scores, strict=True):
             if row.ask.max_tokens == 0:
-                row.put(Piece("", 0, "length", (), scores))
+                row.put(AnswerDelta("", 0, "length", (), scores))
         batch = [row for row in rows if row.ask.max_tokens]
         first = {id(row): scores for row, scores in zip(rows, prompt_scores, strict=True)}
         if not batch:
@@ -152,10 +152,10 @@ class TransformersEngine:
                 reason = "length"
         if reason is not None:
             text += row.text.rest()
-        row.put(Piece(text, 1, reason, scores, prompt_scores))
+        row.put(AnswerDelta(text, 1, reason, scores, prompt_scores))
         return reason is not None
 
-    def _prompt_scores(self, ask: Ask) -> tuple[TokenScore, ...]:
+    def _prompt_scores(self, ask: GenerationRequest) -> tuple[TokenScore, ...]:
         if ask.prompt_top_logprobs is None:
             return ()
         ids_T = torch.tensor(ask.prompt_ids, device=self._model.device)
@@ -215,10 +215,10 @@ class _Text:
 class _Row:
     """A request whose client waits in the event loop of another thread."""
 
-    ask: Ask
+    ask: GenerationRequest
     loop: asyncio.AbstractEventLoop
     text: _Text
-    pieces: asyncio.Queue[Piece | BaseException] = field(default_factory=asyncio.Queue)
+    pieces: asyncio.Queue[AnswerDelta | BaseException] = field(default_factory=asyncio.Queue)
     token_ids: list[int] = field(default_factory=list)
     is_cancelled: bool = False
     noise: torch.Generator = field(init=False)
@@ -227,15 +227,15 @@ class _Row:
         seed = random.getrandbits(63) if self.ask.seed is None else self.ask.seed % 2**63
         self.noise = torch.Generator().manual_seed(seed)
 
-    def put(self, piece: Piece | BaseException) -> None:
+    def put(self, piece: AnswerDelta | BaseException) -> None:
         try:
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
         except RuntimeError:  # its event loop is closed
             self.is_cancelled = True
 
 
-def _joined(pieces: Sequence[Piece]) -> Piece:
-    return Piece(
+def _joined(pieces: Sequence[AnswerDelta]) -> AnswerDelta:
+    return AnswerDelta(
         "".join(piece.text for piece in pieces),
         sum(piece.num_tokens for piece in pieces),
         pieces[-1].finish_reason,

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.engines.ask import Ask, EngineDiedError, Piece, TokenScore
+from sdft_ray.engines.request import AnswerDelta, EngineFailedError, GenerationRequest, TokenScore
 from sdft_ray.engines.settings import EngineSettings
-from sdft_ray.generation.vllm_arguments import keep_prompts_whole
+from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
 
 MAX_TOP_LOGPROBS = 20
 """As in OpenAI's API."""
@@ -70,11 +70,11 @@ class VllmEngine:
             enable_log_requests=False,
             **speculative,
         )
-        keep_prompts_whole(arguments)
+        disable_chunked_prefill(arguments)
         with _in_one_process(current_platform.is_cpu() and settings.tensor_parallel == 1 and cpus < 2):
             return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER))
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`."""
         outputs = self._llm.generate(
             {"prompt_token_ids": list(ask.prompt_ids)}, _sampling_params(ask), str(next(self._numbers))
@@ -85,14 +85,14 @@ class VllmEngine:
                 yield _piece(output, ask, first=first)
                 first = False
         except self._dead as reason:
-            raise EngineDiedError(f"vLLM's engine failed: {reason}") from reason
+            raise EngineFailedError(f"vLLM's engine failed: {reason}") from reason
         finally:
             await outputs.aclose()
 
     def check(self) -> None:
         """See `Engine.check`."""
         if self._llm.errored:
-            raise EngineDiedError(f"vLLM's engine failed: {self._llm.dead_error}")
+            raise EngineFailedError(f"vLLM's engine failed: {self._llm.dead_error}")
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -119,7 +119,7 @@ def _in_one_process(is_wanted: bool) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _sampling_params(ask: Ask) -> Any:
+def _sampling_params(ask: GenerationRequest) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -138,18 +138,18 @@ def _sampling_params(ask: Ask) -> Any:
     )
 
 
-def _piece(output: Any, ask: Ask, *, first: bool) -> Piece:
+def _piece(output: Any, ask: GenerationRequest, *, first: bool) -> AnswerDelta:
     result = output.outputs[0]
     prompt_scores: tuple[TokenScore, ...] = ()
     if first and ask.prompt_top_logprobs is not None:
         prompt_scores = _scores(ask.prompt_ids, output.prompt_logprobs, ask.prompt_top_logprobs)
     if ask.max_tokens == 0:  # vLLM generates at least one token
-        return Piece("", 0, "length" if output.finished else None, (), prompt_scores)
+        return AnswerDelta("", 0, "length" if output.finished else None, (), prompt_scores)
     scores: tuple[TokenScore, ...] = ()
     if ask.top_logprobs is not None:
         scores = _scores(result.token_ids, result.logprobs, ask.top_logprobs)
     reason = result.finish_reason if output.finished else None
-    return Piece(result.text, len(result.token_ids), reason, scores, prompt_scores, *_draft_counts(result))
+    return AnswerDelta(result.text, len(result.token_ids), reason, scores, prompt_scores, *_draft_counts(result))
 
 
 def _draft_counts(result: Any) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from sdft_ray.evaluation.capabilities import capability_of
 from sdft_ray.evaluation.recovery import Recovery, recovery
 from sdft_ray.statistics.estimate import Estimate, Interval, McNemar, Standard
-from sdft_ray.statistics.scores import Scores, TaskScore, Written
+from sdft_ray.statistics.scores import GenerationStats, Scores, TaskScore
 
 _UNDEFINED = Estimate(None, None)
 
@@ -58,7 +58,7 @@ class TaskCard:
     chance_corrected: Estimate
     from_teacher: Comparison
     from_pruned: Comparison
-    written: dict[str, Written]
+    written: dict[str, GenerationStats]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.evaluation.harness import Asked, evaluate_with
+from sdft_ray.evaluation.harness import EvalConfig, evaluate_with
 from sdft_ray.evaluation.progress import ItemCounter, OnItem
 from sdft_ray.evaluation.questions import Text
 from sdft_ray.statistics.scores import Scores
@@ -84,7 +84,7 @@ class EndpointLM(_API):
         return super().generate_until(requests, disable_tqdm=True)
 
 
-def evaluate_endpoint(endpoint: Endpoint, config: Asked, on_item: OnItem | None = None) -> Scores:
+def evaluate_endpoint(endpoint: Endpoint, config: EvalConfig, on_item: OnItem | None = None) -> Scores:
     """Score a served model. Raises `EvaluationError` if the server does not have it, and as `harness.evaluate`."""
     cards = endpoint.cards()
     if endpoint.model not in cards:

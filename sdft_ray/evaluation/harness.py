@@ -18,8 +18,8 @@ from lm_eval.api.task import Task
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.items import item_rows, outputs_of, written_of
-from sdft_ray.evaluation.lm import AskingLM
-from sdft_ray.evaluation.passes import Samples, pass_at_k
+from sdft_ray.evaluation.lm import BatchedLM
+from sdft_ray.evaluation.pass_at_k import Samples, pass_at_k
 from sdft_ray.evaluation.progress import ItemCounter, OnItem, quiet
 from sdft_ray.evaluation.questions import Ask
 from sdft_ray.evaluation.tasks import leaf_tasks, load_tasks
@@ -37,7 +37,7 @@ _BOOTSTRAP_DRAWS = 1000
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalConfig:
     """The configuration of an evaluation: lm-eval tasks, tags or groups, and how they are run.
 
     `include` is a folder of task files whose `data_files` are relative to the file that names them. `limit`
@@ -69,7 +69,7 @@ class Result:
 
 def evaluate(
     model_dir: str | Path,
-    config: Asked,
+    config: EvalConfig,
     ask: Ask,
     on_item: OnItem | None = None,
     *,
@@ -83,8 +83,8 @@ def evaluate(
     `ModelError` for an unusable tokenizer.
     """
 
-    def create(counter: ItemCounter) -> AskingLM:
-        lm = AskingLM(model_dir, ask, counter, max_length=max_length)
+    def create(counter: ItemCounter) -> BatchedLM:
+        lm = BatchedLM(model_dir, ask, counter, max_length=max_length)
         if config.apply_chat_template:
             lm.check_chat_prompt()
         return lm
@@ -92,7 +92,7 @@ def evaluate(
     return evaluate_with(create, config, on_item)
 
 
-def evaluate_with(create: Callable[[ItemCounter], Any], config: Asked, on_item: OnItem | None = None) -> Result:
+def evaluate_with(create: Callable[[ItemCounter], Any], config: EvalConfig, on_item: OnItem | None = None) -> Result:
     """Score any lm-eval model, created by `create` once the tasks are loaded. Raises as `evaluate` does.
 
     Models without details on generated texts have an empty `texts`.
@@ -182,7 +182,7 @@ def _check_metric(name: str, leaves: Sequence[Task], metric: str | None) -> None
 
 
 def _score(
-    part: Task | Group, results: Any, metric_name: str | None, config: Asked, lm: Any
+    part: Task | Group, results: Any, metric_name: str | None, config: EvalConfig, lm: Any
 ) -> tuple[TaskScore, list[dict[str, Any]]]:
     """The score of a task or group, and a row for each of its items."""
     name = _name(part)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from lm_eval.api.task import ConfigurableTask, Task
 
 from sdft_ray.evaluation.questions import Text
-from sdft_ray.statistics.scores import Output, Written
+from sdft_ray.statistics.scores import GenerationStats, Output
 
 ITEMS = pa.schema(
     [
@@ -93,12 +93,12 @@ def _first(filtered: Any) -> str:
     return str(filtered[0]) if isinstance(filtered, list) and filtered else str(filtered or "")
 
 
-def written_of(rows: Sequence[Mapping[str, Any]]) -> Written | None:
+def written_of(rows: Sequence[Mapping[str, Any]]) -> GenerationStats | None:
     """How the answers of a task look; None where nothing is known of how they were written."""
     known = [row for row in rows if row["num_tokens"] is not None]
     if not known:
         return None
-    return Written(
+    return GenerationStats(
         num_answers=len(known),
         mean_tokens=statistics.fmean(row["num_tokens"] for row in known),
         truncated=statistics.fmean(row["truncated"] for row in known),

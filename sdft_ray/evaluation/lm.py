@@ -27,16 +27,24 @@ from transformers import AutoConfig
 
 from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.errors import EvaluationError, ModelError
-from sdft_ray.evaluation.passes import Samples
+from sdft_ray.evaluation.pass_at_k import Samples
 from sdft_ray.evaluation.progress import ItemCounter
-from sdft_ray.evaluation.questions import Ask, Likelihood, Likelihoods, Question, Text, Writing, key_of
+from sdft_ray.evaluation.questions import (
+    Ask,
+    GenerationQuestion,
+    Likelihoods,
+    LoglikelihoodQuestion,
+    Question,
+    Text,
+    key_of,
+)
 
 _DEFAULT_MAX_GEN_TOKS = 256
 _Pair = tuple[tuple[str, str] | None, list[int], list[int]]
 """Texts of context and continuation, and their token ids."""
 
 
-class AskingLM(TemplateLM):
+class BatchedLM(TemplateLM):
     """An lm-eval model that sends its requests to `ask`. Tokenizer and context length come from the checkpoint.
 
     `num_truncated` counts the requests whose prompt was truncated at its beginning, by task; `texts` has every
@@ -159,11 +167,11 @@ class AskingLM(TemplateLM):
         owners = list(places.values())
         for (ids, num_scored), indices in places.items():
             finals = dict.fromkeys(requests[index][2][-1] for index in indices)
-            questions.append(Likelihood(ids, num_scored, tuple(finals)))
+            questions.append(LoglikelihoodQuestion(ids, num_scored, tuple(finals)))
         scores: dict[int, tuple[float, bool]] = {}
         for number, answer in self._ask(questions):
             question = questions[number]
-            assert isinstance(question, Likelihood)
+            assert isinstance(question, LoglikelihoodQuestion)
             assert isinstance(answer, Likelihoods)
             by_final = dict(zip(question.finals, answer.finals, strict=True))
             for index in owners[number]:
@@ -212,7 +220,7 @@ class AskingLM(TemplateLM):
             texts[index] = postprocess_generated_text(answer.text, stops[index // samples.num], None)
         return [texts[start : start + samples.num] for start in range(0, len(texts), samples.num)]
 
-    def _writings(self, requests: Sequence[Instance]) -> tuple[list[Writing], list[list[str]]]:
+    def _writings(self, requests: Sequence[Instance]) -> tuple[list[GenerationQuestion], list[list[str]]]:
         """The questions behind requests, and their stop texts."""
         eos = self.tokenizer.decode(self.eot_token_id)
         stops, questions = [], []
@@ -224,7 +232,9 @@ class AskingLM(TemplateLM):
             questions.append(self._writing(request, prompt, stops[-1], options))
         return questions, stops
 
-    def _writing(self, request: Instance, prompt: str, stop: Sequence[str], options: dict[str, Any]) -> Writing:
+    def _writing(
+        self, request: Instance, prompt: str, stop: Sequence[str], options: dict[str, Any]
+    ) -> GenerationQuestion:
         max_tokens = options["max_gen_toks"]
         max_prompt_tokens = self.max_length - max_tokens
         if max_prompt_tokens <= 0:
@@ -236,7 +246,7 @@ class AskingLM(TemplateLM):
         # Special tokens end a response by themselves, and never occur in its text.
         special = set(self.tokenizer.all_special_tokens)
         sampled = options["temperature"] > 0 if options["do_sample"] is not False else False
-        return Writing(
+        return GenerationQuestion(
             ids=tuple(ids[-max_prompt_tokens:]),
             is_cut=len(ids) > max_prompt_tokens,
             stop=tuple(text for text in stop if text and text not in special),
@@ -251,7 +261,7 @@ class AskingLM(TemplateLM):
             self._counter.begin(requests)
 
 
-def _sample_seed(seed: int, question: Writing, number: int) -> int:
+def _sample_seed(seed: int, question: GenerationQuestion, number: int) -> int:
     """In [0, 2**63): a hash of the question's content, never of its position."""
     digest = hashlib.sha256(f"{seed}\0{key_of(question)}\0{number}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -14,7 +14,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class LoglikelihoodQuestion:
     """A request for the likelihoods of continuations of one context that differ only in their last token.
 
     The model reads `ids` (at least one), of which the last `num_scored` belong to the continuations; each of `finals`
@@ -34,7 +34,7 @@ class Likelihoods:
 
 
 @dataclass(frozen=True)
-class Writing:
+class GenerationQuestion:
     """A request to generate after `ids` until a text of `stop`, the end of the text, or `max_tokens` tokens.
 
     Temperature 0 is greedy decoding.
@@ -55,8 +55,8 @@ class Writing:
 class Text:
     """A generated text without special tokens; a stop text may still be at the end.
 
-    `num_tokens` and `repetition` (see `scores.Written`) are those of the generated tokens. `truncated`: it ended at
-    `max_tokens` or at the end of the context.
+    `num_tokens` and `repetition` (see `scores.GenerationStats`) are those of the generated tokens. `truncated`: it
+    ended at `max_tokens` or at the end of the context.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Text:
     repetition: float
 
 
-Question = Likelihood | Writing
+Question = LoglikelihoodQuestion | GenerationQuestion
 Answer = Likelihoods | Text
 Ask = Callable[[Sequence[Question]], Iterator[tuple[int, Answer]]]
 """Yields (index of the question, answer) in any order. Raises if a question cannot be answered."""

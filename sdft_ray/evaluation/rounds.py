@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Spread:
+class Summary:
     """One figure over rounds: the median, the quartiles `low` and `high` around it, and every round in order."""
 
     median: float
@@ -33,9 +33,9 @@ class BatchSpeed:
     """
 
     batch_rows: int
-    prefill: Spread
-    decode: Spread
-    first_token_s: Spread
+    prefill: Summary
+    decode: Summary
+    first_token_s: Summary
     kv_bytes: int
     peak_bytes: int | None
 
@@ -48,16 +48,16 @@ class ModelSpeed:
     batches: tuple[BatchSpeed, ...]
 
 
-def over_rounds(values: Iterable[float]) -> Spread:
+def over_rounds(values: Iterable[float]) -> Summary:
     """The spread of at least one value; quartiles are interpolated between the values themselves."""
     rounds = tuple(values)
     assert rounds, "a figure needs a round"
     if len(rounds) == 1:
-        return Spread(rounds[0], rounds[0], rounds[0], rounds)
+        return Summary(rounds[0], rounds[0], rounds[0], rounds)
     low, median, high = statistics.quantiles(rounds, n=4, method="inclusive")
-    return Spread(median, low, high, rounds)
+    return Summary(median, low, high, rounds)
 
 
-def ratio(above: Spread, below: Spread) -> Spread:
+def ratio(above: Summary, below: Summary) -> Summary:
     """`above` over `below` within each round, so that a slower machine during a whole round cancels."""
     return over_rounds(one / other for one, other in zip(above.rounds, below.rounds, strict=True))

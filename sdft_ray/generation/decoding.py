@@ -23,7 +23,7 @@ Decoded = tuple[list[int], Literal["stop", "length"], Signals | None]
 
 
 class Truncation(Protocol):
-    """The sampling parameters that `kept_logits` reads."""
+    """The sampling parameters that `truncated_logits` reads."""
 
     @property
     def temperature(self) -> float: ...
@@ -33,7 +33,7 @@ class Truncation(Protocol):
     def top_k(self) -> int: ...
 
 
-def kept_logits(logits_BV: Tensor, params: Truncation) -> Tensor:
+def truncated_logits(logits_BV: Tensor, params: Truncation) -> Tensor:
     """Logits divided by the temperature (above 0), set to -inf outside top-k and then outside top-p; (B, V)."""
     logits_BV = logits_BV / params.temperature
     if 0 < params.top_k < logits_BV.shape[-1]:
@@ -58,7 +58,7 @@ def choose_tokens(logits_BV: Tensor, params: Truncation, noise: Sequence[torch.G
         [torch.empty(size, dtype=torch.float64).exponential_(generator=generator) for generator in noise]
     )
     gumbel_BV = -exponential_BV.clamp_min(1e-300).log().to(logits_BV)
-    return (kept_logits(logits_BV, params) + gumbel_BV).argmax(dim=-1)
+    return (truncated_logits(logits_BV, params) + gumbel_BV).argmax(dim=-1)
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -60,7 +60,7 @@ class SignalRecorder:
 
     def signals(self, prompt: int, num_tokens: int) -> Signals | None:
         """Signals of the first `num_tokens` steps of the prompt with this index; None if none were requested."""
-        if not self._params.asks_signals:
+        if not self._params.needs_signals:
             return None
         rows = [tuple(a[in_batch.index(prompt)] for a in arrays) for in_batch, arrays in self._steps[:num_tokens]]
         columns = [np.stack(column) for column in zip(*rows, strict=True)]

@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Asked:
+class RewriteRequest:
     """One seed row to sample: key, id, prompt (a user turn) and the check that a sample must pass."""
 
     row_key: bytes
@@ -27,7 +27,7 @@ class Asked:
 
 
 @dataclass
-class Answered:
+class RewriteResult:
     """Result of a chunk: its parts in the row cache, and token counts."""
 
     parts: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class CommitBuffer:
 
 def answer_chunk(
     name: str,
-    rows: Sequence[Asked],
+    rows: Sequence[RewriteRequest],
     sampler: Sampler,
     params: SamplingParams,
     buffer: CommitBuffer,
@@ -91,7 +91,7 @@ def answer_chunk(
     num_samples: int = 1,
     parts: Sequence[str] = (),
     turn: AbstractContextManager[Any] | None = None,
-) -> Answered:
+) -> RewriteResult:
     """Sample every row until a sample passes, at most `num_samples` times; rows finish in any order.
 
     `turn` is entered while the rows are submitted. With one lock for all chunks of a sampler, their rows do not mix in
@@ -100,7 +100,7 @@ def answer_chunk(
 
     Finished rows are committed even if the sampler dies; its exception is then re-raised.
     """
-    answered = Answered(num_rows=len(rows))
+    answered = RewriteResult(num_rows=len(rows))
     finished: queue.SimpleQueue[tuple[int, int, Any]] = queue.SimpleQueue()
     samples: list[list[Record]] = [[] for _ in rows]
 
@@ -134,7 +134,7 @@ def answer_chunk(
     return answered
 
 
-def _record(row: Asked, sample_index: int, sampled: Sampled) -> Record:
+def _record(row: RewriteRequest, sample_index: int, sampled: Sampled) -> Record:
     return {
         "row_key": row.row_key,
         "example_id": row.example_id,
@@ -164,7 +164,7 @@ def _signal_columns(sampled: Sampled) -> Record:
     }
 
 
-def _count(answered: Answered, sampled: Sampled) -> None:
+def _count(answered: RewriteResult, sampled: Sampled) -> None:
     answered.num_samples += 1
     answered.prompt_tokens += sampled.prompt_tokens
     answered.response_tokens += sampled.response_tokens

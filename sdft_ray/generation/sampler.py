@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sdft_ray.data.signals import Signals
-    from sdft_ray.generation.scoring import Scored, Scoring
+    from sdft_ray.generation.scoring import ScoreRequest, ScoreResult
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -62,7 +62,7 @@ class SamplingParams:
     hidden_states: bool = False
 
     @property
-    def asks_signals(self) -> bool:
+    def needs_signals(self) -> bool:
         return bool(self.top_logprobs or self.hidden_states)
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ class LocalSampler:
         with self._tokenizing:
             return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
-    def submit_score(self, request: Scoring) -> Future[Scored]:
+    def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
         """Request the log-probabilities of given tokens, which must fit the context and be in the vocabulary."""
         raise NotImplementedError
 

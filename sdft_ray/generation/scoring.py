@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoreRequest:
     """Tokens to score. The model reads `ids`, of which the last `num_scored` are scored; then each of `finals` is
     scored as the next token, independently of the others. Continuations that differ only in their last token share one
     pass.
@@ -25,14 +25,16 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoreResult:
     """For each of `finals`: log-probability (nats) of scored tokens plus it, and whether all were the most likely."""
 
     finals: tuple[tuple[float, bool], ...]
 
 
 @torch.inference_mode()
-def score(model: Any, requests: Sequence[Scoring], *, batch_tokens: int = 8192) -> Iterator[tuple[int, Scored]]:
+def score(
+    model: Any, requests: Sequence[ScoreRequest], *, batch_tokens: int = 8192
+) -> Iterator[tuple[int, ScoreResult]]:
     """Yield index and result, batch by batch, longest first. A batch has at most `batch_tokens` positions, or one row.
 
     Log-probabilities are float32, whatever the model's dtype.
@@ -46,7 +48,7 @@ def score(model: Any, requests: Sequence[Scoring], *, batch_tokens: int = 8192) 
         start += rows
 
 
-def _score(model: Any, requests: Sequence[Scoring]) -> list[Scored]:
+def _score(model: Any, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
     """One forward pass. Logits start at the token before the earliest scored one: K of T positions."""
     width = max(len(row.ids) for row in requests)
     first = min(len(row.ids) - row.num_scored for row in requests) - 1
@@ -61,7 +63,7 @@ def _score(model: Any, requests: Sequence[Scoring]) -> list[Scored]:
     ]
 
 
-def _of_row(logits_NV: Tensor, row: Scoring) -> Scored:
+def _of_row(logits_NV: Tensor, row: ScoreRequest) -> ScoreResult:
     """From the logits that predict each scored token and the final one."""
     logprobs_NV = logits_NV.float().log_softmax(dim=-1)
     likeliest_N = logits_NV.argmax(dim=-1).tolist()
@@ -70,7 +72,7 @@ def _of_row(logits_NV: Tensor, row: Scoring) -> Scored:
     before = float(logprobs_NV[:-1].gather(1, scored_N[:, None]).sum()) if scored_ids else 0.0
     greedy = list(scored_ids) == likeliest_N[:-1]
     last = logprobs_NV[-1, list(row.finals)].tolist()
-    return Scored(
+    return ScoreResult(
         tuple(
             (before + logprob, greedy and token == likeliest_N[-1])
             for token, logprob in zip(row.finals, last, strict=True)

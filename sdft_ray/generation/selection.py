@@ -75,7 +75,7 @@ def _reason(row: Mapping[str, str], distilled: str, finish_reason: str, fits: Ca
     return verdict(row, distilled)
 
 
-def kept_sample(row: Mapping[str, str], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def selected_sample(row: Mapping[str, str], samples: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The sample that a row of `SELECTED_SCHEMA` trains on; None if that is the reference.
 
     `samples` are those of the row, in the order in which they were drawn. The result of `select` depends only on the

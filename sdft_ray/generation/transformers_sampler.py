@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from sdft_ray.generation.sampler import LocalSampler, Sampled, SamplingParams
 
 if TYPE_CHECKING:
-    from sdft_ray.generation.scoring import Scored, Scoring
+    from sdft_ray.generation.scoring import ScoreRequest, ScoreResult
 
 _Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
-_ToScore = tuple["Scoring", Future["Scored"]]
+_ToScore = tuple["ScoreRequest", Future["ScoreResult"]]
 
 
 class TransformersSampler(LocalSampler):
@@ -59,9 +59,9 @@ class TransformersSampler(LocalSampler):
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
         self._waiting.put((prompt_ids, params, seed, future))
 
-    def submit_score(self, request: Scoring) -> Future[Scored]:
+    def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
         """See `LocalSampler.submit_score`."""
-        future: Future[Scored] = Future()
+        future: Future[ScoreResult] = Future()
         self._waiting.put((request, future))
         return future
 

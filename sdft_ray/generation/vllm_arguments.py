@@ -8,7 +8,7 @@ _AT_LEAST = 4096
 """Minimum of `max_num_batched_tokens`: tokens of one engine step."""
 
 
-def keep_prompts_whole(arguments: Any) -> None:
+def disable_chunked_prefill(arguments: Any) -> None:
     """On a CPU, disable chunked prefill (`arguments` are vLLM's `EngineArgs`, modified in place).
 
     A prompt that does not fit into the rest of a step would be split, and if its request has a seed, the engine crashes

@@ -16,12 +16,12 @@ import numpy as np
 from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.data.signals import Signals, top_logprobs
 from sdft_ray.generation.sampler import EngineError, LocalSampler, Sampled, SamplingParams, check_signals
-from sdft_ray.generation.vllm_arguments import keep_prompts_whole
+from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
 from sdft_ray.generation.vllm_scoring import next_token, prompt_end, scoring_params, together
 from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS
 
 if TYPE_CHECKING:
-    from sdft_ray.generation.scoring import Scored, Scoring
+    from sdft_ray.generation.scoring import ScoreRequest, ScoreResult
 
 _Request = tuple[list[int], Any, Future[Any], Callable[[Any], Any]]
 """Prompt, vLLM's parameters, the future of the caller, and the function that converts vLLM's output to its result."""
@@ -70,7 +70,7 @@ class VllmSampler(LocalSampler):
             max_logprobs=MAX_TOP_LOGPROBS,
             logprobs_mode="raw_logprobs",  # of the model, before temperature and truncation
         )
-        keep_prompts_whole(arguments)
+        disable_chunked_prefill(arguments)
         self._engine = LLM.from_engine_args(arguments).llm_engine
         super().__init__(load_tokenizer(model_dir))
         config = self._engine.model_config
@@ -86,14 +86,14 @@ class VllmSampler(LocalSampler):
         check_signals("vllm", params)
         self._waiting.put((prompt_ids, _vllm_params(params, seed, self.vocab_size), future, self._finish))
 
-    def submit_score(self, request: Scoring) -> Future[Scored]:
+    def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
         """See `LocalSampler.submit_score`. One vLLM request per final token, unless only the finals are scored.
 
         A sequence that fills the context loses one more token at its beginning than in the other samplers.
         """
         room = self.max_model_tokens - 1  # vLLM always generates at least one token
         if not request.num_scored:
-            future: Future[Scored] = Future()
+            future: Future[ScoreResult] = Future()
             params = scoring_params(logprob_token_ids=list(request.finals))
             self._waiting.put((list(request.ids[-room:]), params, future, partial(next_token, request.finals)))
             return future

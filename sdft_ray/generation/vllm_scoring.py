@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from sdft_ray.generation.scoring import Scored
+from sdft_ray.generation.scoring import ScoreResult
 
 
 def scoring_params(**options: Any) -> Any:
@@ -20,11 +20,11 @@ def scoring_params(**options: Any) -> Any:
     return VllmParams(max_tokens=1, temperature=0.0, flat_logprobs=True, detokenize=False, output_kind=kind, **options)
 
 
-def next_token(finals: Sequence[int], output: Any) -> Scored:
+def next_token(finals: Sequence[int], output: Any) -> ScoreResult:
     """Log-probabilities of `finals`; vLLM lists them after the most likely token, which it generated."""
     completion = output.outputs[0]
     known = dict(zip(completion.logprobs.token_ids, completion.logprobs.logprobs, strict=True))
-    return Scored(tuple((known[token], token == completion.token_ids[0]) for token in finals))
+    return ScoreResult(tuple((known[token], token == completion.token_ids[0]) for token in finals))
 
 
 def prompt_end(num_scored: int, output: Any) -> tuple[float, bool]:
@@ -34,9 +34,9 @@ def prompt_end(num_scored: int, output: Any) -> tuple[float, bool]:
     return math.fsum(flat.logprobs[-num_scored:]), all(rank == 1 for rank in flat.ranks[-num_scored:])
 
 
-def together(parts: Sequence[Future[tuple[float, bool]]]) -> Future[Scored]:
+def together(parts: Sequence[Future[tuple[float, bool]]]) -> Future[ScoreResult]:
     """A future that is done when all parts are; it fails with the first part that fails."""
-    future: Future[Scored] = Future()
+    future: Future[ScoreResult] = Future()
     lock = threading.Lock()
     left = len(parts)
 
@@ -50,7 +50,7 @@ def together(parts: Sequence[Future[tuple[float, bool]]]) -> Future[Scored]:
             if reason is not None:
                 future.set_exception(reason)
             elif not left:
-                future.set_result(Scored(tuple(one.result() for one in parts)))
+                future.set_result(ScoreResult(tuple(one.result() for one in parts)))
 
     for part in parts:
         part.add_done_callback(note)

@@ -47,7 +47,7 @@ _CHUNK_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
-class Gap:
+class BlockGap:
     """Blocks [`first`, `stop`) of the source are removed after block `block` of the pruned model; all 0-based."""
 
     block: int
@@ -141,7 +141,7 @@ class PatchMoments:
         return FittedPatch(block, eye_DD + delta_DD, before / whole, max(0.0, before - gained) / whole)
 
 
-def patch_gaps(keep_blocks: Sequence[int], num_blocks: int) -> tuple[Gap, ...]:
+def patch_gaps(keep_blocks: Sequence[int], num_blocks: int) -> tuple[BlockGap, ...]:
     """The gaps after the blocks of a model with `keep_blocks` out of `num_blocks`, in order.
 
     Blocks removed before the first kept block are not a gap: there is no MLP before them to patch. Raises `PlanError`
@@ -149,7 +149,7 @@ def patch_gaps(keep_blocks: Sequence[int], num_blocks: int) -> tuple[Gap, ...]:
     """
     check_keep_blocks(keep_blocks, num_blocks)
     neighbours = enumerate(pairwise([*keep_blocks, num_blocks]))
-    gaps = tuple(Gap(block, this + 1, after) for block, (this, after) in neighbours if this + 1 < after)
+    gaps = tuple(BlockGap(block, this + 1, after) for block, (this, after) in neighbours if this + 1 < after)
     if gaps:
         return gaps
     if keep_blocks[0] > 0:
@@ -246,7 +246,7 @@ class _Sums:
     num_tokens: int = 0
 
     @classmethod
-    def empty(cls, gaps: Sequence[Gap], hidden: int, device: torch.device) -> _Sums:
+    def empty(cls, gaps: Sequence[BlockGap], hidden: int, device: torch.device) -> _Sums:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(len(gaps), *shape, dtype=torch.float64, device=device)
 
@@ -289,13 +289,13 @@ class _Sums:
 
 @contextmanager
 def _followed(
-    whole_blocks: nn.ModuleList, cut_blocks: nn.ModuleList, gaps: Sequence[Gap], stays_D: Any
-) -> Iterator[dict[tuple[str, Gap], Tensor]]:
+    whole_blocks: nn.ModuleList, cut_blocks: nn.ModuleList, gaps: Sequence[BlockGap], stays_D: Any
+) -> Iterator[dict[tuple[str, BlockGap], Tensor]]:
     """Capture M, X and S of every gap, (B, T, D), within the `with`; the source has to run first."""
-    captured: dict[tuple[str, Gap], Tensor] = {}
+    captured: dict[tuple[str, BlockGap], Tensor] = {}
     handles = []
 
-    def after(module: nn.Module, name: str, gap: Gap) -> None:
+    def after(module: nn.Module, name: str, gap: BlockGap) -> None:
         def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor | None:
             captured[name, gap] = output[..., stays_D] if name == "S" else output
             return captured["S", gap] if name == "X" else None

@@ -34,7 +34,7 @@ from sdft_ray.lab.documents import documents
 from sdft_ray.lab.export import RECORD
 from sdft_ray.lab.tokenizer import BEGIN, END, VOCAB_SIZE, build_tokenizer
 from sdft_ray.training.loop import train
-from sdft_ray.training.parallel import Ddp, Single, local_group
+from sdft_ray.training.parallel import ReplicatedParallel, Single, local_group
 from sdft_ray.training.plan import StepRecord, TrainPlan, TrainSummary
 
 CONTEXT_TOKENS = 512
@@ -117,7 +117,7 @@ def train_teacher(
             model,
             rows,
             plan,
-            parallel=Ddp() if num_threads > 1 else Single(),
+            parallel=ReplicatedParallel() if num_threads > 1 else Single(),
             report=_watched(report, inspect, model, plan.num_steps, seconds_left),
         )
     record = _record(recipe, plan, rows, summary, num_threads, time.perf_counter() - started)

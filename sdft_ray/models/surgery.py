@@ -107,13 +107,13 @@ def prune_checkpoint(
         raise ModelError(f"{target} is the model to prune", "write the pruned model to another directory")
     target.mkdir(parents=True, exist_ok=True)
     _remove_weights(target)
-    _write_shards(_shards(kept_tensors(checkpoint, keep_blocks, channels), max_shard_bytes), target)
+    _write_shards(_shards(pruned_tensors(checkpoint, keep_blocks, channels), max_shard_bytes), target)
     config = config_with_channels(config_with_blocks(checkpoint.config, keep_blocks), channels)
     _write_json(target / "config.json", config)
     copy_companions(source, target)
 
 
-def kept_tensors(checkpoint: Checkpoint, keep_blocks: Sequence[int], channels: Channels) -> dict[str, Cut]:
+def pruned_tensors(checkpoint: Checkpoint, keep_blocks: Sequence[int], channels: Channels) -> dict[str, Cut]:
     """New name and `Cut` of every tensor of the pruned model, in file order of the source."""
     renumbered = {old: new for new, old in enumerate(keep_blocks)}
     templates = {template.name: template for template in checkpoint.family.tensors}

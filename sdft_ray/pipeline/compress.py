@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sdft_ray.errors import StoreError
 from sdft_ray.pipeline.preflight import check_tasks, preflight
 from sdft_ray.pipeline.run import Run
-from sdft_ray.pipeline.scheduler import Walk, run_missing
+from sdft_ray.pipeline.scheduler import GraphRun, run_missing
 from sdft_ray.progress import open_view
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
@@ -33,7 +33,7 @@ def compress(
     store = store if isinstance(store, Store) else Store(store)
     resources = resources or Resources()
     store.check_writable()
-    walk = Walk(recipe, store, resources, name or recipe.name, steps(recipe))
+    walk = GraphRun(recipe, store, resources, name or recipe.name, steps(recipe))
     walk.refresh()
     with open_view(view, [step.name for step in walk.steps]) as shown:
         walk.show_reused(shown.handle)
@@ -64,7 +64,7 @@ def retry(
     return compress(run.recipe.model_copy(update={"generate": again}), store, resources, name=name, view=view)
 
 
-def damage(
+def block_removal_scores(
     run: Run,
     removals: Sequence[Sequence[int]],
     resources: Resources | None = None,
@@ -84,7 +84,7 @@ def damage(
     asked = [removal_step(recipe, blocks) for blocks in removals]
     # Asked in another way, the seed set could count as another one; nothing above `why` does.
     known = [*steps(run.recipe), *asked]
-    walk = Walk(recipe, store, resources, run.name, known, frozenset(step.name for step in asked))
+    walk = GraphRun(recipe, store, resources, run.name, known, frozenset(step.name for step in asked))
     walk.refresh()
     if walk.states["plan"].address != run.manifests["plan"].address:
         raise StoreError(

@@ -159,7 +159,7 @@ def check_disk(
         return
     needed = 64 * 2**20
     for step in (state.step for state in states.values() if state.status != "done"):
-        train = recipe.made_by(step.subject).train
+        train = recipe.for_pruning(step.subject).train
         estimate = DiskEstimate(sizes.get(step.subject, sizes[""]), train, generated.total or 0)
         if step.subject == "teacher" and recipe.correction is not None:
             estimate = DiskEstimate(teacher, recipe.correction, estimate.generated_bytes)

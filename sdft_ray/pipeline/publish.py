@@ -8,14 +8,14 @@ from pathlib import Path
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.report.run.gather import gather
 from sdft_ray.report.run.page import render
-from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.store import files
 
 
-def run(job: Job, recipe: Recipe) -> Made:
+def run(job: StageContext, recipe: Recipe) -> StageResult:
     """Light: it runs in the driver. The page shows the whole recipe, which its inputs and its slice identify."""
-    made = Made()
-    with Meter() as meter, job.output(made) as directory:
+    made = StageResult()
+    with UsageMeter() as meter, job.output(made) as directory:
         store = job.store
         found = {step: store.manifest(address) for step, address in job.inputs.items()}
         manifests = {step: manifest for step, manifest in found.items() if manifest is not None}

@@ -32,7 +32,7 @@ Show = Callable[[Event], None]
 
 
 @dataclass(eq=False)
-class Walk:
+class GraphRun:
     """One walk over the steps of a recipe. Only the driver's main thread touches `states`."""
 
     recipe: Recipe
@@ -45,7 +45,7 @@ class Walk:
     label: str = ""
     """Stands before the names of its steps where several walks are shown together."""
     states: dict[str, State] = field(default_factory=dict)
-    made_now: set[str] = field(default_factory=set)
+    executed: set[str] = field(default_factory=set)
     started: float = field(default_factory=time.monotonic)
     peak_rss_bytes: int = 0
 
@@ -87,13 +87,13 @@ class Walk:
     def execute(self, state: State, board: Any) -> Manifest:
         """Run one step to its commit. Called in a thread of its own."""
         from sdft_ray.pipeline.publish import run as run_report
-        from sdft_ray.stages.board import Ticker
-        from sdft_ray.stages.job import Job
+        from sdft_ray.stages.board import ProgressReporter
+        from sdft_ray.stages.job import StageContext
         from sdft_ray.stages.registry import runner
 
         check_inputs(state.step, self.states)
         inputs = input_addresses(state.step, self.states)
-        job = Job(
+        job = StageContext(
             step=state.step,
             address=state.address,
             store_url=self.store.url,
@@ -104,7 +104,7 @@ class Walk:
             places=self._sources.places(state.step),
             identity=state.identity,
             driver=platform.node(),
-            progress=Ticker(board, self.shown(state.step.name)),
+            progress=ProgressReporter(board, self.shown(state.step.name)),
         )
         with self.store.lock(state.address):
             done = self.store.manifest(state.address)  # another run may have been first
@@ -156,7 +156,7 @@ class Walk:
             "wall_s": round(time.monotonic() - self.started, 3),
             "peak_rss_bytes": self.peak_rss_bytes,
             "steps": {
-                name: {"address": state.address, "skipped": name not in self.made_now}
+                name: {"address": state.address, "skipped": name not in self.executed}
                 for name, state in self.states.items()
             },
         }
@@ -164,42 +164,42 @@ class Walk:
         return Run.open(self.store, self.name)
 
 
-def run_missing(walks: Sequence[Walk], resources: Resources, show: Show) -> None:
+def run_missing(walks: Sequence[GraphRun], resources: Resources, show: Show) -> None:
     """Start Ray and run until nothing is missing from any of the walks, all in one store; what they share is made once.
 
     After a failure what still runs is finished and kept, then the error is raised.
     """
-    from sdft_ray.stages.board import Board
+    from sdft_ray.stages.board import ProgressBoard
     from sdft_ray.stages.registry import check_capacity
     from sdft_ray.stages.session import ray_session
     from sdft_ray.stages.watch import MemoryWatch, Poller
 
     with ray_session(resources) as capacity, MemoryWatch() as memory:
         check_capacity({state.step.stage for walk in walks for state in walk.missing()}, resources, capacity)
-        with Poller(Board.remote(), show) as board:
-            _Scheduler(walks, resources, capacity, board, show).run()
+        with Poller(ProgressBoard.remote(), show) as board:
+            Scheduler(walks, resources, capacity, board, show).run()
         for walk in walks:
             walk.peak_rss_bytes = memory.peak_rss_bytes
 
 
-class _Scheduler:
+class Scheduler:
     """Admits a step when its inputs are committed and its share of the cluster is free.
 
     Steps are gang-scheduled: Ray would queue their workers one by one, and two steps with a part each could deadlock.
     """
 
-    def __init__(self, walks: Sequence[Walk], resources: Resources, capacity: Any, board: Any, show: Show) -> None:
+    def __init__(self, walks: Sequence[GraphRun], resources: Resources, capacity: Any, board: Any, show: Show) -> None:
         self._walks = walks
         self._resources = resources
         self._capacity = capacity
         self._board = board
         self._show = show
-        self._running: dict[Future[Manifest], tuple[Walk, State]] = {}
+        self._running: dict[Future[Manifest], tuple[GraphRun, State]] = {}
         self._error: SdftError | None = None
 
     def run(self) -> None:
         """Until nothing is missing."""
-        from sdft_ray.stages.evaluators import dismiss
+        from sdft_ray.stages.evaluators import release_idle
 
         pool = ThreadPoolExecutor(max_workers=sum(len(walk.states) for walk in self._walks))
         try:
@@ -215,7 +215,7 @@ class _Scheduler:
                 self._make_room()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            dismiss()
+            release_idle()
 
     def _admit(self, pool: ThreadPoolExecutor) -> None:
         # Steps of one address, such as an arm that is also a trial of another, are one piece of work.
@@ -248,19 +248,19 @@ class _Scheduler:
 
         On several nodes that share may lie just where another step has to be, whatever is free elsewhere.
         """
-        from sdft_ray.stages.evaluators import dismiss, idle_share
+        from sdft_ray.stages.evaluators import idle_resources, release_idle
         from sdft_ray.stages.session import num_nodes
 
         stages = [state.step.stage for state in (*states, *(state for _, state in self._running.values()))]
         wanted = [demand(stage, self._resources) for stage in stages]
         others = [demand(stage, self._resources) for stage in stages if not STAGES[stage].keeps_engines]
-        cpus, gpus = idle_share()
+        cpus, gpus = idle_resources()
         if not cpus or not any(want.cpus for want in others):
             return
         over_cpus = cpus + sum(want.cpus for want in wanted) > self._capacity.cpus + 1e-6
         over_gpus = gpus + sum(want.gpus for want in wanted) > self._capacity.gpus + 1e-6
         if over_cpus or over_gpus or any(want.alone for want in others) or num_nodes() > 1:
-            dismiss()
+            release_idle()
 
     def _collect(self, future: Future[Manifest]) -> None:
         walk, state = self._running.pop(future)
@@ -271,7 +271,7 @@ class _Scheduler:
             self._show(Event("stage_failed", name, detail=str(error)))
             self._error = self._error or error
             return
-        walk.made_now.add(state.step.name)
+        walk.executed.add(state.step.name)
         self._show(Event("stage_finished", name, wall_s=future.result().usage.wall_s))
         for other in self._walks:
             twins = {left.step.name for left in other.missing()}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from sdft_ray.errors import RecipeError
 from sdft_ray.pipeline.preflight import preflight
-from sdft_ray.pipeline.scheduler import Walk, run_missing
+from sdft_ray.pipeline.scheduler import GraphRun, run_missing
 from sdft_ray.progress import ViewName, open_view
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
@@ -28,7 +28,7 @@ def run_step(
     if not names:
         raise RecipeError(f"recipe {recipe.name} has no step {name!r}", f"it has {', '.join(s.name for s in known)}")
     store.check_writable()
-    walk = Walk(recipe, store, resources, recipe.name, known, needed_steps(known, names))
+    walk = GraphRun(recipe, store, resources, recipe.name, known, needed_steps(known, names))
     walk.refresh()
     with open_view(view, walk.steps_wanted()) as shown:
         walk.show_reused(shown.handle)

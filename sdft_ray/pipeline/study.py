@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdft_ray.pipeline.preflight import preflight
-from sdft_ray.pipeline.scheduler import Walk, run_missing
+from sdft_ray.pipeline.scheduler import GraphRun, run_missing
 from sdft_ray.pipeline.step import needed_steps
 from sdft_ray.progress import ViewName, open_view
 from sdft_ray.recipe.recipe import Recipe
@@ -113,7 +113,7 @@ def run_study(study: Study, store: Store, resources: Resources | None = None, *,
     store.check_writable()
     size_of_study(study)
     parts = groups(study)
-    chosen: list[Walk | None] = [None] * len(parts)
+    chosen: list[GraphRun | None] = [None] * len(parts)
     if len(study.learning_rates) > 1:
         chosen = [_walk(study, group, rate_recipe(study, group), "choose", store, resources) for group in parts]
     trained = [_seed_walk(study, group, walk, store, resources) for group, walk in zip(parts, chosen, strict=True)]
@@ -135,22 +135,22 @@ def rows_file(rows: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _walk(study: Study, group: Group, recipe: Recipe, stage: str, store: Store, resources: Resources) -> Walk:
+def _walk(study: Study, group: Group, recipe: Recipe, stage: str, store: Store, resources: Resources) -> GraphRun:
     """Over what the steps of one stage need, and no more: no page, no speed."""
     known = steps(recipe)
     wanted = needed_steps(known, {step.name for step in known if step.stage == stage})
-    walk = Walk(recipe, store, resources, f"{study.name}-{group.name}", known, wanted, label=group.name)
+    walk = GraphRun(recipe, store, resources, f"{study.name}-{group.name}", known, wanted, label=group.name)
     walk.refresh()
     return walk
 
 
-def _seed_walk(study: Study, group: Group, rated: Walk | None, store: Store, resources: Resources) -> Walk:
+def _seed_walk(study: Study, group: Group, rated: GraphRun | None, store: Store, resources: Resources) -> GraphRun:
     """Over all seeds at the chosen rates; while these are not known, at one that will do to check the recipe."""
     rates = _chosen(study, group, rated) or dict.fromkeys(_rated_names(study, group), study.learning_rates[0])
     return _walk(study, group, seed_recipe(study, group, rates), "evaluate", store, resources)
 
 
-def _run(walks: Sequence[Walk], resources: Resources, view: ViewName) -> None:
+def _run(walks: Sequence[GraphRun], resources: Resources, view: ViewName) -> None:
     with open_view(view, [walk.shown(name) for walk in walks for name in walk.steps_wanted()]) as shown:
         for walk in walks:
             walk.show_reused(shown.handle)
@@ -162,7 +162,7 @@ def _rated_names(study: Study, group: Group) -> list[str]:
     return [arm_name(arm, n) for arm in group.arms for n in study.rated_sizes]
 
 
-def _chosen(study: Study, group: Group, walk: Walk | None) -> dict[str, float] | None:
+def _chosen(study: Study, group: Group, walk: GraphRun | None) -> dict[str, float] | None:
     """Arm of `rate_recipe` -> the rate with the lowest loss on held-out rows; None while a choice is not made."""
     names = _rated_names(study, group)
     if len(study.learning_rates) == 1:
@@ -177,17 +177,17 @@ def _chosen(study: Study, group: Group, walk: Walk | None) -> dict[str, float] |
     return rates if len(rates) == len(names) else None
 
 
-def _summary(walk: Walk, step: str) -> dict[str, Any]:
+def _summary(walk: GraphRun, step: str) -> dict[str, Any]:
     return _manifest(walk, step).summary
 
 
-def _manifest(walk: Walk, step: str) -> Manifest:
+def _manifest(walk: GraphRun, step: str) -> Manifest:
     manifest = walk.states[step].manifest
     assert manifest is not None, f"{step} has been made"
     return manifest
 
 
-def _rows(study: Study, group: Group, walk: Walk) -> list[dict[str, Any]]:
+def _rows(study: Study, group: Group, walk: GraphRun) -> list[dict[str, Any]]:
     """One per student and task."""
     manifests = {name: state.manifest for name, state in walk.states.items() if state.manifest is not None}
     scores = read_scores(walk.store, manifests)
@@ -231,9 +231,9 @@ def _scored(scores: Mapping[str, Scores], name: str, tuned: Collection[str]) -> 
     ]
 
 
-def _shared(walks: Sequence[Walk]) -> Shared:
+def _shared(walks: Sequence[GraphRun]) -> Shared:
     wanted = [walk.states[name] for walk in walks for name in walk.steps_wanted()]
     manifests = {state.address: state.manifest for state in wanted if state.manifest is not None}
-    made = {walk.states[name].address for walk in walks for name in walk.made_now}
+    made = {walk.states[name].address for walk in walks for name in walk.executed}
     wall_s = sum(manifest.usage.wall_s for manifest in manifests.values())
     return Shared(len(walks), len(wanted), len(manifests), len(made), wall_s)

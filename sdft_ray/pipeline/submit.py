@@ -66,7 +66,7 @@ def submit(
         why = str(reason).splitlines()[0]
         raise ResourceError(f"no Ray dashboard at {address}: {why}", "check the address and that Ray is up") from None
     with tempfile.TemporaryDirectory() as folder:
-        carry(recipe, Path(folder), Store(store))
+        bundle(recipe, Path(folder), Store(store))
         command = ["compress", "recipe.yaml", "--store", store, "--name", name, "--progress", "json"]
         if resources is not None:
             shutil.copy(resources, Path(folder) / "resources.yaml")
@@ -101,7 +101,7 @@ def _send(client: Any, *, patience_s: float = 60.0, **job: Any) -> str:
         time.sleep(1.0)
 
 
-def carry(recipe: Recipe, folder: Path, store: Store) -> None:
+def bundle(recipe: Recipe, folder: Path, store: Store) -> None:
     """Write `recipe.yaml` into a folder, and put the small files that it names where the cluster finds them.
 
     That is the store, under their digest, where it is a shared disk. Otherwise they travel in the job's own folder,

@@ -312,7 +312,7 @@ class Recipe(Pruning):
             earlier[f"step{number}"] = self.model_copy(update={**part, "train": train, "steps": (), "merges": {}})
         return {**earlier, "": self}
 
-    def made_by(self, about: str) -> Recipe:
+    def for_pruning(self, about: str) -> Recipe:
         """The recipe of an earlier step where `about` names one (`step1`), else this one."""
         return self.prunings.get(about, self)
 

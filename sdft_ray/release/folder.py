@@ -15,7 +15,7 @@ from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
 from sdft_ray.errors import StoreError, UserError
-from sdft_ray.release.piece import CHUNK_BYTES, Piece, Watch, is_visible
+from sdft_ray.release.files import CHUNK_BYTES, ReleaseFile, Watch, is_visible
 from sdft_ray.store.atomic import replacing
 from sdft_ray.store.urls import without_secrets
 
@@ -51,7 +51,7 @@ class Folder:
         names = (str(path).removeprefix(self._root).lstrip("/") for path in paths)
         return sorted(name for name in names if is_visible(name))
 
-    def holds(self, piece: Piece) -> bool:
+    def holds(self, piece: ReleaseFile) -> bool:
         path = self._path(piece.name)
         with self._failing("read"):
             if not self._fs.isfile(path) or self._fs.size(path) != piece.num_bytes:
@@ -66,7 +66,7 @@ class Folder:
         with self._failing("read"):
             return self._fs.cat_file(self._path(name))
 
-    def send(self, pieces: Sequence[Piece], watch: Watch) -> None:
+    def send(self, pieces: Sequence[ReleaseFile], watch: Watch) -> None:
         if self._is_local:
             self._check_room(sum(piece.num_bytes for piece in pieces))
         for piece in pieces:
@@ -83,7 +83,7 @@ class Folder:
             message = f"{self.url} needs {num_bytes:,} bytes and has {free:,} free"
             raise StoreError(message, "free some space, or choose another destination")
 
-    def _write(self, piece: Piece, watch: Watch) -> None:
+    def _write(self, piece: ReleaseFile, watch: Watch) -> None:
         target = Path(self._path(piece.name))
         digest, num_bytes = hashlib.sha256(), 0
         # Pushes of one file share the temporary name: the next one writes over what a killed push has left.
@@ -97,7 +97,7 @@ class Folder:
             if digest.hexdigest() != piece.sha256:
                 raise StoreError(f"{piece.name} changed while it was sent", "run sdft verify, then push again")
 
-    def _upload(self, piece: Piece, watch: Watch) -> None:
+    def _upload(self, piece: ReleaseFile, watch: Watch) -> None:
         path = self._path(piece.name)
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         if isinstance(piece.content, bytes):

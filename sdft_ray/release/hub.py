@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft_ray.errors import StoreError, UserError
-from sdft_ray.release.piece import Piece, Watch, is_visible
+from sdft_ray.release.files import ReleaseFile, Watch, is_visible
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -58,7 +58,7 @@ class Repository:
     def names(self) -> list[str]:
         return sorted(name for name in self._files if is_visible(name))
 
-    def holds(self, piece: Piece) -> bool:
+    def holds(self, piece: ReleaseFile) -> bool:
         """Compares digests: the hub has the SHA-256 of LFS files and git's digest of the others."""
         there = self._files.get(piece.name)
         if there is None or there.size not in (None, piece.num_bytes):
@@ -70,7 +70,7 @@ class Repository:
             path = self._api.hf_hub_download(self.repository, name, revision=self._commit, local_dir=folder)
             return Path(path).read_bytes()
 
-    def send(self, pieces: Sequence[Piece], watch: Watch) -> None:
+    def send(self, pieces: Sequence[ReleaseFile], watch: Watch) -> None:
         """Send everything in one commit, so that no incomplete release is visible; then compare the digests."""
         from huggingface_hub import CommitOperationAdd
 
@@ -164,7 +164,7 @@ class Repository:
         return (lines or [""])[0].replace(self._token or "\0", "(token)")
 
 
-def _git_digest(piece: Piece) -> str:
+def _git_digest(piece: ReleaseFile) -> str:
     """The digest that git gives to a file's content."""
     digest = hashlib.sha1(f"blob {piece.num_bytes}\0".encode(), usedforsecurity=False)
     for chunk in piece.chunks():

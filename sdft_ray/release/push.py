@@ -21,10 +21,10 @@ from sdft_ray.models.licence import Licence, find_licence
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.release.card_facts import CardFacts, Origin, card_facts, teacher_origin
+from sdft_ray.release.files import Destination, ReleaseFile, Watch
 from sdft_ray.release.folder import Folder
 from sdft_ray.release.hub import SCHEME, Repository
 from sdft_ray.release.model_card import model_card
-from sdft_ray.release.piece import Destination, Piece, Watch
 from sdft_ray.report.run.gather import student_manifest
 from sdft_ray.report.run.model import ReportData
 from sdft_ray.statistics.estimate import plain
@@ -41,7 +41,7 @@ _RELEASED = (
 
 
 @dataclass(frozen=True)
-class SentFile:
+class ReleasedFile:
     """A file of a release. `sent` is False if the destination already had it."""
 
     name: str
@@ -51,30 +51,30 @@ class SentFile:
 
 
 @dataclass(frozen=True)
-class Pushed:
+class Release:
     """A completed release. `num_bytes` counts the files that were sent."""
 
     url: str
-    files: tuple[SentFile, ...]
+    files: tuple[ReleasedFile, ...]
     num_bytes: int
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRelease:
     """A checked release: `pieces` in the order of sending; `changed` are those that the destination lacks."""
 
     destination: Destination
-    pieces: tuple[Piece, ...]
-    changed: tuple[Piece, ...]
+    pieces: tuple[ReleaseFile, ...]
+    changed: tuple[ReleaseFile, ...]
 
     @property
-    def pushed(self) -> Pushed:
+    def pushed(self) -> Release:
         """The result after sending."""
         names = {piece.name for piece in self.changed}
-        files = tuple(SentFile(p.name, p.num_bytes, p.sha256, p.name in names) for p in self.pieces)
-        return Pushed(self.destination.url, files, sum(piece.num_bytes for piece in self.changed))
+        files = tuple(ReleasedFile(p.name, p.num_bytes, p.sha256, p.name in names) for p in self.pieces)
+        return Release(self.destination.url, files, sum(piece.num_bytes for piece in self.changed))
 
-    def send(self, watch: Watch = lambda name, num_bytes: None) -> Pushed:
+    def send(self, watch: Watch = lambda name, num_bytes: None) -> Release:
         """Send the changed files. Raises `StoreError`; files that have arrived by then stay."""
         if self.changed:
             self.destination.send(self.changed, watch)
@@ -90,7 +90,7 @@ def push(
     revision: str | None = None,
     dry_run: bool = False,
     anyway: bool = False,
-) -> Pushed:
+) -> Release:
     """Send a student of a finished run to `hf://OWNER/NAME`, to a URL that fsspec can write, or to a local folder.
 
     `private` and `revision` (a branch) apply to the hub. `dry_run` checks everything, including the destination, and
@@ -108,7 +108,7 @@ def prepare(
     private: bool = True,
     revision: str | None = None,
     anyway: bool = False,
-) -> Prepared:
+) -> PreparedRelease:
     """All checks of `push`, without sending."""
     recipe = run.recipe
     manifest = _student(run, recipe, student)
@@ -127,7 +127,7 @@ def prepare(
     card = model_card(data, student, facts, repository=target.repository, releasable=releasable, reasons=reasons)
     record = _record(run, student, data, facts, {"passed": releasable, "reasons": list(reasons)})
     written = _written(model, facts.recipe.to_yaml(), card, record)
-    return Prepared(target, (*model, *written), _changed(target, model, written))
+    return PreparedRelease(target, (*model, *written), _changed(target, model, written))
 
 
 def _student(run: Run, recipe: Recipe, student: str) -> Manifest:
@@ -152,7 +152,7 @@ def _open(destination: str, private: bool, revision: str | None) -> Destination:
     return Folder(destination)
 
 
-def _model_files(run: Run, manifest: Manifest) -> tuple[Piece, ...]:
+def _model_files(run: Run, manifest: Manifest) -> tuple[ReleaseFile, ...]:
     """The student's files, each compared with its digest. Raises `StoreError` for a damaged file or a link outside."""
     directory = run.store.path(manifest.address)
     pieces = []
@@ -163,7 +163,7 @@ def _model_files(run: Run, manifest: Manifest) -> tuple[Piece, ...]:
         if not _is_inside(path, directory) or file_digest(path) != entry.sha256:
             message = f"{manifest.address} is damaged: {name} differs from its digest"
             raise StoreError(message, "remove that folder and run the recipe again")
-        pieces.append(Piece(name, entry.num_bytes, entry.sha256, path))
+        pieces.append(ReleaseFile(name, entry.num_bytes, entry.sha256, path))
     names = {piece.name for piece in pieces}
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
         raise StoreError(f"{manifest.address} has no model to release", "see sdft show")
@@ -178,15 +178,18 @@ def _is_inside(path: Path, directory: Path) -> bool:
         return False
 
 
-def _written(model: Sequence[Piece], recipe: str, card: str, record: dict[str, Any]) -> tuple[Piece, ...]:
+def _written(model: Sequence[ReleaseFile], recipe: str, card: str, record: dict[str, Any]) -> tuple[ReleaseFile, ...]:
     """Recipe, card and record, in this order: the record lists the digests of all other files."""
-    texts = (Piece.of_text(RECIPE, recipe), Piece.of_text(CARD, card))
+    texts = (ReleaseFile.of_text(RECIPE, recipe), ReleaseFile.of_text(CARD, card))
     files = {piece.name: {"sha256": piece.sha256, "num_bytes": piece.num_bytes} for piece in (*model, *texts)}
     complete = {**record, "student_sha256": _identity(model), "files": files}
-    return (*texts, Piece.of_text(RECORD, json.dumps(complete, indent=1, ensure_ascii=False, allow_nan=False) + "\n"))
+    return (
+        *texts,
+        ReleaseFile.of_text(RECORD, json.dumps(complete, indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
+    )
 
 
-def _licence(run: Run, recipe: Recipe, model: Sequence[Piece]) -> Licence | None:
+def _licence(run: Run, recipe: Recipe, model: Sequence[ReleaseFile]) -> Licence | None:
     """The licence of the teacher; if the teacher has a licence file, the student's files include a copy."""
     origin = teacher_origin(recipe, run.manifests)
     teacher = Path(recipe.teacher.model)
@@ -237,12 +240,14 @@ def _scores(facts: CardFacts, model: str) -> dict[str, Any]:
     }
 
 
-def _identity(model: Sequence[Piece]) -> str:
+def _identity(model: Sequence[ReleaseFile]) -> str:
     """One digest of all model files, equal for equal students."""
     return fingerprint({piece.name: piece.sha256 for piece in model})
 
 
-def _changed(target: Destination, model: Sequence[Piece], written: Sequence[Piece]) -> tuple[Piece, ...]:
+def _changed(
+    target: Destination, model: Sequence[ReleaseFile], written: Sequence[ReleaseFile]
+) -> tuple[ReleaseFile, ...]:
     """The pieces to send. Raises `StoreError` if the destination has files that do not belong to this student.
 
     A text that a push writes (recipe, card) may be replaced if it is unchanged since the last push, by its record.

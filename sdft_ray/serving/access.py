@@ -209,7 +209,7 @@ def key_ring(access: Access) -> KeyRing:
     return KeyRing(path, fixed, allow_anonymous=access.allow_anonymous)
 
 
-def check_closed(access: Access) -> None:
+def check_access(access: Access) -> None:
     """Raises `ServeError` for settings with neither keys nor `allow_anonymous`.
 
     Replicas check whether the configured keys exist; while there are none, they reject every request.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdft_ray.engines.ask import FinishReason, Piece, TokenScore
+from sdft_ray.engines.request import AnswerDelta, FinishReason, TokenScore
 
 DONE = b"data: [DONE]\n\n"
 
@@ -26,7 +26,7 @@ class Sample:
     scores: list[TokenScore] = field(default_factory=list)
     prompt_scores: list[TokenScore] = field(default_factory=list)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: AnswerDelta) -> None:
         self.text += piece.text
         self.num_tokens += piece.num_tokens
         self.finish_reason = piece.finish_reason or self.finish_reason
@@ -35,7 +35,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Head:
+class ResponseHeader:
     """The fields that every response object of a request begins with."""
 
     id: str
@@ -45,7 +45,7 @@ class Head:
     is_chat: bool
 
     @classmethod
-    def new(cls, model: str, fingerprint: str, *, is_chat: bool) -> Head:
+    def new(cls, model: str, fingerprint: str, *, is_chat: bool) -> ResponseHeader:
         return cls(
             f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}", int(time.time()), model, fingerprint, is_chat
         )
@@ -72,7 +72,7 @@ def usage(num_prompt: int, num_answer: int, num_proposed: int = 0, num_accepted:
     return counts
 
 
-def whole(head: Head, samples: Sequence[Sample], spent: dict[str, Any], *, scored: bool) -> dict[str, Any]:
+def whole(head: ResponseHeader, samples: Sequence[Sample], spent: dict[str, Any], *, scored: bool) -> dict[str, Any]:
     """The response to a request without `stream`. `spent` is its `usage`; `scored`: with log-probabilities."""
     choices = []
     for index, sample in enumerate(samples):
@@ -91,13 +91,13 @@ def whole(head: Head, samples: Sequence[Sample], spent: dict[str, Any], *, score
 class Stream:
     """Events of one request. Most of an event is the same each time, so that part is serialized once."""
 
-    def __init__(self, head: Head, *, tells_usage: bool, scored: bool) -> None:
+    def __init__(self, head: ResponseHeader, *, include_usage: bool, scored: bool) -> None:
         self._head = head
         self._scored = scored
-        self._tells_usage = tells_usage
+        self._tells_usage = include_usage
         fields = json.dumps(head.fields(is_chunk=True))[:-1]
         self._start = f'data: {fields},"choices":[{{"index":'
-        self._end = ',"usage":null}\n\n' if tells_usage else "}\n\n"
+        self._end = ',"usage":null}\n\n' if include_usage else "}\n\n"
         self._offsets: dict[int, int] = {}
 
     def opening(self, index: int) -> bytes:
@@ -105,7 +105,7 @@ class Stream:
         delta = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
         return f"{self._start}{index},{delta}{self._end}".encode()
 
-    def piece(self, index: int, piece: Piece, before: str = "") -> bytes:
+    def piece(self, index: int, piece: AnswerDelta, before: str = "") -> bytes:
         """An event with new text of one sample; `before` is the prompt's text with `echo`."""
         scores = "null"
         if self._scored:

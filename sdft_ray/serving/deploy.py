@@ -13,13 +13,13 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from sdft_ray.engines.ask import Ask, Engine
+from sdft_ray.engines.request import Engine, GenerationRequest
 from sdft_ray.errors import ModelError
-from sdft_ray.serving.access import check_closed, key_ring
+from sdft_ray.serving.access import check_access, key_ring
 from sdft_ray.serving.admission import Admission
 from sdft_ray.serving.http import build_app
 from sdft_ray.serving.metrics import ALL, SECONDS, Metric
-from sdft_ray.serving.service import Served, Service
+from sdft_ray.serving.service import LoadedModel, Service
 from sdft_ray.serving.settings import ServedModel, ServeSettings
 from sdft_ray.serving.sources import locate
 from sdft_ray.store.store import Store
@@ -37,12 +37,12 @@ class ModelService:
         self._settings = ServeSettings.parse(plain, "the settings of the service")
         self._keys = key_ring(self._settings.access)
         store = Store(self._settings.store or ".sdft")
-        self._models: dict[str, Served] = {}
+        self._models: dict[str, LoadedModel] = {}
         for model in self._settings.models:
             self._models[model.name] = await self._load(model, store)
         self._service = Service(self._models, self._settings.limits)
 
-    async def _load(self, model: ServedModel, store: Store) -> Served:
+    async def _load(self, model: ServedModel, store: Store) -> LoadedModel:
         """Locate, check and start one model, and let it generate a token."""
         from sdft_ray.data.chat import ChatFormat, load_tokenizer
 
@@ -73,7 +73,7 @@ class ModelService:
         name = (located.address or str(located.directory)).rpartition("/")[2]
         draft_facts = {"draft": model.draft.source, "num_draft_tokens": model.draft.num_tokens} if model.draft else {}
         facts = {**located.facts, "address": located.address, **draft_facts, "cold_start": phases}
-        return Served(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
+        return LoadedModel(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
 
     async def __serve_build_asgi_app__(self) -> Any:
         # The default registry, because it also has vLLM's own metrics.
@@ -130,7 +130,7 @@ async def _answer_once(engine: Engine) -> None:
     """Generate one token. Raises `ModelError` if that takes more than two minutes."""
     try:
         async with asyncio.timeout(120):
-            async for _ in engine.answer(Ask(prompt_ids=(0,), max_tokens=1, temperature=0.0)):
+            async for _ in engine.answer(GenerationRequest(prompt_ids=(0,), max_tokens=1, temperature=0.0)):
                 pass
     except TimeoutError:
         raise ModelError("the engine generates no token", "see the replica's log") from None
@@ -173,5 +173,5 @@ def build(args: dict[str, Any]) -> serve.Application:
     Raises `ServeError` for invalid settings, and for settings with neither keys nor `allow_anonymous`.
     """
     settings = ServeSettings.parse(args, "args in the Serve config")
-    check_closed(settings.access)
+    check_access(settings.access)
     return application(settings)

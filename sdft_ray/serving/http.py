@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from sdft_ray.engines.ask import EngineDiedError
+from sdft_ray.engines.request import EngineFailedError
 from sdft_ray.serving.access import ANONYMOUS, Key, KeyRing
 from sdft_ray.serving.metrics import Meters, PrometheusSink, Sink
 from sdft_ray.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
@@ -125,7 +125,7 @@ def _check_engines(service: Service) -> None:
     try:
         for model in service.models.values():
             model.engine.check()
-    except EngineDiedError as reason:
+    except EngineFailedError as reason:
         raise ApiError(503, str(reason), code="engine_died", retry_after_s=10) from None
 
 

@@ -17,7 +17,7 @@ Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Seen:
+class RequestTrace:
     """The record of one chat request, on the client's side. `status` is 0 if the connection failed."""
 
     status: int
@@ -43,10 +43,10 @@ class Load:
     """All requests of a period of load."""
 
     took_s: float
-    seen: Sequence[Seen]
+    seen: Sequence[RequestTrace]
 
     @property
-    def good(self) -> list[Seen]:
+    def good(self) -> list[RequestTrace]:
         return [each for each in self.seen if each.status == 200]
 
     @property
@@ -78,24 +78,24 @@ def chat_body(model: str, prompt: str, **other: Any) -> Body:
     return {**body, "stream_options": {"include_usage": True}} if other.get("stream") else body
 
 
-async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> Seen:
+async def ask(session: aiohttp.ClientSession, url: str, body: Body) -> RequestTrace:
     """Send one chat request and read the response to its end. `url` ends in `/v1`."""
     began = time.perf_counter()
     try:
         async with session.post(f"{url}/chat/completions", json=body) as answer:
             if answer.status != 200:
                 await answer.read()
-                return Seen(answer.status, began, time.perf_counter() - began)
+                return RequestTrace(answer.status, began, time.perf_counter() - began)
             if not body.get("stream"):
                 reply = await answer.json()
                 text = reply["choices"][0]["message"]["content"]
-                return Seen(200, began, time.perf_counter() - began, 0.0, text, reply["usage"])
+                return RequestTrace(200, began, time.perf_counter() - began, 0.0, text, reply["usage"])
             return await _streamed(answer, began)
     except (aiohttp.ClientError, ConnectionError, TimeoutError, json.JSONDecodeError, KeyError, TypeError):
-        return Seen(0, began, time.perf_counter() - began)
+        return RequestTrace(0, began, time.perf_counter() - began)
 
 
-async def _streamed(answer: aiohttp.ClientResponse, began: float) -> Seen:
+async def _streamed(answer: aiohttp.ClientResponse, began: float) -> RequestTrace:
     first_s, lines = 0.0, []
     async for line in answer.content:
         if line.startswith(b"data: {"):
@@ -105,7 +105,7 @@ async def _streamed(answer: aiohttp.ClientResponse, began: float) -> Seen:
     took_s = time.perf_counter() - began  # excludes parsing
     events = [json.loads(line[6:]) for line in lines]
     text = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
-    return Seen(200, began, took_s, first_s, text, events[-1]["usage"])
+    return RequestTrace(200, began, took_s, first_s, text, events[-1]["usage"])
 
 
 async def press(
@@ -124,7 +124,7 @@ async def press(
     limits = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=limits, timeout=timeout, headers=headers) as session:
-        seen: dict[int, Seen] = {}
+        seen: dict[int, RequestTrace] = {}
         numbers = iter(range(num_requests if num_requests is not None else 10**9))
         began = time.perf_counter()
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdft_ray.data.chat import ChatFormat
-from sdft_ray.engines.ask import Ask, Engine, EngineDiedError, Piece, TokenScore
+from sdft_ray.engines.request import AnswerDelta, Engine, EngineFailedError, GenerationRequest, TokenScore
 from sdft_ray.errors import DataError, ModelError
 from sdft_ray.serving.access import Key
 from sdft_ray.serving.admission import Admission, Budgets, RefusedError
-from sdft_ray.serving.answers import DONE, Head, Sample, Stream, usage, whole
+from sdft_ray.serving.answers import DONE, ResponseHeader, Sample, Stream, usage, whole
 from sdft_ray.serving.protocol import ApiError, ChatRequest, CompletionRequest
 from sdft_ray.serving.settings import Limits
 
@@ -27,7 +27,7 @@ _ROLES = {"developer": "system"}
 
 
 @dataclass
-class Served:
+class LoadedModel:
     """A loaded model: its engine, its tokenizer, and the facts about it that `/v1/models` lists."""
 
     name: str
@@ -66,22 +66,22 @@ class Call:
 class Service:
     """Answers chat and completion requests to several models."""
 
-    def __init__(self, models: Mapping[str, Served], limits: Limits) -> None:
+    def __init__(self, models: Mapping[str, LoadedModel], limits: Limits) -> None:
         self.models = dict(models)
         self.limits = limits
         self.budgets = Budgets()
 
-    def visible(self, key: Key) -> list[Served]:
+    def visible(self, key: Key) -> list[LoadedModel]:
         """The models that a key may use."""
         return [model for model in self.models.values() if key.may_ask(model.name)]
 
-    def card(self, model: Served) -> dict[str, Any]:
+    def card(self, model: LoadedModel) -> dict[str, Any]:
         """The model as `/v1/models` lists it."""
         openai = {"id": model.name, "object": "model", "created": model.created, "owned_by": "sdft_ray"}
         limits = {"max_model_len": model.engine.max_model_tokens, "max_output_tokens": self._max_output(model)}
         return {**openai, **limits, "has_chat": model.chat is not None, **model.facts}
 
-    def find(self, name: str, key: Key) -> Served:
+    def find(self, name: str, key: Key) -> LoadedModel:
         """Raises `ApiError` 404 for a model that does not exist, or that this key may not use."""
         model = self.models.get(name)
         if model is None or not key.may_ask(name):
@@ -97,7 +97,7 @@ class Service:
         messages = [{"role": _ROLES.get(turn.role, turn.role), "content": turn.text} for turn in request.messages]
         ids = await self._tokenize(model, lambda: _chat_ids(model, messages), sum(len(m["content"]) for m in messages))
         asks = self._asks(request, model, [ids], request.limit, request.scores, None)
-        head = Head.new(model.name, model.fingerprint, is_chat=True)
+        head = ResponseHeader.new(model.name, model.fingerprint, is_chat=True)
         return await self._answer(request, model, head, asks, [""] * len(asks), call)
 
     async def complete(self, request: CompletionRequest, call: Call) -> dict[str, Any] | AsyncIterator[bytes]:
@@ -113,14 +113,14 @@ class Service:
         if request.echo:
             texts = [prompt if isinstance(prompt, str) else _text(model, prompt) for prompt in prompts]
             before = [text for text in texts for _ in range(request.n or 1)]
-        head = Head.new(model.name, model.fingerprint, is_chat=False)
+        head = ResponseHeader.new(model.name, model.fingerprint, is_chat=False)
         return await self._answer(request, model, head, asks, before, call)
 
-    def _max_output(self, model: Served) -> int:
+    def _max_output(self, model: LoadedModel) -> int:
         """The largest number of tokens that an answer may have."""
         return min(model.engine.max_model_tokens, self.limits.max_output_tokens)
 
-    async def _tokenize(self, model: Served, work: Any, size: int) -> Any:
+    async def _tokenize(self, model: LoadedModel, work: Any, size: int) -> Any:
         """Convert texts to token ids, one request at a time.
 
         Whether control tokens in a text are read as text is a state of the tokenizer, not an argument of the call, so a
@@ -144,12 +144,12 @@ class Service:
     def _asks(
         self,
         request: ChatRequest | CompletionRequest,
-        model: Served,
+        model: LoadedModel,
         all_ids: list[list[int]],
         limit: int | None,
         scores: int | None,
         prompt_scores: int | None,
-    ) -> list[Ask]:
+    ) -> list[GenerationRequest]:
         """Requests to the engine, one per sample. Raises `ApiError` if a prompt or limit does not fit the context."""
         context, max_output = model.engine.max_model_tokens, self._max_output(model)
         if limit is not None and limit > max_output:
@@ -160,7 +160,7 @@ class Service:
             _check_prompt(ids, model, self.limits, param, min_answer=0 if limit == 0 else 1)
             for number in range(request.n or 1):
                 asks.append(
-                    Ask(
+                    GenerationRequest(
                         prompt_ids=tuple(ids),
                         max_tokens=min(max_output if limit is None else limit, context - len(ids)),
                         temperature=1.0 if request.temperature is None else request.temperature,
@@ -180,9 +180,9 @@ class Service:
     async def _answer(
         self,
         request: ChatRequest | CompletionRequest,
-        model: Served,
-        head: Head,
-        asks: list[Ask],
+        model: LoadedModel,
+        head: ResponseHeader,
+        asks: list[GenerationRequest],
         before: list[str],
         call: Call,
     ) -> dict[str, Any] | AsyncIterator[bytes]:
@@ -203,15 +203,15 @@ class Service:
                 async for index, piece in pieces:
                     samples[index].add(piece)
             return whole(head, samples, call.usage, scored=scored)
-        stream = Stream(head, tells_usage=request.tells_usage, scored=scored)
+        stream = Stream(head, include_usage=request.include_usage, scored=scored)
         first = await anext(pieces)
-        return self._events(stream, first, pieces, before, call, is_chat=head.is_chat, with_usage=request.tells_usage)
+        return self._events(stream, first, pieces, before, call, is_chat=head.is_chat, with_usage=request.include_usage)
 
     async def _events(
         self,
         stream: Stream,
-        first: tuple[int, Piece],
-        pieces: AsyncGenerator[tuple[int, Piece], None],
+        first: tuple[int, AnswerDelta],
+        pieces: AsyncGenerator[tuple[int, AnswerDelta], None],
         before: Sequence[str],
         call: Call,
         *,
@@ -221,7 +221,7 @@ class Service:
         """Server-sent events of a stream. `first` was taken from `pieces`; `before` is the text before each answer."""
         started: set[int] = set()
 
-        def event(index: int, piece: Piece) -> bytes:
+        def event(index: int, piece: AnswerDelta) -> bytes:
             if index in started:
                 return stream.piece(index, piece)
             started.add(index)
@@ -236,13 +236,15 @@ class Service:
             yield stream.usage(call.usage)
         yield DONE
 
-    async def _pieces(self, model: Served, asks: list[Ask], call: Call) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def _pieces(
+        self, model: LoadedModel, asks: list[GenerationRequest], call: Call
+    ) -> AsyncGenerator[tuple[int, AnswerDelta], None]:
         """Pieces of all samples as they arrive. Their tokens are counted against the key, however this ends.
 
         A separate task generates them: then several tasks may read, and closing this cancels the generation wherever
         it is waiting.
         """
-        ready: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
+        ready: asyncio.Queue[tuple[int, AnswerDelta] | None] = asyncio.Queue()
         task = asyncio.create_task(self._make(model, asks, call, ready))
         try:
             while (item := await ready.get()) is not None:
@@ -259,7 +261,7 @@ class Service:
             raise ApiError(504, message, code="timeout") from None
         except RefusedError as reason:
             raise _too_much(reason) from None
-        except EngineDiedError:
+        except EngineFailedError:
             message = "the engine is restarting"
             raise ApiError(503, message, code="engine_restarting", retry_after_s=10) from None
         finally:
@@ -267,10 +269,12 @@ class Service:
             task.cancel()  # after counting the tokens: if the client disconnected, the next line is cancelled
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _make(self, model: Served, asks: list[Ask], call: Call, ready: asyncio.Queue[Any]) -> None:
+    async def _make(
+        self, model: LoadedModel, asks: list[GenerationRequest], call: Call, ready: asyncio.Queue[Any]
+    ) -> None:
         """Generate all samples, each when it is admitted; puts their pieces into `ready`, and None last."""
 
-        async def sample(index: int, ask: Ask) -> None:
+        async def sample(index: int, ask: GenerationRequest) -> None:
             async with model.admission.slot(call.key.id) as waited_s:
                 call.waited_s = max(call.waited_s, waited_s)
                 async with aclosing(model.engine.answer(ask)) as pieces:
@@ -295,24 +299,24 @@ def _too_much(reason: RefusedError) -> ApiError:
     return ApiError(429, reason.message, code="rate_limit_exceeded", retry_after_s=reason.retry_after_s)
 
 
-def _chat_ids(model: Served, messages: list[dict[str, str]]) -> list[int]:
+def _chat_ids(model: LoadedModel, messages: list[dict[str, str]]) -> list[int]:
     if model.chat is None:
         raise DataError(f"{model.name} has no chat template", "use /v1/completions")
     return model.chat.conversation_ids(messages)
 
 
-def _prompt_ids(model: Served, prompt: str | list[int]) -> list[int]:
+def _prompt_ids(model: LoadedModel, prompt: str | list[int]) -> list[int]:
     """Control tokens in a text are read as text, as in OpenAI's API; clients that need them send token ids."""
     if not isinstance(prompt, str):
         return prompt
     return model.tokenizer(prompt, split_special_tokens=True)["input_ids"]
 
 
-def _text(model: Served, ids: list[int]) -> str:
+def _text(model: LoadedModel, ids: list[int]) -> str:
     return model.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _check_prompt(ids: list[int], model: Served, limits: Limits, param: str, *, min_answer: int) -> None:
+def _check_prompt(ids: list[int], model: LoadedModel, limits: Limits, param: str, *, min_answer: int) -> None:
     context = model.engine.max_model_tokens
     if not ids:
         raise ApiError(400, "the prompt is empty", code="invalid_prompt", param=param)
@@ -328,7 +332,7 @@ def _check_prompt(ids: list[int], model: Served, limits: Limits, param: str, *, 
         raise ApiError(400, message, code="invalid_prompt", param=param)
 
 
-def _first_named(model: Served, ask: Ask, piece: Piece) -> Piece:
+def _first_named(model: LoadedModel, ask: GenerationRequest, piece: AnswerDelta) -> AnswerDelta:
     """Fill in the text of a prompt's first token: engines leave it out, because it has no log-probability."""
     if not piece.prompt_scores:
         return piece

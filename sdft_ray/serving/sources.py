@@ -21,7 +21,7 @@ _STAGE_ROLES = {"prune": "pruned", "patch": "patched", "correct": "teacher"}
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedModel:
     """A model's directory, and the facts about it that `/v1/models` lists."""
 
     directory: Path
@@ -60,7 +60,7 @@ def _as_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("._+-")[:128] or "model"
 
 
-def locate(source: str, store: Store) -> Located:
+def locate(source: str, store: Store) -> LocatedModel:
     """Find a model by name and check it: digests of an artifact's files, and the headers of the weights.
 
     Raises `ServeError` for an unknown name, `StoreError` for damaged files, `ModelError` for an invalid model.
@@ -80,7 +80,7 @@ def locate(source: str, store: Store) -> Located:
     checkpoint.check_expected()
     size = size_of(checkpoint.config)
     sizes = {"num_parameters": size.num_parameters, "num_blocks": size.num_blocks, "weight_bytes": size.weight_bytes}
-    return Located(directory, address, {**sizes, **facts})
+    return LocatedModel(directory, address, {**sizes, **facts})
 
 
 def _in_store(source: str, store: Store) -> tuple[Path, str, dict[str, Any]]:

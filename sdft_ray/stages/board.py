@@ -11,7 +11,7 @@ Figures = dict[str, tuple[int, int, str]]
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Board:
+class ProgressBoard:
     """Latest (done, total, unit) per step. Losing it loses no work."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Board:
         return self._figures
 
 
-class Ticker:
+class ProgressReporter:
     """A step's `Progress`: sends at most a few figures a second, and never waits."""
 
     def __init__(self, board: Any, step: str, *, interval_s: float = 0.3) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from sdft_ray.errors import DataError
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.select import Answers
 from sdft_ray.stages.views import train_view, trial_view
 from sdft_ray.store import files
@@ -37,7 +37,7 @@ _Place = tuple[str, int]
 """A sample: `example_id` and `sample_index`."""
 
 
-def cached_teacher(job: Job, rows: PackedRows) -> CachedTeacher | None:
+def cached_teacher(job: StageContext, rows: PackedRows) -> CachedTeacher | None:
     """What generation kept of the teacher, where the arm's objective reads it. `rows` hold `signal_documents`."""
     products = _objective(job).cached.values()
     if not products:
@@ -64,7 +64,7 @@ class SignalDocuments:
     num_cut: int
 
 
-def signal_documents(job: Job) -> SignalDocuments:
+def signal_documents(job: StageContext) -> SignalDocuments:
     """Documents whose signals are in place in the work directory. Raises `DataError` if no row has signals."""
     made, samples = _documents(job)
     if not samples:
@@ -85,15 +85,15 @@ def signal_documents(job: Job) -> SignalDocuments:
     return made
 
 
-def _objective(job: Job) -> Objective:
+def _objective(job: StageContext) -> Objective:
     return trial_view(job.step).objective
 
 
-def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
+def _documents(job: StageContext) -> tuple[SignalDocuments, dict[_Place, int]]:
     """What is trained on, and the samples whose signals are, each with its place among the documents."""
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
     from sdft_ray.data.documents import Documents, add_document
-    from sdft_ray.generation.selection import kept_sample
+    from sdft_ray.generation.selection import selected_sample
 
     asked = train_view(job.step)
     chat = ChatFormat(load_tokenizer(job.model("pruned")))
@@ -104,7 +104,7 @@ def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
     without: Counter[str] = Counter()
     chosen = _trained_on(job)
     for row in _selected(job):
-        sample = kept_sample(row, answers.of(row["example_id"]))
+        sample = selected_sample(row, answers.of(row["example_id"]))
         if row["example_id"] not in chosen:
             continue
         example_ids.append(row["example_id"])
@@ -123,7 +123,7 @@ def _documents(job: Job) -> tuple[SignalDocuments, dict[_Place, int]]:
     return SignalDocuments(made.documents, example_ids, counts, len(made.dropped), len(made.cut)), samples
 
 
-def _trained_on(job: Job) -> frozenset[str]:
+def _trained_on(job: StageContext) -> frozenset[str]:
     """Ids of the rows that are not held out, or of the part that the arm asks for."""
     from sdft_ray.data.held_out import is_held_out
     from sdft_ray.data.subset import nested_subset
@@ -146,13 +146,13 @@ def _sampled_document(
     return (document, "") if len(document.ids) <= row_tokens else (None, "too_long")
 
 
-def _selected(job: Job) -> Iterator[dict[str, Any]]:
+def _selected(job: StageContext) -> Iterator[dict[str, Any]]:
     columns = ["example_id", "instruction", "response", "distilled_response", "source"]
     for batch in pq.ParquetFile(job.input("data") / files.DISTILLED).iter_batches(columns=columns):
         yield from batch.to_pylist()
 
 
-def _write_signals(job: Job, folder: Path, samples: Mapping[_Place, int], lengths: list[int]) -> None:
+def _write_signals(job: StageContext, folder: Path, samples: Mapping[_Place, int], lengths: list[int]) -> None:
     """One pass over what generation wrote, a few rows in memory at a time; only what the objective reads is kept."""
     from sdft_ray.data.signal_rows import SignalWriter
 

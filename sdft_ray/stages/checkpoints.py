@@ -21,7 +21,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from sdft_ray.errors import StoreError
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Resumed:
     damaged: tuple[str, ...] = ()
 
 
-def resume(job: Job, share: tuple[int, int]) -> Resumed:
+def resume(job: StageContext, share: tuple[int, int]) -> Resumed:
     """State and history of the newest whole checkpoint of a run; rank 0 chooses. Every rank calls this.
 
     `share` is which share of each weight this rank holds, of how many. What a killed worker had begun to write is
@@ -65,7 +65,7 @@ def resume(job: Job, share: tuple[int, int]) -> Resumed:
         return Resumed(state, _history(Path(directory)), damaged)
 
 
-def save(job: Job, state: TrainState, history: History | None) -> str:
+def save(job: StageContext, state: TrainState, history: History | None) -> str:
     """Report a checkpoint. Why it could not be written, or "".
 
     Ranks beyond the first have no history; those that hold no part of their own report nothing but take part. Ray puts
@@ -100,7 +100,7 @@ def save(job: Job, state: TrainState, history: History | None) -> str:
     return ""
 
 
-def mend_list(storage: str) -> None:
+def repair_checkpoint_index(storage: str) -> None:
     """Remove Ray's list of a run's checkpoints where it is cut short or names one that is gone.
 
     Ray would refuse to start over it. The checkpoints themselves are found without it.

@@ -9,15 +9,15 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.store import files
 from sdft_ray.training.trials import Outcome, best_trial
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """Compare what the trials' manifests say. Light: it runs in the driver. Raises `DivergenceError`."""
-    made = Made()
-    with Meter() as meter, job.output(made) as directory:
+    made = StageResult()
+    with UsageMeter() as meter, job.output(made) as directory:
         asked = job.slice["trials"]
         found = {f"trial_{i}": _summary(job, f"trial_{i}") for i in range(1, len(asked) + 1)}
         outcomes = [_outcome(trial, summary) for trial, summary in zip(asked, found.values(), strict=True)]
@@ -33,7 +33,7 @@ def run(job: Job) -> Made:
     return made
 
 
-def _summary(job: Job, role: str) -> dict[str, Any]:
+def _summary(job: StageContext, role: str) -> dict[str, Any]:
     manifest = job.store.manifest(job.inputs[role])
     assert manifest is not None, "trials are committed before one is chosen"
     return manifest.summary

@@ -17,32 +17,32 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.recipe.recipe import Evaluate
-from sdft_ray.stages.evaluators import Pool, leased
-from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.evaluators import EngineClient, acquire
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
-    from sdft_ray.evaluation.harness import Asked
+    from sdft_ray.evaluation.harness import EvalConfig
     from sdft_ray.evaluation.questions import Ask
 
 _ANSWERS = "answers.jsonl"
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """Models are evaluated side by side as the cluster allows."""
-    with leased(job.resources.evaluate, Harness) as crew:
+    with acquire(job.resources.evaluate, Harness) as crew:
         return ray.get(crew.harness.run.remote(job, crew.engines))
 
 
 class Harness:
     """Tasks, prompts, filters and metrics of one evaluation after another, in a process that has lm-eval loaded."""
 
-    def run(self, job: Job, engines: list[Any]) -> Made:
+    def run(self, job: StageContext, engines: list[Any]) -> StageResult:
         """Evaluate the model of a job by engines that answer."""
-        made = Made()
-        with Meter(gpus=job.resources.evaluate.gpus * len(engines)) as meter:
-            pool = Pool(job, engines, job.work() / _ANSWERS)
+        made = StageResult()
+        with UsageMeter(gpus=job.resources.evaluate.gpus * len(engines)) as meter:
+            pool = EngineClient(job, engines, job.work() / _ANSWERS)
             evaluate_model(job, job.model("model"), pool, made)
         usage = meter.usage()
         made.usage = replace(usage, peak_rss_bytes=usage.peak_rss_bytes + pool.peak_rss_bytes * len(engines))
@@ -50,14 +50,16 @@ class Harness:
         return made
 
 
-def evaluate_model(job: Job, model_dir: Path, ask: Ask, made: Made) -> None:
+def evaluate_model(job: StageContext, model_dir: Path, ask: Ask, made: StageResult) -> None:
     """Ask the recipe's tasks of the model that answers; scores, items and their summary go into `made`."""
     from sdft_ray.evaluation.harness import evaluate
     from sdft_ray.evaluation.items import ITEMS
 
     with job.output(made) as directory:
         on_items: Callable[[int, int], None] = lambda done, total: job.progress(done, total, "items")  # noqa: E731
-        result = evaluate(model_dir, asked_of(job), ask, on_items, max_length=job.resources.evaluate.max_model_tokens)
+        result = evaluate(
+            model_dir, eval_config(job), ask, on_items, max_length=job.resources.evaluate.max_model_tokens
+        )
         scores = result.scores
         (directory / files.SCORES).write_text(json.dumps(scores.to_json()), encoding="utf-8")
         pq.write_table(pa.Table.from_pylist(result.items, schema=ITEMS), directory / files.ITEMS, compression="zstd")
@@ -70,13 +72,13 @@ def evaluate_model(job: Job, model_dir: Path, ask: Ask, made: Made) -> None:
         }
 
 
-def asked_of(job: Job) -> Asked:
+def eval_config(job: StageContext) -> EvalConfig:
     """The slice of a step of `evaluate` or `why`, in the harness's words."""
-    from sdft_ray.evaluation.harness import Asked
-    from sdft_ray.evaluation.passes import Samples
+    from sdft_ray.evaluation.harness import EvalConfig
+    from sdft_ray.evaluation.pass_at_k import Samples
 
     asked = view(Evaluate, job.slice.get("evaluate", job.slice), absent=("tuned", "include"))
-    return Asked(
+    return EvalConfig(
         tasks=[task.name for task in asked.tasks],
         include=job.places.task_folder,
         limit=asked.limit,

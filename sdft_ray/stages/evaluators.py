@@ -1,7 +1,7 @@
 """The pool that evaluates: actors that hold one model after another, and one that holds the harness.
 
 They outlive the step that made them and wait for the next, because starting an engine takes longer than asking a small
-model. They hold their share of the cluster while they wait: `dismiss` gives that back.
+model. They hold their share of the cluster while they wait: `release_idle` gives that back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import ray
 from sdft_ray.errors import EvaluationError
 from sdft_ray.generation.sampler import EngineError
 from sdft_ray.recipe.resources import Evaluate
-from sdft_ray.stages.job import Job, remote_options, rss_bytes
+from sdft_ray.stages.job import StageContext, remote_options, rss_bytes
 from sdft_ray.stages.samplers import local_sampler, prepare_process
 from sdft_ray.stages.spec import HARNESS_CPUS
 
@@ -35,7 +35,7 @@ CHUNK = 64
 _IN_FLIGHT = 3
 """Chunks that one actor works on, so that its engine always has some to go on with."""
 
-_idle: dict[str, list[Crew]] = {}
+_idle: dict[str, list[WorkerPool]] = {}
 _idle_lock = threading.Lock()
 
 
@@ -49,7 +49,7 @@ class Evaluator:
         self._sampler: LocalSampler | None = None
         self._has_answered = False
 
-    def answer(self, job: Job, questions: list[Question]) -> tuple[list[Answer], int]:
+    def answer(self, job: StageContext, questions: list[Question]) -> tuple[list[Answer], int]:
         """Answers in order, and the memory that this process takes, in bytes."""
         try:
             found = dict(answers(self._sampler_of(job), questions))
@@ -61,7 +61,7 @@ class Evaluator:
         self._has_answered = True
         return [found[index] for index in range(len(questions))], rss_bytes()
 
-    def _sampler_of(self, job: Job) -> LocalSampler:
+    def _sampler_of(self, job: StageContext) -> LocalSampler:
         model = f"{job.inputs.get('model', repr(job.teacher.source))} in {job.teacher.dtype}"
         with self._turn:
             if self._sampler is None or self._holds != model:
@@ -73,7 +73,7 @@ class Evaluator:
             return self._sampler
 
 
-def open_sampler(job: Job, model_dir: Path) -> LocalSampler:
+def open_sampler(job: StageContext, model_dir: Path) -> LocalSampler:
     """An engine over a checkpoint, as the resources of evaluation ask for it."""
     settings = job.resources.evaluate
     return local_sampler(model_dir, settings.sampler, settings, job.teacher.dtype)
@@ -81,14 +81,14 @@ def open_sampler(job: Job, model_dir: Path) -> LocalSampler:
 
 def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
     """Ask a sampler in this process: an `Ask` of `evaluation.questions`. Raises `EvaluationError`."""
-    from sdft_ray.evaluation.questions import Likelihood, Likelihoods, Text, repetition
+    from sdft_ray.evaluation.questions import Likelihoods, LoglikelihoodQuestion, Text, repetition
     from sdft_ray.generation.sampler import Sampled, SamplingParams
-    from sdft_ray.generation.scoring import Scoring
+    from sdft_ray.generation.scoring import ScoreRequest
 
     places = {}
     for index, question in enumerate(questions):
-        if isinstance(question, Likelihood):
-            asked: Any = sampler.submit_score(Scoring(question.ids, question.num_scored, question.finals))
+        if isinstance(question, LoglikelihoodQuestion):
+            asked: Any = sampler.submit_score(ScoreRequest(question.ids, question.num_scored, question.finals))
         else:
             params = SamplingParams(
                 temperature=question.temperature,
@@ -110,13 +110,13 @@ def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tu
         yield places[future], Text(given.text, len(ids), given.finish_reason == "length", repetition(ids))
 
 
-class Pool:
+class EngineClient:
     """An `Ask` over actors.
 
     Answers are appended to a file as they come, so that an interrupted step resumes where it stopped.
     """
 
-    def __init__(self, job: Job, actors: Sequence[Any], path: Path) -> None:
+    def __init__(self, job: StageContext, actors: Sequence[Any], path: Path) -> None:
         self.peak_rss_bytes = 0
         self.num_reused = 0
         self._job = job
@@ -175,7 +175,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Who evaluates one model at a time: an actor that holds the harness, and engines that answer it."""
 
     harness: Any
@@ -183,7 +183,7 @@ class Crew:
 
 
 @contextlib.contextmanager
-def leased(settings: Evaluate, harness: type) -> Iterator[Crew]:
+def acquire(settings: Evaluate, harness: type) -> Iterator[WorkerPool]:
     """A crew as the resources ask for it, an idle one if there is; after an error it is not used again."""
     kind = settings.model_dump_json()
     with _idle_lock:
@@ -199,14 +199,14 @@ def leased(settings: Evaluate, harness: type) -> Iterator[Crew]:
         _idle.setdefault(kind, []).append(crew)
 
 
-def _new_crew(settings: Evaluate, harness: type) -> Crew:
+def _new_crew(settings: Evaluate, harness: type) -> WorkerPool:
     lasting = {"max_restarts": 3, "max_task_retries": 3}
     engine = ray.remote(Evaluator).options(**remote_options(settings), **lasting, max_concurrency=_IN_FLIGHT)
     engines = [engine.remote() for _ in range(settings.num_actors)]
-    return Crew(ray.remote(harness).options(num_cpus=HARNESS_CPUS, **lasting).remote(), engines)
+    return WorkerPool(ray.remote(harness).options(num_cpus=HARNESS_CPUS, **lasting).remote(), engines)
 
 
-def dismiss() -> None:
+def release_idle() -> None:
     """End the crews that wait for work."""
     with _idle_lock:
         crews = [crew for waiting in _idle.values() for crew in waiting]
@@ -215,7 +215,7 @@ def dismiss() -> None:
         _end(crew)
 
 
-def idle_share() -> tuple[float, float]:
+def idle_resources() -> tuple[float, float]:
     """CPUs and GPUs that waiting crews hold."""
     with _idle_lock:
         waiting = [(Evaluate.model_validate_json(kind), len(crews)) for kind, crews in _idle.items()]
@@ -225,7 +225,7 @@ def idle_share() -> tuple[float, float]:
     )
 
 
-def _end(crew: Crew) -> None:
+def _end(crew: WorkerPool) -> None:
     if not ray.is_initialized():
         return  # they went with it; any call would start another Ray
     for actor in (crew.harness, *crew.engines):

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.recipe.recipe import Forgetting, Gap
-from sdft_ray.stages.job import Job, Made, Meter, remote_options
-from sdft_ray.stages.seed_texts import kept_rows, scored, text_documents
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
+from sdft_ray.stages.seed_texts import distilled_rows, scored, text_documents
 from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
@@ -24,16 +24,16 @@ Named = dict[str, "Document"]
 """Documents by the ids of their rows."""
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """One task, which holds one model."""
     return ray.get(ray.remote(_forget).options(**remote_options(job.resources.gap), max_retries=3).remote(job))
 
 
-def _forget(job: Job) -> Made:
+def _forget(job: StageContext) -> StageResult:
     from sdft_ray.evaluation.shift import mean_nll
 
-    made = Made()
-    with Meter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
+    made = StageResult()
+    with UsageMeter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
         num_kept, texts = _texts(job)
         documents = [document for text in texts.values() for document in text.values()]
         nlls = iter(scored(job, "model", documents, lambda done, total: job.progress(done, total, "texts")))
@@ -52,7 +52,7 @@ def _forget(job: Job) -> Made:
     return made
 
 
-def _texts(job: Job) -> tuple[int, dict[str, Named]]:
+def _texts(job: StageContext) -> tuple[int, dict[str, Named]]:
     """How many rewrites could be scored, and the documents of each kind of text that has any."""
     from sdft_ray.data.calibration import row_documents
 
@@ -61,7 +61,7 @@ def _texts(job: Job) -> tuple[int, dict[str, Named]]:
     table = pq.read_table(job.input("texts") / files.ROWS)
     held_out = row_documents(table, job.teacher.tokenizer, max_tokens)
     texts = {"text": dict(zip(table["example_id"].to_pylist(), held_out, strict=True))}
-    num_kept, rows = kept_rows(job, view(Gap, job.slice["gap"]))
+    num_kept, rows = distilled_rows(job, view(Gap, job.slice["gap"]))
     if rows:
         names = [row["example_id"] for row in rows]
         for text, documents in text_documents(job.teacher.chat, rows).items():

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import ray
 
 from sdft_ray.recipe.recipe import Gap
-from sdft_ray.stages.job import Job, Made, Meter, remote_options
-from sdft_ray.stages.seed_texts import TEXTS, kept_rows, scored, text_documents
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
+from sdft_ray.stages.seed_texts import TEXTS, distilled_rows, scored, text_documents
 from sdft_ray.stages.views import view
 from sdft_ray.statistics.estimate import plain
 from sdft_ray.store import files
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from sdft_ray.evaluation.shift import ResponseNll
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """One task, which holds one model at a time."""
     return ray.get(ray.remote(_gap).options(**remote_options(job.resources.gap), max_retries=3).remote(job))
 
 
-def _gap(job: Job) -> Made:
+def _gap(job: StageContext) -> StageResult:
     from sdft_ray.evaluation.correction import changes, correction_verdict
     from sdft_ray.evaluation.shift import shift, verdict
 
-    made = Made()
-    with Meter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
+    made = StageResult()
+    with UsageMeter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
         # For a corrected teacher the slice names held-out rows: the others it has simply seen.
-        num_kept, rows = kept_rows(job, view(Gap, {k: v for k, v in job.slice.items() if k != "held_out"}))
+        num_kept, rows = distilled_rows(job, view(Gap, {k: v for k, v in job.slice.items() if k != "held_out"}))
         chat = job.teacher.chat
         documents = [document for text in text_documents(chat, rows).values() for document in text]
         nll = {model: _nll(job, model, documents) for model in _models(job)} if rows else {}
@@ -58,12 +58,12 @@ def _gap(job: Job) -> Made:
     return made
 
 
-def _models(job: Job) -> tuple[str, str]:
+def _models(job: StageContext) -> tuple[str, str]:
     """The teacher, and the one that it is compared with."""
     return "teacher", job.step.subject or "pruned"
 
 
-def _nll(job: Job, model_name: str, documents: list[Document]) -> dict[str, list[ResponseNll]]:
+def _nll(job: StageContext, model_name: str, documents: list[Document]) -> dict[str, list[ResponseNll]]:
     """Text -> its rows under one model; `documents` holds one text after the other."""
     models, num_rows = _models(job), len(documents) // len(TEXTS)
     before = models.index(model_name) * len(documents)

@@ -31,7 +31,7 @@ from sdft_ray.generation.chunks import CHUNK_ROWS, Keys, Ledger, keys_of, runs_o
 from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.recipe import resources
 from sdft_ray.recipe.recipe import Generate
-from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
 from sdft_ray.stages.metrics import GenerationMetrics
 from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter, rows_at_a_time
 from sdft_ray.stages.views import view
@@ -49,12 +49,12 @@ _ACTIVE_S = 60.0
 """An actor counts towards the pool while its last receipt is younger."""
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """Answer every row that no earlier run has answered, then store all answers."""
-    made = Made()
+    made = StageResult()
     identity = _cache_identity(job)
     cache_id = fingerprint(identity)[:16]
-    with Meter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
+    with UsageMeter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
         cache = RowCache(job.store.url_of(f"rows/{cache_id}"))
         cache.claim(identity)
         ledger = Ledger(_keys(job.input("seed") / files.ROWS))
@@ -78,7 +78,7 @@ def run(job: Job) -> Made:
     return made
 
 
-def _cache_identity(job: Job) -> dict[str, Any]:
+def _cache_identity(job: StageContext) -> dict[str, Any]:
     """What an answer depends on besides its row. Names and sizes of actors, recipe and seed set are not in it."""
     asked = view(Generate, job.slice)
     return {
@@ -98,7 +98,7 @@ def _keys(path: Path) -> Keys:
 # -- what earlier runs finished ------------------------------------------------------------------------------
 
 
-def _find_finished(job: Job, cache: RowCache, cache_id: str, ledger: Ledger) -> int:
+def _find_finished(job: StageContext, cache: RowCache, cache_id: str, ledger: Ledger) -> int:
     """Note the rows that committed artifacts and loose parts of the cache hold; how many parts were damaged."""
     for manifest in job.store.manifests("generate"):
         if manifest.summary.get("row_cache") == cache_id:
@@ -116,7 +116,7 @@ def _find_finished(job: Job, cache: RowCache, cache_id: str, ledger: Ledger) -> 
     return damaged
 
 
-def _load(job: Job, cache: RowCache, source: Any) -> pa.Table:
+def _load(job: StageContext, cache: RowCache, source: Any) -> pa.Table:
     kind, *where = source
     if kind == "artifact":
         address, group = where
@@ -127,7 +127,7 @@ def _load(job: Job, cache: RowCache, source: Any) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _write(job: Job, cache: RowCache, ledger: Ledger, directory: Path) -> dict[str, Any]:
+def _write(job: StageContext, cache: RowCache, ledger: Ledger, directory: Path) -> dict[str, Any]:
     """All answers in seed order; failed rows go to a table of their own, with the same columns."""
     reasons: Counter[str] = Counter()
     failed = 0
@@ -151,7 +151,7 @@ def _write(job: Job, cache: RowCache, ledger: Ledger, directory: Path) -> dict[s
 # -- the pool ------------------------------------------------------------------------------------------------
 
 
-def _answer(job: Job, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _answer(job: StageContext, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Stream receipts of chunks from the pool, in the order they finish."""
     if not chunks:
         return
@@ -209,7 +209,7 @@ def _tasks(chunks: dict[str, Any], per_task: int) -> list[pa.Table]:
 class _Tally:
     """Counts receipts, writes progress for people and machines, and stops the run when too much fails."""
 
-    def __init__(self, job: Job, num_rows: int, *, reused: int) -> None:
+    def __init__(self, job: StageContext, num_rows: int, *, reused: int) -> None:
         self.log = job.work() / files.PROGRESS
         self.num_failed = self.prompt_tokens = self.response_tokens = self.peak_rss_bytes = 0
         self.reused = reused

@@ -42,7 +42,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Job:
+class StageContext:
     """One step to run: its slice of the recipe, and what it takes to execute it.
 
     No other part of the recipe is here, so that no stage can read what its identity does not hold.
@@ -86,7 +86,7 @@ class Job:
         return self.store.work(self.address)
 
     @contextlib.contextmanager
-    def output(self, made: Made) -> Iterator[Path]:
+    def output(self, made: StageResult) -> Iterator[Path]:
         """An empty directory to fill; when the block ends well its files are placed and listed in `made`."""
         store = self.store
         directory = store.work(self.address) / f"output-{self.driver}"
@@ -97,7 +97,7 @@ class Job:
 
 
 @dataclass
-class Made:
+class StageResult:
     """What a stage made: placed files, what it took, and small facts for the manifest."""
 
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -119,7 +119,7 @@ def remote_options(device: Device) -> dict[str, Any]:
     return options
 
 
-class Meter:
+class UsageMeter:
     """Measures wall time and this process's peak resident memory over a block.
 
     Peak memory is sampled from /proc every 50 ms, because a worker that served another step before carries that
@@ -131,7 +131,7 @@ class Meter:
         self._peak_rss_bytes = 0
         self._stop = threading.Event()
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> UsageMeter:
         self._start = time.monotonic()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -173,7 +173,7 @@ def _process(pid: int) -> psutil.Process:
     return psutil.Process(pid)
 
 
-def together(parts: list[Usage]) -> Usage:
+def merge_usage(parts: list[Usage]) -> Usage:
     """Usage of workers that ran side by side: longest wall, everything else added."""
     return Usage(
         max(part.wall_s for part in parts),

@@ -8,24 +8,24 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
 from sdft_ray.statistics.estimate import plain
 from sdft_ray.store import files
 
 _COLUMNS = ["task", "item", "response", "num_tokens"]
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """One task, which holds the embedding model."""
     return ray.get(ray.remote(_likeness).options(**remote_options(job.resources.gap), max_retries=3).remote(job))
 
 
-def _likeness(job: Job) -> Made:
+def _likeness(job: StageContext) -> StageResult:
     from sdft_ray.evaluation.similarity import answer_pairs, likeness, load_embedder
 
-    settings, made, source = job.resources.gap, Made(), job.places.embedding
+    settings, made, source = job.resources.gap, StageResult(), job.places.embedding
     assert source is not None, "a step of likeness has an embedding model"
-    with Meter(gpus=settings.gpus) as meter, job.output(made) as directory:
+    with UsageMeter(gpus=settings.gpus) as meter, job.output(made) as directory:
         pairs = answer_pairs(_answers(job, "teacher_answers"), _answers(job, "answers"))
         embedder = load_embedder(source.fetch(), "cuda" if settings.gpus else "cpu")
         found, values = likeness(
@@ -44,7 +44,7 @@ def _likeness(job: Job) -> Made:
     return made
 
 
-def _answers(job: Job, role: str) -> list[dict[str, str]]:
+def _answers(job: StageContext, role: str) -> list[dict[str, str]]:
     """What was written in an evaluation, not chosen: items whose number of tokens is known."""
     path = job.input(role) / files.ITEMS
     if not path.is_file():

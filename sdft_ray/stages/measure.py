@@ -13,7 +13,7 @@ import ray
 from sdft_ray.importance.moments import DepthMoments, DepthScores
 from sdft_ray.pruning.plan import resolve_num_removed
 from sdft_ray.stages.amounts import amounts, start_config
-from sdft_ray.stages.job import Job, Made, Meter, remote_options, together
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, merge_usage, remote_options
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
 
@@ -21,7 +21,7 @@ Parts = dict[str, bytes]
 """What one task saw: file names of the artifact, each with moments that are merged by `+`."""
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """Spread batches over tasks, merge their sums by `+`, store the scores."""
     settings = job.resources.measure
     task = ray.remote(_shard).options(**remote_options(settings), max_retries=3)
@@ -29,11 +29,11 @@ def run(job: Job) -> Made:
     return _stored(job, ray.get(refs))
 
 
-def _stored(job: Job, shards: Sequence[tuple[Parts, Usage]]) -> Made:
+def _stored(job: StageContext, shards: Sequence[tuple[Parts, Usage]]) -> StageResult:
     """What the shards saw, put together."""
     parts = [part for part, _ in shards]
     scores = reduce(add, [DepthMoments.from_json(part[files.DEPTH_SCORES].decode()) for part in parts]).scores()
-    made = Made(usage=together([usage for _, usage in shards]))
+    made = StageResult(usage=merge_usage([usage for _, usage in shards]))
     made.summary = {"num_sequences": scores.num_sequences, "num_tokens": scores.num_tokens}
     with job.output(made) as directory:
         (directory / files.DEPTH_SCORES).write_text(scores.to_json(), encoding="utf-8")
@@ -45,7 +45,7 @@ def _stored(job: Job, shards: Sequence[tuple[Parts, Usage]]) -> Made:
     return made
 
 
-def read_scores(job: Job, role: str = "measure") -> DepthScores:
+def read_scores(job: StageContext, role: str = "measure") -> DepthScores:
     return DepthScores.from_json((job.input(role) / files.DEPTH_SCORES).read_text(encoding="utf-8"))
 
 
@@ -63,14 +63,14 @@ def _losses(parts: Sequence[str]) -> str:
     return reduce(add, map(DropMoments.from_json, parts)).to_json()
 
 
-def _shard(job: Job, index: int, num_shards: int) -> tuple[Parts, Usage]:
+def _shard(job: StageContext, index: int, num_shards: int) -> tuple[Parts, Usage]:
     """What every `num_shards`-th batch shows of what the recipe asks for; all shards agree on the batches."""
     from sdft_ray.importance.depth import measure
     from sdft_ray.importance.perplexity import DropMoments, drop_losses
     from sdft_ray.importance.width import watched
     from sdft_ray.models.loading import load_model
 
-    with Meter(gpus=job.resources.measure.gpus) as meter:
+    with UsageMeter(gpus=job.resources.measure.gpus) as meter:
         mine = calibration(job)[index::num_shards]
         model: Any = load_model(job.model("start"), job.teacher.dtype)
         model.to("cuda" if job.resources.measure.gpus else "cpu")
@@ -92,7 +92,7 @@ def _shard(job: Job, index: int, num_shards: int) -> tuple[Parts, Usage]:
     return parts, meter.usage(moments.num_tokens)
 
 
-def calibration(job: Job) -> list[Any]:
+def calibration(job: StageContext) -> list[Any]:
     """The batches of the calibration set."""
     import pyarrow.parquet as pq
 
@@ -108,7 +108,7 @@ def calibration(job: Job) -> list[Any]:
     return list(batches)
 
 
-def _num_dropped(job: Job) -> int:
+def _num_dropped(job: StageContext) -> int:
     """Blocks whose absence is measured at once; 0 where the recipe does not choose by that."""
     if "drops" not in job.slice:
         return 0

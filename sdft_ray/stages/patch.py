@@ -11,14 +11,14 @@ import ray
 
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe.pruning import Patch
-from sdft_ray.stages.job import Job, Made, Meter, remote_options, together
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, merge_usage, remote_options
 from sdft_ray.stages.measure import calibration
 from sdft_ray.stages.views import view
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """Sums from batches spread over tasks, merged by `+`; one more task fits and writes."""
     settings = job.resources.measure
     options = remote_options(settings)
@@ -27,13 +27,13 @@ def run(job: Job) -> Made:
     return ray.get(ray.remote(_patched).options(**options, max_retries=3).remote(job, parts))
 
 
-def _shard(job: Job, index: int, num_shards: int) -> tuple[bytes, Usage]:
+def _shard(job: StageContext, index: int, num_shards: int) -> tuple[bytes, Usage]:
     """What every `num_shards`-th batch shows at the cuts; all shards agree on the batches."""
     from sdft_ray.importance.patch import measure
     from sdft_ray.models.loading import load_model
 
     gpus, plan = job.resources.measure.gpus, _plan(job)
-    with Meter(gpus=gpus) as meter:
+    with UsageMeter(gpus=gpus) as meter:
         mine = calibration(job)[index::num_shards]
         models: list[Any] = [load_model(job.model(role), job.teacher.dtype) for role in ("start", "pruned")]
         source, pruned = (model.to("cuda" if gpus else "cpu") for model in models)
@@ -47,16 +47,16 @@ def _shard(job: Job, index: int, num_shards: int) -> tuple[bytes, Usage]:
     return moments.to_bytes(), meter.usage(moments.num_tokens)
 
 
-def _patched(job: Job, parts: list[Any]) -> Made:
+def _patched(job: StageContext, parts: list[Any]) -> StageResult:
     """The pruned checkpoint with its patches merged into it."""
     from sdft_ray.importance.patch import PatchMoments, patched_tensors
     from sdft_ray.models.checkpoint import Checkpoint
     from sdft_ray.models.loading import check_finite
     from sdft_ray.models.replace import write_with
 
-    made, ridge = Made(), view(Patch, {k: v for k, v in job.slice.items() if k != "max_tokens"}).ridge
+    made, ridge = StageResult(), view(Patch, {k: v for k, v in job.slice.items() if k != "max_tokens"}).ridge
     shards: list[tuple[bytes, Usage]] = ray.get(parts)
-    with Meter(gpus=job.resources.measure.gpus) as meter, job.output(made) as directory:
+    with UsageMeter(gpus=job.resources.measure.gpus) as meter, job.output(made) as directory:
         moments = reduce(add, [PatchMoments.from_bytes(content) for content, _ in shards])
         patches = moments.fit(ridge)
         pruned = job.input("pruned")
@@ -67,9 +67,9 @@ def _patched(job: Job, parts: list[Any]) -> Made:
             "num_tokens": moments.num_tokens,
             "residuals": [[patch.block, patch.residual_before, patch.residual_after] for patch in patches],
         }
-    made.usage = together([meter.usage(), *(usage for _, usage in shards)])
+    made.usage = merge_usage([meter.usage(), *(usage for _, usage in shards)])
     return made
 
 
-def _plan(job: Job) -> PruningPlan:
+def _plan(job: StageContext) -> PruningPlan:
     return PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))

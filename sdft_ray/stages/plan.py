@@ -11,15 +11,15 @@ from sdft_ray.pruning.plan import BlockScores, DropLosses, PruningPlan, choose_b
 from sdft_ray.pruning.width import choose_channels, resolve_sizes
 from sdft_ray.recipe.pruning import Depth, Width
 from sdft_ray.stages.amounts import amounts, start_config
-from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.measure import read_scores
 from sdft_ray.store import files
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """Choose within the budget and store the plan. Light: it runs in the driver."""
-    made = Made()
-    with Meter() as meter, job.output(made) as directory:
+    made = StageResult()
+    with UsageMeter() as meter, job.output(made) as directory:
         config = start_config(job)
         depth, width = amounts(job)
         plan = choose_blocks(depth, config, _scores(job, depth))
@@ -35,7 +35,7 @@ def run(job: Job) -> Made:
     return made
 
 
-def _scores(job: Job, depth: Depth) -> BlockScores | DropLosses | None:
+def _scores(job: StageContext, depth: Depth) -> BlockScores | DropLosses | None:
     """What the depth metric reads."""
     if "measure" not in job.inputs:
         return None
@@ -53,7 +53,7 @@ def _widths(plan: PruningPlan, config: Config) -> dict[str, list[int]]:
     return {space: [narrow[space], size] for space, size in sizes.items() if narrow[space] != size}
 
 
-def _channels(job: Job, width: Width, config: Config, keep_blocks: Sequence[int]) -> Channels:
+def _channels(job: StageContext, width: Width, config: Config, keep_blocks: Sequence[int]) -> Channels:
     from sdft_ray.importance.width import SPACES, WidthMoments
 
     moments = WidthMoments.from_bytes((job.input("measure") / files.WIDTH_MOMENTS).read_bytes())

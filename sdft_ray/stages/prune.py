@@ -7,23 +7,23 @@ import dataclasses
 import ray
 
 from sdft_ray.pruning.plan import PruningPlan
-from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
 from sdft_ray.store import files
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """One task: surgery is bound by the disk."""
     return ray.get(ray.remote(_prune).options(**remote_options(job.resources.prune), max_retries=3).remote(job))
 
 
-def _prune(job: Job) -> Made:
+def _prune(job: StageContext) -> StageResult:
     from sdft_ray.models.checkpoint import Checkpoint
     from sdft_ray.models.loading import check_finite
     from sdft_ray.models.size import size_of
     from sdft_ray.models.surgery import prune_checkpoint
 
-    made = Made()
-    with Meter() as meter, job.output(made) as directory:
+    made = StageResult()
+    with UsageMeter() as meter, job.output(made) as directory:
         plan = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))
         job.progress(0, len(plan.keep_blocks), "blocks")
         start = job.model("start")

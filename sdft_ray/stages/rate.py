@@ -16,18 +16,18 @@ from sdft_ray.models.config import config_with_blocks
 from sdft_ray.pruning.target import Candidate, describe, first_that_meets, path
 from sdft_ray.recipe.recipe import Speed
 from sdft_ray.stages.amounts import start_config
-from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
 from sdft_ray.stages.speed import speeds
 from sdft_ray.stages.views import pruning_view, view
 from sdft_ray.store import files
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """One task that has the cluster's CPUs to itself: see `StageSpec.runs_alone`."""
     return ray.get(ray.remote(_rate).options(**remote_options(job.resources.speed), max_retries=3).remote(job))
 
 
-def _rate(job: Job) -> Made:
+def _rate(job: StageContext) -> StageResult:
     """Halve the way from the whole model to the smallest until the largest that is fast enough is found."""
     asked, config = pruning_view(job.step), start_config(job)
     target = asked.target
@@ -43,8 +43,8 @@ def _rate(job: Job) -> Made:
         job.progress(len(tried), 0, "models measured")
         return enough
 
-    made = Made()
-    with Meter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
+    made = StageResult()
+    with UsageMeter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
         allowed = path(asked.depth, asked.width, config, dtype=job.teacher.dtype)
         chosen = first_that_meets(
             allowed,
@@ -62,7 +62,7 @@ def _rate(job: Job) -> Made:
     return made
 
 
-def _decoding(job: Job, config: dict[str, object]) -> tuple[float, float]:
+def _decoding(job: StageContext, config: dict[str, object]) -> tuple[float, float]:
     """Tokens per second of the model that pruning starts from and of one of this config, whatever its weights."""
     from sdft_ray.models.loading import write_random
 

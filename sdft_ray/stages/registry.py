@@ -7,12 +7,12 @@ from importlib import import_module
 
 from sdft_ray.errors import ResourceError
 from sdft_ray.recipe.resources import Resources
-from sdft_ray.stages.job import Job, Made
+from sdft_ray.stages.job import StageContext, StageResult
 from sdft_ray.stages.session import Capacity
 from sdft_ray.stages.spec import STAGES, demand
 
 
-def runner(stage: str) -> Callable[[Job], Made]:
+def runner(stage: str) -> Callable[[StageContext], StageResult]:
     """The stage's `run`; its module is imported on first use."""
     return import_module(f"sdft_ray.stages.{STAGES[stage].module}").run
 

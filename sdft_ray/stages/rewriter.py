@@ -20,7 +20,7 @@ from sdft_ray.data.row_cache import RowCache
 from sdft_ray.generation.chunks import positions_of, row_key
 from sdft_ray.generation.sampler import EngineError
 from sdft_ray.recipe.recipe import Generate
-from sdft_ray.stages.job import Job, node_id, rss_bytes
+from sdft_ray.stages.job import StageContext, node_id, rss_bytes
 from sdft_ray.stages.samplers import prepare_process, teacher_sampler
 from sdft_ray.stages.views import view
 from sdft_ray.store import files
@@ -49,7 +49,7 @@ RECEIPT = pa.schema(
 class Rewriter:
     """Answers chunks of the seed set, several at a time: Ray calls it from as many threads as it may have open."""
 
-    def __init__(self, job: Job, cache_url: str) -> None:
+    def __init__(self, job: StageContext, cache_url: str) -> None:
         prepare_process()
         from sdft_ray.generation.rewriting import CommitBuffer
         from sdft_ray.generation.sampler import SamplingParams
@@ -124,11 +124,11 @@ class Rewriter:
 
     def _asked(self, positions: NDArray[np.int64]) -> list[Any]:
         from sdft_ray.generation.prompts import render_rewrite
-        from sdft_ray.generation.rewriting import Asked
+        from sdft_ray.generation.rewriting import RewriteRequest
 
         template = self._recipe.template
         return [
-            Asked(
+            RewriteRequest(
                 row_key(*(row[name] for name in KEY_COLUMNS)),
                 row["example_id"],
                 render_rewrite(template, row["instruction"], row["reference_response"]),
@@ -142,7 +142,7 @@ class Rewriter:
         return self._cache.write(chunk, number, pa.Table.from_pylist(records, schema=GENERATED_SCHEMA))
 
 
-def rows_at_a_time(job: Job, *, most: int) -> int:
+def rows_at_a_time(job: StageContext, *, most: int) -> int:
     """How many answered rows to hold in memory: `most`, or fewer when their signals could pass 256 MiB."""
     generate = view(Generate, job.slice)
     if not (generate.top_logprobs or generate.hidden_states):

@@ -20,7 +20,7 @@ from sdft_ray.data.rows import read_source, read_spread
 from sdft_ray.errors import DataError
 from sdft_ray.generation.checks import check_error
 from sdft_ray.recipe.recipe import Calibration, Forgetting, SeedSet
-from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.stages.views import view
 from sdft_ray.store import files
@@ -31,7 +31,7 @@ NUM_EXAMPLES = 5
 """Rows left out whose ids the manifest holds."""
 
 
-def _tables(job: Job) -> Iterator[pa.Table]:
+def _tables(job: StageContext) -> Iterator[pa.Table]:
     """The rows that the step is to store, in tables of `SEED_SCHEMA`."""
     assert job.places.rows is not None, "the step names its source"
     source, revision = job.places.rows
@@ -48,28 +48,28 @@ def _without_tasks(seed: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in seed.items() if name != "tasks"}
 
 
-def _ngram(job: Job) -> int:
+def _ngram(job: StageContext) -> int:
     """Words in a row that no seed row may share with a test question; 0 in a step of another stage, or without that."""
     if job.step.stage != "seed":
         return 0
     return view(SeedSet, _without_tasks(job.slice), given={"source": ""}, absent=("source",)).decontaminate.ngram
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """Light: it runs in the driver, unless lm-eval is needed for its questions, which goes to a worker."""
     if _ngram(job):
         return ray.get(ray.remote(make).options(num_cpus=STAGES["seed"].extra_cpus, max_retries=3).remote(job))
     return make(job)
 
 
-def make(job: Job) -> Made:
+def make(job: StageContext) -> StageResult:
     """Read, check and store the rows, one table in memory at a time.
 
     Raises `DataError`, and `EvaluationError` for tasks that cannot be had.
     """
-    made = Made()
+    made = StageResult()
     families: Counter[str] = Counter()
-    with Meter() as meter, job.output(made) as directory:
+    with UsageMeter() as meter, job.output(made) as directory:
         sieve = _Sieve(job) if job.step.stage == "seed" else None
         with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA, write_statistics=False) as writer:
             for table in _tables(job):
@@ -88,7 +88,7 @@ def make(job: Job) -> Made:
 class _Sieve:
     """Lets rows through that share no words with a test question, and counts the others."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: StageContext) -> None:
         self._ngram = _ngram(job)
         self._index = OverlapIndex(_questions(job), self._ngram) if self._ngram else None
         self._num_rows = self._num_contaminated = 0
@@ -124,7 +124,7 @@ class _Sieve:
         }
 
 
-def _questions(job: Job) -> Iterable[Sequence[str]]:
+def _questions(job: StageContext) -> Iterable[Sequence[str]]:
     from sdft_ray.evaluation.tasks import task_questions
 
     return task_questions(job.slice["tasks"], job.places.task_folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdft_ray.recipe.resources import Engine
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 
 if TYPE_CHECKING:
     from sdft_ray.generation.sampler import LocalSampler, Sampler
@@ -23,7 +23,7 @@ def prepare_process() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
-def teacher_sampler(job: Job) -> Sampler:
+def teacher_sampler(job: StageContext) -> Sampler:
     """The sampler of stage `generate`, over the teacher."""
     settings = job.resources.generate
     if settings.sampler == "scripted":

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdft_ray.recipe.recipe import Gap
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ TEXTS = {"reference": "reference_response", "distilled": "response"}
 """Text -> its column among the rows whose rewrite was kept."""
 
 
-def kept_rows(job: Job, asked: Gap) -> tuple[int, list[dict[str, Any]]]:
+def distilled_rows(job: StageContext, asked: Gap) -> tuple[int, list[dict[str, Any]]]:
     """How many rewrites were kept, and at most `asked.num_rows` of those rows, spread over the set.
 
     Where the step's slice has `held_out`, only rows count that nothing was trained on.
@@ -43,7 +43,7 @@ def text_documents(chat: ChatFormat, rows: Sequence[dict[str, Any]]) -> dict[str
 
 
 def scored(
-    job: Job, role: str, documents: Sequence[Document], on_batch: Callable[[int, int], None]
+    job: StageContext, role: str, documents: Sequence[Document], on_batch: Callable[[int, int], None]
 ) -> list[ResponseNll]:
     """What `documents` cost the model that is the input `role`, or the teacher where there is no such input."""
     from sdft_ray.evaluation.shift import response_nll

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.data.example import SELECTED_SCHEMA
-from sdft_ray.stages.job import Job, Made, Meter
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.store import files
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from sdft_ray.generation.selection import Selected
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """One light task: answer checks are text, and take microseconds a row."""
     return ray.get(ray.remote(_select).options(num_cpus=STAGES["select"].extra_cpus, max_retries=3).remote(job))
 
 
-def _select(job: Job) -> Made:
+def _select(job: StageContext) -> StageResult:
     """One pass over three files in the same order, a row group in memory at a time."""
-    made = Made()
+    made = StageResult()
     reasons: Counter[str] = Counter()
     sources: Counter[str] = Counter()
-    with Meter() as meter, job.output(made) as directory:
+    with UsageMeter() as meter, job.output(made) as directory:
         seed = pq.ParquetFile(job.input("seed") / files.ROWS)
         answers = Answers(job.input("generate"))
         fits = _fitting(job)
@@ -109,7 +109,7 @@ def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Callable[[
     }
 
 
-def _fitting(job: Job) -> Callable[[str, str], bool]:
+def _fitting(job: StageContext) -> Callable[[str, str], bool]:
     """Whether instruction and response fit a packed row together. Short ones are not tokenized: a token has a byte."""
     chat = job.teacher.chat
     room = job.slice["row_tokens"]

@@ -57,7 +57,7 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
             if joining:
                 _init()
             else:
-                patiently(lambda: _start(options))
+                retry_start(lambda: _start(options))
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             what = "join" if joining else "start"
@@ -86,7 +86,7 @@ def _start(options: dict[str, Any]) -> None:
         _init(**options)
 
 
-def patiently(start: Callable[[], T]) -> T:
+def retry_start(start: Callable[[], T]) -> T:
     """Call what starts Ray on this machine, up to three times if it is too slow: a raylet gives up when the processes
     beside it take more than 15 s, and no setting changes that (ray-project/ray#65983). What one attempt read from disk
     helps the next.

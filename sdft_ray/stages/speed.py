@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from sdft_ray.recipe.recipe import Speed
-from sdft_ray.stages.job import Job, Made, Meter, remote_options
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
 from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from sdft_ray.evaluation.speed import ModelSpeed
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """One task that has the cluster's CPUs to itself: see `StageSpec.runs_alone`."""
     return ray.get(ray.remote(_speed).options(**remote_options(job.resources.speed), max_retries=3).remote(job))
 
 
-def _speed(job: Job) -> Made:
-    made = Made()
-    with Meter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
+def _speed(job: StageContext) -> StageResult:
+    made = StageResult()
+    with UsageMeter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
         models = {"teacher": job.model("teacher"), "pruned": job.input("pruned")}
         asked = view(Speed, job.slice)
         figures = speeds(job, models, asked, asked.batches, lambda done, total: job.progress(done, total, "rounds"))
@@ -41,7 +41,7 @@ def _speed(job: Job) -> Made:
 
 
 def speeds(
-    job: Job,
+    job: StageContext,
     models: Mapping[str, Path],
     asked: Speed,
     batch_rows: Sequence[int],

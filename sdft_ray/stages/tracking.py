@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.views import trial_view
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sdft_ray.training.tracking import Trackers
 
 
-def trackers_of(job: Job, plan: TrainPlan) -> Trackers:
+def trackers_of(job: StageContext, plan: TrainPlan) -> Trackers:
     """Those that the resources ask for, with a folder that outlives the step: `tracking/RECIPE/ARM-8 HEX`.
 
     It is named by the step's fingerprint, so that a training that begins again after a crash continues its run, and

@@ -19,7 +19,7 @@ from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe.arms import Train
 from sdft_ray.stages import checkpoints
 from sdft_ray.stages.cached import cached_teacher
-from sdft_ray.stages.job import Job, Made, Meter, node_id
+from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, node_id
 from sdft_ray.stages.tracking import trackers_of
 from sdft_ray.stages.training_rows import training_rows
 from sdft_ray.stages.views import train_view
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sdft_ray.training.state import TrainState
 
 
-def run(job: Job) -> Made:
+def run(job: StageContext) -> StageResult:
     """Train, and hand back what rank 0 placed.
 
     The run's storage is the step's work directory, which is named by fingerprint, so that a new attempt can only
@@ -45,7 +45,7 @@ def run(job: Job) -> Made:
     if settings.gpus:
         per_worker["GPU"] = settings.gpus
     storage = job.store.work_url(job.address)
-    checkpoints.mend_list(storage)
+    checkpoints.repair_checkpoint_index(storage)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
@@ -67,11 +67,11 @@ def run(job: Job) -> Made:
     made = trainer.fit().return_value
     if isinstance(made, UserError):
         raise made
-    assert isinstance(made, Made), "rank 0 returns what it placed"
+    assert isinstance(made, StageResult), "rank 0 returns what it placed"
     return made
 
 
-def _worker(config: dict[str, Any]) -> Made | UserError:
+def _worker(config: dict[str, Any]) -> StageResult | UserError:
     """One rank. What all ranks find wrong alike is handed back: Ray Train would try again what it sees raised."""
     try:
         return _train(config["job"])
@@ -79,7 +79,7 @@ def _worker(config: dict[str, Any]) -> Made | UserError:
         return reason
 
 
-def _train(job: Job) -> Made:
+def _train(job: StageContext) -> StageResult:
     """All ranks report equally often, as Ray Train demands; rank 0 alone writes the student."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.training.loop import train
@@ -88,8 +88,8 @@ def _train(job: Job) -> Made:
     settings = job.resources.train
     context = ray.train.get_context()
     is_first, world_size = context.get_world_rank() == 0, context.get_world_size()
-    made = Made()
-    with Meter(gpus=settings.gpus) as meter, ExitStack() as stack:
+    made = StageResult()
+    with UsageMeter(gpus=settings.gpus) as meter, ExitStack() as stack:
         data = training_rows(job)
         plan = _plan(job, data.rows.num_rows)
         asked = train_view(job.step)
@@ -156,7 +156,7 @@ def _train(job: Job) -> Made:
     return made
 
 
-def _place(job: Job, made: Made, model: Any, history: list[dict[str, Any]]) -> None:
+def _place(job: StageContext, made: StageResult, model: Any, history: list[dict[str, Any]]) -> None:
     """Write the student, where there is one, and how it was trained."""
     from sdft_ray.training.export import save_student
     from sdft_ray.training.lora import merged
@@ -168,7 +168,7 @@ def _place(job: Job, made: Made, model: Any, history: list[dict[str, Any]]) -> N
         (directory / files.HISTORY).write_text(text, encoding="utf-8")
 
 
-def _held_out(job: Job, model: Any, parallel: Parallel, *, is_first: bool) -> dict[str, Any]:
+def _held_out(job: StageContext, model: Any, parallel: Parallel, *, is_first: bool) -> dict[str, Any]:
     """What the trained model loses on the held-out rows; nothing where there are none.
 
     All ranks share them, but for sharded training, after which rank 0 alone holds the model.
@@ -192,28 +192,30 @@ def _held_out(job: Job, model: Any, parallel: Parallel, *, is_first: bool) -> di
     return {"held_out_loss": loss, "num_held_out_rows": num_rows, "num_held_out_tokens": rows.num_loss_tokens}
 
 
-def _plan(job: Job, num_rows: int) -> TrainPlan:
+def _plan(job: StageContext, num_rows: int) -> TrainPlan:
     from sdft_ray.training.plan import arm_plan
 
     return arm_plan(train_view(job.step), job.step.label, job.resources.train, num_rows)
 
 
-def _device(job: Job) -> Literal["cpu", "cuda"]:
+def _device(job: StageContext) -> Literal["cpu", "cuda"]:
     return "cuda" if job.resources.train.gpus else "cpu"
 
 
-def _parallel(job: Job) -> Parallel:
+def _parallel(job: StageContext) -> Parallel:
     """The process group that Ray Train has set up, as the resources want it used."""
-    from sdft_ray.training.parallel import Ddp
-    from sdft_ray.training.sharding import Fsdp
+    from sdft_ray.training.parallel import ReplicatedParallel
+    from sdft_ray.training.sharding import ShardedParallel
 
     settings = job.resources.train
     if settings.strategy == "ddp":
-        return Ddp()
-    return Fsdp(_device(job), reshard_after_forward=settings.reshard_after_forward, reduce_once=settings.reduce_once)
+        return ReplicatedParallel()
+    return ShardedParallel(
+        _device(job), reshard_after_forward=settings.reshard_after_forward, reduce_once=settings.reduce_once
+    )
 
 
-def _teacher(job: Job, plan: TrainPlan) -> Teacher | None:
+def _teacher(job: StageContext, plan: TrainPlan) -> Teacher | None:
     """The unpruned model, corrected where the recipe says so, where the arm's objective compares with it."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.models.vocabulary import check_same_tokenizer

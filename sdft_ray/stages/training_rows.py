@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from sdft_ray.stages.cached import SignalDocuments, signal_documents
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.views import train_view, trial_view
 from sdft_ray.store import files
 from sdft_ray.store.atomic import replacing
@@ -38,7 +38,7 @@ class TrainingRows:
         return pq.read_table(_ids(self.path))["example_id"][document].as_py()
 
 
-def training_rows(job: Job, *, held_out: bool = False) -> TrainingRows:
+def training_rows(job: StageContext, *, held_out: bool = False) -> TrainingRows:
     """Pack, or map what another process has packed. Raises `DataError` when nothing is left to pack."""
     from sdft_ray.data.packing import PackedRows, pack
 
@@ -62,7 +62,7 @@ def _ids(path: Path) -> Path:
     return path.with_suffix(".parquet")
 
 
-def _documents(job: Job, *, held_out: bool) -> tuple[list[Document | None], list[str], dict[str, Any]]:
+def _documents(job: StageContext, *, held_out: bool) -> tuple[list[Document | None], list[str], dict[str, Any]]:
     """The documents of a training that reads texts, their ids, and counts."""
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
     from sdft_ray.data.documents import training_documents

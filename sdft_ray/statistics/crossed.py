@@ -50,7 +50,7 @@ _FEWEST = 0.1
 
 
 @dataclass(frozen=True)
-class Crossed:
+class CrossedEstimate:
     """A mean of task means, its standard error, and confidence limits.
 
     `seed_stderr` is what other seeds on the same items would change, luck included, and None with a single seed;
@@ -68,7 +68,7 @@ class Crossed:
     df: float | None
 
 
-def crossed_mean(values: Mapping[str, Array], *, level: float = 0.95) -> Crossed:
+def crossed_mean(values: Mapping[str, Array], *, level: float = 0.95) -> CrossedEstimate:
     """The mean of task means. `values` maps a task to (S, I_t): seed s, the same for all tasks, on item i.
 
     A single seed leaves the spread between seeds out, which the missing `seed_stderr` says. Raises `EvaluationError`
@@ -88,7 +88,7 @@ def crossed_mean(values: Mapping[str, Array], *, level: float = 0.95) -> Crossed
         square = min(_square(items, level), _square(whole, level)) + sum(_square(part, level) for part in parts)
         low, high = value - math.sqrt(square), value + math.sqrt(square)
         df = variance**2 / sum(part.spread for part in (items, rest, seeds))
-    return Crossed(
+    return CrossedEstimate(
         value=value,
         stderr=math.sqrt(variance),
         low=low,
@@ -99,7 +99,9 @@ def crossed_mean(values: Mapping[str, Array], *, level: float = 0.95) -> Crossed
     )
 
 
-def crossed_difference(first: Mapping[str, Array], second: Mapping[str, Array], *, level: float = 0.95) -> Crossed:
+def crossed_difference(
+    first: Mapping[str, Array], second: Mapping[str, Array], *, level: float = 0.95
+) -> CrossedEstimate:
     """`second` less `first`: two arms trained with the same seeds and scored on the same items, paired on both.
 
     Row s and column i of both belong to the same seed and item. Raises `EvaluationError` as `crossed_mean`, and where
@@ -110,7 +112,9 @@ def crossed_difference(first: Mapping[str, Array], second: Mapping[str, Array], 
     return crossed_mean(moves, level=level)
 
 
-def crossed_recovery(students: Mapping[str, Array], teacher: Mapping[str, Array], *, level: float = 0.95) -> Crossed:
+def crossed_recovery(
+    students: Mapping[str, Array], teacher: Mapping[str, Array], *, level: float = 0.95
+) -> CrossedEstimate:
     """The students' mean over the teacher's mean, r, both of task means. `teacher` maps a task to (I_t,).
 
     Linearised, the delta method of `recovery`: cell (s, i) moves r by (student_si - r teacher_i) / mean(teacher), and
@@ -120,7 +124,7 @@ def crossed_recovery(students: Mapping[str, Array], teacher: Mapping[str, Array]
     _check_same(students, teacher, axes=(-1,))
     mean = float(np.mean([np.mean(item_I) for item_I in teacher.values()])) if teacher else 0.0
     if not mean > 0:
-        return Crossed(None, None, None, None, None, None, None)
+        return CrossedEstimate(None, None, None, None, None, None, None)
     ratio = float(np.mean([np.mean(table_SI) for table_SI in students.values()])) / mean
     moves = {task: (np.asarray(table, float) - ratio * teacher[task]) / mean for task, table in students.items()}
     found = crossed_mean(moves, level=level)

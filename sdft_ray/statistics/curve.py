@@ -60,7 +60,7 @@ class Reading(NamedTuple):
     high: float
 
 
-class Worth(NamedTuple):
+class Extrapolation(NamedTuple):
     """What `num_rows` rows would bring: the score there and the gain; None, with a `reason`, out of reach."""
 
     num_rows: int
@@ -70,7 +70,7 @@ class Worth(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NoCurve:
+class NotFitted:
     """Why no curve was fitted.
 
     `change` is what a straight line in log n rises by from the smallest size to the largest, None with fewer than two.
@@ -131,24 +131,24 @@ class Curve:
             )
 
 
-def worth(curve: Curve, largest: int, factors: Sequence[float] = (2, 4, 10)) -> tuple[Worth, ...]:
+def extrapolate(curve: Curve, largest: int, factors: Sequence[float] = (2, 4, 10)) -> tuple[Extrapolation, ...]:
     """What multiples of `largest` rows would bring beyond `largest`; a reason in place of figures out of reach."""
     found = []
     for factor in factors:
         num_rows = round(factor * largest)
         if num_rows <= curve.reach * curve.largest:
-            found.append(Worth(num_rows, curve.predict(num_rows), curve.gain(largest, num_rows)))
+            found.append(Extrapolation(num_rows, curve.predict(num_rows), curve.gain(largest, num_rows)))
             continue
         reason = (
             f"more than {REACH:g} times the largest size"
             if curve.asymptote is not None
             else "no ceiling in sight, so one doubling at most is predicted"
         )
-        found.append(Worth(num_rows, None, None, reason))
+        found.append(Extrapolation(num_rows, None, None, reason))
     return tuple(found)
 
 
-def fit_curve(points: Sequence[Point], covariance_KK: np.ndarray | None = None) -> Curve | NoCurve:
+def fit_curve(points: Sequence[Point], covariance_KK: np.ndarray | None = None) -> Curve | NotFitted:
     """Fit the curve to the K points of one arm, or say why they determine none.
 
     `covariance_KK`, if given, takes the place of the squared standard errors: students that answer the same items
@@ -162,7 +162,7 @@ def fit_curve(points: Sequence[Point], covariance_KK: np.ndarray | None = None) 
         covariance_KK = np.diag([point.stderr**2 for point in points])
     if len(sizes) < MIN_SIZES:
         change = _change(n_K, y_K, covariance_KK) if len(sizes) > 1 else None
-        return NoCurve("few", f"a curve needs {MIN_SIZES} sizes, and there are {len(sizes)}", change)
+        return NotFitted("few", f"a curve needs {MIN_SIZES} sizes, and there are {len(sizes)}", change)
     plain = _Whitened(n_K, covariance_KK)
     # A curve that falls is one that rises upside down: a clear fall is no misfit.
     chi_square = min(plain.fit(y_K).chi_square, plain.fit(-y_K).chi_square)
@@ -171,7 +171,7 @@ def fit_curve(points: Sequence[Point], covariance_KK: np.ndarray | None = None) 
     fit = space.fit(y_K)
     reason = _no_curve(space, y_K, widened)
     if reason is not None:
-        return NoCurve(*reason, _change(n_K, y_K, covariance_KK * widened**2))
+        return NotFitted(*reason, _change(n_K, y_K, covariance_KK * widened**2))
     fitted_K = fit.c - fit.a * n_K**-fit.b
     draws_R3 = space.fit_all(fitted_K + _noise(len(points)) @ space.factor_KK.T)
     asymptote = _reading(fit.c, draws_R3[:, 0])

@@ -19,7 +19,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Written:
+class GenerationStats:
     """Statistics of generated answers, right or wrong. Shares are of `num_answers`, in [0, 1].
 
     `truncated` answers reached the limit of new tokens. From `no_answer` the task's own filter extracted nothing: a
@@ -61,7 +61,7 @@ class TaskScore:
     items: dict[str, float]
     outputs: tuple[Output, ...] = ()
     num_truncated: int = 0
-    written: Written | None = None
+    written: GenerationStats | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Scores:
             written = fields.get("written")
             parts = {
                 "outputs": tuple(Output(**output) for output in fields["outputs"]),
-                "written": Written(**written) if written else None,
+                "written": GenerationStats(**written) if written else None,
             }
             tasks[name] = TaskScore(**{**fields, **parts})
         return cls(tasks, data["num_truncated"], data.get("harness", ""))

@@ -41,7 +41,7 @@ class Average:
             average.copy_(values[name])
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_to_model(self) -> None:
         """Replace the weights by their averages."""
         for name, average in self.values.items():
             self._masters[name].copy_(average)

@@ -89,7 +89,7 @@ def train(
                 report(records[-1])
             if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
                 save(session.state(step + 1))
-        session.average.publish()
+        session.average.sync_to_model()
         weights.restore()
     return _summary(records)
 
@@ -121,10 +121,10 @@ class _Session:
         first_step = state.step if state is not None else 0
         _check_same_start(first_step, self._parallel, self._weights.gradients_P.device)
         if state is None:
-            self._weights.agree(self._parallel.broadcast_)
+            self._weights.broadcast(self._parallel.broadcast_)
             self.average.start()
             return first_step
-        state = self._weights.share_of(state)
+        state = self._weights.shard_of(state)
         self._weights.load(state.weights)
         restore_optimizers(state, self._weights.masters, self.optimizers)
         self.average.load(state.averages)

@@ -67,7 +67,7 @@ class Single:
         return Weights(model, precision)
 
 
-class Ddp:
+class ReplicatedParallel:
     """Synchronous data parallelism over the default process group (gloo on CPUs, nccl on GPUs), which must exist.
 
     Not torch's DistributedDataParallel, in spite of the name: there are no gradient buckets and no overlap of
@@ -100,11 +100,11 @@ class Ddp:
 
 
 @contextmanager
-def local_group(rank: int, world_size: int, folder: Path) -> Iterator[Ddp]:
+def local_group(rank: int, world_size: int, folder: Path) -> Iterator[ReplicatedParallel]:
     """A gloo group of `world_size` processes on one machine, which connect through a file in `folder`."""
     place = f"file://{Path(folder) / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world_size)
     try:
-        yield Ddp()
+        yield ReplicatedParallel()
     finally:
         dist.destroy_process_group()

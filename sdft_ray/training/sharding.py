@@ -15,16 +15,17 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import Shard as ShardPlacement
 
-from sdft_ray.training.parallel import Ddp
-from sdft_ray.training.pieces import Part
+from sdft_ray.training.parallel import ReplicatedParallel
 from sdft_ray.training.schedule import Precision
-from sdft_ray.training.state import TrainState, share_of
+from sdft_ray.training.shards import Shard
+from sdft_ray.training.state import TrainState, shard_of
 from sdft_ray.training.weights import Weights
 
 
-class Fsdp(Ddp):
+class ShardedParallel(ReplicatedParallel):
     """The default process group of torch.distributed, which holds one model together.
 
     `device` (`cpu`, or `cuda` for the current GPU) is where shards lie and blocks compute; a model may come in main
@@ -73,7 +74,7 @@ class ShardedWeights(Weights):
     until `restore`, after which they are whole again on rank 0, and stay empty elsewhere.
     """
 
-    def __init__(self, model: nn.Module, precision: Precision, group: Fsdp) -> None:
+    def __init__(self, model: nn.Module, precision: Precision, group: ShardedParallel) -> None:
         originals = dict(model.named_parameters())
         self._given = originals
         self._dtypes = {name: p.dtype for name, p in originals.items()}
@@ -88,7 +89,7 @@ class ShardedWeights(Weights):
         assert trained, "the model has no trainable parameter"
         self.masters = {name: nn.Parameter(p.to_local().detach()) for name, p in trained.items()}
         shapes = {name: tuple(p.shape) for name, p in trained.items()}
-        self.part = Part(group.rank, group.world_size, shapes)
+        self.part = Shard(group.rank, group.world_size, shapes)
         self.gradients_P = self._flat_gradients()
         for name, p in trained.items():
             assert self.masters[name].shape[0] == len(range(*self.part.rows(name).indices(p.shape[0])))
@@ -106,13 +107,13 @@ class ShardedWeights(Weights):
         sum_(squares)
         return squares.sqrt().item()
 
-    def agree(self, broadcast_: Callable[[Iterable[torch.Tensor]], None]) -> None:
+    def broadcast(self, broadcast_: Callable[[Iterable[torch.Tensor]], None]) -> None:
         """Nothing is left to do: the shards were cut from the weights of rank 0."""
 
-    def share_of(self, state: TrainState) -> TrainState:
+    def shard_of(self, state: TrainState) -> TrainState:
         """This process's rows of a state, which may be whole. Raises `StoreError` if they are not in it."""
         assert self.part is not None
-        return share_of(state, self.part)
+        return shard_of(state, self.part)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -123,7 +124,7 @@ class ShardedWeights(Weights):
                 self._given[name].data = whole.to(self._origin, self._dtypes[name])
 
 
-def _shard(model: Any, precision: Precision, group: Fsdp) -> nn.Module:
+def _shard(model: Any, precision: Precision, group: ShardedParallel) -> nn.Module:
     """Cut the parameters of every decoder block, and then all others, and return the module to run."""
     compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
@@ -134,7 +135,9 @@ def _shard(model: Any, precision: Precision, group: Fsdp) -> nn.Module:
     return root
 
 
-def _shard_module(module: Any, policy: MixedPrecisionPolicy, group: Fsdp, *, reshard_after_forward: bool) -> None:
+def _shard_module(
+    module: Any, policy: MixedPrecisionPolicy, group: ShardedParallel, *, reshard_after_forward: bool
+) -> None:
     """Cut the parameters of `module` that are whole yet; trainable ones in float32, as rank 0 has them."""
     params = [p for p in module.parameters() if not isinstance(p, DTensor)]
     for p in params:
@@ -153,4 +156,6 @@ def _shard_module(module: Any, policy: MixedPrecisionPolicy, group: Fsdp, *, res
 def _sharded_like(param: DTensor, local: torch.Tensor | None, mesh: DeviceMesh) -> DTensor:
     """`local` as this process's rows of a tensor of the shape of `param`."""
     assert local is not None
-    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=param.shape, stride=param.stride())
+    return DTensor.from_local(
+        local, mesh, [ShardPlacement(0)], run_check=False, shape=param.shape, stride=param.stride()
+    )

@@ -4,7 +4,7 @@ save_state(directory, state)            # inside the `save` callback of `train`
 train(..., resume=load_state(directory))
 
 Where every process holds a part of each weight, each writes its own pair of files into the same directory, and any
-number of processes can read them again (`sdft_ray.training.pieces`).
+number of processes can read them again (`sdft_ray.training.shards`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 
 from sdft_ray.errors import StoreError
 from sdft_ray.store.fingerprint import file_digest
-from sdft_ray.training.pieces import Index, Part, file_stem, placements, read_indices, read_part, whole_shapes
+from sdft_ray.training.shards import Index, Shard, file_stem, placements, read_indices, read_part, whole_shapes
 
 _FORMAT = 2
 _AGAIN = "delete it and train again"
@@ -43,7 +43,7 @@ class TrainState:
     optimizer: dict[str, dict[str, torch.Tensor]]
     identity: dict[str, Any]
     averages: dict[str, torch.Tensor] = field(default_factory=dict)
-    part: Part | None = None
+    part: Shard | None = None
 
 
 def capture(
@@ -52,7 +52,7 @@ def capture(
     optimizers: list[torch.optim.Optimizer],
     identity: dict[str, Any],
     averages: Mapping[str, torch.Tensor],
-    part: Part | None = None,
+    part: Shard | None = None,
 ) -> TrainState:
     """The state of a running training, without copies."""
     states = {id(p): optimizer.state[p] for optimizer in optimizers for p in optimizer.state}
@@ -129,7 +129,7 @@ def load_state(directory: Path, *, rank: int = 0, world_size: int = 1, checked: 
             optimizer.setdefault(name, {})[rest[0]] = value
         else:
             kinds[kind][name] = value
-    part = Part(rank, world_size, shapes) if world_size > 1 else None
+    part = Shard(rank, world_size, shapes) if world_size > 1 else None
     step, identity = int(content["step"]), content["identity"]
     return TrainState(step, kinds["weights"], optimizer, identity, kinds["averages"], part)
 
@@ -148,14 +148,14 @@ def _indices(directory: Path) -> dict[Path, Index]:
     return indices
 
 
-def share_of(state: TrainState, part: Part) -> TrainState:
+def shard_of(state: TrainState, part: Shard) -> TrainState:
     """The rows of a whole state that a process of `part` holds. A state that is that part already is returned as it is.
 
     Raises `StoreError` for the part of another process, or of a model of other shapes.
     """
     if state.part is None:
         shapes = {key.split("|")[1]: tuple(value.shape) for key, value in _named(state).items() if key[0] == "w"}
-        target = Part(part.rank, part.world_size, shapes)
+        target = Shard(part.rank, part.world_size, shapes)
         rows = {name: target.rows(name) for name in shapes}
         weights = {name: value[rows[name]] for name, value in state.weights.items()}
         averages = {name: value[rows[name]] for name, value in state.averages.items()}

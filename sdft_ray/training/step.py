@@ -68,7 +68,7 @@ def take_step(run: Run, step: int) -> StepRecord:
     scale_learning_rates(run.optimizers, factor)
     for optimizer in run.optimizers:
         optimizer.step()
-    run.weights.publish()
+    run.weights.sync_to_model()
     return StepRecord(
         step=step + 1,
         loss=mean,
@@ -102,7 +102,7 @@ def _gradient(
         loss = weights.run(compute, is_last=number == len(micro_batches))
         (loss / num_loss_tokens).backward()
         losses.append(loss.detach())
-        weights.collect()
+        weights.accumulate_gradients()
     grad_norm = weights.reduce(run.parallel.sum_)
     sums_E = torch.stack([sums[name] for name in plan.objective.terms])
     run.parallel.sum_(sums_E)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sdft_ray.errors import StoreError
-from sdft_ray.training.pieces import Part
 from sdft_ray.training.schedule import Precision
+from sdft_ray.training.shards import Shard
 from sdft_ray.training.state import TrainState
 
 
@@ -19,12 +19,13 @@ class Weights:
 
     With `fp32` the masters are the model's own parameters. With `bf16` the model computes with bfloat16
     copies, its buffers (rotary frequencies) stay as they are, and gradients of micro-batches are summed in
-    float32. Call `collect` after each backward pass, `publish` after each update, `restore` at the end.
+    float32. Call `accumulate_gradients` after each backward pass, `sync_to_model` after each update, and `restore`
+    at the end.
 
     `model` is what computes; `part` says which rows of each parameter the masters are, None where they are whole.
     """
 
-    part: Part | None = None
+    part: Shard | None = None
 
     def __init__(self, model: nn.Module, precision: Precision) -> None:
         self.model: Any = model
@@ -62,7 +63,7 @@ class Weights:
         """The loss that `compute` makes of the model, for a backward pass; `is_last` before the step's last one."""
         return compute(self.model)
 
-    def collect(self) -> None:
+    def accumulate_gradients(self) -> None:
         """Move the gradients of one backward pass into the float32 buffer (where autograd did not put them)."""
         if self._shared:
             return
@@ -78,19 +79,19 @@ class Weights:
         sum_(self.gradients_P)
         return torch.linalg.vector_norm(self.gradients_P).item()
 
-    def agree(self, broadcast_: Callable[[Iterable[torch.Tensor]], None]) -> None:
+    def broadcast(self, broadcast_: Callable[[Iterable[torch.Tensor]], None]) -> None:
         """Start from the weights of rank 0 everywhere."""
         broadcast_(master.data for master in self.masters.values())
-        self.publish()
+        self.sync_to_model()
 
-    def share_of(self, state: TrainState) -> TrainState:
+    def shard_of(self, state: TrainState) -> TrainState:
         """The part of a state that belongs to these masters. Raises `StoreError` if the state does not contain it."""
         if state.part is not None:
             raise StoreError("the training state is a part of one and the weights are whole", "load all of it")
         return state
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_to_model(self) -> None:
         """Copy the masters' current values to the model."""
         if self._shared:
             return
@@ -111,4 +112,4 @@ class Weights:
         assert values.keys() == self.masters.keys(), "the state belongs to other weights"
         for name, master in self.masters.items():
             master.copy_(values[name])
-        self.publish()
+        self.sync_to_model()

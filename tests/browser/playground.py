@@ -13,12 +13,12 @@ from typing import Any
 import uvicorn
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
-from sdft_ray.engines.ask import Ask
+from sdft_ray.engines.request import GenerationRequest
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.serving.access import Key, KeyRing
 from sdft_ray.serving.admission import Admission
 from sdft_ray.serving.http import build_app
-from sdft_ray.serving.service import Served, Service
+from sdft_ray.serving.service import LoadedModel, Service
 from sdft_ray.serving.settings import ServedModel, ServeSettings
 from tests.support.scripted_engine import ScriptedEngine
 
@@ -50,7 +50,7 @@ FACTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def scripted(answer: str | Callable[[Ask], str], delay_s: float) -> ScriptedEngine:
+def scripted(answer: str | Callable[[GenerationRequest], str], delay_s: float) -> ScriptedEngine:
     """An engine of the laboratory teacher's vocabulary and context."""
     told = answer if callable(answer) else lambda ask: answer
     return ScriptedEngine(told, delay_s=delay_s, max_model_tokens=512, vocab_size=1200)
@@ -62,7 +62,7 @@ def playground(engines: dict[str, ScriptedEngine], keys: tuple[Key, ...] = ()) -
     tokenizer = load_tokenizer(TEACHER)
     chat = ChatFormat(tokenizer)
     models = {
-        name: Served(name, engine, tokenizer, chat, Admission(8, 8), facts=FACTS.get(name, {}))
+        name: LoadedModel(name, engine, tokenizer, chat, Admission(8, 8), facts=FACTS.get(name, {}))
         for name, engine in engines.items()
     }
     settings = ServeSettings(models=tuple(ServedModel(name=name, source=name) for name in models))

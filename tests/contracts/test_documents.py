@@ -25,7 +25,7 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.recipe.study import Study
 from sdft_ray.recipe.yaml_model import as_frozen, parse_yaml
-from sdft_ray.serving.access import check_closed
+from sdft_ray.serving.access import check_access
 from sdft_ray.serving.metrics import ALL
 from sdft_ray.serving.settings import ServeSettings
 from sdft_ray.stages.registry import runner
@@ -391,10 +391,10 @@ def test_serve_configs_are_ones(name: str) -> None:
     module, _, function = application["import_path"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
     settings = ServeSettings.parse(application["args"], name)
-    check_closed(settings.access)
+    check_access(settings.access)
     assert settings.limits.request_timeout_s < config["http_options"]["request_timeout_s"]
     with pytest.raises(ServeError, match="no API keys are configured"):
-        check_closed(settings.access.model_copy(update={"keys_file": None}))
+        check_access(settings.access.model_copy(update={"keys_file": None}))
 
 
 def test_the_dashboard_asks_for_figures_that_there_are() -> None:

@@ -64,7 +64,7 @@ def test_single_homes() -> None:
         },
         "lm_eval": {
             f"evaluation/{name}.py"
-            for name in ("endpoint", "harness", "items", "lm", "passes", "progress", "tasks", "templates")
+            for name in ("endpoint", "harness", "items", "lm", "pass_at_k", "progress", "tasks", "templates")
         },
     }
     for package, allowed in homes.items():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
-from sdft_ray.engines.ask import Ask, Engine, Piece
+from sdft_ray.engines.request import AnswerDelta, Engine, GenerationRequest
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.engines.transformers import TransformersEngine
 from sdft_ray.lab.export import TEACHER
@@ -37,18 +37,18 @@ def model() -> Any:
     return load_model(TEACHER, "float32")
 
 
-async def pieces_of(engine: Engine, ask: Ask) -> list[Piece]:
+async def pieces_of(engine: Engine, ask: GenerationRequest) -> list[AnswerDelta]:
     return [piece async for piece in engine.answer(ask)]
 
 
-def answers(engine: Engine, *asks: Ask) -> list[list[Piece]]:
-    async def all_of() -> list[list[Piece]]:
+def answers(engine: Engine, *asks: GenerationRequest) -> list[list[AnswerDelta]]:
+    async def all_of() -> list[list[AnswerDelta]]:
         return await asyncio.gather(*(pieces_of(engine, ask) for ask in asks))
 
     return asyncio.run(all_of())
 
 
-def text_of(pieces: list[Piece]) -> str:
+def text_of(pieces: list[AnswerDelta]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
@@ -60,7 +60,9 @@ def greedy(model: Any, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
 
 
 def check_greedy_answers(engine: Engine, model: Any) -> None:
-    asks = [Ask(prompt, 40, temperature=0.0, stream=stream) for prompt in PROMPTS for stream in (False, True)]
+    asks = [
+        GenerationRequest(prompt, 40, temperature=0.0, stream=stream) for prompt in PROMPTS for stream in (False, True)
+    ]
     for ask, pieces in zip(asks, answers(engine, *asks), strict=True):
         expected = greedy(model, ask.prompt_ids, 40)
         assert text_of(pieces) == TOKENIZER.decode(expected, skip_special_tokens=True)
@@ -72,7 +74,9 @@ def check_greedy_answers(engine: Engine, model: Any) -> None:
 
 def check_log_probabilities(engine: Engine, model: Any) -> None:
     prompt = PROMPTS[0]
-    (pieces,) = answers(engine, Ask(prompt, 6, temperature=0.0, top_logprobs=3, prompt_top_logprobs=2, stream=True))
+    (pieces,) = answers(
+        engine, GenerationRequest(prompt, 6, temperature=0.0, top_logprobs=3, prompt_top_logprobs=2, stream=True)
+    )
     written = greedy(model, prompt, 6)
     ids = torch.tensor([*prompt, *written])
     with torch.inference_mode():
@@ -91,32 +95,34 @@ def check_log_probabilities(engine: Engine, model: Any) -> None:
 
 
 def check_stops(engine: Engine) -> None:
-    whole = text_of(answers(engine, Ask(PROMPTS[0], 40, temperature=0.0))[0])
+    whole = text_of(answers(engine, GenerationRequest(PROMPTS[0], 40, temperature=0.0))[0])
     for stop in (whole[3:9], whole[7], whole[-4:]):
         for stream in (False, True):
-            asked = Ask(PROMPTS[0], 40, temperature=0.0, stop=("never said", stop), stream=stream)
+            asked = GenerationRequest(PROMPTS[0], 40, temperature=0.0, stop=("never said", stop), stream=stream)
             (pieces,) = answers(engine, asked)
             assert text_of(pieces) == whole[: whole.index(stop)]
             assert pieces[-1].finish_reason == "stop"
 
 
 def check_only_the_prompt(engine: Engine) -> None:
-    (pieces,) = answers(engine, Ask(PROMPTS[1], 0, prompt_top_logprobs=0))
+    (pieces,) = answers(engine, GenerationRequest(PROMPTS[1], 0, prompt_top_logprobs=0))
     assert [(piece.text, piece.num_tokens, piece.finish_reason) for piece in pieces] == [("", 0, "length")]
     assert len(pieces[0].prompt_scores) == len(PROMPTS[1])
 
 
 def check_seeds(engine: Engine) -> None:
     def sampled(seed: int) -> str:
-        beside = Ask(PROMPTS[1], 7, temperature=1.0)
-        return text_of(answers(engine, Ask(PROMPTS[0], 12, temperature=2.0, seed=seed), beside)[0])
+        beside = GenerationRequest(PROMPTS[1], 7, temperature=1.0)
+        return text_of(answers(engine, GenerationRequest(PROMPTS[0], 12, temperature=2.0, seed=seed), beside)[0])
 
     assert sampled(1) == sampled(1) != sampled(2)
 
 
 def check_a_crowd_with_seeds(engine: Engine) -> None:
     """Long prompts that do not all fit into one step of vLLM's."""
-    asks = [Ask((20 + n,) * (490 - n), 2, temperature=1.0, seed=n) for n in range(20)]  # unlike, so none is cached
+    asks = [
+        GenerationRequest((20 + n,) * (490 - n), 2, temperature=1.0, seed=n) for n in range(20)
+    ]  # unlike, so none is cached
     assert [sum(piece.num_tokens for piece in pieces) for pieces in answers(engine, *asks)] == [2] * 20
 
 
@@ -131,7 +137,7 @@ def check_penalties(engine: Engine, model: Any) -> None:
         for token in set(written):
             logits_V[token] -= presence + frequency * written.count(token)
         written.append(int(logits_V.argmax()))
-    asked = Ask(prompt, 20, temperature=0.0, presence_penalty=presence, frequency_penalty=frequency)
+    asked = GenerationRequest(prompt, 20, temperature=0.0, presence_penalty=presence, frequency_penalty=frequency)
     (pieces,) = answers(engine, asked)
     assert text_of(pieces) == TOKENIZER.decode(written, skip_special_tokens=True)
     assert written != greedy(model, prompt, 20)
@@ -153,8 +159,8 @@ def test_transformers(check: Any, engine: TransformersEngine) -> None:
 
 def test_leaving_early_ends_the_work(engine: TransformersEngine) -> None:
     async def leave() -> None:
-        async with aclosing(engine.answer(Ask(PROMPTS[0], 400, temperature=2.0, stream=True))) as pieces:
+        async with aclosing(engine.answer(GenerationRequest(PROMPTS[0], 400, temperature=2.0, stream=True))) as pieces:
             await anext(pieces)
 
     asyncio.run(leave())
-    asyncio.run(asyncio.wait_for(pieces_of(engine, Ask(PROMPTS[1], 3)), 20))
+    asyncio.run(asyncio.wait_for(pieces_of(engine, GenerationRequest(PROMPTS[1], 3)), 20))

@@ -19,10 +19,10 @@ from lm_eval.utils import env
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.errors import EvaluationError, ModelError
 from sdft_ray.evaluation import harness
-from sdft_ray.evaluation.harness import Asked
-from sdft_ray.evaluation.lm import AskingLM
-from sdft_ray.evaluation.passes import Samples
-from sdft_ray.evaluation.questions import Likelihood, Likelihoods, Question
+from sdft_ray.evaluation.harness import EvalConfig
+from sdft_ray.evaluation.lm import BatchedLM
+from sdft_ray.evaluation.pass_at_k import Samples
+from sdft_ray.evaluation.questions import Likelihoods, LoglikelihoodQuestion, Question
 from sdft_ray.models.loading import load_model
 from sdft_ray.statistics.scores import Scores
 from tests.support.asking import evaluate, result_of
@@ -158,7 +158,7 @@ def test_choices_equal_likelihoods_worked_out_with_torch(checkpoint: Path, folde
 
 
 def test_prompts_are_those_of_training(checkpoint: Path) -> None:
-    lm = AskingLM(checkpoint, ask=lambda questions: iter(()))
+    lm = BatchedLM(checkpoint, ask=lambda questions: iter(()))
     prompt = lm.apply_chat_template([{"role": "user", "content": "Who is taller?"}])
     ids = ChatFormat(load_tokenizer(checkpoint)).prompt_ids("Who is taller?")
     assert lm.tok_encode(prompt) == ids
@@ -203,10 +203,10 @@ def test_lm_eval_is_not_patched_while_it_runs(checkpoint: Path, folder: Path) ->
     def ask(questions: Sequence[Question]) -> Iterator[tuple[int, Likelihoods]]:
         during.append([dict(vars(part)) for part in LM_EVAL])
         for index, question in enumerate(questions):
-            assert isinstance(question, Likelihood)
+            assert isinstance(question, LoglikelihoodQuestion)
             yield index, Likelihoods(tuple((-1.0, False) for _ in question.finals))
 
-    harness.evaluate(checkpoint, Asked(["tiny_choice"], include=folder), ask)
+    harness.evaluate(checkpoint, EvalConfig(["tiny_choice"], include=folder), ask)
     assert during == [before]
 
 
@@ -277,10 +277,10 @@ def test_options_that_differ_in_their_last_token_are_one_question(checkpoint: Pa
     def ask(questions: Sequence[Question]) -> Iterator[tuple[int, Likelihoods]]:
         asked.extend(questions)
         for index, question in enumerate(questions):
-            assert isinstance(question, Likelihood)
+            assert isinstance(question, LoglikelihoodQuestion)
             yield index, Likelihoods(tuple((-float(final), False) for final in question.finals))
 
-    lm = AskingLM(checkpoint, ask)
+    lm = BatchedLM(checkpoint, ask)
     pairs = [("a b", " c"), ("a b", " d"), ("a b c", " d"), ("a b", " c"), ("x", " c d")]
     requests = [Instance("loglikelihood", {}, pair, 0, ("task", 0, 1)) for pair in pairs]
     found = lm.loglikelihood(requests)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdft_ray.generation.sampler import SamplingParams
-from sdft_ray.generation.scoring import Scored, Scoring, score
+from sdft_ray.generation.scoring import ScoreRequest, ScoreResult, score
 from sdft_ray.generation.transformers_sampler import TransformersSampler
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.loading import load_model
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.slow
 _VOCABULARY = range(20, 1200)  # no special tokens
 
 
-def some_scorings(count: int) -> list[Scoring]:
+def some_scorings(count: int) -> list[ScoreRequest]:
     """Contexts of many lengths; one final token or several, alone or behind others that are scored."""
     rng = random.Random(0)
     found = []
     for _ in range(count):
         ids = tuple(rng.choice(_VOCABULARY) for _ in range(rng.randrange(2, 90)))
         finals = tuple(rng.sample(_VOCABULARY, rng.choice([1, 1, 4])))
-        found.append(Scoring(ids, min(rng.choice([0, 0, 1, 5]), len(ids) - 1), finals))
+        found.append(ScoreRequest(ids, min(rng.choice([0, 0, 1, 5]), len(ids) - 1), finals))
     return found
 
 
@@ -35,7 +35,7 @@ def model() -> Any:
     return load_model(TEACHER, "float32")
 
 
-def by_hand(model: Any, asked: Scoring) -> list[tuple[float, bool]]:
+def by_hand(model: Any, asked: ScoreRequest) -> list[tuple[float, bool]]:
     found = []
     for final in asked.finals:
         ids = [*asked.ids, final]
@@ -47,7 +47,7 @@ def by_hand(model: Any, asked: Scoring) -> list[tuple[float, bool]]:
     return found
 
 
-def assert_same(found: list[Scored], wanted: list[list[tuple[float, bool]]]) -> None:
+def assert_same(found: list[ScoreResult], wanted: list[list[tuple[float, bool]]]) -> None:
     for scored, naive in zip(found, wanted, strict=True):
         assert [greedy for _, greedy in scored.finals] == [greedy for _, greedy in naive]
         logprobs = [logprob for logprob, _ in scored.finals]
@@ -67,7 +67,7 @@ def test_what_greedy_decoding_writes_is_the_likeliest(model: Any) -> None:
     (written,) = sampler.sample([[5, 300, 301, 302]], SamplingParams(max_tokens=6), [0])
     *middle, last = written.token_ids
     other = next(token for token in _VOCABULARY if token != last)
-    asked = Scoring((5, 300, 301, 302, *middle), len(middle), (last, other))
+    asked = ScoreRequest((5, 300, 301, 302, *middle), len(middle), (last, other))
     finals = sampler.submit_score(asked).result().finals
     sampler.close()
     assert [greedy for _, greedy in finals] == [True, False]

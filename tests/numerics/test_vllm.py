@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
-from sdft_ray.engines.ask import Ask
+from sdft_ray.engines.request import GenerationRequest
 from sdft_ray.generation.sampler import Sampled, SamplingParams
 from sdft_ray.generation.transformers_sampler import TransformersSampler
 from sdft_ray.lab.export import TEACHER
@@ -192,7 +192,7 @@ def check_promises(cpus: int) -> None:
         class FromAThread:
             """The engine belongs to this loop; the checks wait in a thread."""
 
-            async def answer(self, ask: Ask) -> Any:
+            async def answer(self, ask: GenerationRequest) -> Any:
                 pieces = asyncio.run_coroutine_threadsafe(pieces_of(engine, ask), loop)
                 for piece in await asyncio.wrap_future(pieces):
                     yield piece

@@ -17,12 +17,12 @@ import ray
 import yaml
 from ray.exceptions import RayTaskError
 
-from sdft_ray.evaluation.harness import Asked
+from sdft_ray.evaluation.harness import EvalConfig
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import evaluate, evaluators
-from sdft_ray.stages.job import Job, Made
+from sdft_ray.stages.job import StageContext, StageResult
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
@@ -67,10 +67,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def none_left() -> Iterator[None]:
     yield
-    evaluators.dismiss()
+    evaluators.release_idle()
 
 
-def job_of(folder: Path, model: str, number: int, **settings: Any) -> Job:
+def job_of(folder: Path, model: str, number: int, **settings: Any) -> StageContext:
     data = world_data(folder, evaluate={"include": str(folder / "tasks"), "tasks": tuple({"name": t} for t in TASKS)})
     part = {"cpus": 0.5, "sampler": "transformers", "num_actors": 2, **settings}
     return make_job(
@@ -84,7 +84,7 @@ def job_of(folder: Path, model: str, number: int, **settings: Any) -> Job:
     )
 
 
-def scores_of(job: Job, made: Made) -> Scores:
+def scores_of(job: StageContext, made: StageResult) -> Scores:
     assert set(made.files) == {files.SCORES, files.ITEMS}
     path = output_of(job)
     scores = Scores.from_json(json.loads((path / files.SCORES).read_text(encoding="utf-8")))
@@ -115,9 +115,9 @@ def test_one_pool_asks_one_model_after_another(folder: Path) -> None:
         assert made.summary["num_reused"] == 0
     assert len(pids[0]) == 2
     assert pids[0] == pids[1]
-    assert evaluators.idle_share() == (1.1, 0.0)
-    evaluators.dismiss()
-    assert evaluators.idle_share() == (0.0, 0.0)
+    assert evaluators.idle_resources() == (1.1, 0.0)
+    evaluators.release_idle()
+    assert evaluators.idle_resources() == (0.0, 0.0)
     for model, scores in found.items():
         assert scores == alone(folder, model)
     assert found["teacher"].tasks["tiny_sum"].outputs != found["other"].tasks["tiny_sum"].outputs
@@ -147,7 +147,7 @@ def test_an_interrupted_step_asks_for_the_rest_alone(folder: Path) -> None:
     """Half of the answers of an earlier attempt, and a torn line."""
     whole = job_of(folder, "teacher", 3)
     kept = whole.work() / "answers.jsonl"
-    with evaluators.leased(whole.resources.evaluate, evaluate.Harness) as crew:
+    with evaluators.acquire(whole.resources.evaluate, evaluate.Harness) as crew:
         ray.get(ray.remote(ask_all).options(num_cpus=0.1).remote(whole, crew.engines, kept))
     lines = kept.read_text(encoding="utf-8").splitlines(keepends=True)
     half = len(lines) // 2
@@ -157,11 +157,11 @@ def test_an_interrupted_step_asks_for_the_rest_alone(folder: Path) -> None:
     assert scores_of(whole, made) == alone(folder, "teacher")
 
 
-def ask_all(job: Job, actors: list[Any], kept: Path) -> None:
+def ask_all(job: StageContext, actors: list[Any], kept: Path) -> None:
     from sdft_ray.evaluation.harness import evaluate as harness
 
-    pool = evaluators.Pool(job, actors, kept)
-    harness(job.model("model"), Asked(TASKS, job.places.task_folder), pool)
+    pool = evaluators.EngineClient(job, actors, kept)
+    harness(job.model("model"), EvalConfig(TASKS, job.places.task_folder), pool)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_step_with_its_reason(folder: Path, tmp_path: Path) -> None:
@@ -172,4 +172,4 @@ def test_a_model_that_cannot_be_loaded_ends_the_step_with_its_reason(folder: Pat
     broken = moved(job, ModelSource(directory=str(tmp_path / "broken")))
     with pytest.raises(RayTaskError, match="safetensors"):
         evaluate.run(broken)
-    assert evaluators.idle_share() == (0.0, 0.0)
+    assert evaluators.idle_resources() == (0.0, 0.0)

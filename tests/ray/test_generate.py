@@ -34,7 +34,7 @@ from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.loading import load_model
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import generate
-from sdft_ray.stages.job import Job, Made
+from sdft_ray.stages.job import StageContext, StageResult
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
@@ -55,11 +55,11 @@ def _resources(**changes: Any) -> Resources:
     return Resources.model_validate({"generate": part})
 
 
-def _rows(job: Job, name: str = files.GENERATED) -> pa.Table:
+def _rows(job: StageContext, name: str = files.GENERATED) -> pa.Table:
     return pq.read_table(output_of(job) / name)
 
 
-def _commit(job: Job, made: Made) -> None:
+def _commit(job: StageContext, made: StageResult) -> None:
     """What the pipeline does after a stage."""
     manifest = Manifest("generate", "generate", job.address, "6" * 64, "{}", {}, made.files, Usage(), made.summary)
     job.store.commit(manifest, made.superseded)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sdft_ray.analysis.why import why, why_json
 from sdft_ray.models.loading import load_model
-from sdft_ray.pipeline.compress import compress, damage
+from sdft_ray.pipeline.compress import block_removal_scores, compress
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
@@ -93,6 +93,8 @@ def test_why_tells_what_each_removal_costs_and_asks_only_once(run: Run) -> None:
     assert [set(candidate["scores"]) for candidate in told["candidates"]] == [{"tiny_task"}] * 2
     assert told["channels"] == []
     assert len(shown(found).renderables) >= 3
-    again = damage(run, [(), *(candidate.blocks for candidate in found.candidates)], RESOURCES, limit=4, view="none")
+    again = block_removal_scores(
+        run, [(), *(candidate.blocks for candidate in found.candidates)], RESOURCES, limit=4, view="none"
+    )
     assert again == [found.whole, *(candidate.scores for candidate in found.candidates)]
     assert len(list(run.store.manifests("why"))) == 3

@@ -24,7 +24,7 @@ import pytest
 import ray
 
 from sdft_ray.stages import checkpoints, train
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.store import files
 from sdft_ray.training.plan import StepRecord
 from tests.support.processes import ray_processes
@@ -115,7 +115,7 @@ def wait_for_checkpoints(folder: Path, number: int, is_running: Callable[[], boo
 
 
 @pytest.fixture(scope="module")
-def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> StageContext:
     folder = tmp_path_factory.mktemp("undisturbed")
     summary = finish(folder, {}, LONG)
     assert (summary["num_workers"], summary["notes"]) == (2, [])
@@ -124,7 +124,7 @@ def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Jo
     return job
 
 
-def assert_same_run(folder: Path, undisturbed: Job) -> None:
+def assert_same_run(folder: Path, undisturbed: StageContext) -> None:
     """Every step once, every loss and every weight to the bit."""
     job = training_job(folder, light(), **LONG)
     curve = [(record["step"], record["loss"], record["grad_norm"]) for record in history(job)]
@@ -132,7 +132,7 @@ def assert_same_run(folder: Path, undisturbed: Job) -> None:
     assert weights(job) == weights(undisturbed)
 
 
-def test_a_killed_worker_changes_nothing(tmp_path: Path, undisturbed: Job) -> None:
+def test_a_killed_worker_changes_nothing(tmp_path: Path, undisturbed: StageContext) -> None:
     with in_thread(finish, tmp_path, {}, LONG) as running:
         wait_for_checkpoints(tmp_path, 1, lambda: not running.done())
         _workers()[1].kill()
@@ -156,7 +156,7 @@ def _workers() -> list[psutil.Process]:
     return workers
 
 
-def assert_like_one_process(job: Job) -> None:
+def assert_like_one_process(job: StageContext) -> None:
     records, alone = history(job), _alone(job)
     assert [record["step"] for record in records] == [record.step for record in alone]
     assert [record["loss"] for record in records] == pytest.approx([record.loss for record in alone], abs=1e-5)
@@ -166,7 +166,9 @@ def assert_like_one_process(job: Job) -> None:
     "damage",
     ["bit", pytest.param("history", marks=pytest.mark.nightly), pytest.param("list", marks=pytest.mark.nightly)],
 )
-def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(damage: str, tmp_path: Path, undisturbed: Job) -> None:
+def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(
+    damage: str, tmp_path: Path, undisturbed: StageContext
+) -> None:
     """What a damage looks like to the function that reads: tests/unit/stages/test_checkpoints.py."""
     with own_process(tmp_path, LONG) as process:
         wait_for_checkpoints(tmp_path, 2, lambda: process.poll() is None)
@@ -262,7 +264,7 @@ def _lose_and_gain_a_node(folder: Path) -> list[int]:
     return sizes
 
 
-def _alone(job: Job) -> list[StepRecord]:
+def _alone(job: StageContext) -> list[StepRecord]:
     """The same training by the plain loop, without Ray."""
     from sdft_ray.models.loading import load_model
     from sdft_ray.stages.training_rows import training_rows

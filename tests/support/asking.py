@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.evaluation.harness import Asked, Result
+from sdft_ray.evaluation.harness import EvalConfig, Result
 from sdft_ray.evaluation.harness import evaluate as ask_tasks
 from sdft_ray.evaluation.progress import OnItem
 from sdft_ray.evaluation.questions import Answer, Question
@@ -32,7 +32,7 @@ def result_of(
     max_length: int | None = None,
     **asked: Any,
 ) -> Result:
-    """Scores and items; `asked` is as in `Asked`."""
+    """Scores and items; `asked` is as in `EvalConfig`."""
     with ExitStack() as stack:
         held: list[Any] = []
 
@@ -42,4 +42,4 @@ def result_of(
                 held.append(stack.enter_context(closing(sampler)))
             return answers(held[0], questions)
 
-        return ask_tasks(checkpoint, Asked(tasks, **asked), ask, on_item, max_length=max_length)
+        return ask_tasks(checkpoint, EvalConfig(tasks, **asked), ask, on_item, max_length=max_length)

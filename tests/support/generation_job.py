@@ -14,7 +14,7 @@ from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import steps
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.rows import ROW_GROUP
 from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store import files
@@ -25,7 +25,7 @@ QUESTION = "A farmer has {0} hens and sells {1} of them on market day. How many 
 ANSWER = "The farmer begins with {0} hens and {1} of them go, which leaves a few. So the farmer keeps some. #### {2}"
 
 
-def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> Job:
+def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> StageContext:
     """The stage's job over a seed set that is committed here."""
     seed = "seed/" + "5" * 16
     if store.manifest(seed) is None:
@@ -37,7 +37,7 @@ def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> Jo
         placed = store.place(seed, work)
         store.commit(Manifest("seed", "seed", seed, "5" * 64, "{}", {}, placed, Usage()))
     recipe = Recipe.load(QUICKSTART)
-    return Job(
+    return StageContext(
         step=next(step for step in steps(recipe) if step.name == "generate"),
         address="generate/" + "6" * 16,
         store_url=store.url,

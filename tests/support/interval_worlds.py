@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from sdft_ray.statistics.crossed import Crossed, crossed_difference, crossed_mean, crossed_recovery
+from sdft_ray.statistics.crossed import CrossedEstimate, crossed_difference, crossed_mean, crossed_recovery
 from sdft_ray.statistics.paired import Interval, paired_bootstrap, recovery_interval
 from sdft_ray.statistics.scores import Scores, TaskScore
 
@@ -184,7 +184,7 @@ def scored(tasks: dict[str, Array], chance: float) -> Scores:
     return Scores(found)
 
 
-def within(found: Interval | Crossed, truth: float) -> bool:
+def within(found: Interval | CrossedEstimate, truth: float) -> bool:
     """No limits are no limits: they hold everything. Up to rounding, for truths that are the end of a range."""
     low = -math.inf if found.low is None else found.low
     high = math.inf if found.high is None else found.high

@@ -9,7 +9,7 @@ from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import steps
-from sdft_ray.stages.job import Job, Progress
+from sdft_ray.stages.job import Progress, StageContext
 from sdft_ray.stages.sources import Sources
 from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.store import Store
@@ -29,10 +29,10 @@ def make_job(
     inputs: dict[str, str],
     progress: Progress = silent,
     **more: Any,
-) -> Job:
+) -> StageContext:
     """The step called `step` of a recipe, with inputs of the caller's choice."""
     found = {each.name: each for each in steps(recipe)}[step]
-    return Job(
+    return StageContext(
         step=found,
         address=address,
         store_url=store_url,
@@ -51,6 +51,6 @@ def teacher_of(recipe: Recipe, source: ModelSource) -> TeacherModel:
     return TeacherModel(recipe.teacher.model, source, recipe.teacher.dtype)
 
 
-def moved(job: Job, source: ModelSource) -> Job:
+def moved(job: StageContext, source: ModelSource) -> StageContext:
     """The same job with another teacher."""
     return replace(job, teacher=replace(job.teacher, source=source))

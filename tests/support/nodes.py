@@ -6,11 +6,11 @@ from typing import Any
 
 from ray.cluster_utils import Cluster as RayCluster
 
-from sdft_ray.stages.session import patiently
+from sdft_ray.stages.session import retry_start
 
 
 class Cluster(RayCluster):
     """A node whose processes are too slow for Ray's fixed limits gets another try, as a local Ray of ours does."""
 
     def add_node(self, wait: bool = True, **options: Any) -> Any:
-        return patiently(lambda: super(Cluster, self).add_node(wait, **options))
+        return retry_start(lambda: super(Cluster, self).add_node(wait, **options))

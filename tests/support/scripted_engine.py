@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable
 
-from sdft_ray.engines.ask import Ask, EngineDiedError, FinishReason, Piece
+from sdft_ray.engines.request import AnswerDelta, EngineFailedError, FinishReason, GenerationRequest
 
 
 class ScriptedEngine:
@@ -15,13 +15,13 @@ class ScriptedEngine:
     Words come `delay_s` apart, the first after `delay_s` as well. An answer longer than `max_tokens` is cut. What
     `answer` raises is raised before the first piece. Stops and log-probabilities are not heeded.
 
-    A test may look at `asked` (every `Ask` that came) and `running` (answers under way), and set `died` to a reason:
-    then `check` and all that is asked fail, from the next word on.
+    A test may look at `asked` (every `GenerationRequest` so far) and `running` (answers under way), and set `died` to
+    a reason: then `check` and every request fail, from the next word on.
     """
 
     def __init__(
         self,
-        answer: Callable[[Ask], str] = lambda ask: "Seven.",
+        answer: Callable[[GenerationRequest], str] = lambda ask: "Seven.",
         *,
         delay_s: float = 0.0,
         max_model_tokens: int = 256,
@@ -29,14 +29,14 @@ class ScriptedEngine:
     ) -> None:
         self.max_model_tokens = max_model_tokens
         self.vocab_size = vocab_size
-        self.asked: list[Ask] = []
+        self.asked: list[GenerationRequest] = []
         self.running = 0
         self.died: str | None = None
         self.is_closed = False
         self.delay_s = delay_s
         self._answer = answer
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`."""
         self.check()
         self.asked.append(ask)
@@ -47,20 +47,20 @@ class ScriptedEngine:
             reason: FinishReason = "length" if len(words) > len(told) else "stop"
             if not ask.stream:
                 await self._pause(len(told))
-                yield Piece("".join(told), len(told), reason)
+                yield AnswerDelta("".join(told), len(told), reason)
                 return
             for number, word in enumerate(told, 1):
                 await self._pause()
-                yield Piece(word, 1, reason if number == len(told) else None)
+                yield AnswerDelta(word, 1, reason if number == len(told) else None)
             if not told:
-                yield Piece("", 0, reason)
+                yield AnswerDelta("", 0, reason)
         finally:
             self.running -= 1
 
     def check(self) -> None:
         """See `Engine.check`."""
         if self.died is not None:
-            raise EngineDiedError(f"the engine died: {self.died}")
+            raise EngineFailedError(f"the engine died: {self.died}")
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -19,7 +19,7 @@ from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import train
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
@@ -44,7 +44,7 @@ def light(**changes: Any) -> Resources:
     return Resources.model_validate({"cpus": 3, "object_store_bytes": 100 * 2**20, "train": part})
 
 
-def training_job(folder: Path, resources: Resources, **changes: Any) -> Job:
+def training_job(folder: Path, resources: Resources, **changes: Any) -> StageContext:
     """The arm `sft` of a recipe over rows `row-0`, `row-1`, ... and a random model of three blocks."""
     store = Store(str(folder / "store"))
     model, data = "prune/" + "1" * 16, "seed/" + "2" * 16
@@ -78,13 +78,13 @@ def _commit(store: Store, address: str, directory: Path) -> None:
     store.commit(Manifest(address.split("/")[0], "", address, "0" * 64, "{}", {}, placed, Usage()))
 
 
-def history(job: Job) -> list[dict[str, Any]]:
+def history(job: StageContext) -> list[dict[str, Any]]:
     """Step records of a run that ended well."""
     text = (output_of(job) / files.HISTORY).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
-def weights(job: Job) -> bytes:
+def weights(job: StageContext) -> bytes:
     """The student's tensors as they lie on disk."""
     return (output_of(job) / "model.safetensors").read_bytes()
 

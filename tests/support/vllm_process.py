@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdft_ray.generation.sampler import Sampled, SamplingParams
-    from sdft_ray.generation.scoring import Scored, Scoring
+    from sdft_ray.generation.scoring import ScoreRequest, ScoreResult
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -49,7 +49,7 @@ def sampled(model_dir: Path, dtype: str, calls: Sequence[Call]) -> list[list[Sam
         return [sampler.sample(prompts, params, seeds) for prompts, seeds, params in calls]
 
 
-def scored(model_dir: Path, dtype: str, requests: Sequence[Scoring]) -> list[Scored]:
+def scored(model_dir: Path, dtype: str, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
     """Likelihoods that one `VllmSampler` gives when it is asked for all of them at once."""
     from sdft_ray.generation.vllm_sampler import VllmSampler
 

@@ -15,7 +15,7 @@ from sdft_ray.report.toolbox.numbers import number, p_words, plain
 from sdft_ray.report.toolbox.table import DASH, Cell, Group, Row, Table, estimate, fact, names, share
 from sdft_ray.report.toolbox.words import joined
 from sdft_ray.statistics.estimate import Estimate, Interval
-from sdft_ray.statistics.scores import Written
+from sdft_ray.statistics.scores import GenerationStats
 
 GENERATED, SCORED = "Generated answers", "Answers chosen by likelihood"
 
@@ -163,7 +163,7 @@ def _answers(name: str, card: Card) -> Table | None:
     return Table(caption, columns, tuple(groups), "kept-answers")
 
 
-def _answer(task: TaskCard, score: Estimate, own: Written | None, ks: Sequence[int]) -> tuple[str, ...]:
+def _answer(task: TaskCard, score: Estimate, own: GenerationStats | None, ks: Sequence[int]) -> tuple[str, ...]:
     right = DASH if score.value is None else share(score.value) if is_share(task) else plain(score.value)
     if own is None:
         return (right, *([DASH] * (len(ks) + 5)))
@@ -178,7 +178,7 @@ def _answer(task: TaskCard, score: Estimate, own: Written | None, ks: Sequence[i
     )
 
 
-def _wrong(task: TaskCard, score: Estimate, own: Written) -> str:
+def _wrong(task: TaskCard, score: Estimate, own: GenerationStats) -> str:
     """Answers in the right form that are not right; a dash where items are not just right or wrong."""
     if task.from_teacher.test is None or task.from_pruned.test is None or score.value is None:
         return DASH

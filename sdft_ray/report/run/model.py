@@ -229,7 +229,7 @@ class Gate(_Part):
     passed: bool
 
 
-class Lead(_Part):
+class BestVsNext(_Part):
     """By how much the mean score of the best arm exceeds that of the next best, paired by item."""
 
     best: str
@@ -247,7 +247,7 @@ class Retention(_Part):
     incomparable: dict[str, str] = {}
     judgements: dict[str, Judgement] = {}
     bounds: tuple[str, ...] = ()
-    lead: Lead | None = None
+    lead: BestVsNext | None = None
 
 
 class Truncation(_Part):

@@ -8,7 +8,7 @@ from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.card import Card, retention_card
 from sdft_ray.evaluation.release import Bounds, Judgement, judge
 from sdft_ray.recipe.recipe import Release
-from sdft_ray.report.run.model import PRUNED, TEACHER, Lead, Retention
+from sdft_ray.report.run.model import PRUNED, TEACHER, BestVsNext, Retention
 from sdft_ray.report.run.words import not_comparable
 from sdft_ray.statistics.paired import paired_bootstrap
 from sdft_ray.statistics.scores import Scores
@@ -54,7 +54,7 @@ def _in_words(release: Release | None) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _lead(scores: Mapping[str, Scores], cards: Mapping[str, Card]) -> Lead | None:
+def _lead(scores: Mapping[str, Scores], cards: Mapping[str, Card]) -> BestVsNext | None:
     """Over all tasks where higher is better; None with fewer than two students, or without values per item."""
     means = {name: card.recovery.mean.value for name, card in cards.items()}
     ranked = sorted((name for name in means if means[name] is not None), key=lambda name: -(means[name] or 0.0))
@@ -65,4 +65,4 @@ def _lead(scores: Mapping[str, Scores], cards: Mapping[str, Card]) -> Lead | Non
         difference = paired_bootstrap(scores[next_best], scores[best])
     except EvaluationError:
         return None
-    return Lead(best=best, next_best=next_best, difference=difference)
+    return BestVsNext(best=best, next_best=next_best, difference=difference)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sdft_ray.evaluation import rounds
 from sdft_ray.evaluation.forgetting import HELD_OUT
-from sdft_ray.evaluation.rounds import BatchSpeed, Spread
+from sdft_ray.evaluation.rounds import BatchSpeed, Summary
 from sdft_ray.generation.selection import MEANINGS
 from sdft_ray.models.size import ModelSize
 from sdft_ray.report.run.model import Forgetting, Grid, ReportData, Speed, TrialRow
@@ -77,7 +77,7 @@ def speed_tables(data: ReportData) -> list[Table]:
 
 
 def _speed_table(speed: Speed, predicted: Mapping[str, Cell]) -> Table:
-    def cell(was: Spread, now: Spread, speedup: Spread, form: Callable[[float], str]) -> Cell:
+    def cell(was: Summary, now: Summary, speedup: Summary, form: Callable[[float], str]) -> Cell:
         quartiles = f"{_times(speedup.median)} ({speedup.low:.2f} to {speedup.high:.2f})"
         return Cell(f"{form(was.median)} → {form(now.median)}", quartiles)
 

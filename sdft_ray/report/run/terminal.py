@@ -100,7 +100,7 @@ def size_line(data: ReportData) -> Text:
     return Text("\n".join(lines).replace(THIN, " "))
 
 
-def kept_lines(data: ReportData) -> list[Text]:
+def release_lines(data: ReportData) -> list[Text]:
     """Whether each student may be released or why not, what became worse than after pruning, and warnings.
 
     sft: not releasable. Mean recovery is 74.6 % (95 % interval 72.3 to 76.8 %), below the bound of 85.0 %.

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 from sdft_ray.evaluation.card import Card, TaskCard
 from sdft_ray.models.size import ModelSize
-from sdft_ray.report.run.model import PATCHED, PRUNED, TEACHER, Cost, Lead, Plan, ReportData, Retention, Truncation
+from sdft_ray.report.run.model import (
+    PATCHED,
+    PRUNED,
+    TEACHER,
+    BestVsNext,
+    Cost,
+    Plan,
+    ReportData,
+    Retention,
+    Truncation,
+)
 from sdft_ray.report.toolbox.numbers import (
     change,
     count,
@@ -191,7 +201,7 @@ def released(retention: Retention) -> str:
     return f"Releasable: {joined(good)}.{f' Not releasable: {joined(bad)}.' if bad else ''}"
 
 
-def comparison(lead: Lead | None) -> str:
+def comparison(lead: BestVsNext | None) -> str:
     """Whether the best two arms differ beyond chance, paired by item; "" with fewer than two, or without items."""
     if lead is None or lead.difference.value is None or lead.difference.low is None:
         return ""

@@ -9,8 +9,8 @@ from itertools import combinations
 import numpy as np
 
 from sdft_ray.report.study.model import Fit, LinePoint, MoreRows
-from sdft_ray.statistics.crossed import Array, Crossed, crossed_difference
-from sdft_ray.statistics.curve import Curve, NoCurve, Point, Reading, fit_curve, worth
+from sdft_ray.statistics.crossed import Array, CrossedEstimate, crossed_difference
+from sdft_ray.statistics.curve import Curve, NotFitted, Point, Reading, extrapolate, fit_curve
 from sdft_ray.statistics.estimate import Estimate
 
 FACTORS = (2.0, 4.0, 10.0)
@@ -32,7 +32,7 @@ def recovery_moves(students: Mapping[str, Array], teacher: Mapping[str, Array]) 
     return {task: ratio + (table_SI - ratio * teacher[task]) / mean for task, table_SI in students.items()}
 
 
-def fit_arm(sizes: Sequence[int], recoveries: Sequence[Crossed], moves: Sequence[Mapping[str, Array]]) -> Fit:
+def fit_arm(sizes: Sequence[int], recoveries: Sequence[CrossedEstimate], moves: Sequence[Mapping[str, Array]]) -> Fit:
     """The curve through one arm's recoveries at K ascending sizes > 0, or why there is none."""
     for num_rows, crossed in zip(sizes, recoveries, strict=True):
         if not crossed.stderr:
@@ -43,9 +43,9 @@ def fit_arm(sizes: Sequence[int], recoveries: Sequence[Crossed], moves: Sequence
         for k, (num_rows, crossed) in enumerate(zip(sizes, recoveries, strict=True))
     ]
     curve = fit_curve(points, errors_KK)
-    if isinstance(curve, NoCurve):
+    if isinstance(curve, NotFitted):
         return Fit(curve.kind, curve.reason, change=_estimate(curve.change))
-    more = zip(FACTORS, worth(curve, curve.largest, FACTORS), strict=True)
+    more = zip(FACTORS, extrapolate(curve, curve.largest, FACTORS), strict=True)
     return Fit(
         "rising" if curve.asymptote is None else "curve",
         curve.note,
@@ -55,7 +55,7 @@ def fit_arm(sizes: Sequence[int], recoveries: Sequence[Crossed], moves: Sequence
     )
 
 
-def covariance(recoveries: Sequence[Crossed], moves: Sequence[Mapping[str, Array]]) -> np.ndarray:
+def covariance(recoveries: Sequence[CrossedEstimate], moves: Sequence[Mapping[str, Array]]) -> np.ndarray:
     """Of the errors of K sizes, (K, K): their students answer the same items, while every training is its own.
 
     What items do to two sizes together follows from var(a - b) = var(a) + var(b) - 2 cov(a, b), whose left side is the

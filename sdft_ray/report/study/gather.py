@@ -13,7 +13,7 @@ import pyarrow as pa
 from sdft_ray.errors import DataError
 from sdft_ray.report.study.fit import fit_arm, recovery_moves
 from sdft_ray.report.study.model import ALL, OFF_DOMAIN, TUNED, Cell, Fit, Panel, Pruned, StudyData
-from sdft_ray.statistics.crossed import Array, Crossed, crossed_difference, crossed_mean, crossed_recovery
+from sdft_ray.statistics.crossed import Array, CrossedEstimate, crossed_difference, crossed_mean, crossed_recovery
 from sdft_ray.statistics.estimate import Estimate
 
 NEEDED = (
@@ -178,7 +178,7 @@ class _Measured:
         self.recovery = {key: crossed_recovery(tables, answers) for key, tables in items.items()}
         self._moves = {key: recovery_moves(tables, answers) for key, tables in items.items()}
 
-    def ahead(self, arm: str, first: str, num_rows: int) -> Crossed | None:
+    def ahead(self, arm: str, first: str, num_rows: int) -> CrossedEstimate | None:
         """The arm's recovery less the first arm's; None where there is no such pair."""
         if arm == first or (first, num_rows) not in self._moves:
             return None
@@ -242,6 +242,6 @@ def _baseline(
     return Pruned(arms, known, statistics.fmean(known.values()), recovery)
 
 
-def _estimate(result: Crossed) -> Estimate:
+def _estimate(result: CrossedEstimate) -> Estimate:
     assert result.value is not None, "the teacher’s mean is above 0"
     return Estimate(result.value, result.stderr, result.low, result.high, "crossed")

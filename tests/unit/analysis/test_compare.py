@@ -23,7 +23,7 @@ from sdft_ray.report.comparison.gather import Figures, rejected_by_holm
 from sdft_ray.report.comparison.model import Comparison
 from sdft_ray.report.comparison.words import details, verdict
 from sdft_ray.statistics.paired import paired_bootstrap
-from sdft_ray.statistics.scores import Written
+from sdft_ray.statistics.scores import GenerationStats
 from sdft_ray.store.store import Store
 from tests.unit.report.made_up_comparison import (
     CHOSEN,
@@ -97,7 +97,7 @@ def test_generation_and_multiple_choice_have_means_of_their_own(found: Compariso
 def test_generation_is_told_by_how_answers_were_made() -> None:
     # The chance level of a task with a scoring of its own is unknown.
     told = {"chance": None}
-    written = {**told, "written": Written(40, 10.0, 0.0, 0.0, 0.0)}
+    written = {**told, "written": GenerationStats(40, 10.0, 0.0, 0.0, 0.0)}
     values = {"a": TEACHER["gsm8k"], "b": TEACHER["mmlu"]}
     scores = scores_of(values, a=written, b=told)
     kinds = [task.kind for task in Figures([scores, scores], [{}, {}], 0.95).tasks()]

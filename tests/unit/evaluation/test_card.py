@@ -14,10 +14,10 @@ from sdft_ray.evaluation.capabilities import CAPABILITIES, capability_of
 from sdft_ray.evaluation.card import Card, TaskCard, retention_card
 from sdft_ray.evaluation.recovery import Estimate, recovery
 from sdft_ray.statistics.paired import mcnemar, paired_bootstrap, recovery_interval
-from sdft_ray.statistics.scores import Scores, TaskScore, Written
+from sdft_ray.statistics.scores import GenerationStats, Scores, TaskScore
 
 N = 200
-WRITTEN = Written(N, 31.5, 0.25, 0.1, 0.4, {"1": 0.2, "8": 0.5})
+WRITTEN = GenerationStats(N, 31.5, 0.25, 0.1, 0.4, {"1": 0.2, "8": 0.5})
 
 
 def score(task: str, share: float, *, seed: int = 0, chance: float | None = 0.25, **changes: Any) -> TaskScore:

@@ -9,21 +9,21 @@ from dataclasses import fields, replace
 
 import pytest
 
-from sdft_ray.evaluation.passes import chance
+from sdft_ray.evaluation.pass_at_k import chance
 from sdft_ray.evaluation.questions import (
-    Likelihood,
+    GenerationQuestion,
     Likelihoods,
+    LoglikelihoodQuestion,
     Question,
     Text,
-    Writing,
     answer_from_json,
     answer_to_json,
     key_of,
     repetition,
 )
 
-WRITING = Writing((1, 2, 3), ("\n",), 8)
-LIKELIHOOD = Likelihood((1, 2, 3), 1, (4, 5))
+WRITING = GenerationQuestion((1, 2, 3), ("\n",), 8)
+LIKELIHOOD = LoglikelihoodQuestion((1, 2, 3), 1, (4, 5))
 
 
 @pytest.mark.parametrize("question", [WRITING, LIKELIHOOD])

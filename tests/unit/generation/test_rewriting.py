@@ -13,7 +13,7 @@ import pytest
 
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.signals import Signals, decode_hidden, decode_top, top_logprobs
-from sdft_ray.generation.rewriting import Asked, CommitBuffer, Record, answer_chunk
+from sdft_ray.generation.rewriting import CommitBuffer, Record, RewriteRequest, answer_chunk
 from sdft_ray.generation.sampler import Sampled, SamplingParams, finished, row_seed
 
 PARAMS = SamplingParams(temperature=1.0)
@@ -55,8 +55,8 @@ class _Sampler:
     def close(self) -> None: ...
 
 
-def _rows(*prompts: str, passes: Any = lambda sampled: True) -> list[Asked]:
-    return [Asked(prompt.encode().ljust(16), prompt, prompt, passes) for prompt in prompts]
+def _rows(*prompts: str, passes: Any = lambda sampled: True) -> list[RewriteRequest]:
+    return [RewriteRequest(prompt.encode().ljust(16), prompt, prompt, passes) for prompt in prompts]
 
 
 def test_each_row_is_asked_once_with_its_own_seed() -> None:

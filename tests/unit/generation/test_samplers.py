@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdft_ray.errors import RecipeError
-from sdft_ray.generation.decoding import choose_tokens, kept_logits, left_padded
+from sdft_ray.generation.decoding import choose_tokens, left_padded, truncated_logits
 from sdft_ray.generation.sampler import (
     Sampled,
     Sampler,
@@ -128,7 +128,7 @@ def test_the_context_bounds_prompt_and_response_together(checkpoint: Path) -> No
 def test_kept_logits_against_a_sorted_list() -> None:
     logits_BV = torch.randn(4, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     params = SamplingParams(temperature=0.7, top_k=9, top_p=0.8)
-    kept_BV = kept_logits(logits_BV, params)
+    kept_BV = truncated_logits(logits_BV, params)
     for row, kept in zip(logits_BV.tolist(), kept_BV.tolist(), strict=True):
         best = sorted(range(20), key=lambda i: -row[i])[:9]
         weights = [2.718281828459045 ** (row[i] / 0.7) for i in best]

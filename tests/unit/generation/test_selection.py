@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from sdft_ray.generation.selection import Reason, kept_sample, leaks_reference, select
+from sdft_ray.generation.selection import Reason, leaks_reference, select, selected_sample
 
 QUESTION = "Tom has 3 apples and buys 4. How many has he now?"
 REFERENCE = "3 + 4 = 7. So the answer is 7."
@@ -125,7 +125,7 @@ def test_the_kept_sample_is_the_first_with_the_kept_text_that_ended() -> None:
     row = _row(REFERENCE, "number")
     verdicts = [select(row, text, reason).source for text, reason in tried]
     assert verdicts.index("distilled") == 2
-    found = kept_sample({**row, "source": "distilled", "distilled_response": tried[2][0]}, samples)
+    found = selected_sample({**row, "source": "distilled", "distilled_response": tried[2][0]}, samples)
     assert found is not None
     assert found["sample_index"] == 2
-    assert kept_sample({**row, "source": "reference", "distilled_response": tried[1][0]}, samples) is None
+    assert selected_sample({**row, "source": "reference", "distilled_response": tried[1][0]}, samples) is None

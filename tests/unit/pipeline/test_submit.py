@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdft_ray.errors import ResourceError
-from sdft_ray.pipeline.submit import _send, carry
+from sdft_ray.pipeline.submit import _send, bundle
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.store.store import Store
 from tests.support.recipes import make_recipe, write_rows
@@ -24,14 +24,14 @@ def test_files_go_to_a_store_on_a_shared_disk_once(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, _teacher(tmp_path))
     store = Store(str(tmp_path / "store"))
     (tmp_path / "job").mkdir()
-    carry(recipe, tmp_path / "job", store)
+    bundle(recipe, tmp_path / "job", store)
     sent = Recipe.load(tmp_path / "job/recipe.yaml")
     for mine, theirs in ((recipe.teacher.model, sent.teacher.model), (recipe.seed_set.source, sent.seed_set.source)):
         assert Path(theirs).is_relative_to(store.url)
         assert Path(theirs).name == Path(mine).name
     assert Path(sent.seed_set.source).read_bytes() == Path(recipe.seed_set.source).read_bytes()
     before = Path(sent.seed_set.source).stat().st_mtime_ns
-    carry(recipe, tmp_path / "job", store)
+    bundle(recipe, tmp_path / "job", store)
     assert Path(sent.seed_set.source).stat().st_mtime_ns == before
 
 
@@ -39,10 +39,10 @@ def test_changed_files_get_a_place_of_their_own(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, _teacher(tmp_path))
     store = Store(str(tmp_path / "store"))
     (tmp_path / "job").mkdir()
-    carry(recipe, tmp_path / "job", store)
+    bundle(recipe, tmp_path / "job", store)
     first = Recipe.load(tmp_path / "job/recipe.yaml").seed_set.source
     write_rows(tmp_path / "seed.jsonl", num_rows=7)
-    carry(recipe, tmp_path / "job", store)
+    bundle(recipe, tmp_path / "job", store)
     assert Recipe.load(tmp_path / "job/recipe.yaml").seed_set.source != first
     assert Path(first).is_file()
 
@@ -50,7 +50,7 @@ def test_changed_files_get_a_place_of_their_own(tmp_path: Path) -> None:
 def test_files_travel_with_the_job_to_a_store_elsewhere(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, _teacher(tmp_path))
     (tmp_path / "job").mkdir()
-    carry(recipe, tmp_path / "job", Store("memory://sdft"))
+    bundle(recipe, tmp_path / "job", Store("memory://sdft"))
     sent = Recipe.load(tmp_path / "job/recipe.yaml")
     assert Path(sent.teacher.model).is_relative_to(tmp_path / "job")
     assert Path(sent.seed_set.source).is_file()
@@ -63,7 +63,7 @@ def test_held_out_text_and_its_embedding_model_go_along(tmp_path: Path, store: s
     asked = {"source": str(texts), "embedding": str(tmp_path / "embedder")}
     (tmp_path / "job").mkdir()
     place = store if "://" in store else str(tmp_path / store)
-    carry(make_recipe(tmp_path, teacher, forgetting=asked), tmp_path / "job", Store(place))
+    bundle(make_recipe(tmp_path, teacher, forgetting=asked), tmp_path / "job", Store(place))
     sent = Recipe.load(tmp_path / "job/recipe.yaml").forgetting
     assert sent is not None
     assert sent.embedding is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sdft_ray.pipeline.scheduler import Walk
+from sdft_ray.pipeline.scheduler import GraphRun
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import steps
 from sdft_ray.store.manifest import Manifest
@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 def _run(folder: Path, url: str, on_progress: Callable[[], Any]) -> Manifest:
     """One driver's step; `on_progress` is called when its rows are written and not yet placed."""
     recipe = make_recipe(folder, folder / "teacher")
-    walk = Walk(recipe, Store(url), Resources(), recipe.name, steps(recipe))
+    walk = GraphRun(recipe, Store(url), Resources(), recipe.name, steps(recipe))
     walk.refresh()
     board = SimpleNamespace(put=SimpleNamespace(remote=lambda *_: on_progress()))
     return walk.execute(walk.states[STEP], board)

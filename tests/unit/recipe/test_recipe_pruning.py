@@ -204,11 +204,11 @@ def test_each_pruning_in_turn(tmp_path: Path) -> None:
         assert part.train.model_dump(exclude=unlike) == recipe.train.model_dump(exclude=unlike)
         for field in ("name", "teacher", "seed_set", "calibration", "generate", "evaluate"):
             assert getattr(part, field) == getattr(recipe, field)
-        assert recipe.made_by(name) == part
+        assert recipe.for_pruning(name) == part
     assert (found["step1"].depth.remove_blocks, found["step1"].train.num_steps) == (1, 7)
     assert (found["step2"].depth.metric, found["step2"].target) == ("tail", Target(parameters=0.5))
     assert (found["step3"].depth.blocks, found["step3"].width) == ((), Width(heads=2))
-    assert recipe.made_by("pruned") is recipe
+    assert recipe.for_pruning("pruned") is recipe
     assert list(make_recipe(tmp_path, tmp_path).prunings) == [""]
 
 

@@ -30,7 +30,7 @@ from sdft_ray.report.run.model import (
 )
 from sdft_ray.report.run.retention import retention
 from sdft_ray.statistics.estimate import Estimate
-from sdft_ray.statistics.scores import Scores, TaskScore, Written
+from sdft_ray.statistics.scores import GenerationStats, Scores, TaskScore
 from tests.unit.report.made_up_costs import FORGETTING, SPEED
 
 ADJACENT = (0.45, 0.09, 0.07, 0.06, 0.06, 0.06, 0.05, 0.07, 0.08, 0.07, 0.08, 0.15)
@@ -100,7 +100,7 @@ def task_score(model: str, family: str, value: float, n: int = 200) -> TaskScore
     right = np.argsort(shared + own)[: round(value * n)]
     items = {str(i): float(i in set(right.tolist())) for i in range(n)}
     share = (1 - value) / 2
-    written = Written(n, 48.5 - 20 * value, share / 2, share, share / 3, {"1": value, "8": (1 + value) / 2})
+    written = GenerationStats(n, 48.5 - 20 * value, share / 2, share, share / 3, {"1": value, "8": (1 + value) / 2})
     return TaskScore(
         family, "exact_match" if family in GENERATED else "acc", "none", value, stderr(value, n), n, 0, True,
         0.0 if family in GENERATED else 0.25, items, written=written if family in GENERATED else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdft_ray.evaluation.forgetting import Likeness
-from sdft_ray.evaluation.rounds import BatchSpeed, ModelSpeed, Spread, over_rounds
+from sdft_ray.evaluation.rounds import BatchSpeed, ModelSpeed, Summary, over_rounds
 from sdft_ray.report.run.model import Forgetting, Speed
 from sdft_ray.statistics.estimate import Estimate
 
@@ -48,12 +48,12 @@ FORGETTING = Forgetting(
 )
 
 
-def steady(value: float) -> Spread:
+def steady(value: float) -> Summary:
     """The same in all rounds."""
     return over_rounds([value] * 3)
 
 
-def wavering(value: float) -> Spread:
+def wavering(value: float) -> Summary:
     """Quartiles three quarters of a hundredth to either side."""
     return over_rounds([0.985 * value, value, 1.015 * value])
 

@@ -18,7 +18,7 @@ from sdft_ray.report.run.cards import GENERATED, SCORED, Student, students
 from sdft_ray.report.run.model import ReportData, Retention
 from sdft_ray.report.run.page import render
 from sdft_ray.report.run.retention import retention
-from sdft_ray.report.run.terminal import kept_lines
+from sdft_ray.report.run.terminal import release_lines
 from sdft_ray.report.run.words import beyond_chance, released, reversals
 from sdft_ray.report.toolbox.table import DASH, Cell, Row
 from sdft_ray.statistics.estimate import Estimate
@@ -327,7 +327,7 @@ def test_hostile_names_are_escaped() -> None:
 
 
 def test_the_terminal_says_who_may_be_released() -> None:
-    lines = [line.plain for line in kept_lines(shown(lowered(0.5), RELEASE))]
+    lines = [line.plain for line in release_lines(shown(lowered(0.5), RELEASE))]
     assert lines[0].startswith("sft: not releasable. Mean recovery is 6")
     assert lines[0].endswith("4 more in the report.")
     assert lines[1] == "sdft: releasable"
@@ -336,12 +336,12 @@ def test_the_terminal_says_who_may_be_released() -> None:
         lines[2],
     )
     assert len(lines) == 3
-    assert kept_lines(ReportData(name="x")) == []
+    assert release_lines(ReportData(name="x")) == []
 
 
 def test_the_terminal_takes_names_for_names() -> None:
     judged = Judgement(False, ("[red]bad[/] [/nonsense]",))
-    (line,) = kept_lines(ReportData(name="x", retention=Retention(judgements={"[bold]": judged})))
+    (line,) = release_lines(ReportData(name="x", retention=Retention(judgements={"[bold]": judged})))
     assert line.plain == "[bold]: not releasable. [red]bad[/] [/nonsense]"
 
 

@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from sdft_ray.report.run.model import Decontamination, Lead, ReportData, Retention, Truncation
+from sdft_ray.report.run.model import BestVsNext, Decontamination, ReportData, Retention, Truncation
 from sdft_ray.report.run.words import comparison, groups, mean_score, overlap, ranked_arms, verdict, warnings
 from sdft_ray.report.toolbox.numbers import THIN
 from sdft_ray.statistics.estimate import Estimate, Interval
@@ -83,7 +83,7 @@ def test_arms_without_a_recovery_are_not_ranked() -> None:
 
 
 def with_lead(value: float, low: float | None, high: float | None) -> ReportData:
-    lead = Lead(best="sdft", next_best="sft", difference=Interval(value, low, high))
+    lead = BestVsNext(best="sdft", next_best="sft", difference=Interval(value, low, high))
     return ReportData(name="x", retention=Retention(lead=lead))
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
-from sdft_ray.engines.ask import Ask, Piece, TokenScore
+from sdft_ray.engines.request import AnswerDelta, GenerationRequest, TokenScore
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.serving.access import Key, KeyRing, hash_of
 from sdft_ray.serving.admission import Admission
 from sdft_ray.serving.http import build_app
-from sdft_ray.serving.service import Served, Service
+from sdft_ray.serving.service import LoadedModel, Service
 from sdft_ray.serving.settings import ServeSettings
 from tests.support.scripted_engine import ScriptedEngine
 
@@ -40,11 +40,11 @@ def laboratory() -> tuple[Any, ChatFormat]:
 class ScoredEngine(ScriptedEngine):
     """Tells made-up log-probabilities as well: -1 for each token, and the likeliest "up" -0.5, "down" -2, ..."""
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`; asked for no token, it tells of the prompt alone."""
         prompt = () if ask.prompt_top_logprobs is None else self._of_prompt(ask)
         if ask.max_tokens == 0:
-            yield Piece("", 0, "length", (), prompt)
+            yield AnswerDelta("", 0, "length", (), prompt)
             return
         async for piece in super().answer(ask):
             words = [] if ask.top_logprobs is None else re.findall(r"\s*\S+", piece.text)
@@ -52,7 +52,7 @@ class ScoredEngine(ScriptedEngine):
             yield replace(piece, scores=scores, prompt_scores=prompt)
             prompt = ()
 
-    def _of_prompt(self, ask: Ask) -> tuple[TokenScore, ...]:
+    def _of_prompt(self, ask: GenerationRequest) -> tuple[TokenScore, ...]:
         tokenizer, _ = laboratory()
         top = likeliest(ask.prompt_top_logprobs or 0)
         scores = (TokenScore(tokenizer.decode([token]), -1.0, top) for token in ask.prompt_ids[1:])
@@ -111,7 +111,9 @@ def make_room(
     for name in names:
         admission = Admission(settings.limits.max_running, settings.limits.max_queued)
         own = engine if not models else ScoredEngine(lambda _, name=name: name, vocab_size=VOCAB)
-        models[name] = Served(name, own, tokenizer, chat if has_chat else None, admission, "fp_test", 5, {"role": "x"})
+        models[name] = LoadedModel(
+            name, own, tokenizer, chat if has_chat else None, admission, "fp_test", 5, {"role": "x"}
+        )
     service = Service(models, settings.limits)
     ring = KeyRing(None, keys, allow_anonymous=settings.access.allow_anonymous)
     return Room(build_app(service, ring, settings), service, engine)

@@ -11,7 +11,7 @@ import pytest
 
 from sdft_ray.cli.serving import _settings
 from sdft_ray.errors import ModelError, ServeError, StoreError
-from sdft_ray.serving.sources import Located, locate, named
+from sdft_ray.serving.sources import LocatedModel, locate, named
 from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
@@ -132,7 +132,7 @@ def test_a_run_is_its_best_student_or_the_model_that_is_named(run: dict[str, Man
 def test_all_models_of_a_run(run: dict[str, Manifest], store: Store) -> None:
     found = {each.name: each.source for each in named(("quick:all",), store)}
     assert found == {name: f"quick:{name}" for name in ("teacher", "pruned", "sft", "sdft")}
-    assert all(isinstance(locate(source, store), Located) for source in found.values())
+    assert all(isinstance(locate(source, store), LocatedModel) for source in found.values())
 
 
 def test_two_of_a_name_are_told_apart_and_the_same_twice_is_refused(

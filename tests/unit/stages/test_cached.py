@@ -19,7 +19,7 @@ from sdft_ray.errors import DataError
 from sdft_ray.models.source import ModelSource
 from sdft_ray.models.surgery import drop_blocks
 from sdft_ray.stages.cached import cached_teacher
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.select import _chosen
 from sdft_ray.stages.training_rows import training_rows
 from sdft_ray.store import files
@@ -55,7 +55,7 @@ def letters(tokenizer: Any, text: str) -> list[int]:
     return [token for letter in text for token in tokenizer(letter, add_special_tokens=False)["input_ids"]]
 
 
-class Written:
+class CachedAnswers:
     """Rows as generation and selection leave them; signals are random and remembered."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -101,9 +101,9 @@ class Written:
 
 
 @pytest.fixture
-def written(tokenizer: Any) -> Written:
+def written(tokenizer: Any) -> CachedAnswers:
     """Every way in which a row can go, in a fixed order."""
-    rows = Written(tokenizer)
+    rows = CachedAnswers(tokenizer)
     spelt = letters(tokenizer, " 7 apples \n")
     rows.add(([*spelt, EOS_ID], "stop"))
     rows.add(([*letters(tokenizer, "#### 8"), EOS_ID], "stop"), kind="number", reference="#### 7")
@@ -115,7 +115,7 @@ def written(tokenizer: Any) -> Written:
     return rows
 
 
-def _job(root: Path, objective: dict[str, Any]) -> Job:
+def _job(root: Path, objective: dict[str, Any]) -> StageContext:
     arm = {"data": "distilled", "learning_rate": 1e-3, "objective": objective}
     train = {"num_steps": 1, "max_seq_len": ROW_TOKENS, "arms": {"kd": arm}}
     asked = {"max_tokens": 16, "top_logprobs": K, "hidden_states": True}
@@ -126,7 +126,9 @@ def _job(root: Path, objective: dict[str, Any]) -> Job:
     )  # fmt: skip
 
 
-def _packed(root: Path, written: Written, objective: dict[str, Any]) -> tuple[PackedRows, CachedTeacher, Job]:
+def _packed(
+    root: Path, written: CachedAnswers, objective: dict[str, Any]
+) -> tuple[PackedRows, CachedTeacher, StageContext]:
     written.save(root / "store")
     job = _job(root, objective)
     (job.work() / "packed.arrow").unlink(missing_ok=True)
@@ -149,7 +151,7 @@ def _documents(rows: PackedRows) -> dict[int, list[int]]:
 TOP, WHOLE = {"top_k_kl": 1.0}, {"forward_kl": 1.0, "teacher_logits": "cached"}
 
 
-def test_documents_are_what_the_teacher_sampled(root: Path, written: Written, tokenizer: Any) -> None:
+def test_documents_are_what_the_teacher_sampled(root: Path, written: CachedAnswers, tokenizer: Any) -> None:
     """Letter by letter, with its white space; the end is the template's, whatever the teacher stopped at."""
     rows, _, job = _packed(root, written, {**TOP, "cross_entropy": 0.0})
     chat = ChatFormat(tokenizer)
@@ -173,7 +175,7 @@ def test_documents_are_what_the_teacher_sampled(root: Path, written: Written, to
 @pytest.mark.parametrize("objective", [TOP, WHOLE])
 @pytest.mark.parametrize("cross_entropy", [0.0, 1.0])
 def test_each_token_has_the_signals_of_its_own_sample(
-    root: Path, written: Written, objective: dict[str, Any], cross_entropy: float
+    root: Path, written: CachedAnswers, objective: dict[str, Any], cross_entropy: float
 ) -> None:
     rows, teacher, _ = _packed(root, written, {**objective, "cross_entropy": cross_entropy})
     places = {0: ("r0", 0), 2: ("r2", 1), 3: ("r3", 0)}
@@ -198,7 +200,9 @@ def test_each_token_has_the_signals_of_its_own_sample(
         assert bool(torch.isneginf(told.top.logprobs_NK[torch.from_numpy(~known_N)]).all())
 
 
-def test_rows_without_signals_keep_their_text_for_cross_entropy(root: Path, written: Written, tokenizer: Any) -> None:
+def test_rows_without_signals_keep_their_text_for_cross_entropy(
+    root: Path, written: CachedAnswers, tokenizer: Any
+) -> None:
     rows, _, job = _packed(root, written, TOP)
     chat, documents = ChatFormat(tokenizer), _documents(rows)
     assert sorted(documents) == list(range(6))
@@ -210,13 +214,13 @@ def test_rows_without_signals_keep_their_text_for_cross_entropy(root: Path, writ
     assert training_rows(job).counts["signals"]["num_left_out"] == 0
 
 
-def test_only_what_the_objective_reads_is_unpacked(root: Path, written: Written) -> None:
+def test_only_what_the_objective_reads_is_unpacked(root: Path, written: CachedAnswers) -> None:
     for objective, names in ((TOP, {"places", "tail", "top_ids", "top_logprobs"}), (WHOLE, {"places", "hidden"})):
         _, _, job = _packed(root, written, objective)
         assert {path.stem for path in (job.work() / "signals").iterdir()} == names
 
 
-def test_what_a_killed_worker_left_is_replaced(root: Path, written: Written) -> None:
+def test_what_a_killed_worker_left_is_replaced(root: Path, written: CachedAnswers) -> None:
     job = _job(root, TOP)
     for name in ("signals", "signals.partial"):
         (job.work() / name).mkdir(exist_ok=True)
@@ -228,7 +232,7 @@ def test_what_a_killed_worker_left_is_replaced(root: Path, written: Written) -> 
 
 @pytest.mark.parametrize("cross_entropy", [0.0, 1.0])
 def test_an_arm_whose_every_row_is_without_signals_is_refused(root: Path, tokenizer: Any, cross_entropy: float) -> None:
-    written = Written(tokenizer)
+    written = CachedAnswers(tokenizer)
     written.add((letters(tokenizer, "no end"), "length"))
     with pytest.raises(
         DataError, match=r"arm kd reads cached signals and no row has any: \{'reference': 1\}"

@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def _newest(run: Path) -> tuple[str | None, tuple[str, ...]]:
-    checkpoints.mend_list(str(run.parent))
+    checkpoints.repair_checkpoint_index(str(run.parent))
     return checkpoints._newest_whole(f"file://{run.parent}")
 
 

@@ -27,7 +27,7 @@ from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.forget import _forget
 from sdft_ray.stages.gap import _gap
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.likeness import _likeness
 from sdft_ray.stages.rows import make
 from sdft_ray.store import files
@@ -79,7 +79,7 @@ def _recipe(root: Path, **changes: Any) -> Recipe:
     return make_recipe(root, root / "teacher", forgetting=forgetting, **changes)
 
 
-def _job(root: Path, step: str, address: str, inputs: dict[str, str], **changes: Any) -> Job:
+def _job(root: Path, step: str, address: str, inputs: dict[str, str], **changes: Any) -> StageContext:
     store, recipe = Store(str(root / "store")), _recipe(root, **changes)
     return make_job(
         step, address, store.url, recipe, RESOURCES, ModelSource(directory=str(root / "teacher")), inputs,

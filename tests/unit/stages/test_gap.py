@@ -18,7 +18,7 @@ from sdft_ray.evaluation.shift import mean_nll, paired_gap, response_nll
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.source import ModelSource
 from sdft_ray.stages.gap import _gap
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.support.jobs import make_job
@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pruned_store(tmp_path_factory.mktemp("world"), PRUNE)
 
 
-def _job(root: Path, rows: list[dict[str, Any]], step: str = "gap", **changes: Any) -> Job:
+def _job(root: Path, rows: list[dict[str, Any]], step: str = "gap", **changes: Any) -> StageContext:
     store = Store(str(root / "store"))
     store.check_writable()
     folder = root / "store" / SELECT

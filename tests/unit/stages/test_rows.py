@@ -13,7 +13,7 @@ from sdft_ray.errors import DataError, EvaluationError
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
-from sdft_ray.stages.job import Made
+from sdft_ray.stages.job import StageResult
 from sdft_ray.stages.rows import NUM_EXAMPLES, make
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
@@ -65,7 +65,7 @@ def _recipe(folder: Path, instructions: list[str], **settings: Any) -> Recipe:
     )
 
 
-def _make(folder: Path, recipe: Recipe, step: str = "seed") -> tuple[Made, list[str]]:
+def _make(folder: Path, recipe: Recipe, step: str = "seed") -> tuple[StageResult, list[str]]:
     job = make_job(
         step=step,
         address=f"{step}/" + "1" * 16,

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from sdft_ray.stages.session import patiently
+from sdft_ray.stages.session import retry_start
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -40,7 +40,7 @@ def _is_running(process: subprocess.Popen[bytes]) -> bool:
 def test_a_start_that_timed_out_is_tried_again_and_leaves_nothing() -> None:
     start = Start(["The node TIMED OUT", "timed out again"], "/site-packages/ray/raylet")
     try:
-        assert patiently(start) == "started"
+        assert retry_start(start) == "started"
         assert [_is_running(process) for process in start.processes] == [False, False, True]
     finally:
         start.end()
@@ -49,7 +49,7 @@ def test_a_start_that_timed_out_is_tried_again_and_leaves_nothing() -> None:
 def test_processes_that_are_not_rays_are_left_alone() -> None:
     start = Start(["timed out"], "/somewhere/else")
     try:
-        assert patiently(start) == "started"
+        assert retry_start(start) == "started"
         assert all(_is_running(process) for process in start.processes)
     finally:
         start.end()
@@ -63,7 +63,7 @@ def test_the_reason_is_raised_after_three_attempts_or_when_it_is_another(reasons
     start = Start(list(reasons), "/site-packages/ray/raylet")
     try:
         with pytest.raises(RuntimeError, match=last):
-            patiently(start)
+            retry_start(start)
         assert len(start.processes) == attempts
     finally:
         start.end()

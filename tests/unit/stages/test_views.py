@@ -14,9 +14,9 @@ from pydantic import ValidationError
 import sdft_ray.stages
 from sdft_ray.recipe.recipe import Evaluate, Forgetting, Gap, Generate, Recipe, SeedSet, Speed
 from sdft_ray.recipe.yaml_model import canonical
-from sdft_ray.stages.evaluate import asked_of
+from sdft_ray.stages.evaluate import eval_config
 from sdft_ray.stages.graph import Step, StepName, steps
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.sources import Sources
 from sdft_ray.stages.views import pruning_view, train_view, trial_view, view
 from sdft_ray.store.store import Store
@@ -129,10 +129,12 @@ def test_an_entry_that_the_view_does_not_know_is_an_error(recipe: Recipe) -> Non
         view(SeedSet, _step(recipe, "seed").slice, given={"source": ""})
 
 
-def _job(recipe: Recipe, step: Step, folder: Path) -> Job:
+def _job(recipe: Recipe, step: Step, folder: Path) -> StageContext:
     store = Store(str(folder / "store"))
     sources = Sources(recipe, store)
-    return Job(step, "a/1", store.url, recipe.name, RESOURCES, sources.teacher, {}, silent, sources.places(step))
+    return StageContext(
+        step, "a/1", store.url, recipe.name, RESOURCES, sources.teacher, {}, silent, sources.places(step)
+    )
 
 
 def test_no_recipe_travels_to_a_worker(recipe: Recipe, tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_stages_do_not_import_the_recipe() -> None:
 
 
 def test_the_questions_of_an_evaluation_are_those_of_its_slice(recipe: Recipe, tmp_path: Path) -> None:
-    asked = asked_of(_job(recipe, _step(recipe, "evaluate:teacher"), tmp_path))
+    asked = eval_config(_job(recipe, _step(recipe, "evaluate:teacher"), tmp_path))
     assert asked.tasks == ["tiny_task"]
     assert asked.limit == 4
     assert asked.include is not None

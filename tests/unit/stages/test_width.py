@@ -20,7 +20,7 @@ from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages import measure, plan, prune
-from sdft_ray.stages.job import Job
+from sdft_ray.stages.job import StageContext
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.support.jobs import make_job
@@ -49,7 +49,7 @@ def recipe(tmp_path: Path) -> Recipe:
     return recipe
 
 
-def _job(folder: Path, recipe: Recipe, step: str, address: str, **inputs: str) -> Job:
+def _job(folder: Path, recipe: Recipe, step: str, address: str, **inputs: str) -> StageContext:
     source = ModelSource(directory=str(folder / "teacher"))
     return make_job(step, address, str(folder / "store"), recipe, RESOURCES, source, inputs)
 

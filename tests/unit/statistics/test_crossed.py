@@ -11,7 +11,7 @@ from scipy.stats import t, ttest_1samp
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.recovery import recovery
-from sdft_ray.statistics.crossed import Crossed, crossed_difference, crossed_mean, crossed_recovery
+from sdft_ray.statistics.crossed import CrossedEstimate, crossed_difference, crossed_mean, crossed_recovery
 from sdft_ray.statistics.scores import Scores, TaskScore
 
 Array = np.ndarray
@@ -44,7 +44,7 @@ def naive_mean_squares(table: Array) -> tuple[float, float, float]:
     return of_seeds, of_items, rest / ((num_seeds - 1) * (num_items - 1))
 
 
-def ends(found: Crossed) -> tuple[float, float]:
+def ends(found: CrossedEstimate) -> tuple[float, float]:
     assert found.low is not None
     assert found.high is not None
     return found.low, found.high
@@ -117,7 +117,7 @@ def test_a_single_seed_is_a_t_interval_over_items() -> None:
     assert found.df == pytest.approx(49)
 
 
-def half_width(found: Crossed) -> float:
+def half_width(found: CrossedEstimate) -> float:
     low, high = ends(found)
     assert (low + high) / 2 == pytest.approx(found.value)
     return (high - low) / 2
@@ -218,7 +218,9 @@ def test_recovery_of_several_seeds() -> None:
 
 
 def test_a_teacher_that_scores_nothing_has_no_recovery() -> None:
-    assert crossed_recovery({"a": SMALL}, {"a": np.zeros(4)}) == Crossed(None, None, None, None, None, None, None)
+    assert crossed_recovery({"a": SMALL}, {"a": np.zeros(4)}) == CrossedEstimate(
+        None, None, None, None, None, None, None
+    )
 
 
 def test_refusals() -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import curve_fit
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.statistics.curve import B_RANGE, Curve, NoCurve, Point, Reading, fit_curve, worth
+from sdft_ray.statistics.curve import B_RANGE, Curve, NotFitted, Point, Reading, extrapolate, fit_curve
 
 SIZES = (125, 300, 700, 1700, 4000)
 C, A, B = 0.93, 3.0, 0.6
@@ -29,9 +29,9 @@ def fitted(points: list[Point], covariance: np.ndarray | None = None) -> Curve:
     return found
 
 
-def refused(points: list[Point]) -> NoCurve:
+def refused(points: list[Point]) -> NotFitted:
     found = fit_curve(points)
-    assert isinstance(found, NoCurve), found
+    assert isinstance(found, NotFitted), found
     return found
 
 
@@ -81,7 +81,7 @@ def test_intervals_cover() -> None:
     inside: dict[str, list[bool]] = {"asymptote": [], "twice": [], "ten times": [], "gain": [], "within": []}
     for _ in range(120):
         found = fit_curve(made(curve(SIZES) + 0.004 * rng.standard_normal(5), 0.004))
-        if isinstance(found, NoCurve) or found.asymptote is None:
+        if isinstance(found, NotFitted) or found.asymptote is None:
             continue
         inside["asymptote"].append(holds(found.asymptote, C))
         inside["twice"].append(holds(found.predict(8000), float(curve(8000))))
@@ -104,14 +104,14 @@ def test_the_unit_of_rows_does_not_matter() -> None:
 
 def test_what_more_rows_are_worth() -> None:
     found = fitted(made(curve(SIZES), 0.002))
-    twice, fourfold, tenfold = worth(found, 4000)
+    twice, fourfold, tenfold = extrapolate(found, 4000)
     assert [part.num_rows for part in (twice, fourfold, tenfold)] == [8000, 16_000, 40_000]
     for part in (twice, fourfold, tenfold):
         assert part.gain is not None
         assert part.gain.value == pytest.approx(float(curve(part.num_rows) - curve(4000)), abs=1e-5)
         assert 0 <= part.gain.low <= part.gain.value <= part.gain.high
         assert not part.reason
-    further = worth(found, 4000, factors=(11,))[0]
+    further = extrapolate(found, 4000, factors=(11,))[0]
     assert (further.gain, further.score) == (None, None)
     assert "10 times" in further.reason
 
@@ -132,7 +132,7 @@ def test_without_a_ceiling_in_sight_only_one_doubling_is_predicted(c: float, a: 
     assert found.asymptote is None
     assert "asymptote is open" in found.note
     assert holds(found.gain(4000, 8000), float(curve(8000, c, a, b) - curve(4000, c, a, b)))
-    twice, fourfold, tenfold = worth(found, 4000)
+    twice, fourfold, tenfold = extrapolate(found, 4000)
     assert twice.gain is not None
     assert fourfold.gain is tenfold.gain is None
     assert "one doubling" in fourfold.reason

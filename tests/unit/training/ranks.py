@@ -27,8 +27,8 @@ from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.loop import StepRecord, TrainPlan, train
 from sdft_ray.training.lora import attach
 from sdft_ray.training.losses import Teacher
-from sdft_ray.training.parallel import Ddp, Parallel, local_group
-from sdft_ray.training.sharding import Fsdp
+from sdft_ray.training.parallel import Parallel, ReplicatedParallel, local_group
+from sdft_ray.training.sharding import ShardedParallel
 from sdft_ray.training.state import TrainState, load_state, save_state
 from sdft_ray.training.tail import tune_tail
 from tests.support.tiny import build_model
@@ -41,7 +41,7 @@ MATCHED = Objective(cross_entropy=0.0, hidden_mse=1.0, hidden_cosine=1.0)
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained and how. `sharding` goes to `Fsdp` alone."""
+    """What is trained and how. `sharding` goes to `ShardedParallel` alone."""
 
     plan: TrainPlan = PLAN
     model: dict[str, Any] = field(default_factory=dict)
@@ -121,37 +121,37 @@ def run(
     return model
 
 
-def _two_ranks(folder: Path, ddp: Ddp) -> None:
+def _two_ranks(folder: Path, ddp: ReplicatedParallel) -> None:
     """Every case under both strategies, and runs that continue others."""
     for name, case in CASES.items():
         run(case, ddp, folder, strategy="ddp", name=name)
-        run(case, Fsdp(**case.sharding), folder, strategy="fsdp", name=name)
+        run(case, ShardedParallel(**case.sharding), folder, strategy="fsdp", name=name)
     run(DROPOUT, ddp, folder, strategy="ddp", name="dropout")
-    run(DROPOUT, Fsdp(), folder, strategy="fsdp", name="dropout")
+    run(DROPOUT, ShardedParallel(), folder, strategy="fsdp", name="dropout")
     share: Any = {"rank": ddp.rank, "world_size": ddp.world_size}
     for name, case in {"all": CASES["all"], "bf16": CASES["bf16"], "dropout": DROPOUT}.items():
         state = load_state(folder / "fsdp" / name / "2", **share)
-        run(case, Fsdp(), folder, strategy="fsdp resumed", name=name, resume=state)
+        run(case, ShardedParallel(), folder, strategy="fsdp resumed", name=name, resume=state)
     case = CASES["all"]
     for strategy in ("alone", "ddp"):
         state = load_state(folder / strategy / "all" / "2", **share)
-        run(case, Fsdp(), folder, strategy=f"{strategy} to fsdp", name="all", resume=state)
+        run(case, ShardedParallel(), folder, strategy=f"{strategy} to fsdp", name="all", resume=state)
     whole = load_state(folder / "fsdp/all/2")
     run(case, ddp, folder, strategy="fsdp to ddp", name="all", resume=whole)
-    run(case, Fsdp(), folder, strategy="whole to fsdp", name="all", resume=whole)
+    run(case, ShardedParallel(), folder, strategy="whole to fsdp", name="all", resume=whole)
     _refusals(folder, ddp, whole)
 
 
-def _refusals(folder: Path, ddp: Ddp, whole: TrainState) -> None:
+def _refusals(folder: Path, ddp: ReplicatedParallel, whole: TrainState) -> None:
     """What must not be trained; the error of each rank is written down."""
     share: Any = {"rank": ddp.rank, "world_size": ddp.world_size}
     part, others = load_state(folder / "fsdp/all/2", **share), load_state(folder / "fsdp/all/2", rank=0, world_size=3)
     attempts: dict[str, tuple[Case, Parallel, TrainState | None]] = {
-        "apart": (CASES["all"], Fsdp(), whole if ddp.rank else load_state(folder / "fsdp/all/1")),
+        "apart": (CASES["all"], ShardedParallel(), whole if ddp.rank else load_state(folder / "fsdp/all/1")),
         "apart ddp": (CASES["all"], ddp, whole if ddp.rank else None),
         "part": (CASES["all"], ddp, part),
-        "others": (CASES["all"], Fsdp(), others),
-        "muon": (Case(plan=replace(PLAN, optimizer="muon")), Fsdp(), None),
+        "others": (CASES["all"], ShardedParallel(), others),
+        "muon": (Case(plan=replace(PLAN, optimizer="muon")), ShardedParallel(), None),
     }
     for name, (case, parallel, state) in attempts.items():
         try:
@@ -164,9 +164,9 @@ def _refusals(folder: Path, ddp: Ddp, whole: TrainState) -> None:
 
 def _three_ranks(folder: Path) -> None:
     """Rows that three do not divide evenly, from the start and from the checkpoint of two ranks."""
-    run(CASES["all"], Fsdp(), folder, strategy="fsdp of three", name="all")
-    state = load_state(folder / "fsdp/all/2", rank=Fsdp().rank, world_size=3)
-    run(CASES["all"], Fsdp(), folder, strategy="two to three", name="all", resume=state)
+    run(CASES["all"], ShardedParallel(), folder, strategy="fsdp of three", name="all")
+    state = load_state(folder / "fsdp/all/2", rank=ShardedParallel().rank, world_size=3)
+    run(CASES["all"], ShardedParallel(), folder, strategy="two to three", name="all", resume=state)
 
 
 @contextmanager

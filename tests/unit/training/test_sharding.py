@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdft_ray.training.parallel import Single, local_group
-from sdft_ray.training.sharding import Fsdp
+from sdft_ray.training.sharding import ShardedParallel
 from sdft_ray.training.state import load_state
 from tests.unit.training.ranks import CASES, PLAN, ranks, run, student
 
@@ -120,7 +120,7 @@ def test_three_processes_train_like_one(folder: Path):
 
 def test_a_group_of_one_trains_like_one_process(folder: Path, tmp_path: Path):
     with local_group(0, 1, tmp_path):
-        trained = run(CASES["tail"], Fsdp(), folder, strategy="fsdp of one", name="tail")
+        trained = run(CASES["tail"], ShardedParallel(), folder, strategy="fsdp of one", name="tail")
     assert_same_curve(records(folder, "fsdp of one", "tail"), records(folder, "alone", "tail"), 1e-5)
     assert (folder / "fsdp of one/tail/4/state.safetensors").exists()
     assert not trained.training

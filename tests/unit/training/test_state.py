@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sdft_ray.errors import StoreError
-from sdft_ray.training.pieces import Part, rows_of
-from sdft_ray.training.state import TrainState, load_state, save_state, share_of
+from sdft_ray.training.shards import Shard, rows_of
+from sdft_ray.training.state import TrainState, load_state, save_state, shard_of
 
 STATE = TrainState(
     step=7,
@@ -49,7 +49,7 @@ def assert_equal(found: TrainState, expected: TrainState) -> None:
 
 def save_pieces(directory: Path, world_size: int) -> None:
     for rank in range(world_size):
-        save_state(directory, share_of(TALL, Part(rank, world_size, SHAPES)))
+        save_state(directory, shard_of(TALL, Shard(rank, world_size, SHAPES)))
 
 
 def test_a_state_survives_the_disk(tmp_path: Path):
@@ -103,16 +103,16 @@ def test_any_number_of_processes_reads_what_any_number_wrote(tmp_path: Path, wri
     save_pieces(tmp_path, writers)
     assert len(list(tmp_path.iterdir())) == 2 * writers
     for rank in range(readers):
-        expected = TALL if readers == 1 else share_of(TALL, Part(rank, readers, SHAPES))
+        expected = TALL if readers == 1 else shard_of(TALL, Shard(rank, readers, SHAPES))
         assert_equal(load_state(tmp_path, rank=rank, world_size=readers), expected)
 
 
 def test_a_part_is_taken_only_by_its_process():
-    part = share_of(TALL, Part(1, 2, SHAPES))
-    assert share_of(part, Part(1, 2, SHAPES)) is part
-    for other in (Part(0, 2, SHAPES), Part(1, 3, SHAPES), Part(1, 2, {**SHAPES, "b": (6,)})):
+    part = shard_of(TALL, Shard(1, 2, SHAPES))
+    assert shard_of(part, Shard(1, 2, SHAPES)) is part
+    for other in (Shard(0, 2, SHAPES), Shard(1, 3, SHAPES), Shard(1, 2, {**SHAPES, "b": (6,)})):
         with pytest.raises(StoreError, match="another process or model"):
-            share_of(part, other)
+            shard_of(part, other)
 
 
 def _edit(path: Path, change: Callable[[dict], object]) -> None:

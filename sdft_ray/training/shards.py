@@ -28,7 +28,7 @@ Index = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """What process `rank` of `world_size` holds: rows of parameters whose `shapes` are those of the whole."""
 
     rank: int
@@ -50,7 +50,7 @@ def rows_of(num_rows: int, rank: int, world_size: int) -> slice:
     return slice(min(rank * share, num_rows), min((rank + 1) * share, num_rows))
 
 
-def file_stem(part: Part | None) -> str:
+def file_stem(part: Shard | None) -> str:
     """Name without suffix of the files that hold a part; None is the whole.
 
     >>> file_stem(Part(1, 4, {}))
@@ -63,7 +63,7 @@ def _stem(rank: int, world_size: int) -> str:
     return f"state-{rank + 1:05d}-of-{world_size:05d}"
 
 
-def placements(shapes: Mapping[str, Shape], part: Part) -> dict[str, dict[str, Any]]:
+def placements(shapes: Mapping[str, Shape], part: Shard) -> dict[str, dict[str, Any]]:
     """For each key of a cut tensor, the shape of the whole and the first row held. `shapes` are of what is held."""
     places: dict[str, dict[str, Any]] = {}
     for key, shape in shapes.items():
@@ -142,4 +142,4 @@ def _slices(file: Any, index: Index) -> dict[str, dict[str, Any]]:
         return index["slices"]
     shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     names = {key.split("|")[1]: shape for key, shape in shapes.items() if key.startswith("weights|")}
-    return placements(shapes, Part(0, 1, names))
+    return placements(shapes, Shard(0, 1, names))

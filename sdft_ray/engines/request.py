@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 FinishReason = Literal["stop", "length"]
 
 
-class EngineDiedError(RuntimeError):
+class EngineFailedError(RuntimeError):
     """The engine has failed and cannot be used again; the process that holds it must be restarted."""
 
 
 @dataclass(frozen=True)
-class Ask:
+class GenerationRequest:
     """A request for one answer to one prompt. Fields have the meaning of OpenAI's API; temperature 0 is greedy.
 
     `max_tokens` may be 0, to get only the prompt's log-probabilities. `top_logprobs` and `prompt_top_logprobs`: number
@@ -50,7 +50,7 @@ class TokenScore:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerDelta:
     """New text of an answer. `scores` belong to its tokens; `prompt_scores` come with the first piece.
 
     With a draft model, the last piece has the numbers of proposed and of accepted tokens.
@@ -71,12 +71,12 @@ class Engine(Protocol):
     max_model_tokens: int
     vocab_size: int
 
-    def answer(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        """Yields at least one piece; the last has a `finish_reason`. Raises `EngineDiedError`."""
+    def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
+        """Yields at least one piece; the last has a `finish_reason`. Raises `EngineFailedError`."""
         ...
 
     def check(self) -> None:
-        """Raises `EngineDiedError` if the engine has failed."""
+        """Raises `EngineFailedError` if the engine has failed."""
         ...
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ def pass_at_k(
     """k (1, 2, 4, ... and all samples) -> mean chance that one of k answers is right, by the task's own filter and
     metric, whose value per answer is 0 or 1.
 
-    `lm` is an `AskingLM`. Call it after scoring: it overwrites the answers stored in the tasks' requests.
+    `lm` is an `BatchedLM`. Call it after scoring: it overwrites the answers stored in the tasks' requests.
     """
     counts: list[int] = []
     for task in leaves:

@@ -15,7 +15,7 @@ CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class Piece:
+class ReleaseFile:
     """One file of a release: its name at the destination, and its content, a local file or bytes."""
 
     name: str
@@ -24,7 +24,7 @@ class Piece:
     content: Path | bytes
 
     @classmethod
-    def of_text(cls, name: str, text: str) -> Piece:
+    def of_text(cls, name: str, text: str) -> ReleaseFile:
         content = text.encode("utf-8", "replace")
         return cls(name, len(content), hashlib.sha256(content).hexdigest(), content)
 
@@ -55,7 +55,7 @@ class Destination(Protocol):
         """Relative paths of the files that it has, with forward slashes, without hidden files."""
         ...
 
-    def holds(self, piece: Piece) -> bool:
+    def holds(self, piece: ReleaseFile) -> bool:
         """Whether the file with the piece's name has the same content."""
         ...
 
@@ -63,7 +63,7 @@ class Destination(Protocol):
         """The content of a small file."""
         ...
 
-    def send(self, pieces: Sequence[Piece], watch: Watch) -> None:
+    def send(self, pieces: Sequence[ReleaseFile], watch: Watch) -> None:
         """Write the pieces in this order, replacing files with the same names."""
         ...
 
