@@ -45,12 +45,6 @@ from tests.support.recipes import recipe_data
 
 PAGES = pages()
 README = PAGES["README.md"]
-LATER = {
-    "docs/glossary.md",
-    "sdft_ray/stages/spec.py",
-    "docs/contributing/add_a_family.md", "docs/contributing/add_a_metric.md", "docs/contributing/add_a_stage.md",
-}  # fmt: skip
-"""Files that pages may name before they are here; to be emptied when all are."""
 
 
 def hooks() -> ModuleType:
@@ -154,7 +148,7 @@ def test_benchmarks_are_all_on_their_page() -> None:
 def test_paths_exist(page: str) -> None:
     pattern = r"(?<![\w./:-])((?:jobs|cluster|requirements|tests|docs|sdft_ray|serve)/[\w./-]*)"
     paths = {path.rstrip(".") for path in re.findall(pattern, PAGES[page])}
-    missing = {path for path in paths if not (ROOT / path).exists()} - LATER
+    missing = {path for path in paths if not (ROOT / path).exists()}
     # A test or a file of ours may have moved since an old entry of the log was written.
     assert {path for path in missing if page != "jobs/recipes/LOG.md"} == set()
 
@@ -171,8 +165,8 @@ def test_links_lead_somewhere(page: str) -> None:
         path, _, anchor = target.partition("#")
         file = (ROOT / page).parent / path if path else ROOT / page
         name = file.resolve().relative_to(ROOT).as_posix()
-        assert file.exists() or name in LATER, (page, target)
-        if anchor and file.exists():
+        assert file.exists(), (page, target)
+        if anchor:
             assert anchor in anchors(file.read_text(encoding="utf-8")), (page, target)
 
 
@@ -181,7 +175,7 @@ def test_the_site_has_every_page() -> None:
     shown = set(re.findall(r": ([\w/]+\.md)$", text, flags=re.MULTILINE))
     written = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
     assert written <= shown
-    assert {f"docs/{page}" for page in shown - written} <= LATER | {f"docs/{page}" for page in hooks().GENERATED}
+    assert {f"docs/{page}" for page in shown - written} <= {f"docs/{page}" for page in hooks().GENERATED}
 
 
 def test_links_out_of_the_site_become_text() -> None:
