@@ -207,7 +207,7 @@ def test_documents_without_signals_add_cross_entropy_alone(
 
     head = load_head(folder, "float32")[0] if kind == "forward_kl" else None
     cached = cached_teacher(tmp_path / "signals", teacher, rows, head=head, silent=silent)
-    terms: dict[str, Any] = {kind: 1.0, "signals": "cached" if kind == "forward_kl" else "online"}
+    terms: dict[str, Any] = {kind: 1.0, "teacher_logits": "cached" if kind == "forward_kl" else "online"}
     alone = Objective(cross_entropy=0.0, **terms)
     assert_same(loss_and_gradient(rows, alone, cached=cached, max_logits=max_logits), (expected, gradient))
     sums: dict[str, torch.Tensor] = {}
@@ -244,7 +244,7 @@ def test_training_on_either_is_the_same_training(rows: PackedRows, tmp_path: Pat
     rounded(teacher)
     plan = TrainPlan(num_steps=4, rows_per_step=5, learning_rate=1e-3, micro_batch_rows=2, objective=ONLINE)
     cached = cached_teacher(tmp_path / "signals", teacher, rows, head=load_head(folder, "float32")[0])
-    by_head = replace(plan, objective=ONLINE.model_copy(update={"signals": "cached"}))
+    by_head = replace(plan, objective=ONLINE.model_copy(update={"teacher_logits": "cached"}))
     runs: list[list[StepRecord]] = []
     for asked in (plan, by_head, replace(plan, objective=TOP)):
         runs.append([])
