@@ -79,6 +79,7 @@ nightly: dev
 	@$(MAKE) --no-print-directory fast
 	$(call PYTEST,slow) $(ON_TWO) -m "(slow or ray or nightly) and not service"
 	$(call PYTEST,services) -m "service"
+	@$(MAKE) --no-print-directory pythons
 
 fast: dev
 	$(call PYTEST,fast) $(ON_TWO) -m "not slow and not ray and not service and not nightly" \
@@ -89,6 +90,7 @@ check: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 # The rooms that need no torch, on every Python that pyproject.toml names; a missing one is named.
 PYTHONS ?= 3.11 3.12 3.13
