@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -44,6 +45,12 @@ def open_store(given: str | None, resources: Resources | None = None) -> Store:
     from sdft_ray.store.store import Store
 
     return Store(store_url(given, resources))
+
+
+def check_extra(name: str, module: str) -> None:
+    """Raise `UserError` if `module`, which the optional dependencies `name` bring, is not installed."""
+    if find_spec(module) is None:
+        raise UserError(f"this command needs {module}, which is not installed", f"pip install 'sdft_ray[{name}]'")
 
 
 def load_resources(path: Path | None) -> Resources:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sdft_ray.cli.options import JsonOpt, StoreOpt, open_store
+from sdft_ray.cli.options import JsonOpt, StoreOpt, check_extra, open_store
 from sdft_ray.errors import ServeError
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def serve(
     """Serve models with an OpenAI-compatible API, and a web page to compare them. Ctrl-C shuts down gracefully."""
     import tempfile
     import time
+
+    check_extra("serve", "fastapi")
 
     from sdft_ray.cli.render import print_service
     from sdft_ray.recipe.resources import Resources
@@ -225,6 +227,7 @@ def bench_serve(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure the speed of served models on the same prompts, and whether their answers are equal."""
+    check_extra("serve", "aiohttp")
     from sdft_ray.cli.render import print_comparison
     from sdft_ray.serving.compare import PROMPTS, compare, read_prompts
 
