@@ -88,8 +88,8 @@ def _why(state: State, store: Store) -> str:
         return f"waits for the {state.waits}"
     if state.status == "done":
         assert state.manifest is not None
-        made = f"made {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
-        return made + _outcome(state.step, state.manifest.summary)
+        created = f"made {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
+        return created + _outcome(state.step, state.manifest.summary)
     near = nearest(state, store)
     if near is None:
         return "never made"

@@ -14,8 +14,8 @@ from sdft_ray.store import files
 
 def run(job: StageContext, recipe: Recipe) -> StageResult:
     """Light: it runs in the driver. The page shows the whole recipe, which its inputs and its slice identify."""
-    made = StageResult()
-    with UsageMeter() as meter, job.output(made) as directory:
+    result = StageResult()
+    with UsageMeter() as meter, job.output(result) as directory:
         store = job.store
         found = {step: store.manifest(address) for step, address in job.inputs.items()}
         manifests = {step: manifest for step, manifest in found.items() if manifest is not None}
@@ -23,6 +23,6 @@ def run(job: StageContext, recipe: Recipe) -> StageResult:
         gates = json.loads(Path(place).read_text(encoding="utf-8")) if place else []
         data = gather(recipe, store, recipe.name, manifests, gates=gates)
         (directory / files.REPORT).write_text(render(data), encoding="utf-8")
-        made.summary = {"gates": gates}
-    made.usage = meter.usage()
-    return made
+        result.summary = {"gates": gates}
+    result.usage = meter.usage()
+    return result

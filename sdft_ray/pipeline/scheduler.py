@@ -113,17 +113,19 @@ class GraphRun:
             started = time.monotonic()
             try:
                 if STAGES[state.step.stage].module:
-                    made = runner(state.step.stage)(job)
+                    stage_result = runner(state.step.stage)(job)
                 else:
-                    made = run_report(job, self.recipe)
+                    stage_result = run_report(job, self.recipe)
             except Exception:
                 done = self.store.manifest(state.address)
                 if done is None:
                     raise
                 return done  # a driver on another machine has committed this step and dropped its work directory
             # What a user waits for: start of the workers included.
-            usage = replace(made.usage, wall_s=time.monotonic() - started)
-            return self.store.commit(self._manifest(state, inputs, made.files, usage, made.summary), made.superseded)
+            usage = replace(stage_result.usage, wall_s=time.monotonic() - started)
+            return self.store.commit(
+                self._manifest(state, inputs, stage_result.files, usage, stage_result.summary), stage_result.superseded
+            )
 
     def _manifest(
         self, state: State, inputs: dict[str, str], files: Any, usage: Usage, summary: dict[str, Any]

@@ -234,6 +234,6 @@ def _scored(scores: Mapping[str, Scores], name: str, tuned: Collection[str]) -> 
 def _shared(walks: Sequence[GraphRun]) -> Shared:
     wanted = [walk.states[name] for walk in walks for name in walk.steps_wanted()]
     manifests = {state.address: state.manifest for state in wanted if state.manifest is not None}
-    made = {walk.states[name].address for walk in walks for name in walk.executed}
+    executed = {walk.states[name].address for walk in walks for name in walk.executed}
     wall_s = sum(manifest.usage.wall_s for manifest in manifests.values())
-    return Shared(len(walks), len(wanted), len(manifests), len(made), wall_s)
+    return Shared(len(walks), len(wanted), len(manifests), len(executed), wall_s)

@@ -66,15 +66,15 @@ class SignalDocuments:
 
 def signal_documents(job: StageContext) -> SignalDocuments:
     """Documents whose signals are in place in the work directory. Raises `DataError` if no row has signals."""
-    made, samples = _documents(job)
+    encoded, samples = _documents(job)
     if not samples:
         raise DataError(
-            f"arm {job.step.label} reads cached signals and no row has any: {made.counts['without']}",
+            f"arm {job.step.label} reads cached signals and no row has any: {encoded.counts['without']}",
             "see why in the summary of select; raise generate.num_samples or max_tokens, or leave the arm out",
         )
-    lengths = [0] * len(made.documents)
+    lengths = [0] * len(encoded.documents)
     for place in samples.values():
-        document = made.documents[place]
+        document = encoded.documents[place]
         assert document is not None, "a row with signals is trained on"
         lengths[place] = sum(document.loss_mask)
     folder = job.work() / _FOLDER
@@ -82,7 +82,7 @@ def signal_documents(job: StageContext) -> SignalDocuments:
         shutil.rmtree(old, ignore_errors=True)
     _write_signals(job, folder.with_suffix(".partial"), samples, lengths)
     folder.with_suffix(".partial").rename(folder)
-    return made
+    return encoded
 
 
 def _objective(job: StageContext) -> Objective:
@@ -98,7 +98,7 @@ def _documents(job: StageContext) -> tuple[SignalDocuments, dict[_Place, int]]:
     asked = train_view(job.step)
     chat = ChatFormat(load_tokenizer(job.model("pruned")))
     answers = Answers(job.input("generate"), ["sample_index", "response_ids"])
-    made = Documents()
+    encoded = Documents()
     example_ids: list[str] = []
     samples: dict[_Place, int] = {}
     without: Counter[str] = Counter()
@@ -110,17 +110,17 @@ def _documents(job: StageContext) -> tuple[SignalDocuments, dict[_Place, int]]:
         example_ids.append(row["example_id"])
         document, why = _sampled_document(chat, row, sample, asked.max_seq_len)
         if sample is not None and document is not None:
-            samples[row["example_id"], sample["sample_index"]] = len(made.documents)
-            made.documents.append(document)
+            samples[row["example_id"], sample["sample_index"]] = len(encoded.documents)
+            encoded.documents.append(document)
             continue
         without[why] += 1
         if _objective(job).cross_entropy:
-            add_document(made, chat, (row["instruction"], row["response"]), asked.max_seq_len, asked.long_examples)
+            add_document(encoded, chat, (row["instruction"], row["response"]), asked.max_seq_len, asked.long_examples)
         else:
-            made.documents.append(None)
+            encoded.documents.append(None)
     left_out = 0 if _objective(job).cross_entropy else without.total()
     counts = {"num_rows": len(samples), "without": dict(without.most_common()), "num_left_out": left_out}
-    return SignalDocuments(made.documents, example_ids, counts, len(made.dropped), len(made.cut)), samples
+    return SignalDocuments(encoded.documents, example_ids, counts, len(encoded.dropped), len(encoded.cut)), samples
 
 
 def _trained_on(job: StageContext) -> frozenset[str]:

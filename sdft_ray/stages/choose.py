@@ -16,21 +16,21 @@ from sdft_ray.training.trials import Outcome, best_trial
 
 def run(job: StageContext) -> StageResult:
     """Compare what the trials' manifests say. Light: it runs in the driver. Raises `DivergenceError`."""
-    made = StageResult()
-    with UsageMeter() as meter, job.output(made) as directory:
+    result = StageResult()
+    with UsageMeter() as meter, job.output(result) as directory:
         asked = job.slice["trials"]
         found = {f"trial_{i}": _summary(job, f"trial_{i}") for i in range(1, len(asked) + 1)}
         outcomes = [_outcome(trial, summary) for trial, summary in zip(asked, found.values(), strict=True)]
         chosen = list(found)[best_trial(outcomes)]
-        made.summary = {
+        result.summary = {
             "chosen": chosen,
             "trials": dict(zip(found, map(asdict, outcomes), strict=True)),
             "num_held_out_rows": found[chosen]["num_held_out_rows"],
             "num_held_out_tokens": found[chosen]["num_held_out_tokens"],
         }
-        (directory / files.CHOICE).write_text(json.dumps(made.summary), encoding="utf-8")
-    made.usage = meter.usage()
-    return made
+        (directory / files.CHOICE).write_text(json.dumps(result.summary), encoding="utf-8")
+    result.usage = meter.usage()
+    return result
 
 
 def _summary(job: StageContext, role: str) -> dict[str, Any]:

@@ -40,22 +40,22 @@ class Harness:
 
     def run(self, job: StageContext, engines: list[Any]) -> StageResult:
         """Evaluate the model of a job by engines that answer."""
-        made = StageResult()
+        output = StageResult()
         with UsageMeter(gpus=job.resources.evaluate.gpus * len(engines)) as meter:
             pool = EngineClient(job, engines, job.work() / _ANSWERS)
-            evaluate_model(job, job.model("model"), pool, made)
+            evaluate_model(job, job.model("model"), pool, output)
         usage = meter.usage()
-        made.usage = replace(usage, peak_rss_bytes=usage.peak_rss_bytes + pool.peak_rss_bytes * len(engines))
-        made.summary["num_reused"] = pool.num_reused
-        return made
+        output.usage = replace(usage, peak_rss_bytes=usage.peak_rss_bytes + pool.peak_rss_bytes * len(engines))
+        output.summary["num_reused"] = pool.num_reused
+        return output
 
 
-def evaluate_model(job: StageContext, model_dir: Path, ask: Ask, made: StageResult) -> None:
-    """Ask the recipe's tasks of the model that answers; scores, items and their summary go into `made`."""
+def evaluate_model(job: StageContext, model_dir: Path, ask: Ask, output: StageResult) -> None:
+    """Ask the recipe's tasks of the model that answers; scores, items and their summary go into `output`."""
     from sdft_ray.evaluation.harness import evaluate
     from sdft_ray.evaluation.items import ITEMS
 
-    with job.output(made) as directory:
+    with job.output(output) as directory:
         on_items: Callable[[int, int], None] = lambda done, total: job.progress(done, total, "items")  # noqa: E731
         result = evaluate(
             model_dir, eval_config(job), ask, on_items, max_length=job.resources.evaluate.max_model_tokens
@@ -63,7 +63,7 @@ def evaluate_model(job: StageContext, model_dir: Path, ask: Ask, made: StageResu
         scores = result.scores
         (directory / files.SCORES).write_text(json.dumps(scores.to_json()), encoding="utf-8")
         pq.write_table(pa.Table.from_pylist(result.items, schema=ITEMS), directory / files.ITEMS, compression="zstd")
-        made.summary = {
+        output.summary = {
             "scores": {
                 name: {"value": score.value, "stderr": score.stderr, "n": score.n, "metric": score.metric}
                 for name, score in scores.tasks.items()

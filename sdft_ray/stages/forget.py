@@ -32,14 +32,14 @@ def run(job: StageContext) -> StageResult:
 def _forget(job: StageContext) -> StageResult:
     from sdft_ray.evaluation.shift import mean_nll
 
-    made = StageResult()
-    with UsageMeter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
+    result = StageResult()
+    with UsageMeter(gpus=job.resources.gap.gpus) as meter, job.output(result) as directory:
         num_kept, texts = _texts(job)
         documents = [document for text in texts.values() for document in text.values()]
         nlls = iter(scored(job, "model", documents, lambda done, total: job.progress(done, total, "texts")))
         found = {text: {name: next(nlls) for name in named} for text, named in texts.items()}
         figures = {text: mean_nll(list(rows.values())) for text, rows in found.items()}
-        made.summary = {
+        result.summary = {
             "num_kept": num_kept,
             "held_out": bool(job.slice.get("held_out")),
             "num_rows": {text: len(rows) for text, rows in found.items()},
@@ -47,9 +47,9 @@ def _forget(job: StageContext) -> StageResult:
             "nll": {text: {"value": mean.value, "stderr": mean.stderr} for text, mean in figures.items()},
         }
         rows = {text: {name: row._asdict() for name, row in rows.items()} for text, rows in found.items()}
-        (directory / files.FORGET).write_text(json.dumps({**made.summary, "rows": rows}), encoding="utf-8")
-    made.usage = meter.usage(sum(len(document.ids) for document in documents))
-    return made
+        (directory / files.FORGET).write_text(json.dumps({**result.summary, "rows": rows}), encoding="utf-8")
+    result.usage = meter.usage(sum(len(document.ids) for document in documents))
+    return result
 
 
 def _texts(job: StageContext) -> tuple[int, dict[str, Named]]:

@@ -31,18 +31,18 @@ def _gap(job: StageContext) -> StageResult:
     from sdft_ray.evaluation.correction import changes, correction_verdict
     from sdft_ray.evaluation.shift import shift, verdict
 
-    made = StageResult()
-    with UsageMeter(gpus=job.resources.gap.gpus) as meter, job.output(made) as directory:
+    result = StageResult()
+    with UsageMeter(gpus=job.resources.gap.gpus) as meter, job.output(result) as directory:
         # For a corrected teacher the slice names held-out rows: the others it has simply seen.
         num_kept, rows = distilled_rows(job, view(Gap, {k: v for k, v in job.slice.items() if k != "held_out"}))
         chat = job.teacher.chat
         documents = [document for text in text_documents(chat, rows).values() for document in text]
         nll = {model: _nll(job, model, documents) for model in _models(job)} if rows else {}
         figures = shift(nll)
-        made.summary = {"num_kept": num_kept, **plain(figures), "verdict": verdict(figures)}
+        result.summary = {"num_kept": num_kept, **plain(figures), "verdict": verdict(figures)}
         if job.step.subject:
             moved = changes(nll)
-            made.summary |= {
+            result.summary |= {
                 "changes": {text: plain(change) for text, change in moved.items()},
                 "verdict": correction_verdict(moved),
             }
@@ -53,9 +53,9 @@ def _gap(job: StageContext) -> StageResult:
             }
             for i, row in enumerate(rows)
         ]
-        (directory / files.GAP).write_text(json.dumps({**made.summary, "rows": per_row}), encoding="utf-8")
-    made.usage = meter.usage(len(nll) * sum(len(document.ids) for document in documents))
-    return made
+        (directory / files.GAP).write_text(json.dumps({**result.summary, "rows": per_row}), encoding="utf-8")
+    result.usage = meter.usage(len(nll) * sum(len(document.ids) for document in documents))
+    return result
 
 
 def _models(job: StageContext) -> tuple[str, str]:

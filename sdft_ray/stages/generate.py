@@ -51,7 +51,7 @@ _ACTIVE_S = 60.0
 
 def run(job: StageContext) -> StageResult:
     """Answer every row that no earlier run has answered, then store all answers."""
-    made = StageResult()
+    result = StageResult()
     identity = _cache_identity(job)
     cache_id = fingerprint(identity)[:16]
     with UsageMeter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
@@ -66,16 +66,18 @@ def run(job: StageContext) -> StageResult:
             ledger.place(("parts", tuple(receipt["parts"])), chunks.pop(receipt["chunk"]))
             tally.add(receipt)
         assert not chunks, "every chunk comes back once"
-        with job.output(made) as directory:
+        with job.output(result) as directory:
             counts = _write(job, cache, ledger, directory)
             shutil.copy(tally.log, directory / files.PROGRESS)
     usage = meter.usage(tally.response_tokens)
-    made.usage = Usage(usage.wall_s, usage.device_s, usage.peak_rss_bytes + tally.peak_rss_bytes, tally.response_tokens)
-    made.superseded = [
+    result.usage = Usage(
+        usage.wall_s, usage.device_s, usage.peak_rss_bytes + tally.peak_rss_bytes, tally.response_tokens
+    )
+    result.superseded = [
         f"rows/{cache_id}/{part}" for kind, *where in ledger.sources() if kind == "parts" for part in where[0]
     ]
-    made.summary = {"row_cache": cache_id, "damaged_parts": damaged, **tally.summary(), **counts}
-    return made
+    result.summary = {"row_cache": cache_id, "damaged_parts": damaged, **tally.summary(), **counts}
+    return result
 
 
 def _cache_identity(job: StageContext) -> dict[str, Any]:

@@ -86,14 +86,14 @@ class StageContext:
         return self.store.work(self.address)
 
     @contextlib.contextmanager
-    def output(self, made: StageResult) -> Iterator[Path]:
-        """An empty directory to fill; when the block ends well its files are placed and listed in `made`."""
+    def output(self, result: StageResult) -> Iterator[Path]:
+        """An empty directory to fill; when the block ends well its files are placed and listed in `result`."""
         store = self.store
         directory = store.work(self.address) / f"output-{self.driver}"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         yield directory
-        made.files.update(store.place(self.address, directory))
+        result.files.update(store.place(self.address, directory))
 
 
 @dataclass

@@ -23,9 +23,9 @@ def run(job: StageContext) -> StageResult:
 def _likeness(job: StageContext) -> StageResult:
     from sdft_ray.evaluation.similarity import answer_pairs, likeness, load_embedder
 
-    settings, made, source = job.resources.gap, StageResult(), job.places.embedding
+    settings, result, source = job.resources.gap, StageResult(), job.places.embedding
     assert source is not None, "a step of likeness has an embedding model"
-    with UsageMeter(gpus=settings.gpus) as meter, job.output(made) as directory:
+    with UsageMeter(gpus=settings.gpus) as meter, job.output(result) as directory:
         pairs = answer_pairs(_answers(job, "teacher_answers"), _answers(job, "answers"))
         embedder = load_embedder(source.fetch(), "cuda" if settings.gpus else "cpu")
         found, values = likeness(
@@ -34,14 +34,14 @@ def _likeness(job: StageContext) -> StageResult:
             batch_tokens=settings.batch_tokens,
             on_batch=lambda done, total: job.progress(done, total, "answers"),
         )
-        made.summary = plain(found)
+        result.summary = plain(found)
         items = [
             {"task": pair.task, "item": pair.item, "similarity": value}
             for pair, value in zip(pairs, values, strict=True)
         ]
-        (directory / files.LIKENESS).write_text(json.dumps({**made.summary, "items": items}), encoding="utf-8")
-    made.usage = meter.usage()
-    return made
+        (directory / files.LIKENESS).write_text(json.dumps({**result.summary, "items": items}), encoding="utf-8")
+    result.usage = meter.usage()
+    return result
 
 
 def _answers(job: StageContext, role: str) -> list[dict[str, str]]:

@@ -33,16 +33,16 @@ def _stored(job: StageContext, shards: Sequence[tuple[Parts, Usage]]) -> StageRe
     """What the shards saw, put together."""
     parts = [part for part, _ in shards]
     scores = reduce(add, [DepthMoments.from_json(part[files.DEPTH_SCORES].decode()) for part in parts]).scores()
-    made = StageResult(usage=merge_usage([usage for _, usage in shards]))
-    made.summary = {"num_sequences": scores.num_sequences, "num_tokens": scores.num_tokens}
-    with job.output(made) as directory:
+    result = StageResult(usage=merge_usage([usage for _, usage in shards]))
+    result.summary = {"num_sequences": scores.num_sequences, "num_tokens": scores.num_tokens}
+    with job.output(result) as directory:
         (directory / files.DEPTH_SCORES).write_text(scores.to_json(), encoding="utf-8")
         if job.slice.get("channels"):
             (directory / files.WIDTH_MOMENTS).write_bytes(_channels([part[files.WIDTH_MOMENTS] for part in parts]))
         if "drops" in job.slice:
             text = _losses([part[files.DROP_LOSSES].decode() for part in parts])
             (directory / files.DROP_LOSSES).write_text(text, encoding="utf-8")
-    return made
+    return result
 
 
 def read_scores(job: StageContext, role: str = "measure") -> DepthScores:

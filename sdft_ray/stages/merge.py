@@ -17,12 +17,12 @@ def _merge(job: StageContext) -> StageResult:
     from sdft_ray.models.loading import check_finite
     from sdft_ray.training.merge import merge_checkpoints
 
-    made = StageResult()
+    result = StageResult()
     kind, t = job.slice["kind"], job.slice["t"]
-    with UsageMeter() as meter, job.output(made) as directory:
+    with UsageMeter() as meter, job.output(result) as directory:
         merge_checkpoints(job.input("first"), job.input("second"), directory, t, kind)
         check_finite(directory)
         arms = [StepName.parse(job.step.inputs[role]).subject for role in ("first", "second")]  # names are for people
-        made.summary = {"arms": arms, "kind": kind, "t": t}
-    made.usage = meter.usage()
-    return made
+        result.summary = {"arms": arms, "kind": kind, "t": t}
+    result.usage = meter.usage()
+    return result

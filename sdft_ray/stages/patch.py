@@ -54,21 +54,21 @@ def _patched(job: StageContext, parts: list[Any]) -> StageResult:
     from sdft_ray.models.loading import check_finite
     from sdft_ray.models.replace import write_with
 
-    made, ridge = StageResult(), view(Patch, {k: v for k, v in job.slice.items() if k != "max_tokens"}).ridge
+    result, ridge = StageResult(), view(Patch, {k: v for k, v in job.slice.items() if k != "max_tokens"}).ridge
     shards: list[tuple[bytes, Usage]] = ray.get(parts)
-    with UsageMeter(gpus=job.resources.measure.gpus) as meter, job.output(made) as directory:
+    with UsageMeter(gpus=job.resources.measure.gpus) as meter, job.output(result) as directory:
         moments = reduce(add, [PatchMoments.from_bytes(content) for content, _ in shards])
         patches = moments.fit(ridge)
         pruned = job.input("pruned")
         tensors = patched_tensors(Checkpoint.open(pruned), patches)
         write_with(pruned, directory, tensors, max_shard_bytes=job.resources.max_shard_bytes)
         check_finite(directory)
-        made.summary = {
+        result.summary = {
             "num_tokens": moments.num_tokens,
             "residuals": [[patch.block, patch.residual_before, patch.residual_after] for patch in patches],
         }
-    made.usage = merge_usage([meter.usage(), *(usage for _, usage in shards)])
-    return made
+    result.usage = merge_usage([meter.usage(), *(usage for _, usage in shards)])
+    return result
 
 
 def _plan(job: StageContext) -> PruningPlan:

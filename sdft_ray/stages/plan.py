@@ -18,8 +18,8 @@ from sdft_ray.store import files
 
 def run(job: StageContext) -> StageResult:
     """Choose within the budget and store the plan. Light: it runs in the driver."""
-    made = StageResult()
-    with UsageMeter() as meter, job.output(made) as directory:
+    result = StageResult()
+    with UsageMeter() as meter, job.output(result) as directory:
         config = start_config(job)
         depth, width = amounts(job)
         plan = choose_blocks(depth, config, _scores(job, depth))
@@ -30,9 +30,9 @@ def run(job: StageContext) -> StageResult:
         if width is not None:
             plan = replace(plan, channels=_channels(job, width, config, plan.keep_blocks))
         (directory / files.PLAN).write_text(plan.to_json(), encoding="utf-8")
-        made.summary = {"plan": plan.identity(), "widths": _widths(plan, config)}
-    made.usage = meter.usage()
-    return made
+        result.summary = {"plan": plan.identity(), "widths": _widths(plan, config)}
+    result.usage = meter.usage()
+    return result
 
 
 def _scores(job: StageContext, depth: Depth) -> BlockScores | DropLosses | None:

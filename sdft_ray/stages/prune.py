@@ -22,8 +22,8 @@ def _prune(job: StageContext) -> StageResult:
     from sdft_ray.models.size import size_of
     from sdft_ray.models.surgery import prune_checkpoint
 
-    made = StageResult()
-    with UsageMeter() as meter, job.output(made) as directory:
+    result = StageResult()
+    with UsageMeter() as meter, job.output(result) as directory:
         plan = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))
         job.progress(0, len(plan.keep_blocks), "blocks")
         start = job.model("start")
@@ -36,6 +36,6 @@ def _prune(job: StageContext) -> StageResult:
         job.progress(len(plan.keep_blocks), len(plan.keep_blocks), "blocks")
         # Sizes are told beside the teacher's, whatever was pruned before.
         configs = {"teacher": Checkpoint.open(job.model("teacher")).config, "pruned": checkpoint.config}
-        made.summary = {"sizes": {model: dataclasses.asdict(size_of(config)) for model, config in configs.items()}}
-    made.usage = meter.usage()
-    return made
+        result.summary = {"sizes": {model: dataclasses.asdict(size_of(config)) for model, config in configs.items()}}
+    result.usage = meter.usage()
+    return result

@@ -43,8 +43,8 @@ def _rate(job: StageContext) -> StageResult:
         job.progress(len(tried), 0, "models measured")
         return enough
 
-    made = StageResult()
-    with UsageMeter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
+    result = StageResult()
+    with UsageMeter(gpus=job.resources.speed.gpus) as meter, job.output(result) as directory:
         allowed = path(asked.depth, asked.width, config, dtype=job.teacher.dtype)
         chosen = first_that_meets(
             allowed,
@@ -57,9 +57,9 @@ def _rate(job: StageContext) -> StageResult:
         depth, width = chosen.amounts(asked.depth, asked.width, config)
         content = {"depth": depth.model_dump(mode="json"), "width": width and width.model_dump(mode="json")}
         (directory / files.AMOUNTS).write_text(json.dumps(content), encoding="utf-8")
-        made.summary = {"chosen": describe(chosen), "tried": tried}
-    made.usage = meter.usage()
-    return made
+        result.summary = {"chosen": describe(chosen), "tried": tried}
+    result.usage = meter.usage()
+    return result
 
 
 def _decoding(job: StageContext, config: dict[str, object]) -> tuple[float, float]:

@@ -67,9 +67,9 @@ def make(job: StageContext) -> StageResult:
 
     Raises `DataError`, and `EvaluationError` for tasks that cannot be had.
     """
-    made = StageResult()
+    result = StageResult()
     families: Counter[str] = Counter()
-    with UsageMeter() as meter, job.output(made) as directory:
+    with UsageMeter() as meter, job.output(result) as directory:
         sieve = _Sieve(job) if job.step.stage == "seed" else None
         with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA, write_statistics=False) as writer:
             for table in _tables(job):
@@ -79,10 +79,10 @@ def make(job: StageContext) -> StageResult:
                 families.update(kept["family"].to_pylist())
                 job.progress(families.total(), 0, "rows")
         if sieve:
-            made.summary["decontamination"] = sieve.summary()
-        made.summary |= {"num_rows": families.total(), "families": dict(sorted(families.items()))}
-    made.usage = meter.usage()
-    return made
+            result.summary["decontamination"] = sieve.summary()
+        result.summary |= {"num_rows": families.total(), "families": dict(sorted(families.items()))}
+    result.usage = meter.usage()
+    return result
 
 
 class _Sieve:

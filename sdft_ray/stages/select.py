@@ -28,10 +28,10 @@ def run(job: StageContext) -> StageResult:
 
 def _select(job: StageContext) -> StageResult:
     """One pass over three files in the same order, a row group in memory at a time."""
-    made = StageResult()
+    result = StageResult()
     reasons: Counter[str] = Counter()
     sources: Counter[str] = Counter()
-    with UsageMeter() as meter, job.output(made) as directory:
+    with UsageMeter() as meter, job.output(result) as directory:
         seed = pq.ParquetFile(job.input("seed") / files.ROWS)
         answers = Answers(job.input("generate"))
         fits = _fitting(job)
@@ -44,13 +44,13 @@ def _select(job: StageContext) -> StageResult:
                 writer.write_table(pa.Table.from_pylist(chosen, schema=SELECTED_SCHEMA))
                 job.progress(reasons.total(), total, "rows")
         answers.check_end()
-        made.summary = {
+        result.summary = {
             "num_rows": total,
             "reasons": dict(reasons.most_common()),
             "kept_distilled": sources["distilled"],
         }
-    made.usage = meter.usage()
-    return made
+    result.usage = meter.usage()
+    return result
 
 
 class Answers:

@@ -1,6 +1,6 @@
 """What every stage is, in one table: version, module, workers, disk space, and how its output counts downstream.
 
-A new stage takes an entry here, its steps in `stages.graph`, and a file of its own with `run(job) -> Made`. Everything
+A new stage takes an entry here, its steps in `stages.graph`, and a file of its own with `run(job) -> StageResult`. Everything
 that treats stages alike (graph, scheduler, preflight, explain) reads this table. It needs neither Ray nor torch.
 """
 

@@ -28,16 +28,16 @@ def run(job: StageContext) -> StageResult:
 
 
 def _speed(job: StageContext) -> StageResult:
-    made = StageResult()
-    with UsageMeter(gpus=job.resources.speed.gpus) as meter, job.output(made) as directory:
+    result = StageResult()
+    with UsageMeter(gpus=job.resources.speed.gpus) as meter, job.output(result) as directory:
         models = {"teacher": job.model("teacher"), "pruned": job.input("pruned")}
         asked = view(Speed, job.slice)
         figures = speeds(job, models, asked, asked.batches, lambda done, total: job.progress(done, total, "rounds"))
         plain = {model: asdict(figure) for model, figure in figures.items()}
         (directory / files.SPEED).write_text(json.dumps(plain), encoding="utf-8")
-        made.summary = {"speed": plain}
-    made.usage = meter.usage()
-    return made
+        result.summary = {"speed": plain}
+    result.usage = meter.usage()
+    return result
 
 
 def speeds(

@@ -64,11 +64,11 @@ def run(job: StageContext) -> StageResult:
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
     )
-    made = trainer.fit().return_value
-    if isinstance(made, UserError):
-        raise made
-    assert isinstance(made, StageResult), "rank 0 returns what it placed"
-    return made
+    result = trainer.fit().return_value
+    if isinstance(result, UserError):
+        raise result
+    assert isinstance(result, StageResult), "rank 0 returns what it placed"
+    return result
 
 
 def _worker(config: dict[str, Any]) -> StageResult | UserError:
@@ -88,7 +88,7 @@ def _train(job: StageContext) -> StageResult:
     settings = job.resources.train
     context = ray.train.get_context()
     is_first, world_size = context.get_world_rank() == 0, context.get_world_size()
-    made = StageResult()
+    result = StageResult()
     with UsageMeter(gpus=settings.gpus) as meter, ExitStack() as stack:
         data = training_rows(job)
         plan = _plan(job, data.rows.num_rows)
@@ -135,14 +135,14 @@ def _train(job: StageContext) -> StageResult:
                 raise
             outcome = {"diverged": error.message}  # the other trials of its arm go on
         if is_first:
-            _place(job, made, None if "diverged" in outcome else model, history)
+            _place(job, result, None if "diverged" in outcome else model, history)
         if trackers is not None:
             notes += [f"tracking by {name} was given up: {why}" for name, why in trackers.failures.items()]
     usage = meter.usage(sum(record["num_tokens"] for record in history))
     # Ranks hold the same model, or equal shares, and split each step evenly, so rank 0 speaks for all.
     peak = usage.peak_rss_bytes * world_size
-    made.usage = Usage(usage.wall_s, usage.device_s * world_size, peak, usage.num_tokens)
-    made.summary = {
+    result.usage = Usage(usage.wall_s, usage.device_s * world_size, peak, usage.num_tokens)
+    result.summary = {
         "num_steps": plan.num_steps,
         "num_rows": data.rows.num_rows,
         **data.counts,
@@ -153,15 +153,15 @@ def _train(job: StageContext) -> StageResult:
         "node": node_id(),
         **outcome,
     }
-    return made
+    return result
 
 
-def _place(job: StageContext, made: StageResult, model: Any, history: list[dict[str, Any]]) -> None:
+def _place(job: StageContext, result: StageResult, model: Any, history: list[dict[str, Any]]) -> None:
     """Write the student, where there is one, and how it was trained."""
     from sdft_ray.training.export import save_student
     from sdft_ray.training.lora import merged
 
-    with job.output(made) as directory:
+    with job.output(result) as directory:
         if model is not None:
             save_student(merged(model), job.model("pruned"), directory, dtype=job.teacher.dtype)
         text = "".join(json.dumps(record) + "\n" for record in history)

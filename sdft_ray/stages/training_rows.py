@@ -46,8 +46,8 @@ def training_rows(job: StageContext, *, held_out: bool = False) -> TrainingRows:
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             if trial_view(job.step).objective.cached and not held_out:
-                made = signal_documents(job)
-                documents, ids, counts = made.documents, made.example_ids, _with_signals(made)
+                encoded = signal_documents(job)
+                documents, ids, counts = encoded.documents, encoded.example_ids, _with_signals(encoded)
             else:
                 documents, ids, counts = _documents(job, held_out=held_out)
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string())}), _ids(path))
@@ -82,10 +82,10 @@ def _documents(job: StageContext, *, held_out: bool) -> tuple[list[Document | No
         table = table.filter(pa.array([name in chosen for name in ids]))
     chat = ChatFormat(load_tokenizer(job.model("pruned")))
     conversations = zip(table["instruction"].to_pylist(), table[response].to_pylist(), strict=True)
-    made = training_documents(chat, conversations, asked.max_seq_len, asked.long_examples)
-    counts = {"num_dropped": len(made.dropped), "num_cut": len(made.cut)}
-    return made.documents, table["example_id"].to_pylist(), counts
+    encoded = training_documents(chat, conversations, asked.max_seq_len, asked.long_examples)
+    counts = {"num_dropped": len(encoded.dropped), "num_cut": len(encoded.cut)}
+    return encoded.documents, table["example_id"].to_pylist(), counts
 
 
-def _with_signals(made: SignalDocuments) -> dict[str, Any]:
-    return {"num_dropped": made.num_dropped, "num_cut": made.num_cut, "signals": made.counts}
+def _with_signals(encoded: SignalDocuments) -> dict[str, Any]:
+    return {"num_dropped": encoded.num_dropped, "num_cut": encoded.num_cut, "signals": encoded.counts}

@@ -27,7 +27,7 @@ def _why(job: StageContext) -> StageResult:
     from sdft_ray.models.surgery import drop_blocks
 
     prepare_process()
-    made, start, removed = StageResult(), job.model("start"), set(job.slice["blocks"])
+    result, start, removed = StageResult(), job.model("start"), set(job.slice["blocks"])
     with (
         UsageMeter(gpus=job.resources.evaluate.gpus) as meter,
         tempfile.TemporaryDirectory(prefix="sdft-why-") as folder,
@@ -36,8 +36,8 @@ def _why(job: StageContext) -> StageResult:
         drop_blocks(start, Path(folder), keep, max_shard_bytes=job.resources.max_shard_bytes)
         sampler = open_sampler(job, Path(folder))
         try:
-            evaluate_model(job, Path(folder), partial(answers, sampler), made)
+            evaluate_model(job, Path(folder), partial(answers, sampler), result)
         finally:
             sampler.close()
-    made.usage = meter.usage()
-    return made
+    result.usage = meter.usage()
+    return result

@@ -164,7 +164,6 @@ def test_links_lead_somewhere(page: str) -> None:
             continue
         path, _, anchor = target.partition("#")
         file = (ROOT / page).parent / path if path else ROOT / page
-        name = file.resolve().relative_to(ROOT).as_posix()
         assert file.exists(), (page, target)
         if anchor:
             assert anchor in anchors(file.read_text(encoding="utf-8")), (page, target)
