@@ -1,7 +1,8 @@
 """What every stage is, in one table: version, module, workers, disk space, and how its output counts downstream.
 
-A new stage takes an entry here, its steps in `stages.graph`, and a file of its own with `run(job) -> StageResult`. Everything
-that treats stages alike (graph, scheduler, preflight, explain) reads this table. It needs neither Ray nor torch.
+A new stage takes an entry here, its steps in `stages.graph`, and a file of its own with
+`run(job) -> StageResult`. Everything that treats stages alike (graph, scheduler, preflight, explain) reads this table.
+It needs neither Ray nor torch.
 """
 
 from __future__ import annotations
