@@ -151,7 +151,8 @@ class Store:
         """The stable work directory of a step: it is made when missing and kept until the commit."""
         base = Path(self._root) if self.is_local else self._scratch()
         directory = base / "work" / address
-        directory.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # raised too when another driver removes it at this moment
+            directory.mkdir(parents=True, exist_ok=True)
         return directory
 
     def url_of(self, relative: str) -> str:
@@ -223,8 +224,9 @@ class Store:
         if won:
             self.discard(superseded)
         shutil.rmtree(self.work(address), ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(f"{self._root}/work/{address}", recursive=True)
+        if not self.is_local:  # there `work` was a copy on this machine
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(f"{self._root}/work/{address}", recursive=True)
         return committed
 
     def _commit_local(self, manifest: Manifest) -> bool:
@@ -240,7 +242,7 @@ class Store:
             write_file(own / MANIFEST, manifest.to_json())
             target.parent.mkdir(parents=True, exist_ok=True)
             return _take_place(own, target)
-        except FileNotFoundError:  # the driver that was first has dropped the work directory
+        except (FileNotFoundError, FileExistsError):  # the driver that was first drops the work directory just now
             return False
 
     def _commit_remote(self, manifest: Manifest) -> bool:
@@ -262,10 +264,13 @@ class Store:
 
         Raises `FileNotFoundError` when they are gone.
         """
-        found = list(self.work(address).glob(f"placed-{_folder_of(files)}-*"))
-        if not found:
+        by_age: dict[int, Path] = {}
+        for path in self.work(address).glob(f"placed-{_folder_of(files)}-*"):
+            with contextlib.suppress(FileNotFoundError):  # another driver has just taken it
+                by_age[path.stat().st_mtime_ns] = path
+        if not by_age:
             raise FileNotFoundError(f"nothing is staged for {address}")
-        return max(found, key=lambda path: path.stat().st_mtime_ns)
+        return by_age[max(by_age)]
 
     def unfinished(self) -> list[str]:
         """Folders below the root with files of no artifact: their step runs now, or its driver was killed.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sdft_ray.pipeline.scheduler import GraphRun
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import steps
 from sdft_ray.store.manifest import Manifest
@@ -34,9 +35,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}-two-drivers"
 
 
-def _run(folder: Path, url: str, on_progress: Callable[[], Any]) -> Manifest:
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """Written once, before there are two drivers."""
+    make_model(tmp_path / "teacher", "llama")
+    return make_recipe(tmp_path, tmp_path / "teacher")
+
+
+def _run(recipe: Recipe, url: str, on_progress: Callable[[], Any]) -> Manifest:
     """One driver's step; `on_progress` is called when its rows are written and not yet placed."""
-    recipe = make_recipe(folder, folder / "teacher")
     walk = GraphRun(recipe, Store(url), Resources(), recipe.name, steps(recipe))
     walk.refresh()
     board = SimpleNamespace(put=SimpleNamespace(remote=lambda *_: on_progress()))
@@ -51,17 +58,15 @@ def _is_sound(url: str, manifests: list[Manifest]) -> None:
     assert store.unfinished() == []
 
 
-def test_both_at_the_same_time(url: str, tmp_path: Path) -> None:
-    make_model(tmp_path / "teacher", "llama")
+def test_both_at_the_same_time(url: str, recipe: Recipe) -> None:
     both_wrote = threading.Barrier(2)
     with ThreadPoolExecutor(2, thread_name_prefix="host") as machines:
-        running = [machines.submit(_run, tmp_path, url, lambda: both_wrote.wait(60)) for _ in range(2)]
+        running = [machines.submit(_run, recipe, url, lambda: both_wrote.wait(60)) for _ in range(2)]
         _is_sound(url, [future.result(60) for future in running])
 
 
-def test_one_commits_while_the_other_still_works(url: str, tmp_path: Path) -> None:
+def test_one_commits_while_the_other_still_works(url: str, recipe: Recipe) -> None:
     """The work directory of the slower one may be gone when it goes on."""
-    make_model(tmp_path / "teacher", "llama")
     slow_wrote, quick_is_done = threading.Event(), threading.Event()
 
     def stop_half_way() -> None:
@@ -69,8 +74,8 @@ def test_one_commits_while_the_other_still_works(url: str, tmp_path: Path) -> No
         assert quick_is_done.wait(60)
 
     with ThreadPoolExecutor(2, thread_name_prefix="host") as machines:
-        slow = machines.submit(_run, tmp_path, url, stop_half_way)
+        slow = machines.submit(_run, recipe, url, stop_half_way)
         assert slow_wrote.wait(60)
-        quick = machines.submit(_run, tmp_path, url, lambda: None).result(60)
+        quick = machines.submit(_run, recipe, url, lambda: None).result(60)
         quick_is_done.set()
         _is_sound(url, [quick, slow.result(60)])
