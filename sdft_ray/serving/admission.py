@@ -97,6 +97,8 @@ class Admission:
     running: int = 0
     queued: int = 0
     _waiting: OrderedDict[str, deque[asyncio.Future[None]]] = field(default_factory=OrderedDict)
+    _waking: int = 0
+    """Requests that have a slot and will run when the event loop comes to them."""
     _recent_s: float = 1.0
 
     @asynccontextmanager
@@ -125,6 +127,8 @@ class Admission:
     async def _enter(self, client: str) -> None:
         if self.running < self.max_running:
             self.running += 1
+            if self._waking:
+                await self._after_those_that_wake()
             return
         self.check()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -132,11 +136,21 @@ class Admission:
         self.queued += 1
         try:
             await turn
+            self._waking -= 1
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
+                self._waking -= 1
                 self._leave()  # admitted at the moment of the cancellation
             else:
                 self._forget(client, turn)
+            raise
+
+    async def _after_those_that_wake(self) -> None:
+        """So that a request does not overtake one that came before it and was admitted a moment ago."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._leave()
             raise
 
     def _leave(self) -> None:
@@ -149,6 +163,7 @@ class Admission:
             self.queued -= 1
             if not turn.done():
                 turn.set_result(None)
+                self._waking += 1
                 return
         self.running -= 1
 
