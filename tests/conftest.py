@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fork_server import ForkServer, fork_server
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only get in each other's way on tiny models
@@ -29,7 +31,14 @@ REQUIRE_ALL = os.environ.get("SDFT_REQUIRE_ALL", "") not in ("", "0")
 
 
 @pytest.fixture(scope="session")
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def forks() -> Iterator[ForkServer]:
+    """What starts Ray's workers fast; see `tests/support/fork_server.py`."""
+    with fork_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def local_ray(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of three logical CPUs, which all tests of this process share, with a HOME of its own.
 
     A test that kills Ray, needs a cluster or settings of its own starts it in a process of its own.
@@ -44,6 +53,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
             # Idle workers stay, so that the next test finds torch and transformers imported. Ray keeps one per CPU.
             patch.setenv("RAY_num_workers_soft_limit", "8")
+            stack.enter_context(forks.active())
             stack.enter_context(ray_session(Resources(cpus=3, object_store_bytes=100 * 2**20)))
         yield
     assert not ray.is_initialized()

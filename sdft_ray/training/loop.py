@@ -3,7 +3,7 @@
     plan = TrainPlan(num_steps=120, rows_per_step=16, learning_rate=3e-4, precision="bf16")
     summary = train(model, rows, plan, report=lambda record: history.append(record))
 
-Under Ray Train each worker calls the same function with `parallel=Ddp()`.
+Under Ray Train each worker calls the same function with `parallel=ReplicatedParallel()`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from sdft_ray.pipeline.run import Run
 from sdft_ray.progress import parse_event
 from sdft_ray.store.store import Store
+from tests.support.fork_server import ForkServer
 from tests.support.worlds import make_world, world_data, write_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -32,8 +32,8 @@ def _command(folder: Path) -> list[str]:
     return [sys.executable, str(ROOT / "jobs/compress.py"), str(folder / "recipe.yaml"), *options]
 
 
-def _start(folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HOME": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+def _start(folder: Path, forks: ForkServer) -> subprocess.Popen[str]:
+    environment = {**forks.environment(), "HOME": str(folder)}
     command = [sys.executable, "-c", HEED_CTRL_C, *_command(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -52,12 +52,12 @@ def _until(process: subprocess.Popen[str], kind: str, stage: str) -> None:
     "signal_number",
     [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGKILL, id="kill", marks=pytest.mark.nightly)],
 )
-def test_a_stopped_run_continues(tmp_path: Path, signal_number: signal.Signals) -> None:
+def test_a_stopped_run_continues(tmp_path: Path, forks: ForkServer, signal_number: signal.Signals) -> None:
     folder = make_world(tmp_path)
     recipe = world_data(folder)
     del recipe["train"]["arms"]["sft"]
     write_recipe(folder, train=recipe["train"])
-    process = _start(folder)
+    process = _start(folder, forks)
     _until(process, "stage_finished", "prune")
     process.send_signal(signal_number)
     _, error = process.communicate(timeout=240)
@@ -71,7 +71,7 @@ def test_a_stopped_run_continues(tmp_path: Path, signal_number: signal.Signals) 
     assert all(store.damaged_files(manifest.address) == [] for manifest in store.manifests())
     assert store.runs() == []
 
-    process = _start(folder)
+    process = _start(folder, forks)
     _, error = process.communicate(timeout=480)
     assert process.returncode == 0, error
     run = Run.open(store, "tiny")

@@ -24,6 +24,7 @@ from sdft_ray.stages import generate
 from sdft_ray.stages.session import ray_session
 from sdft_ray.store import files
 from sdft_ray.store.store import Store
+from tests.support.fork_server import ForkServer
 from tests.support.generation_job import farm_rows, make_job
 from tests.support.nodes import Cluster
 from tests.support.processes import ray_processes
@@ -52,19 +53,20 @@ def _cluster() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def _in_a_fresh_process(function: Callable[..., None], *arguments: object) -> None:
+def _in_a_fresh_process(forks: ForkServer, function: Callable[..., None], *arguments: object) -> None:
     """With an environment of its own: the Ray of this process may be running."""
     with tempfile.TemporaryDirectory() as home, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HOME", home)
             patch.setenv("RAY_AUTH_MODE", "disabled")
+            patch.setenv("PYTHONPATH", forks.environment()["PYTHONPATH"])
             running = executor.submit(function, *arguments)  # starts the process
         running.result()
 
 
 @pytest.mark.nightly
-def test_the_pool_grows_when_a_node_joins_and_shrinks_at_the_end_of_the_work(tmp_path: Path) -> None:
-    _in_a_fresh_process(_grow_and_shrink, tmp_path)
+def test_the_pool_grows_when_a_node_joins_and_shrinks_at_the_end_of_the_work(tmp_path: Path, forks: ForkServer) -> None:
+    _in_a_fresh_process(forks, _grow_and_shrink, tmp_path)
 
 
 def _grow_and_shrink(folder: Path) -> None:
@@ -94,9 +96,9 @@ def _grow_and_shrink(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("cpus", [pytest.param(1, marks=NIGHTLY), 2, pytest.param(4, marks=NIGHTLY)])
-def test_no_deadlock(cpus: int, tmp_path: Path) -> None:
+def test_no_deadlock(cpus: int, tmp_path: Path, forks: ForkServer) -> None:
     """With the default share of a CPU per actor, and as many actors asked for as could never fit."""
-    _in_a_fresh_process(_generate, cpus, tmp_path)
+    _in_a_fresh_process(forks, _generate, cpus, tmp_path)
 
 
 def _generate(cpus: int, folder: Path) -> None:

@@ -28,6 +28,7 @@ from sdft_ray.stages import checkpoints, train
 from sdft_ray.stages.job import StageContext
 from sdft_ray.store import files
 from sdft_ray.training.plan import StepRecord
+from tests.support.fork_server import ForkServer
 from tests.support.processes import ray_processes
 from tests.support.training_job import ADDRESS, history, light, training_job, weights
 
@@ -55,7 +56,7 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Iterator[Future[
 
 
 @contextmanager
-def own_process(folder: Path, changes: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+def own_process(folder: Path, forks: ForkServer, changes: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
     """The step with a Ray of its own, in a process of its own; all of it has ended at the end of the block."""
     command = [sys.executable, "-m", "tests.support.training_job", str(folder), "{}", json.dumps(changes)]
     home = folder / "home"
@@ -63,7 +64,7 @@ def own_process(folder: Path, changes: dict[str, Any]) -> Iterator[subprocess.Po
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "HOME": str(home)},
+        env={**forks.environment(), "HOME": str(home)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -168,10 +169,10 @@ def assert_like_one_process(job: StageContext) -> None:
     ["bit", pytest.param("history", marks=pytest.mark.nightly), pytest.param("list", marks=pytest.mark.nightly)],
 )
 def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(
-    damage: str, tmp_path: Path, undisturbed: StageContext
+    damage: str, tmp_path: Path, forks: ForkServer, undisturbed: StageContext
 ) -> None:
     """What a damage looks like to the function that reads: tests/unit/stages/test_checkpoints.py."""
-    with own_process(tmp_path, LONG) as process:
+    with own_process(tmp_path, forks, LONG) as process:
         wait_for_checkpoints(tmp_path, 2, lambda: process.poll() is None)
         for member in [psutil.Process(process.pid), *_family(process)]:
             _kill(member)

@@ -43,7 +43,7 @@ from sdft_ray.data.packing import PackedRows
 from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.loop import TrainPlan, train
 from sdft_ray.training.losses import Teacher
-from sdft_ray.training.parallel import Ddp
+from sdft_ray.training.parallel import ReplicatedParallel
 from sdft_ray.training.state import save_state
 from tests.support.tiny import build_model
 
@@ -53,7 +53,7 @@ rows = PackedRows.load(here / "rows.arrow")
 model = build_model("llama", num_blocks=2, seed=rank)  # rank 1 starts wrong: rank 0's weights are used
 teacher = Teacher(build_model("llama", num_blocks=3, seed=7))
 save = lambda state: save_state(here / f"rank{rank}" / str(state.step), state)
-train(model, rows, plan, teacher=teacher, parallel=Ddp(), save=save)
+train(model, rows, plan, teacher=teacher, parallel=ReplicatedParallel(), save=save)
 dist.destroy_process_group()
 """
 
