@@ -84,13 +84,13 @@ def test_a_killed_actor_costs_no_row(seed: int, tmp_path: Path, expected: bytes)
 
 def test_a_task_of_several_chunks_is_taken_up_where_its_actor_died(tmp_path: Path) -> None:
     """Ray goes on at the output where the task ended: a receipt too many or too few would lose a chunk."""
-    settings = {"chunks_in_flight": 1, "scripted_delay_s": 0.02}
+    settings = {"chunks_in_flight": 1, "scripted_delay_s": 0.006}
     num_rows = 2048
     whole = make_job(Store(str(tmp_path / "whole")), _resources(), farm_rows(num_rows))
     generate.run(whole)
     job = make_job(Store(str(tmp_path / "killed")), _resources(**settings), farm_rows(num_rows))
     assert generate.chunks_per_task(num_rows // CHUNK_ROWS, job.resources.generate) == 2
-    with _killing_actors(0, wait_s=(2, 7)):
+    with _killing_actors(0, wait_s=(1, 3)):
         generate.run(job)
     assert _rows(job).equals(_rows(whole))
 

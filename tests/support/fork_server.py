@@ -1,12 +1,13 @@
-"""Starts Ray's workers by fork, from a process that has imported torch and transformers once.
+"""Starts Ray's workers, and processes of the tests' own, by fork from a process that has imported
+torch and transformers once.
 
 A worker in a test computes for a moment, after importing for eight seconds, and a test process starts hundreds of them.
 Forked ones run the same code on the same Ray: only their modules come from memory. The quickstart, services, and tests
 that do not ask for it start workers as Ray always does.
 
 Ray starts a worker with `sys.executable`. For a driver that uses the server this is a stub, which hands command,
-environment and standard streams over and ends when the fork ends; if the stub is killed, so is the fork. Anything else
-that is started with the stub runs in plain Python. Linux only.
+environment and standard streams over and ends when the fork ends; if the stub is killed, so is the fork. So
+does `python -m tests...` with the stub; anything else that is started with it runs in plain Python. Linux only.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ _STUB = """\
 import json, os, socket, sys
 
 arguments = sys.argv[1:]
-if not any(argument.endswith("default_worker.py") for argument in arguments[:2]):
+of_tests = arguments[:1] == ["-m"] and arguments[1].startswith("tests.")
+if not of_tests and not any(argument.endswith("default_worker.py") for argument in arguments[:2]):
     os.execv({python!r}, [{python!r}, *arguments])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
@@ -61,10 +63,15 @@ class ForkServer:
 
     folder: Path
 
+    @property
+    def python(self) -> str:
+        """The stub."""
+        return str(self.folder / "python")
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Raylets that this process starts meanwhile fork their workers."""
-        with patch.object(sys, "executable", str(self.folder / "python")):
+        with patch.object(sys, "executable", self.python):
             yield
 
     def environment(self) -> dict[str, str]:
@@ -152,12 +159,12 @@ def _fork(stub: socket.socket, selector: selectors.BaseSelector) -> int:
     for stream in streams:
         os.close(stream)
     if pid == 0:
-        _become_worker(*request)
+        _become(*request)
     return pid
 
 
-def _become_worker(arguments: list[str], environment: dict[str, str], folder: str) -> None:
-    """What Ray's `setup_worker.py` does, without another start of Python."""
+def _become(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+    """Run a module of the tests, or a worker as Ray's `setup_worker.py` does, without another start of Python."""
     context = "{}"
     command = []
     for argument in arguments:
@@ -170,10 +177,14 @@ def _become_worker(arguments: list[str], environment: dict[str, str], folder: st
     os.environ.clear()
     os.environ.update(environment)
     os.environ.update(json.loads(context).get("env_vars") or {})
-    sys.argv = command
     code = 1
     try:
-        runpy.run_path(command[0], run_name="__main__")
+        if command[0] == "-m":
+            sys.argv = command[1:]
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = command
+            runpy.run_path(command[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -170,10 +170,10 @@ def _three_ranks(folder: Path) -> None:
 
 
 @contextmanager
-def ranks(folder: Path, world_size: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+def ranks(folder: Path, world_size: int, python: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Processes of this module, ended at the latest when the block is left."""
     (folder / f"meeting{world_size}").mkdir()
-    command = [sys.executable, "-m", "tests.unit.training.ranks", str(folder)]
+    command = [python, "-m", "tests.unit.training.ranks", str(folder)]
     processes = [
         subprocess.Popen(
             [*command, str(rank), str(world_size)],

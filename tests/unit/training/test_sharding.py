@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sdft_ray.training.parallel import Single, local_group
 from sdft_ray.training.sharding import ShardedParallel
 from sdft_ray.training.state import load_state
+from tests.support.fork_server import ForkServer
 from tests.unit.training.ranks import CASES, PLAN, ranks, run, student
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -21,15 +22,15 @@ WAIT_S = 400
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases by one process, by two with both strategies, and one case by three."""
     folder = tmp_path_factory.mktemp("ranks")
     run(CASES["all"], Single(), folder, strategy="alone", name="all")  # the ranks continue it
-    with ranks(folder, 2) as two:
+    with ranks(folder, 2, forks.python) as two:
         for name, case in CASES.items():
             run(case, Single(), folder, strategy="alone", name=name)
         assert [process.wait(timeout=WAIT_S) for process in two] == [0, 0]
-    with ranks(folder, 3) as three:
+    with ranks(folder, 3, forks.python) as three:
         assert [process.wait(timeout=WAIT_S) for process in three] == [0, 0, 0]
     return folder
 
