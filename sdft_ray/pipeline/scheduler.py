@@ -252,6 +252,8 @@ class Scheduler:
     def _make_room(self, *states: State) -> None:
         """Engines that wait for another model to evaluate hold their share; what runs, and `states`, come first.
 
+        Those that an admitted evaluation is about to take do not count twice, and stay.
+
         On several nodes that share may lie just where another step has to be, whatever is free elsewhere.
         """
         from sdft_ray.stages.evaluators import idle_resources, release_idle
@@ -260,13 +262,14 @@ class Scheduler:
         stages = [state.step.stage for state in (*states, *(state for _, state in self._running.values()))]
         wanted = [demand(stage, self._resources) for stage in stages]
         others = [demand(stage, self._resources) for stage in stages if not STAGES[stage].keeps_engines]
-        cpus, gpus = idle_resources()
+        theirs = self._resources.evaluate, sum(STAGES[stage].keeps_engines for stage in stages)
+        cpus, gpus = idle_resources(*theirs)
         if not cpus or not any(want.cpus for want in others):
             return
         over_cpus = cpus + sum(want.cpus for want in wanted) > self._capacity.cpus + 1e-6
         over_gpus = gpus + sum(want.gpus for want in wanted) > self._capacity.gpus + 1e-6
         if over_cpus or over_gpus or any(want.alone for want in others) or num_nodes() > 1:
-            release_idle()
+            release_idle(*theirs)
 
     def _collect(self, future: Future[Manifest]) -> None:
         walk, state = self._running.pop(future)

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _IN_FLIGHT = 3
 """Chunks that one actor works on, so that its engine always has some to go on with."""
 
 _idle: dict[str, list[WorkerPool]] = {}
+_num_busy: Counter[str] = Counter()
 _idle_lock = threading.Lock()
 
 
@@ -189,14 +191,19 @@ def acquire(settings: Evaluate, harness: type) -> Iterator[WorkerPool]:
     with _idle_lock:
         idle = _idle.setdefault(kind, [])
         crew = idle.pop() if idle else None
-    crew = crew or _new_crew(settings, harness)
+        _num_busy[kind] += 1
+    is_sound = False
     try:
+        crew = crew or _new_crew(settings, harness)
         yield crew
-    except BaseException:
-        _end(crew)
-        raise
-    with _idle_lock:
-        _idle.setdefault(kind, []).append(crew)
+        is_sound = True
+    finally:
+        with _idle_lock:
+            _num_busy[kind] -= 1
+            if crew and is_sound:
+                _idle.setdefault(kind, []).append(crew)
+        if crew and not is_sound:
+            _end(crew)
 
 
 def _new_crew(settings: Evaluate, harness: type) -> WorkerPool:
@@ -206,23 +213,31 @@ def _new_crew(settings: Evaluate, harness: type) -> WorkerPool:
     return WorkerPool(ray.remote(harness).options(num_cpus=HARNESS_CPUS, **lasting).remote(), engines)
 
 
-def release_idle() -> None:
-    """End the crews that wait for work."""
+def release_idle(settings: Evaluate | None = None, num_steps: int = 0) -> None:
+    """End the crews that wait for work, but those that evaluations under way take: `num_steps`, with `settings`."""
     with _idle_lock:
-        crews = [crew for waiting in _idle.values() for crew in waiting]
-        _idle.clear()
-    for crew in crews:
+        kept = {kind: crews[_num_spare(kind, settings, num_steps) :] for kind, crews in _idle.items()}
+        ended = [crew for kind, crews in _idle.items() for crew in crews[: len(crews) - len(kept[kind])]]
+        _idle.update(kept)
+    for crew in ended:
         _end(crew)
 
 
-def idle_resources() -> tuple[float, float]:
-    """CPUs and GPUs that waiting crews hold."""
+def idle_resources(settings: Evaluate | None = None, num_steps: int = 0) -> tuple[float, float]:
+    """CPUs and GPUs that waiting crews hold, but those that evaluations under way take; see `release_idle`."""
     with _idle_lock:
-        waiting = [(Evaluate.model_validate_json(kind), len(crews)) for kind, crews in _idle.items()]
+        waiting = [(Evaluate.model_validate_json(kind), _num_spare(kind, settings, num_steps)) for kind in _idle]
     return (
         sum((kind.cpus * kind.num_actors + HARNESS_CPUS) * count for kind, count in waiting),
         sum(kind.gpus * kind.num_actors * count for kind, count in waiting),
     )
+
+
+def _num_spare(kind: str, settings: Evaluate | None, num_steps: int) -> int:
+    """Steps that are admitted but have no crew yet take waiting ones first."""
+    is_theirs = settings is not None and kind == settings.model_dump_json()
+    num_taken = max(0, num_steps - _num_busy[kind]) if is_theirs else 0
+    return max(0, len(_idle[kind]) - num_taken)
 
 
 def _end(crew: WorkerPool) -> None:

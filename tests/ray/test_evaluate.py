@@ -107,8 +107,8 @@ def actor_pids() -> list[int]:
 def test_one_pool_asks_one_model_after_another(folder: Path) -> None:
     """Two actors share the questions; scores and texts are those of one process, item by item."""
     found, pids = {}, []
-    for number, model in enumerate(("teacher", "other")):
-        job = job_of(folder, model, number)
+    jobs = {model: job_of(folder, model, number) for number, model in enumerate(("teacher", "other"))}
+    for model, job in jobs.items():
         made = evaluate.run(job)
         found[model] = scores_of(job, made)
         pids.append(actor_pids())
@@ -116,6 +116,10 @@ def test_one_pool_asks_one_model_after_another(folder: Path) -> None:
     assert len(pids[0]) == 2
     assert pids[0] == pids[1]
     assert evaluators.idle_resources() == (1.1, 0.0)
+    admitted = jobs["teacher"].resources.evaluate, 1
+    assert evaluators.idle_resources(*admitted) == (0.0, 0.0), "the next evaluation takes them"
+    evaluators.release_idle(*admitted)
+    assert actor_pids() == pids[0]
     evaluators.release_idle()
     assert evaluators.idle_resources() == (0.0, 0.0)
     for model, scores in found.items():
