@@ -1,13 +1,13 @@
-"""Starts Ray's workers, and processes of the tests' own, by fork from a process that has imported
-torch and transformers once.
+"""Starts Ray's workers by fork, from a process that has imported torch and transformers once.
 
 A worker in a test computes for a moment, after importing for eight seconds, and a test process starts hundreds of them.
 Forked ones run the same code on the same Ray: only their modules come from memory. The quickstart, services, and tests
 that do not ask for it start workers as Ray always does.
 
 Ray starts a worker with `sys.executable`. For a driver that uses the server this is a stub, which hands command,
-environment and standard streams over and ends when the fork ends; if the stub is killed, so is the fork. So
-does `python -m tests...` with the stub; anything else that is started with it runs in plain Python. Linux only.
+environment and standard streams over and ends when the fork ends; if the stub is killed, so is the fork.
+`python -m tests...` with the stub is forked as well; anything else that is started with it runs in plain Python.
+Linux only.
 """
 
 from __future__ import annotations
