@@ -120,6 +120,9 @@ def serve(address: str) -> None:
             if key.fileobj is listener:
                 stub = listener.accept()[0]
                 pid = _fork(stub, selector)
+                if pid is None:
+                    stub.close()
+                    continue
                 forks[pid] = stub, os.pidfd_open(pid)
                 for source in forks[pid]:
                     selector.register(source, selectors.EVENT_READ, pid)
@@ -142,11 +145,16 @@ def _reap(pid: int, stub: socket.socket, ended: int, told_by: int, selector: sel
     os.close(ended)
 
 
-def _fork(stub: socket.socket, selector: selectors.BaseSelector) -> int:
-    """The process of the fork, in the server; the fork does not return."""
+def _fork(stub: socket.socket, selector: selectors.BaseSelector) -> int | None:
+    """The process of the fork, in the server; the fork does not return. None if the stub was killed as it asked."""
     header, streams, _, _ = socket.recv_fds(stub, 8, 3)
     with stub.makefile("rb") as body:
-        request = json.loads(body.read(int.from_bytes(header, "big")))
+        text = body.read(size := int.from_bytes(header, "big"))
+    if not size or len(text) < size:
+        for stream in streams:
+            os.close(stream)
+        return None
+    request = json.loads(text)
     pid = os.fork()
     if pid == 0:
         for key in list(selector.get_map().values()):
@@ -191,6 +199,8 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str) -> N
     except BaseException:  # noqa: BLE001  (the end of a process)
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
