@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -70,31 +70,24 @@ def own_process(folder: Path, forks: ForkServer, changes: dict[str, Any]) -> Ite
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    family: list[psutil.Process] = []
     try:
         yield process
     finally:
-        if process.poll() is None:
-            family = _family(process)
-            process.kill()
+        kill_all(process)
         process.wait()
-        for member in family:
-            _kill(member)
 
 
-def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-        process.wait(10)
-    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-        pass
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """Driver, Ray and workers, at one blow. Workers are forks of the fork server, which outlive their stubs a while."""
+    if process.poll() is not None:
+        return
+    driver = psutil.Process(process.pid)
+    workers = [*ray_processes("RayTrainWorker"), *ray_processes("TrainController")]
+    members = [driver, *driver.children(recursive=True), *workers]
+    for member in members:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(members, timeout=30)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
@@ -174,8 +167,7 @@ def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing(
     """What a damage looks like to the function that reads: tests/unit/stages/test_checkpoints.py."""
     with own_process(tmp_path, forks, LONG) as process:
         wait_for_checkpoints(tmp_path, 2, lambda: process.poll() is None)
-        for member in [psutil.Process(process.pid), *_family(process)]:
-            _kill(member)
+        kill_all(process)
     run = tmp_path / "store/work" / ADDRESS / checkpoints.RUN_NAME
     newest = max(run.glob("checkpoint_2*"))  # which Ray may not have on its list yet
     if damage == "bit":
