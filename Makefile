@@ -1,6 +1,6 @@
 # make quickstart   install, compress the laboratory teacher on local Ray, print the table and the report's path
 # make test         install, then run the tests that every change has to pass; ARGS="tests/unit -x" goes to pytest instead
-# make fast         only the tests that start neither Ray nor an engine
+# make fast         the quick tests, which start neither Ray nor an engine
 # make nightly      every test: those of `make test`, and larger versions of some of them
 # make check        lint, format, types, import contracts
 # make bench        every benchmark; those that compare with a peer's package make .venv-bench for it
@@ -59,8 +59,8 @@ quickstart: install
 	@$(BIN)/sdft lab export $(LAB) --quiet
 	@$(BIN)/sdft compress $(LAB)/quickstart.yaml --store $(STORE) --name quickstart
 
-# The gate of every change, and everything, in three parts each: what starts neither Ray nor an engine; what does, on
-# two processes, of which each has one Ray; and services, whose engines need the whole machine.
+# The gate of every change, and everything, in two parts each: on two processes, of which each has one Ray; and services,
+# whose engines need the whole machine.
 # Durations go to the terminal, all results to build/test-results/ as JUnit XML.
 PYTEST = mkdir -p build/test-results && $(BIN)/pytest --durations=30 --durations-min=1 \
     --junitxml=build/test-results/$(1).xml
@@ -70,20 +70,18 @@ test: dev
 ifdef ARGS
 	$(call PYTEST,chosen) $(ARGS)
 else
-	@$(MAKE) --no-print-directory fast
-	$(call PYTEST,slow) $(ON_TWO) -m "(slow or ray) and not service and not nightly"
+	$(call PYTEST,gate) $(ON_TWO) -m "not service and not nightly"
 	$(call PYTEST,services) -m "service and not nightly"
 endif
 
 nightly: dev
-	@$(MAKE) --no-print-directory fast
-	$(call PYTEST,slow) $(ON_TWO) -m "(slow or ray or nightly) and not service"
+	$(call PYTEST,all) $(ON_TWO) -m "not service"
 	$(call PYTEST,services) -m "service"
 	@$(MAKE) --no-print-directory pythons
 
 fast: dev
 	$(call PYTEST,fast) $(ON_TWO) -m "not slow and not ray and not service and not nightly" \
-	    $(addprefix --ignore=tests/,ray chaos serve browser)
+	    $(addprefix --ignore=tests/,ray chaos serve browser numerics properties)
 
 check: dev
 	$(BIN)/ruff check .

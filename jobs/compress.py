@@ -2,8 +2,8 @@
 
     python jobs/compress.py RECIPE --resources resources.yaml --store s3://bucket/sdft --progress json
 
-Exit codes: 0 done, 1 a stage failed, 2 a mistake that the user can correct, 130 interrupted. What is finished stays in
-the store, so that the same job, started again, continues.
+Exit codes: 0 success, 1 a step failed, 2 an error that the user can correct, 130 interrupted. Finished work stays in
+the store: submit the same job again to continue.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python jobs/stage.py RECIPE generate --resources gpu8.yaml --store s3://bucket/sdft --progress json
 
-A job on machines for generation can so make the data set, and a job on machines for training can go on from there: both
-use one recipe and one store, and neither repeats what the other has finished. Exit codes as in `jobs/compress.py`.
+So one job can generate the data set on some nodes, and another job can train on other nodes: both use the same recipe
+and store, and neither repeats the finished steps of the other. Exit codes as in `jobs/compress.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python jobs/study.py STUDY --resources resources.yaml --store s3://bucket/sdft --progress json
 
-Exit codes and continuation as in `jobs/compress.py`.
+Exit codes, and how to continue, as in `jobs/compress.py`.
 """
 
 from __future__ import annotations

@@ -80,4 +80,4 @@ class StageError(SdftError, RuntimeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"stage {self.stage} failed: {self.reason}"
+        return f"step {self.stage} failed: {self.reason}"

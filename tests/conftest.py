@@ -61,16 +61,22 @@ def local_ray(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In one process, tests without Ray come first, since Ray stays to the end.
+    """In one process, quick tests come first and those with Ray last, since Ray stays to the end.
 
-    With several processes they come last: small files then fill what the large ones leave, and all end together.
+    With several processes it is the other way round: small files then fill what the large ones leave, and all end
+    together.
     """
     for item in items:
-        heavy = item.path.relative_to(TESTS).parts[0] in ("ray", "chaos", "serve", "browser")
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in ("numerics", "properties"):
+            item.add_marker(pytest.mark.slow)
+        heavy = folder in ("ray", "chaos", "serve", "browser")
         if heavy and not any(item.get_closest_marker(name) for name in ("slow", "ray", "service")):
             raise pytest.UsageError(f"{item.nodeid} needs a marker: `make fast` does not look into its folder")
-    ray_first = "PYTEST_XDIST_WORKER" in os.environ
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None) != ray_first)
+    items.sort(
+        key=lambda item: [item.get_closest_marker(name) is not None for name in ("ray", "slow")],
+        reverse="PYTEST_XDIST_WORKER" in os.environ,
+    )
 
 
 def pytest_collection_finish() -> None:

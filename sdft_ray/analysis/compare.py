@@ -18,9 +18,9 @@ from sdft_ray.report.comparison.answers import Key, Mark, read_answers, read_mar
 from sdft_ray.report.comparison.gather import Figures, is_right_or_wrong
 from sdft_ray.report.comparison.model import Comparison, Example, Model
 from sdft_ray.report.run.gather import read_scores, recoveries
+from sdft_ray.stages.names import by_label
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
-from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
 
 NOT_STUDENTS = ("teacher", "pruned", "patched")
@@ -78,7 +78,7 @@ def _named(store: Store, names: Sequence[str]) -> list[_Evaluated]:
         if run_name not in runs:
             runs[run_name] = _open(store, run_name)
         run = runs[run_name]
-        known = _evaluations(run)
+        known = by_label(run.manifests, "evaluate")
         if role and role not in known:
             raise StoreError(
                 f"run {run_name} has no evaluated model {role!r}", f"it has {', '.join(known) or 'none yet'}"
@@ -110,27 +110,19 @@ def _open(store: Store, name: str) -> Run:
     return Run.open(store, name)
 
 
-def _evaluations(run: Run) -> dict[str, Manifest]:
-    """The evaluation of each model, in the order of the run's steps."""
-    parts = {step: step.partition(":") for step in run.manifests}
-    return {model: run.manifests[step] for step, (stage, _, model) in parts.items() if stage == "evaluate"}
-
-
 def _best_student(run: Run) -> str:
     recovered = recoveries(read_scores(run.store, run.manifests), ())
     means = {role: part.mean.value for role, part in recovered.items() if role not in NOT_STUDENTS}
     known = {role: mean for role, mean in means.items() if mean is not None}
     if not known:
-        raise StoreError(
-            f"run {run.name} has no evaluated student",
-            f"give a model as {run.name}/MODEL: {', '.join(_evaluations(run)) or 'none is evaluated yet'}",
-        )
+        evaluated = ", ".join(by_label(run.manifests, "evaluate")) or "none is evaluated yet"
+        raise StoreError(f"run {run.name} has no evaluated student", f"give a model as {run.name}/MODEL: {evaluated}")
     return max(known, key=lambda role: known[role])
 
 
 def _read(run: Run, role: str, *, alone: bool) -> _Evaluated:
     """`alone`: no other run is compared, so that the role is name enough."""
-    manifest = _evaluations(run)[role]
+    manifest = by_label(run.manifests, "evaluate")[role]
     folder = run.store.path(manifest.address)
     scores = Scores.from_json(json.loads((folder / files.SCORES).read_text(encoding="utf-8")))
     harness = scores.harness or manifest.versions.get("lm_eval", "")
@@ -149,7 +141,7 @@ def _read(run: Run, role: str, *, alone: bool) -> _Evaluated:
 def _check_same(first: _Evaluated, second: _Evaluated) -> None:
     """Raises `EvaluationError` unless both were evaluated on the same items, in the same way."""
     one, other = first.model.name, second.model.name
-    again = "evaluate both in the same way"
+    again = "evaluate both with the same limit on the same version of the data"
     missing = next((t for t in (*first.scores.tasks, *second.scores.tasks) if _lacks(first, second, t)), None)
     if missing is not None:
         who, whom = (one, other) if missing in first.scores.tasks else (other, one)
@@ -181,8 +173,8 @@ def _lacks(first: _Evaluated, second: _Evaluated, task: str) -> bool:
 def _refuse_unless_equal(one: str, other: str, what: str, first: Any, second: Any) -> None:
     if first != second:
         raise EvaluationError(
-            f"{one} and {other} were evaluated differently ({what}: {first} and {second})",
-            "evaluate both in the same way",
+            f"{one} and {other} were evaluated with different settings ({what}: {first} and {second})",
+            "evaluate both with the same settings",
         )
 
 

@@ -124,9 +124,11 @@ def why(
     name: RunArg,
     resources: ResourcesOpt = None,
     store: StoreOpt = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Removals to show, best first by the recipe's metric.")] = 5,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="Number of removals to show, best first by the recipe's metric.")
+    ] = 5,
     limit: Annotated[
-        int, typer.Option(min=0, help="Items per task on which each removal is evaluated; 0: no evaluation.")
+        int, typer.Option(min=0, help="Items per task for the evaluation of each removal; 0: no evaluation.")
     ] = 50,
     progress: ViewOpt = "auto",
     as_json: JsonOpt = False,
@@ -158,14 +160,16 @@ def verify(name: RunArg, store: StoreOpt = None) -> None:
 
 def submit(
     recipe: RecipeArg,
-    address: Annotated[str, typer.Option(metavar="URL", help="Ray dashboard, such as http://127.0.0.1:8265.")],
+    address: Annotated[
+        str, typer.Option(metavar="URL", help="Address of the Ray dashboard, such as http://127.0.0.1:8265.")
+    ],
     resources: ResourcesOpt = None,
     store: StoreOpt = None,
     name: RunNameOpt = None,
     progress: ViewOpt = "auto",
     follow: Annotated[bool, typer.Option(help="Show the job's progress until it ends.")] = True,
 ) -> None:
-    """Submit a recipe to a Ray cluster as a job, and show its progress. The cluster must be able to reach the store."""
+    """Submit a recipe to a Ray cluster as a Ray job, and show its progress. All nodes must reach the store."""
     from sdft_ray.pipeline.submit import submit as submit_recipe
 
     profile = load_resources(resources)

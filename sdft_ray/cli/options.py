@@ -21,7 +21,9 @@ RunArg = Annotated[str, typer.Argument(metavar="NAME", help="Name of a run; `sdf
 StoreOpt = Annotated[
     str | None,
     typer.Option(
-        "--store", metavar="URL", help="Artifact store: a path, s3://, gs://. Default: $SDFT_STORE, else .sdft."
+        "--store",
+        metavar="URL",
+        help="Artifact store: a path, s3://, gs://. Default: $SDFT_STORE, else `store` of the resources, else .sdft.",
     ),
 ]
 ResourcesOpt = Annotated[

@@ -33,17 +33,18 @@ def push(
     ],
     store: StoreOpt = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Create a public repository on the hub; the default is private.")
+        bool,
+        typer.Option("--public", help="Create a public repository on the Hugging Face Hub; the default is private."),
     ] = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Release it even if it is outside the recipe's release bounds.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and list the files, but send nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and list the files, but upload nothing.")
     ] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Release a student: send weights, tokenizer, recipe and model card to the hub, a bucket or a folder.
+    """Release a student: upload weights, tokenizer, recipe and model card to the Hub, a bucket or a folder.
 
     Other files at the destination are never overwritten. After an interruption, run the same command again.
     """

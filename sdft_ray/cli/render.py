@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sdft_ray.statistics.scores import Scores
     from sdft_ray.store.store import Store
 
-_MARKS = {"done": "[green]done[/]", "missing": "[yellow]missing[/]", "waits": "[dim]waits[/]"}
+_MARKS = {"done": "[green]done[/]", "missing": "[yellow]missing[/]", "waits": "[dim]waiting[/]"}
 
 
 def _console() -> Console:
@@ -54,7 +54,9 @@ def print_explanation(explanation: Explanation) -> None:
     if explanation.generated is not None:
         console.print(_pass_line(explanation.generated), soft_wrap=True)
     if explanation.teacher is not None and explanation.pruned is None:
-        console.print("The size of the pruned model is known after the step rate, which measures speeds.")
+        console.print(
+            "The size of the pruned model is known only after the step `rate`, which measures decoding speeds."
+        )
         return
     if explanation.teacher is None or explanation.pruned is None:
         console.print("Sizes are unknown: the teacher's config.json cannot be read (set teacher.config).")
@@ -132,7 +134,7 @@ def _short(path: Path) -> str:
 
 
 def _stage_table(run: Run) -> Table:
-    table = _plain_table("step", "address", "wall", "memory", "last run", right=("wall", "memory"))
+    table = _plain_table("step", "address", "wall time", "memory", "last run", right=("wall time", "memory"))
     for stage in run.stages():
         table.add_row(
             stage["name"],
@@ -161,7 +163,7 @@ def print_runs(store: Store, *, as_json: bool = False) -> None:
     if not records:
         console.print(f"No runs in {store.url} yet; start with: sdft compress RECIPE", soft_wrap=True)
         return
-    table = _plain_table("run", "created", "steps", "wall", right=("steps", "wall"))
+    table = _plain_table("run", "created", "steps", "wall time", right=("steps", "wall time"))
     for record in records:
         created = record["created"][:16].replace("T", " ")
         table.add_row(record["name"], created, str(len(record["steps"])), f"{record['wall_s']:.0f} s")

@@ -87,6 +87,6 @@ def shared_words(shared: Shared) -> tuple[str, ...]:
     """Sentences on how many artifacts the recipes share, and on the time they took."""
     return (
         f"{shared.num_steps:,} steps of {shared.num_recipes:,} recipes share {shared.num_artifacts:,} artifacts; "
-        f"this run made {shared.num_made:,} of them.",
-        f"In sequence, all of them took {seconds(shared.wall_s)}.",
+        f"this run computed {shared.num_made:,} of them.",
+        f"One after another, all of them took {seconds(shared.wall_s)}.",
     )

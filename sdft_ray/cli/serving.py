@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 keys = typer.Typer(no_args_is_help=True, help="Create and revoke API keys of a service. Only their hashes are stored.")
 
 EndpointKeyOpt = Annotated[
-    str, typer.Option("--key-variable", metavar="NAME", help="Environment variable that holds the API key.")
+    str, typer.Option("--key-variable", metavar="NAME", help="Environment variable that contains the API key.")
 ]
 KeysOpt = Annotated[Path, typer.Option("--keys", metavar="FILE", help="Key file.")]
 _KEYS = Path("keys.yaml")
@@ -37,7 +37,9 @@ def serve(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="Settings YAML file, instead of arguments.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback it needs keys.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one other than loopback needs API keys.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     engine: Annotated[
         Literal["vllm", "transformers"],
@@ -56,7 +58,9 @@ def serve(
     certificate: Annotated[
         Path | None, typer.Option("--tls-certificate", metavar="PEM", help="Serve HTTPS with this certificate.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Its private key.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="PEM", help="Private key of the certificate.")
+    ] = None,
     store: StoreOpt = None,
 ) -> None:
     """Serve models with an OpenAI-compatible API, and a web page to compare them. Ctrl-C shuts down gracefully."""
@@ -109,7 +113,7 @@ def _settings(
     if draft is not None:
         proposer, *others = named((draft,), Store(settings.store or url))
         if others:
-            raise ServeError(f"--draft {draft} means several models", "give one, such as NAME:ARM")
+            raise ServeError(f"--draft {draft} stands for several models", "give one, such as NAME:ARM")
         drafted = [
             model.model_copy(update={"name": f"{model.name}+draft", "draft": Draft(source=proposer.source)})
             for model in settings.models
@@ -151,7 +155,7 @@ def keys_new(
     fields = {"expires": expires, "models": tuple(model) if model else None, **limits}
     if only_print and any(value is not None for value in fields.values()):
         raise ServeError(
-            "$SDFT_API_KEYS can hold only names and hashes, no limits", "leave out --print, and give --keys FILE"
+            "$SDFT_API_KEYS can contain only names and hashes, no limits", "leave out --print, and give --keys FILE"
         )
     secret = new_secret()
     key = make_key(secret, id=name, **fields)
@@ -168,7 +172,7 @@ def keys_revoke(
     name: Annotated[str, typer.Argument(help="The client's name.")],
     file: KeysOpt = _KEYS,
 ) -> None:
-    """Remove a key from the file. A running service refuses it within seconds."""
+    """Remove a key from the file. A running service rejects it within seconds."""
     from sdft_ray.serving.access import remove_key
 
     remove_key(file, name)
@@ -189,8 +193,12 @@ def evaluate(
     endpoint: Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible server; the URL ends in /v1.")],
     model: Annotated[str, typer.Option(help="Name of the model on the server.")],
     tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="Directory with the model's tokenizer.")],
-    include: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of lm-eval task files.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first items of each task. Default: all.")] = None,
+    include: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with additional lm-eval task files.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many items of each task, the first ones. Default: all.")
+    ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Few-shot examples in each prompt. Default: the task's own number.")
     ] = None,

@@ -174,7 +174,7 @@ class ChatFormat:
                     return self._framed_ids(pieces, texts)
         token = next(match for content in contents if (match := self._control.search(content)))
         raise DataError(
-            f"a text contains the control token {token.group()}, which this chat template does not keep apart",
+            f"a text contains the control token {token.group()}, which this chat template cannot treat as plain text",
             "remove it from the text",
         )
 
@@ -213,7 +213,7 @@ class ChatFormat:
         doubled = ids[:2] == [self._bos_id] * 2
         if doubled or (self._bos_id != self._eos_id and ids.count(self._bos_id) > 1):
             raise ModelError(
-                "the chat template gives more than one BOS", "remove the extra bos_token from chat_template.jinja"
+                "the chat template adds more than one BOS token", "remove the extra bos_token from chat_template.jinja"
             )
 
 

@@ -152,6 +152,6 @@ def hub_commit(name: str) -> str | None:
 def _unreachable(name: str, reason: BaseException) -> DataError:
     line = (str(reason).splitlines() or [type(reason).__name__])[0]
     return DataError(
-        f"cannot fetch {name} ({NAMED_SETS[name].hub}): {line}",
+        f"cannot download {name} ({NAMED_SETS[name].hub}): {line}",
         "check the network, download it first and set HF_HUB_OFFLINE=1, or give a .jsonl or .parquet file",
     )

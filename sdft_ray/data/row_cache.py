@@ -50,7 +50,7 @@ class RowCache:
             differing = ", ".join(_differing(theirs, json.loads(text))) or "its identity cannot be read"
             raise StoreError(
                 f"the row cache {self.url} belongs to another configuration: {differing}",
-                "give another cache, or restore these fields",
+                "use another cache, or restore these fields",
             )
 
     def write(self, chunk: str, number: int, rows: pa.Table) -> str:

@@ -204,7 +204,9 @@ def _file_records(source: str, columns: Mapping[str, str]) -> Iterator[Record]:
     except FileNotFoundError:
         raise DataError(f"no file {source}", _near_file(source)) from None
     except (pa.ArrowException, OSError, EOFError, zlib.error) as reason:
-        raise DataError(f"cannot read {source}: {_one_line(reason)}", "give a readable, complete file") from None
+        raise DataError(
+            f"cannot read {source}: {_one_line(reason)}", "check that the file is complete and readable"
+        ) from None
     except (ImportError, ValueError) as reason:
         if isinstance(reason, DataError):
             raise
@@ -225,7 +227,9 @@ def _json_records(source: str, stream: Any) -> Iterator[Record]:
             what = f"not valid JSON: {reason.msg} at column {reason.colno}"
             raise DataError(f"{source}, {where}: {what}", _json_hint(line)) from None
         except (RecursionError, ValueError):
-            raise DataError(f"{source}, {where}: not a plain JSON object", _json_hint(line)) from None
+            raise DataError(
+                f"{source}, {where}: JSON with too many levels, or a number that is too long", _json_hint(line)
+            ) from None
         if not isinstance(record, dict):
             what = f"must be a JSON object, not {_kind_of(record)}"
             raise DataError(f"{source}, {where}: {what}", _json_hint(line))

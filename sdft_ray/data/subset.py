@@ -18,8 +18,8 @@ def nested_subset(example_ids: Sequence[str], num_rows: int) -> frozenset[str]:
     """The ids of `num_rows` of the rows. Raises `DataError` if there are fewer."""
     if num_rows > len(example_ids):
         raise DataError(
-            f"an arm wants num_rows {num_rows:,} and there are {len(example_ids):,} to train on",
-            "lower num_rows, take a larger seed set, or leave num_rows out to take all",
+            f"num_rows of an arm is {num_rows:,}, but there are {len(example_ids):,} training rows",
+            "lower num_rows, take a larger seed set, or remove num_rows to use all rows",
         )
     return frozenset(sorted(example_ids, key=_rank)[:num_rows])
 

@@ -37,10 +37,16 @@ class Endpoint:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 return {card["id"]: card for card in json.load(answer)["data"]}
         except urllib.error.HTTPError as reason:
-            hint = "set the key's variable" if reason.code == 401 else "check the URL; it ends in /v1"
-            raise EvaluationError(f"{self.url}/models answers {reason.code}", hint) from None
+            hint = (
+                "set the environment variable given by --key-variable to a valid API key"
+                if reason.code == 401
+                else "check the URL; it ends in /v1"
+            )
+            raise EvaluationError(f"{self.url}/models returned status {reason.code}", hint) from None
         except (OSError, ValueError, KeyError, TypeError) as reason:
-            raise EvaluationError(f"cannot ask {self.url}/models: {reason}", "is the server up?") from None
+            raise EvaluationError(
+                f"cannot read {self.url}/models: {reason}", "check the URL, and that the server is running"
+            ) from None
 
     @property
     def headers(self) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _joined(rows: Rows, model: str, text: str, names: Sequence[str]) -> list[Res
     by_name = rows[model].get(text, {})
     if by_name.keys() != set(names):
         raise EvaluationError(
-            f"{model} and the teacher have not scored the same rows of {NAMES.get(text, text)}",
+            f"{model} and the teacher were not scored on the same rows of {NAMES.get(text, text)}",
             "remove the folders of their forget steps and run again",
         )
     return [by_name[name] for name in names]

@@ -156,7 +156,8 @@ class BatchedLM(TemplateLM):
         for index, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 raise EvaluationError(
-                    f"{self._tasks[index]}: an option has {len(continuation)} tokens and the context {self.max_length}",
+                    f"{self._tasks[index]}: an option has {len(continuation)} tokens, but the context has only "
+                    f"{self.max_length}",
                     "leave the task out, or take a model with a longer context",
                 )
             max_tokens = self.max_length + 1  # the last token is only predicted
@@ -239,7 +240,7 @@ class BatchedLM(TemplateLM):
         max_prompt_tokens = self.max_length - max_tokens
         if max_prompt_tokens <= 0:
             raise EvaluationError(
-                f"{request.task_name} asks for {max_tokens} new tokens and the context has {self.max_length}",
+                f"{request.task_name} needs {max_tokens} new tokens, but the context is {self.max_length}",
                 "take a model with a longer context, or set max_gen_toks in a task file of your own",
             )
         ids = self.tok_encode(prompt)

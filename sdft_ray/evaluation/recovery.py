@@ -114,7 +114,8 @@ def _check_same(teacher: Scores, student: Scores) -> None:
         other = student.tasks[name]
         if (score.metric, score.filter, score.num_fewshot) != (other.metric, other.filter, other.num_fewshot):
             raise EvaluationError(
-                f"the two models were scored differently on {name!r}", "evaluate both in the same way"
+                f"the two models were scored with different settings on {name!r}",
+                "evaluate both with the same settings",
             )
 
 

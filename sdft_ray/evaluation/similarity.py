@@ -66,7 +66,7 @@ def check_embedder(directory: Path) -> None:
     config = _config(directory)
     names = getattr(config, "architectures", None) or [""]
     if getattr(config, "is_encoder_decoder", False) or names[0].endswith("ForCausalLM"):
-        raise ModelError(f"{directory} holds a {names[0] or config.model_type}, which is no encoder", _HINT)
+        raise ModelError(f"{directory} is a {names[0] or config.model_type}, which is not an encoder", _HINT)
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{directory} holds no safetensors", _HINT)
@@ -83,11 +83,11 @@ def check_embedder(directory: Path) -> None:
 
 def _config(directory: Path) -> Any:
     if not (directory / "config.json").is_file():
-        raise ModelError(f"{directory} holds no config.json, so it is no embedding model", _HINT)
+        raise ModelError(f"{directory} has no config.json, so it is not an embedding model", _HINT)
     try:
         return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as reason:
-        raise ModelError(f"{directory} is no embedding model: {str(reason).splitlines()[0]}", _HINT) from None
+        raise ModelError(f"{directory} is not an embedding model: {str(reason).splitlines()[0]}", _HINT) from None
 
 
 def _tokenizer(directory: Path) -> Any:
@@ -177,7 +177,7 @@ def answer_pairs(teacher: Sequence[Mapping[str, str]], student: Sequence[Mapping
         {(row["task"], row["item"]): row["response"] for row in rows} for rows in (teacher, student)
     )
     if len(by_teacher) < len(teacher) or len(by_student) < len(student):
-        raise EvaluationError("an item was answered twice", "give every item of a task its own name")
+        raise EvaluationError("an item was answered twice", "give every item of a task its own id")
     if stray := by_teacher.keys() ^ by_student.keys():
         task, item = min(stray)
         raise EvaluationError(

@@ -91,13 +91,13 @@ def load_tasks(names: Sequence[str], include: str | Path | None) -> dict[str, li
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             if isinstance(error, _NOT_HERE):
                 raise EvaluationError(
-                    f"the data of task {name!r} is neither in the hub cache nor within reach: {reason}",
-                    "fill the cache (HF_HOME) where there is a network and bring it here, or name local files in task "
+                    f"the data of task {name!r} is not in the Hugging Face cache and cannot be downloaded: {reason}",
+                    "download it on a machine with a network and copy the cache (HF_HOME), or use local files in task "
                     "files of your own (evaluate.include)",
                 ) from error
             raise EvaluationError(
                 f"task {name!r} cannot be loaded: {reason}",
-                "check the task file, and that its data can be had here",
+                "check the task file, and that its data can be downloaded from here",
             ) from error
         groups = found.get("groups", {})
         loaded[name] = [groups[name]] if name in groups else list(found["tasks"].values())
@@ -157,7 +157,7 @@ def _manager(names: Sequence[str], include: str | Path | None) -> TaskManager:
     if unknown:
         near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see `lm_eval ls tasks` for the names"
-        raise EvaluationError(f"no task is called {unknown[0]!r}", hint)
+        raise EvaluationError(f"no task named {unknown[0]!r}", hint)
     return manager
 
 
@@ -166,7 +166,7 @@ def _task_folder(include: str | Path) -> Path:
     if not folder.is_dir():
         raise EvaluationError(f"the task folder {include} does not exist", "name a folder with lm-eval YAML files")
     if not any(folder.glob("**/*.yaml")):
-        raise EvaluationError(f"the task folder {include} holds no .yaml file", "put lm-eval task files into it")
+        raise EvaluationError(f"the task folder {include} has no .yaml file", "put lm-eval task files into it")
     return folder
 
 
@@ -177,4 +177,4 @@ def _check_readable(folder: Path) -> None:
             load_yaml(path, resolve_func=False)
         except (yaml.YAMLError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise EvaluationError(f"the task file {path} cannot be read: {reason}", "mend or remove it") from error
+            raise EvaluationError(f"the task file {path} cannot be read: {reason}", "correct or remove it") from error

@@ -148,7 +148,7 @@ def _function(name: str) -> Callable[[dict[str, str], str], Any]:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as reason:
-        raise DataError(f"cannot load {name}: {reason}", "install the module on every worker machine") from None
+        raise DataError(f"cannot load {name}: {reason}", "install the module on every node of the cluster") from None
     if not callable(function):
         raise DataError(f"{name} is not callable", "name a function that takes a row and a response")
     return function

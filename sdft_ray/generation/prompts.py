@@ -52,7 +52,8 @@ def resolve_template(template: str) -> str:
         raise RecipeError(f"unknown rewriting template {template!r}", hint)
     fields = " and ".join(f"{{{name}}}" for name in missing)
     raise RecipeError(
-        f"the rewriting template lacks {fields}", "a template contains both the instruction and the reference"
+        f"the rewriting template lacks {fields}",
+        "add these fields: a template needs both the instruction and the reference",
     )
 
 

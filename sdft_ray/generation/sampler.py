@@ -139,7 +139,7 @@ def prompt_error(prompt_ids: Sequence[int], max_model_tokens: int, vocab_size: i
     if not prompt_ids:
         return "the prompt is empty"
     if len(prompt_ids) >= max_model_tokens:
-        return f"the prompt has {len(prompt_ids)} tokens and the context {max_model_tokens}, so no room is left"
+        return f"the prompt has {len(prompt_ids)} tokens, which leaves no room in the context of {max_model_tokens}"
     stray = next((token for token in prompt_ids if not 0 <= token < vocab_size), None)
     return "" if stray is None else f"token {stray} is outside the vocabulary of {vocab_size}"
 

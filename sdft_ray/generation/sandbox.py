@@ -156,7 +156,7 @@ def run_tests(
     if answer.startswith(_REFUSED):
         raise SandboxError(
             f"code cannot be isolated: this kernel or container does not allow it ({answer.removeprefix(_REFUSED)})",
-            "allow unprivileged user namespaces on the machines that run `select` (Linux 5.12 or newer), "
+            "allow unprivileged user namespaces on the nodes that run the stage `select` (Linux 5.12 or newer), "
             "or check these rows with another answer kind",
         )
     if answer == token:
@@ -173,5 +173,5 @@ def check_sandbox() -> None:
     if result.outcome != "passed":
         raise SandboxError(
             f"code cannot be run in the sandbox: {result.detail}",
-            "give the processes that run `select` enough memory (ulimit -v), and a Python that is not below /tmp",
+            "give the processes of the stage `select` enough memory (ulimit -v), and a Python outside of /tmp",
         )

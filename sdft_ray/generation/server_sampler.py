@@ -74,7 +74,7 @@ class ServerSampler:
         except AuthenticationError:
             raise
         except APIStatusError as reason:
-            return Sampled.failed(f"the server answered {reason.status_code}: {reason.message}")
+            return Sampled.failed(f"the server returned status {reason.status_code}: {reason.message}")
         except OpenAIError as reason:
             return Sampled.failed(f"{type(reason).__name__}: {reason}")
         return _finish(answer)

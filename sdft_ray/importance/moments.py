@@ -88,7 +88,10 @@ class DepthMoments:
     def scores(self) -> DepthScores:
         """Convert sums into means. Raises `DataError` if nothing was measured."""
         if not self.num_sequences:
-            raise DataError("nothing was measured", "give a calibration set with at least one row")
+            raise DataError(
+                "the calibration set has no rows, so nothing was measured",
+                "give a calibration set with at least one row",
+            )
         return DepthScores(
             angular_last_LN=_by_length(self.angular_last_sum / self.num_sequences),
             angular_mean_LN=_by_length(self.angular_mean_sum / self.num_tokens),

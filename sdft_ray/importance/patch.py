@@ -122,7 +122,10 @@ class PatchMoments:
         """
         assert ridge > 0, "without a ridge the map may not exist"
         if not self.num_tokens:
-            raise DataError("nothing was measured", "give a calibration set with at least one row")
+            raise DataError(
+                "the calibration set has no rows, so nothing was measured",
+                "give a calibration set with at least one row",
+            )
         return tuple(self._fit(place, ridge) for place in range(len(self.blocks_G)))
 
     def _fit(self, place: int, ridge: float) -> FittedPatch:
@@ -154,7 +157,7 @@ def patch_gaps(keep_blocks: Sequence[int], num_blocks: int) -> tuple[BlockGap, .
         return gaps
     if keep_blocks[0] > 0:
         raise PlanError(
-            f"only blocks before block {keep_blocks[0]}, the first kept one, are removed: there is no MLP to patch",
+            f"only blocks before the first kept block, {keep_blocks[0]}, are removed: there is no MLP to patch",
             "remove the patch, or keep block 0",
         )
     raise PlanError("no block is removed, so there is nothing to patch", "remove the patch, or prune blocks")

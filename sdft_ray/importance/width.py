@@ -85,7 +85,10 @@ class WidthMoments:
         Raises `DataError` if nothing was measured.
         """
         if not self.num_sequences:
-            raise DataError("nothing was measured", "give a calibration set with at least one row")
+            raise DataError(
+                "the calibration set has no rows, so nothing was measured",
+                "give a calibration set with at least one row",
+            )
         plain_LC, squares_LC = self.sums[space, over_tokens]
         scores_LC = np.sqrt(squares_LC) if over_sequences == "l2" else plain_LC / self.num_sequences
         return scores_LC.sum(0) if space == "hidden" else scores_LC

@@ -85,7 +85,8 @@ def check_channels(channels: Channels, config: Config, num_blocks: int) -> None:
         if len(widths) > 1:
             raise PlanError(
                 f"blocks would keep between {widths[0]} and {widths[-1]} members of {space}",
-                "keep the same number in all blocks: config.json has one width, and stock engines load nothing else",
+                "keep the same number in all blocks: config.json has only one width, "
+                "and vLLM and transformers read nothing else",
             )
     for block in range(num_blocks):
         _check_heads(channels.of_block(block, sizes), sizes, block)
@@ -98,7 +99,7 @@ def check_sizes(narrow: Mapping[str, int], config: Config) -> None:
     if family.head_dim_from_hidden and narrow["hidden"] != narrow["heads"] * narrow["head_dim"]:
         raise PlanError(
             f"{narrow['heads']} heads of {narrow['head_dim']} channels do not give the hidden size {narrow['hidden']}",
-            f"stock engines derive the head size of a {family.model_type} from them; prune both alike, or neither",
+            f"transformers derives the head size of a {family.model_type} from them; prune both alike, or neither",
         )
     if family.heads_divide_hidden and narrow["hidden"] % narrow["heads"]:
         below = narrow["hidden"] // narrow["heads"] * narrow["heads"]

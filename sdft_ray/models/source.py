@@ -34,8 +34,8 @@ class ModelSource:
             return Path(snapshot_download(self.hub, revision=self.commit, allow_patterns=_FILES))
         except (HTTPError, LocalEntryNotFoundError, OSError) as reason:
             raise ModelError(
-                f"cannot fetch {self.hub} at {self.commit}: {str(reason).splitlines()[0]}",
-                "check the network and HF_TOKEN, or download the model and give its directory",
+                f"cannot download {self.hub} at {self.commit} from the Hugging Face Hub: {str(reason).splitlines()[0]}",
+                "check the network and HF_TOKEN, or download the model and give its directory in the recipe",
             ) from None
 
 
@@ -48,7 +48,9 @@ def resolve_source(model: str, revision: str | None, field: str = "teacher.revis
     if path.is_dir():
         return ModelSource(directory=str(path.resolve()))
     if path.is_absolute() or model.startswith(".") or model.count("/") != 1:
-        raise ModelError(f"no model directory {model}", "give a directory or a hub name such as org/name")
+        raise ModelError(
+            f"no model directory {model}", "give a directory, or a name on the Hugging Face Hub such as org/name"
+        )
     return ModelSource(hub=model, commit=_commit_of(model, revision, field))
 
 
@@ -62,7 +64,8 @@ def _commit_of(model: str, revision: str | None, field: str) -> str:
         commit = HfApi().model_info(model, revision=revision, timeout=10).sha
     except (HTTPError, OfflineModeIsEnabled, OSError) as reason:
         raise ModelError(
-            f"{model} is not a directory, and the Hub did not return its commit: {str(reason).splitlines()[0]}",
+            f"{model} is not a directory, and the Hugging Face Hub did not return its commit: "
+            f"{str(reason).splitlines()[0]}",
             f"check the name and HF_TOKEN, or pin {field} to a 40-digit commit",
         ) from None
     assert commit is not None
@@ -74,7 +77,7 @@ def read_config(source: ModelSource, copy: str | None) -> dict[str, Any] | None:
     if source.directory is not None:
         path = Path(source.directory) / "config.json"
         if not path.is_file():
-            raise ModelError(f"{source.directory} holds no config.json", "name a Hugging Face model directory")
+            raise ModelError(f"{source.directory} holds no config.json", "give a Hugging Face model directory")
         return read_json_object(path)
     from huggingface_hub import try_to_load_from_cache
 

@@ -36,7 +36,7 @@ def check_vocabulary(directory: Path, num_rows: int) -> None:
         producible = not token.get("special") or content in roles or content in templates
         if isinstance(token_id, int) and token_id >= num_rows and producible:
             raise ModelError(
-                f"the tokenizer's {content!r} has id {token_id}, the embedding table {num_rows} rows",
+                f"the tokenizer's {content!r} has id {token_id}, but the embedding table has {num_rows} rows",
                 _LIKELY_CAUSE,
             )
 

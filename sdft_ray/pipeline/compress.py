@@ -88,8 +88,8 @@ def block_removal_scores(
     walk.refresh()
     if walk.states["plan"].address != run.manifests["plan"].address:
         raise StoreError(
-            f"the teacher or the data of run {run.name} are no longer what they were when it was made",
-            "restore them, or run its recipe again",
+            f"the teacher or the data of run {run.name} have changed since that run",
+            "restore them, or run the recipe again",
         )
     with open_view(view, sorted(walk.wanted or ())) as shown:
         if walk.missing():

@@ -11,7 +11,8 @@ from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.size import ModelSize
 from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.stages.graph import State, Step, StepName, nearest, resolve
+from sdft_ray.stages.graph import State, Step, nearest, resolve
+from sdft_ray.stages.names import StepName
 from sdft_ray.stages.sources import Sources
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.store.store import Store
@@ -84,18 +85,18 @@ def _why(state: State, store: Store) -> str:
     if state.status == "waits":
         waited = StepName.parse(state.waits)
         if STAGES[waited.stage].output == "choice":
-            return f"waits for the choice of {waited.subject}'s trial"
+            return f"waits until a trial of {waited.subject} is chosen"
         return f"waits for the {state.waits}"
     if state.status == "done":
         assert state.manifest is not None
-        created = f"made {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
+        created = f"created {state.manifest.created[:16].replace('T', ' ')}, {state.manifest.usage.wall_s:.1f} s"
         return created + _outcome(state.step, state.manifest.summary)
     near = nearest(state, store)
     if near is None:
-        return "never made"
+        return "never computed"
     manifest, changed = near
     shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    return f"unlike {manifest.address[-16:][:6]}: {shown}"
+    return f"differs from {manifest.address[-16:][:6]}: {shown}"
 
 
 def _outcome(step: Step, summary: dict[str, Any]) -> str:

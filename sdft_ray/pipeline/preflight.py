@@ -79,7 +79,7 @@ def planned_sizes(recipe: Recipe, config: Config) -> dict[str, ModelSize] | None
         depth, width = resolve_target(part, config, dtype=recipe.teacher.dtype)
         num_removed = resolve_num_removed(depth, config)
         if part.patch and not num_removed:
-            raise PlanError("patch stands in for removed blocks, and none is removed", "leave out the patch")
+            raise PlanError("patch replaces removed blocks, but no block is removed", "remove patch from the recipe")
         num_blocks = num_blocks_of(config) - num_removed
         narrow = narrowed_config(width, config)
         sizes[name] = size_with_blocks(narrow, num_blocks)
@@ -93,7 +93,7 @@ def check_tail(recipe: Recipe, pruned: ModelSize) -> None:
     if wanted is not None and wanted > pruned.num_blocks:
         raise RecipeError(
             f"train.train_last_n_layers is {wanted} and the pruned model has {pruned.num_blocks} blocks",
-            "lower it, or leave it out to tune every weight",
+            "lower it, or remove it to train all weights",
         )
 
 
@@ -126,7 +126,7 @@ def check_strategy(recipe: Recipe, resources: Resources) -> None:
     """Raise `ResourceError` for Muon with sharded weights: it orthogonalizes whole matrices, which no worker holds."""
     if resources.train.strategy == "fsdp" and recipe.train.optimizer == "muon":
         raise ResourceError(
-            "train.optimizer muon needs whole matrices, and strategy fsdp gives every worker rows of them",
+            "train.optimizer muon needs whole matrices, but with strategy fsdp each worker holds a part of them",
             "set resources train.strategy to ddp, or the recipe's train.optimizer to adamw",
         )
 
@@ -166,7 +166,7 @@ def check_disk(
         needed += STAGES[step.stage].writes(estimate)
     if needed > free:
         raise StoreError(
-            f"store {store.url} has {free / 2**30:.1f} GiB free and about {needed / 2**30:.1f} GiB are needed",
+            f"store {store.url} has {free / 2**30:.1f} GiB free, but about {needed / 2**30:.1f} GiB are needed",
             "free some space or choose another disk with --store",
         )
 
@@ -210,8 +210,9 @@ def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
     for name, arm in recipe.train.arms.items():
         if arm.num_rows is not None and arm.num_rows > num_rows - num_held_out:
             raise DataError(
-                f"train.arms.{name}.num_rows is {arm.num_rows:,} and {num_rows - num_held_out:,} rows are trained on",
-                "lower it, take a larger seed set, or leave it out to take all",
+                f"train.arms.{name}.num_rows is {arm.num_rows:,}, but there are only "
+                f"{num_rows - num_held_out:,} training rows",
+                "lower it, take a larger seed set, or remove it to use all rows",
             )
     return num_rows
 
@@ -268,7 +269,9 @@ def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
     if asked is None:
         return
     if asked.source == recipe.seed_set.source:
-        raise DataError("forgetting names the seed set, which is trained on", "give text that nothing is tuned on")
+        raise DataError(
+            "forgetting.source is the seed set, which is training data", "give text that is not used for training"
+        )
     from sdft_ray.data.calibration import row_documents
     from sdft_ray.data.rows import read_spread
     from sdft_ray.generation.checks import check_error
@@ -284,7 +287,7 @@ def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
                 )
             if len(document.ids) > context:
                 raise DataError(
-                    f"row {name} of forgetting has {len(document.ids)} tokens, and the teacher reads {context}",
+                    f"row {name} of forgetting has {len(document.ids)} tokens, but the teacher's context is {context}",
                     f"set forgetting.max_tokens to {context} or fewer",
                 )
     if asked.embedding is not None:
@@ -300,10 +303,10 @@ def check_tasks(recipe: Recipe) -> None:
     if include is not None:
         folder = Path(include)
         if not folder.is_dir():
-            raise EvaluationError(f"no task folder {include}", "check evaluate.include")
+            raise EvaluationError(f"the task folder {include} does not exist", "check evaluate.include")
         known = {path.stem for path in folder.glob("*.yaml")}
         if not known:
-            raise EvaluationError(f"{include} holds no task file", "give a folder of lm-eval YAML files")
+            raise EvaluationError(f"the task folder {include} has no .yaml file", "put lm-eval task files into it")
     names = [task.name for task in recipe.evaluate.tasks]
     if not known.issuperset(names):
         from sdft_ray.evaluation.tasks import check_names

@@ -48,7 +48,7 @@ class Run:
         """The checkpoint of an arm or a merge: a plain Hugging Face directory. Raises `StoreError`."""
         manifest = student_manifest(self.manifests, name)
         if manifest is None:
-            raise StoreError(f"run {self.name} has no student {name!r}", "see sdft show")
+            raise StoreError(f"run {self.name} has no student {name!r}", "`sdft show NAME` lists the students of a run")
         return self.store.path(manifest.address)
 
     def stages(self) -> list[dict[str, Any]]:

@@ -123,7 +123,11 @@ class GraphRun:
                 if done is None:
                     raise
                 # A driver on another machine has committed this step and dropped its work directory.
-                _LOG.warning("%s: another driver committed it first; this one ended with %r", state.step.name, reason)
+                _LOG.warning(
+                    "%s: another driver committed this step first; the attempt of this driver ended with %r",
+                    state.step.name,
+                    reason,
+                )
                 return done
             # What a user waits for: start of the workers included.
             usage = replace(stage_result.usage, wall_s=time.monotonic() - started)
@@ -299,7 +303,7 @@ def _as_ours(step: str, failure: BaseException) -> SdftError:
         return seen
     lines = str(seen).strip().splitlines() or ["no reason was given"]
     if "No space left on device" in str(seen):  # torch and safetensors wrap the error number away
-        return StoreError(f"{step}: {lines[-1]}", "free some space and run again; what is finished is kept")
+        return StoreError(f"{step}: {lines[-1]}", "free some space and run again; finished steps are reused")
     error = StageError(step, f"{type(seen).__name__}: {lines[-1]}")
     error.__cause__ = failure
     return error

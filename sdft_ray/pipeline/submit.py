@@ -22,8 +22,8 @@ CARRIED_BYTES = 64 * 2**20
 """Files and folders of a recipe up to this size travel with the job; larger ones must be where the cluster is."""
 
 NO_AGENT = (
-    "wait until it is up; if that does not help, its head node's job agent found its port taken: another Ray there has "
-    "52365, and `ray start --dashboard-agent-listen-port=0` takes a free one"
+    "wait until the job agent of the head node is running; if it does not start, another Ray on that node uses port "
+    "52365: `ray start --dashboard-agent-listen-port=0` takes a free port"
 )
 
 _PLACES = (
@@ -58,13 +58,17 @@ def submit(
     recipe = Recipe.load(recipe_path)
     name = name or recipe.name
     if "://" not in store and not Path(store).is_absolute():
-        raise StoreError(f"store {store} is relative, and a job runs elsewhere", "give an absolute path or a URL")
+        raise StoreError(
+            f"store {store} is a relative path, and a Ray job runs elsewhere", "give an absolute path or a URL"
+        )
     try:
         client = JobSubmissionClient(address)
         attempt = _next_attempt(client, name)
     except (ConnectionError, RuntimeError) as reason:
         why = str(reason).splitlines()[0]
-        raise ResourceError(f"no Ray dashboard at {address}: {why}", "check the address and that Ray is up") from None
+        raise ResourceError(
+            f"no Ray dashboard at {address}: {why}", "check the address, and that Ray is running"
+        ) from None
     with tempfile.TemporaryDirectory() as folder:
         bundle(recipe, Path(folder), Store(store))
         command = ["compress", "recipe.yaml", "--store", store, "--name", name, "--progress", "json"]
@@ -96,8 +100,8 @@ def _send(client: Any, *, patience_s: float = 60.0, **job: Any) -> str:
             without_agent = "No available agent" in str(reason)
             if not without_agent or time.monotonic() > deadline:
                 why = str(reason).strip().splitlines()[0].rstrip(".")
-                then = NO_AGENT if without_agent else "see its dashboard, and try again"
-                raise ResourceError(f"the cluster takes no job: {why}", then) from None
+                then = NO_AGENT if without_agent else "see the Ray dashboard, and try again"
+                raise ResourceError(f"the cluster does not accept the job: {why}", then) from None
         time.sleep(1.0)
 
 

@@ -208,7 +208,7 @@ class LiveView:
     def _footer(self) -> Text:
         ended = sum(line.state in ("finished", "reused") for line in self._lines.values())
         failed = sum(line.state == "failed" for line in self._lines.values())
-        text = Text(f"{ended} of {len(self._lines)} stages", style="dim")
+        text = Text(f"{ended} of {len(self._lines)} steps", style="dim")
         if failed:
             text.append(f", {failed} failed", style="red")
         dot = "  ·  " if self._fancy else ", "

@@ -179,7 +179,7 @@ def _fewest_removed(config: Config, num_blocks: int, target: int) -> int:
             return num_removed
     smallest = size_with_blocks(config, 1).num_parameters
     raise PlanError(
-        f"target size unreachable: {target:,} parameters by removing blocks",
+        f"no number of removed blocks reaches the target of {target:,} parameters",
         f"the smallest reachable size is {smallest:,}, with 1 of {num_blocks} blocks",
     )
 
@@ -188,7 +188,7 @@ def _explicit(depth: Depth, num_blocks: int) -> set[int]:
     assert depth.blocks is not None, "metric explicit goes with blocks"
     removed = set(depth.blocks)
     if len(removed) != len(depth.blocks):
-        raise PlanError("depth.blocks names a block twice", "list every block to remove once")
+        raise PlanError("depth.blocks lists a block twice", "list every block to remove once")
     strays = sorted(block for block in removed if not 0 <= block < num_blocks)
     if strays:
         raise PlanError(f"there is no block {strays[0]}", f"the model has blocks 0 to {num_blocks - 1}")
@@ -221,8 +221,8 @@ def _chosen(depth: Depth, config: Config, scores: BlockScores | DropLosses | Non
 def _least_missed(depth: Depth, losses: DropLosses, num_blocks: int, num_removed: int) -> set[int]:
     if len(losses.one_loss_L) != num_blocks or losses.num_removed != num_removed:
         raise PlanError(
-            f"the losses are those of {len(losses.one_loss_L)} blocks without {losses.num_removed}, the plan is for "
-            f"{num_blocks} without {num_removed}",
+            f"the losses are of {len(losses.one_loss_L)} blocks with {losses.num_removed} removed, the plan is for "
+            f"{num_blocks} with {num_removed} removed",
             "measure this model",
         )
     if depth.drop == "one":

@@ -58,7 +58,7 @@ def resolve_target(pruning: Pruning, config: Config, *, dtype: str) -> tuple[Dep
     if target is None:
         return pruning.depth, pruning.width
     if target.is_measured:
-        raise PlanError("a target in speed is known only after a measurement", "run the recipe")
+        raise PlanError("the size for a target in speed is known only after a measurement", "run the recipe")
     allowed = candidates(pruning.depth, pruning.width, config, dtype=dtype)
     counted = _counted(target)
     full = counted(size_with_blocks(config, num_blocks_of(config), dtype=dtype))
@@ -184,7 +184,9 @@ def _largest(
         return _best(fitting)
     nearest = sorted(allowed, key=lambda candidate: counted(candidate.size))[:3]
     options = "; ".join(f"{_amount(target, counted(near.size))} with {describe(near)}" for near in nearest)
-    raise PlanError(f"nothing meets the target of {_amount(target, bound)}", f"nearest: {options}")
+    raise PlanError(
+        f"no model that the recipe allows meets the target of {_amount(target, bound)}", f"nearest: {options}"
+    )
 
 
 def describe(candidate: Candidate) -> str:

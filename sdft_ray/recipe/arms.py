@@ -18,12 +18,12 @@ Rates = Annotated[Rate | tuple[Rate, ...], WrapValidator(one_or_several)]
 Seeds = Annotated[int | tuple[int, ...], WrapValidator(one_or_several)]
 """In YAML a number, or a list to try side by side."""
 NumRows = Annotated[int | None, Field(ge=1)]
-"""Train on so many rows of the set alone, drawn by their ids, the same for every arm: a larger number takes in the
-smaller ones. None takes all."""
+"""Train on only this many rows of the set, chosen by their ids and the same for every arm: a larger selection contains
+the smaller ones. None: all rows."""
 
 
 class Lora(StrictPart):
-    """Low-rank adapters (arXiv:2106.09685) on every linear map of a block; folded into the weights at the end."""
+    """Low-rank adapters (arXiv:2106.09685) on every linear layer of a block; merged into the weights at the end."""
 
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=16.0, gt=0)
@@ -35,7 +35,7 @@ class Objective(StrictPart):
 
     The teacher, in the same process, reads what the student reads. `forward_kl: 1, cross_entropy: 0` is the logit
     distillation of Minitron (arXiv:2407.14679). With `teacher_logits: cached` no teacher runs: training reads the
-    signals that generation kept. They are conditioned on the rewriting prompt, so on the reference (context
+    signals that generation stored. They are conditioned on the rewriting prompt, so on the reference (context
     distillation, not Minitron's: see `data/signals.py`). Rows that trained on their reference have no signals: they
     add cross-entropy alone, and are left out where that has weight 0. An objective reads the teacher in one of the two
     ways, not in both.
@@ -50,19 +50,20 @@ class Objective(StrictPart):
     jensen_shannon: float = Field(default=0.0, ge=0)
     """Generalised, between the two: see `beta` (arXiv:2306.13649)."""
     top_k_kl: float = Field(default=0.0, ge=0)
-    """From teacher to student over the tokens that `generate.top_logprobs` kept and one tail for all others: at most
-    the forward KL, equal to it when every token is kept. Always cached."""
+    """From teacher to student over the tokens that `generate.top_logprobs` stored and one entry for all others: at most
+    the forward KL, equal to it when every token is stored. Always cached."""
     hidden_cosine: float = Field(default=0.0, ge=0)
-    """1 - cosine between what the student's blocks put out and what the teacher's did there, mean over blocks."""
+    """1 - cosine similarity of the outputs of the student's blocks and of the same blocks of the teacher; mean over
+    blocks."""
     hidden_mse: float = Field(default=0.0, ge=0)
-    """Likewise, the mean squared difference per channel."""
+    """Mean squared difference of the same outputs, per channel."""
     temperature: float = Field(default=1.0, gt=0)
     """Of both distributions in all divergences, which are multiplied by its square (arXiv:1503.02531)."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """The teacher's share in the mixture of the Jensen-Shannon divergence."""
     teacher_logits: Literal["online", "cached"] = Field(default="online", serialization_alias="signals")
     """Where whole distributions of the teacher come from: a teacher beside the student, or `generate.hidden_states`
-    through the teacher's output head."""
+    through the teacher's LM head."""
 
     @property
     def divergences(self) -> tuple[str, ...]:
@@ -111,18 +112,18 @@ class Objective(StrictPart):
     def _one_way_to_the_teacher(self) -> Self:
         if self.teacher_logits == "cached" and "hidden_states" not in self.cached.values():
             raise ValueError(
-                "teacher_logits: cached is for forward_kl, reverse_kl and jensen_shannon; none has a weight"
+                "teacher_logits: cached needs a weight above 0 for forward_kl, reverse_kl or jensen_shannon"
             )
         if self.cached and self._online:
             both = f"{next(iter(self.cached))} reads cached signals and {self._online[0]} needs the teacher online"
-            raise ValueError(f"{both}; leave one out" + ("" if self.matches else ", or set teacher_logits: cached"))
+            raise ValueError(f"{both}; remove one" + ("" if self.matches else ", or set teacher_logits: cached"))
         if self.top_k_kl and self.temperature != 1:
-            raise ValueError("top_k_kl is for temperature 1: the mass of the tail at another is not known")
+            raise ValueError("top_k_kl needs temperature: 1, that of the stored log-probabilities")
         return self
 
 
 class Arm(StrictPart):
-    """One way to recover. `reference` is plain supervised fine-tuning, `distilled` is self-data."""
+    """One way to recover. `reference`: fine-tuning on the references; `distilled`: on the teacher's rewrites."""
 
     data: Literal["reference", "distilled"]
     learning_rate: Rates
@@ -169,9 +170,9 @@ class Train(StrictPart):
     validation_fraction: float = Field(default=0.0, ge=0, le=0.5, serialization_alias="held_out")
     """Share of the rows that no arm is trained on, drawn by their ids; arms with several trials choose by them."""
     lora: Lora | None = None
-    """Adapters in place of weights."""
+    """Train LoRA adapters instead of the weights."""
     train_last_n_layers: int | None = Field(default=None, ge=0, serialization_alias="tail_blocks")
-    """Train only the output head, the final norm and this many of the last decoder blocks; with neither this nor
+    """Train only the LM head, the final norm and this many of the last decoder blocks; with neither this nor
     `lora`, all weights are trained."""
     max_seq_len: int = Field(default=2048, ge=8, serialization_alias="row_tokens")
     """Tokens of a packed row; an example must fit."""
@@ -182,7 +183,7 @@ class Train(StrictPart):
     global_batch_size: int = Field(default=32, ge=1, serialization_alias="rows_per_step")
     """Packed rows per optimizer step, over all workers."""
     tokens_per_step: int | None = Field(default=None, ge=8)
-    """The same in tokens, padding included: as many whole rows as it holds. Give one of both."""
+    """The same in tokens, padding included: as many whole rows as it holds. Give only one of the two."""
     num_steps: int | None = Field(default=None, ge=1)
     num_epochs: float | None = Field(default=None, gt=0)
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -192,7 +193,8 @@ class Train(StrictPart):
     max_grad_norm: float = Field(default=1.0, gt=0, serialization_alias="clip_norm")
     """Gradients are scaled down to this global L2 norm."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Make the running mean of the weights the student, such as 0.999 for thousands of steps."""
+    """Decay of the exponential moving average of the weights that becomes the student, such as 0.999 for thousands of
+    steps."""
 
     @property
     def step_rows(self) -> int:
@@ -203,9 +205,9 @@ class Train(StrictPart):
     def _one_step_size(self) -> Self:
         if self.tokens_per_step is not None:
             if self.global_batch_size != type(self).model_fields["global_batch_size"].default:
-                raise ValueError("give one of global_batch_size, tokens_per_step")
+                raise ValueError("give only one of global_batch_size, tokens_per_step")
             if self.tokens_per_step < self.max_seq_len:
-                raise ValueError(f"tokens_per_step holds no row: max_seq_len is {self.max_seq_len}")
+                raise ValueError(f"tokens_per_step is smaller than one row: max_seq_len is {self.max_seq_len}")
         return self
 
     @model_validator(mode="after")
@@ -216,11 +218,11 @@ class Train(StrictPart):
             raise ValueError("give lora or train_last_n_layers, not both")
         bad = [name for name in self.arms if name in {"teacher", "pruned"} or not name.isidentifier()]
         if bad:
-            raise ValueError(f"{bad[0]!r} cannot name an arm: use letters, digits and _, not teacher or pruned")
+            raise ValueError(f"{bad[0]!r} is not a valid arm name: use letters, digits and _, not teacher or pruned")
         grids = [name for name, arm in self.arms.items() if len(arm.trials) > 1]
         if grids and not self.validation_fraction:
             raise ValueError(
-                f"arm {grids[0]!r} has several trials and nothing to choose by: "
+                f"arm {grids[0]!r} has several trials, but no validation rows to choose by: "
                 "set train.validation_fraction, the share of rows kept out of training, such as 0.1"
             )
         return self
@@ -239,8 +241,8 @@ class Train(StrictPart):
 class TeacherCorrection(StrictPart):
     """Brief tuning of the unpruned teacher on the distillation data (arXiv:2408.11796, section 3).
 
-    Arms with a teacher in their objective compare with the corrected one; self-data stays the original's own. What
-    is not named here is as in `train`. One of `num_steps` and `num_epochs`.
+    Arms with a teacher in their objective compare with the corrected one; rewrites are still those of the original
+    teacher. Fields that are missing here are as in `train`. One of `num_steps` and `num_epochs`.
     """
 
     data: Literal["reference", "distilled"]
@@ -258,7 +260,7 @@ class TeacherCorrection(StrictPart):
 
 
 class Merge(StrictPart):
-    """One student out of two arms: a point on the way between their weights (arXiv:2410.09982)."""
+    """A student with weights interpolated between those of two arms (arXiv:2410.09982)."""
 
     arms: tuple[str, str]
     kind: Literal["slerp", "linear"] = "slerp"

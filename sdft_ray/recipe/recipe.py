@@ -31,7 +31,7 @@ AnswerKind = Literal["number", "choice", "text", "list", "json", "function_call"
 """How a response is checked (see `sdft_ray.generation.checks`); `none` means that it is not."""
 
 MAX_TOP_LOGPROBS = 128
-"""Most log-probabilities per token that are kept."""
+"""Maximum number of log-probabilities stored per token."""
 
 
 def _relative_to_recipe(value: str, info: ValidationInfo) -> str:
@@ -56,7 +56,7 @@ class Teacher(StrictPart):
     model: Place
     revision: str | None = None
     config: Place | None = None
-    """A copy of the model's config.json, so that a recipe can be sized where the hub is out of reach."""
+    """A copy of the model's config.json, so that `sdft explain` can compute sizes without the Hugging Face Hub."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     trust_remote_code: bool = False
 
@@ -66,13 +66,13 @@ class RowSource(StrictPart):
 
     source: Place
     revision: str | None = None
-    """Commit of a named set; None takes the newest and records it."""
+    """Commit of a named set; None: the newest, which is recorded."""
     columns: dict[str, str] = Field(default={})
-    """Our column (`id`, `instruction`, `reference`, `answer_kind`, `check`, `family`) to theirs."""
+    """Our column (`id`, `instruction`, `reference`, `answer_kind`, `check`, `family`) -> column of the source."""
     answer_kind: AnswerKind = "none"
-    """Used for rows that do not carry their own."""
+    """For rows without a value of their own."""
     check: str = ""
-    """Likewise: a JSON schema, Python tests, or `module:function`, as the answer kind wants."""
+    """Likewise: a JSON schema, Python tests, or `module:function`, as the answer kind requires."""
     limit: int | None = Field(default=None, ge=1)
 
 
@@ -92,22 +92,22 @@ class SeedSet(RowSource):
 
 
 class Calibration(RowSource):
-    """Rows used only to measure; each is cut to `max_tokens`."""
+    """Rows used only to measure; each is truncated to `max_tokens`."""
 
     max_tokens: int = Field(default=2048, ge=2)
 
 
 class Forgetting(RowSource):
-    """Text that nothing is tuned on, to tell what each model has lost; rows as a calibration set may have them."""
+    """Text that no model is trained on, to measure what each model has forgotten; same form as a calibration set."""
 
     num_rows: int = Field(default=256, ge=1)
-    """Scored at most, spread evenly over the source."""
+    """Maximum number of rows to score, spread evenly over the source."""
     max_tokens: int = Field(default=1024, ge=2)
-    """Each row is cut to so many."""
+    """Each row is truncated to this many tokens."""
     embedding: Place | None = None
-    """Folder or hub name of a model of sentence embeddings, to compare answers with those of the teacher."""
+    """Directory or hub name of a sentence embedding model, to compare answers with those of the teacher."""
     embedding_revision: str | None = None
-    """Commit of a hub name; None takes the newest."""
+    """Commit of the embedding model on the hub; None: the newest."""
 
 
 class Generate(StrictPart):
@@ -120,16 +120,16 @@ class Generate(StrictPart):
     max_tokens: int = Field(default=512, ge=1)
     seed: int = 0
     num_samples: int = Field(default=1, ge=1)
-    """Samples asked for at most per prompt; the first that passes selection ends the asking."""
+    """Maximum number of samples per prompt; no more are drawn after one that passes selection."""
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
-    """Likeliest tokens kept per response token, with log-probabilities and the tail's mass; 0 keeps none.
+    """Most likely tokens to store per response token, with log-probabilities and the total of all others; 0: none.
 
     These and hidden states are conditioned on the rewriting prompt, so on the reference: see `data/signals.py`.
     Both are counted in bytes by `sdft explain`."""
     hidden_states: bool = False
-    """Keep what the output head takes in, bfloat16: exact full-vocabulary distillation for depth-pruned students."""
+    """Store the inputs of the LM head in bfloat16: exact full-vocabulary distillation for depth-pruned students."""
     attempt: int = Field(default=1, ge=1)
-    """Raised by `sdft retry`: rows that failed are asked again, all others are taken over."""
+    """Raised by `sdft retry`: rows that failed are generated again, all others are reused."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -139,14 +139,14 @@ class Generate(StrictPart):
 
 
 class Gap(StrictPart):
-    """How far reference and rewrite lie from the teacher, measured before training."""
+    """How far references and rewrites are from the teacher's distribution, measured before training."""
 
     num_rows: int = Field(default=512, ge=1)
-    """Rows whose rewrite was kept that are scored at most, spread evenly over the set."""
+    """Maximum number of rows to score, among those with an accepted rewrite, spread evenly over the set."""
 
 
 class Task(StrictPart):
-    """One lm-eval task. `metric` None takes acc_norm, acc or exact_match, whichever the task has first."""
+    """One lm-eval task. `metric` None: the first of acc_norm, acc and exact_match that the task has."""
 
     name: str
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -162,7 +162,7 @@ class Samples(StrictPart):
 
 
 class Evaluate(StrictPart):
-    """What teacher, pruned model and students are asked. `suite: NAME` stands for the fields of `recipe_suites`."""
+    """Tasks for teacher, pruned model and students. `suite: NAME` sets the fields as in `sdft_ray.recipe.suites`."""
 
     tasks: tuple[Task, ...] = Field(min_length=1)
     include: Place | None = None
@@ -183,10 +183,10 @@ class Evaluate(StrictPart):
     def _tuned_are_tasks(self) -> Self:
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
-            raise ValueError("a task is named twice")
+            raise ValueError("a task is listed twice")
         stray = sorted(set(self.tuned) - set(names))
         if stray:
-            raise ValueError(f"tuned names {stray[0]!r}, which is not among tasks")
+            raise ValueError(f"tuned lists {stray[0]!r}, which is not in tasks")
         return self
 
 
@@ -196,12 +196,12 @@ def _ascending(value: int | tuple[int, ...]) -> int | tuple[int, ...]:
 
 _Rows = Annotated[int, Field(ge=1)]
 BatchRows = Annotated[_Rows | tuple[_Rows, ...], WrapValidator(one_or_several), AfterValidator(_ascending)]
-"""In YAML a number, or a list to measure one after another, in whatever order."""
+"""In YAML a number, or a list of numbers, which are measured one after another."""
 
 
 class Release(StrictPart):
-    """What a student must keep to be marked as releasable. Recovery is student over teacher, of mean scores or of a
-    task's."""
+    """Bounds that a student must meet to be marked as releasable. Recovery is the score of the student divided by that
+    of the teacher, for the mean over tasks or for one task."""
 
     min_recovery: float | None = Field(default=None, gt=0)
     min_task_recovery: float | None = Field(default=None, gt=0)
@@ -242,7 +242,7 @@ _FIRST = ("name", "description", "replicate", "teacher", "seed_set", "calibratio
 
 
 class PruningStep(Pruning):
-    """An earlier step of iterative compression: prune, recover by one arm, go on from there (arXiv:2407.14679)."""
+    """An earlier step of iterative compression: prune, recover with one arm, continue from there (arXiv:2407.14679)."""
 
     arm: Arm
     num_steps: int | None = Field(default=None, ge=1)
@@ -253,7 +253,7 @@ class PruningStep(Pruning):
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps, num_epochs")
         if len(self.arm.trials) > 1:
-            raise ValueError("the arm of an earlier step has one learning rate and one seed")
+            raise ValueError("the arm of an earlier step takes one learning rate and one seed, not a list")
         return self
 
 
@@ -268,21 +268,21 @@ class Recipe(Pruning):
     seed_set: SeedSet
     calibration: Calibration
     steps: tuple[PruningStep, ...] = ()
-    """Prunings before this one, each with its recovery, in turn; the first starts from the teacher."""
+    """Earlier prunings, each with its recovery training, in order; the first starts from the teacher."""
     generate: Generate = Generate()
     gap: Gap = Gap()
     forgetting: Forgetting | None = None
-    """Without it nobody asks what was forgotten."""
+    """Without it, forgetting is not measured."""
     train: Train
     teacher_correction: TeacherCorrection | None = None
     merges: dict[str, Merge] = Field(default={})
-    """Students made of two arms, evaluated like the arms."""
+    """Students merged from two arms, evaluated like the arms."""
     evaluate: Evaluate
     speed: Speed = Speed()
     gates: Place | None = None
     """A JSON file of conditions for a fair comparison and whether they hold, to be printed in the report."""
     release: Release | None = None
-    """Without it students are not judged."""
+    """Without it, students are not checked against bounds."""
 
     @property
     def merged(self) -> dict[str, tuple[Merge, float]]:
@@ -319,15 +319,15 @@ class Recipe(Pruning):
     @model_validator(mode="after")
     def _previous_is_another(self) -> Self:
         if self.distil_from == "previous" and not self.steps:
-            raise ValueError("distil_from: previous is for recipes with `steps`; without, there is the original alone")
+            raise ValueError("distil_from: previous needs `steps`; without them there is only the original model")
         return self
 
     @model_validator(mode="after")
     def _correction_is_used(self) -> Self:
         if self.teacher_correction and not any(arm.objective.needs_teacher for _, arm in self._arms()):
             raise ValueError(
-                "teacher_correction has no use: no arm compares with a teacher; "
-                "give one an objective such as {forward_kl: 1}, or leave the correction out"
+                "teacher_correction has no effect: no arm compares with a teacher; "
+                "give an arm an objective such as {forward_kl: 1}, or remove teacher_correction"
             )
         return self
 
@@ -339,12 +339,12 @@ class Recipe(Pruning):
                 if asked.objective.matches and recipe.width is not None and recipe.width.hidden is not None:
                     raise ValueError(
                         f"{where} compares hidden states, and with width.hidden the student's are shorter "
-                        "than the teacher's; leave one of both out"
+                        "than the teacher's; remove one of the two"
                     )
                 if asked.objective.matches and number and recipe.distil_from == "original":
                     raise ValueError(
-                        f"{where} compares hidden states block by block, which the model before this step has and the "
-                        "original no longer: set distil_from: previous"
+                        f"{where} compares hidden states block by block, and the blocks of this student are those of "
+                        "the model before this step, not of the original: set distil_from: previous"
                     )
         return self
 
@@ -361,7 +361,7 @@ class Recipe(Pruning):
         taken = {f"step{number}" for number in range(1, len(self.steps) + 1)} | ({"patched"} if self.patch else set())
         for name in (*self.train.arms, *self.merged):
             if name in taken:
-                raise ValueError(f"{name!r} is the name of another model of this recipe; call the arm otherwise")
+                raise ValueError(f"{name!r} is the name of another model of this recipe; rename the arm or the merge")
         return self
 
     def _arms(self) -> Iterator[tuple[str, Arm]]:
@@ -375,7 +375,7 @@ class Recipe(Pruning):
         taken = {"teacher", "pruned", *self.train.arms}
         for name in names:
             if name in taken or not name.isidentifier() or names.count(name) > 1:
-                raise ValueError(f"{name!r} cannot name a merge: use letters, digits and _, and no name twice")
+                raise ValueError(f"{name!r} is not a valid merge name: use letters, digits and _, each name once")
         for merge in self.merges.values():
             stray = [arm for arm in merge.arms if arm not in self.train.arms]
             if stray or merge.arms[0] == merge.arms[1]:

@@ -1,4 +1,4 @@
-"""Resources: how a recipe is executed. Never part of identity: change them and the same artifacts are found.
+"""Resources: how a recipe is executed. Never part of identity: the same artifacts are reused when they change.
 
 The defaults fit a laptop with two CPU cores. Profiles for GPUs and clusters lie in `cluster/resources/`.
 """
@@ -15,19 +15,19 @@ from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validatio
 
 
 class Device(StrictPart):
-    """What one worker holds."""
+    """Resources of one Ray task, actor or training worker."""
 
     cpus: float = Field(default=1.0, gt=0)
     gpus: float = Field(default=0.0, ge=0)
     accelerator_type: str | None = None
-    """A Ray accelerator type such as `H100`; None takes any."""
+    """A Ray accelerator type such as `H100`; None: any."""
     resources: dict[str, float] = Field(default={})
     """Custom Ray resources, for placing a stage on chosen nodes."""
 
 
 class Measure(Device):
     num_tasks: int = Field(default=1, ge=1)
-    """Calibration shards measured in parallel; the answer does not depend on it."""
+    """Ray tasks that measure parts of the calibration set in parallel; the result does not depend on it."""
     batch_tokens: int = Field(default=4096, ge=1)
 
 
@@ -35,25 +35,25 @@ class Server(StrictPart):
     """An OpenAI-compatible server that runs the teacher."""
 
     base_url: str
-    """With its `/v1`."""
+    """Including `/v1`."""
     model: str
-    """The teacher's name there."""
+    """Name of the teacher on the server."""
     api_key_env: str | None = None
-    """Environment variable that holds the key, on the machines of the actors."""
+    """Environment variable that contains the API key, on the nodes of the actors."""
     max_in_flight: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=600.0, gt=0)
 
 
 class Engine(Device):
-    """An actor that answers prompts."""
+    """A Ray actor with an inference engine."""
 
     tensor_parallel: int = Field(default=1, ge=1)
     kv_cache_bytes: int = Field(default=256 * 2**20, ge=2**20)
-    """Key-value cache per engine, in bytes."""
+    """Size of the KV cache of each engine, in bytes."""
     max_model_tokens: int | None = Field(default=None, ge=8)
-    """Context of the engine; None takes the model's own."""
+    """Context length of the engine; None: that of the model."""
     max_sequences: int = Field(default=128, ge=1)
-    """Sequences that one engine decodes together."""
+    """Maximum number of sequences in a batch of one engine."""
     enforce_eager: bool = True
 
 
@@ -62,53 +62,54 @@ class Generate(Engine):
     min_actors: int = Field(default=1, ge=1)
     max_actors: int = Field(default=1, ge=1)
     sampler: Literal["vllm", "transformers", "server", "scripted"] = "vllm"
-    """`server` asks an OpenAI-compatible one that runs the teacher; `scripted` asks no model: a dry run."""
+    """`server`: an OpenAI-compatible server that runs the teacher; `scripted`: a dry run without a model."""
     server: Server | None = None
     chunks_in_flight: int | None = Field(default=None, ge=1)
-    """Chunks of 64 rows that one actor works on at a time; None: twice what `max_sequences` holds, and one."""
+    """Chunks of 64 rows that one actor works on at a time; None: enough for twice `max_sequences`, plus one."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
-    """More failed rows than this share of the seed set stop the run."""
+    """The run stops when more than this share of the rows of the seed set fails."""
     scripted_delay_s: float = Field(default=0.0, ge=0)
-    """How long the scripted sampler takes over a row."""
+    """Time that the scripted sampler takes for a row."""
 
     @model_validator(mode="after")
     def _server_is_named(self) -> Self:
         if (self.sampler == "server") != (self.server is not None):
-            raise ValueError("`sampler: server` and `server: {base_url, model}` go together")
+            raise ValueError("`sampler: server` and `server: {base_url, model}` must be given together")
         return self
 
 
 class Gap(Device):
     batch_tokens: int = Field(default=2048, ge=1)
-    """Positions scored at once, pads included; the logits of all their responses are held in the model's dtype."""
+    """Tokens in a forward pass, padding included; the logits of all response tokens are held in the model's dtype."""
 
 
 class Train(Device):
     num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 2
-    """Or (least, most): as many as the cluster has room for, going on from the last checkpoint when that changes."""
+    """A number, or [MIN, MAX] for elastic training: as many workers as the cluster has room for. When that number
+    changes, training resumes from the last checkpoint."""
     resize_every_s: float = Field(default=60.0, ge=0)
-    """How often a run of (least, most) workers looks for room to grow."""
+    """How often elastic training checks whether more workers fit."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """`ddp`: every worker holds the whole model; `fsdp`: each holds a share of weights, gradients and optimizer."""
+    """`ddp`: each worker holds the whole model; `fsdp`: a shard of weights, gradients and optimizer state."""
     reshard_after_forward: bool = True
-    """With `fsdp`: free a block's weights between its forward and backward pass, and gather them twice."""
+    """With `fsdp`: free the weights of a block after its forward pass, and gather them again for its backward pass."""
     reduce_once: bool = True
-    """With `fsdp`: sum gradients once a step, for which each worker holds a whole gradient between micro-batches."""
+    """With `fsdp`: reduce gradients once per step; each worker then holds full gradients between micro-batches."""
     micro_batch_size: int = Field(default=8, ge=1, serialization_alias="micro_batch_rows")
-    """Packed rows that a worker computes at once."""
+    """Packed rows in one forward and backward pass of a worker."""
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(default=100, ge=1)
-    """Optimizer steps between checkpoints. Ray Train takes in one every two seconds (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S;
+    """Optimizer steps between checkpoints. Ray Train accepts one every two seconds (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S;
     five a second on a local Ray): more would wait at the end of the run."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """The newest so many are kept; with one alone, nothing is left to go back to when it is damaged."""
+    """Number of newest checkpoints to keep. With 1, there is no older one to resume from if it is damaged."""
     activation_checkpointing: bool = False
-    """Compute activations twice and hold few of them: for long rows and large models."""
+    """Recompute activations in the backward pass instead of storing them: for long rows and large models."""
     max_failures: int = Field(default=3, ge=0)
-    """Lost workers or nodes after which a run goes on from its last checkpoint."""
+    """How many failures of workers or nodes training survives; after each, it resumes from the last checkpoint."""
     tracking: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
-    """Also show loss, gradient norm, tokens/s, MFU, memory and time left there, under `tracking/` in the store: see
-    `training/trackers.py`. `history.jsonl` is always written."""
+    """Trackers that also get loss, gradient norm, tokens/s, MFU, memory and remaining time. Their files are under
+    `tracking/` in the store: see `training/trackers.py`. `history.jsonl` is always written."""
 
     @property
     def min_workers(self) -> int:
@@ -117,14 +118,14 @@ class Train(Device):
     @model_validator(mode="after")
     def _workers_in_order(self) -> Self:
         if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
-            raise ValueError("num_workers is (least, most), in this order")
+            raise ValueError("num_workers is [MIN, MAX], but the first number is larger than the second")
         return self
 
 
 class Evaluate(Engine):
     cpus: float = Field(default=0.9, gt=0)
     num_actors: int = Field(default=1, ge=1)
-    """Engines that share the questions to one model; several models are evaluated side by side as there is room."""
+    """Actors that share the items of one model; several models are evaluated in parallel if there is room."""
     sampler: Literal["vllm", "transformers"] = "vllm"
 
 
@@ -132,13 +133,13 @@ class Resources(StrictPart):
     """Workers, accelerators and micro-batches; `stages.spec` says which part a stage works with."""
 
     cpus: int | None = Field(default=None, ge=1)
-    """CPUs that a Ray started here may use; None takes all. Ignored when joining a cluster."""
+    """CPUs of a local Ray; None: all. Ignored when connected to a cluster."""
     object_store_bytes: int = Field(default=512 * 2**20, ge=80 * 2**20)
-    """Ray's shared memory, when Ray is started here."""
+    """Size of the object store of a local Ray."""
     max_shard_bytes: int = Field(default=5 * 2**30, ge=2**20)
-    """Largest safetensors file that pruning writes."""
+    """Maximum size of a safetensors file that pruning writes."""
     store: str | None = None
-    """Store URL used when the command names none."""
+    """Store URL if the command gives none."""
     measure: Measure = Measure()
     generate: Generate = Generate()
     gap: Gap = Gap()

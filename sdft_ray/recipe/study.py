@@ -19,7 +19,7 @@ Changes = dict[str, Any]
 
 
 class StudyArm(StrictPart):
-    """One way to recover, and what else of the recipe goes with it."""
+    """One way to recover, with further changes to the recipe for it."""
 
     data: Literal["reference", "distilled"]
     objective: Objective = Objective()
@@ -28,15 +28,15 @@ class StudyArm(StrictPart):
 
 
 class Budget(StrictPart):
-    """A study that asks for more is refused before anything starts."""
+    """Limit of a study; one that needs more is rejected before anything starts."""
 
     max_trainings: int | None = Field(default=None, ge=1)
 
 
 class Study(StrictPart):
     """A grid over one recipe. Every combination is trained with every rate at the first seed; the rate with the lowest
-    loss on held-out rows is then trained with the other seeds. With `rates_at` rates are tried at that size alone, and
-    the best one of an arm goes for its other sizes too.
+    loss on held-out rows is then trained with the other seeds. With `rates_at`, rates are tried only at that size, and
+    the best one of each arm is also used at its other sizes.
 
     Data-set sizes are nested: each contains the smaller ones (`sdft_ray.data.subset`).
     """
@@ -45,11 +45,11 @@ class Study(StrictPart):
     description: str = ""
     recipe: Place
     variants: dict[str, Changes] = Field(default={})
-    """Name -> changes to the recipe, such as another seed set; none: the recipe as it is."""
+    """Name -> changes to the recipe, such as another seed set; empty: the recipe as it is."""
     metrics: tuple[str, ...] = ()
-    """Of `depth`; none: the recipe's own."""
+    """Values of `depth.metric`; empty: that of the recipe."""
     remove_blocks: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Of `depth`; none: the recipe's own."""
+    """Values of `depth.remove_blocks`; empty: that of the recipe."""
     arms: dict[str, StudyArm]
     num_rows: tuple[Annotated[int, Field(ge=1)], ...]
     learning_rates: tuple[Rate, ...]
@@ -62,17 +62,17 @@ class Study(StrictPart):
     def _grid_is_a_grid(self) -> Self:
         for axis in ("arms", "num_rows", "learning_rates", "seeds"):
             if not getattr(self, axis):
-                raise ValueError(f"the grid is empty: {axis} names nothing")
+                raise ValueError(f"the grid is empty: {axis} has no values")
         for axis in ("metrics", "remove_blocks", "num_rows", "learning_rates", "seeds"):
             if len(set(getattr(self, axis))) < len(getattr(self, axis)):
-                raise ValueError(f"{axis} names a value twice")
+                raise ValueError(f"{axis} lists a value twice")
         if self.rates_at is not None and self.rates_at not in self.num_rows:
             raise ValueError(f"rates_at is {self.rates_at}, which is not among num_rows")
         for name in (*self.arms, *self.variants):
             if not name.isidentifier():
-                raise ValueError(f"{name!r} cannot name an arm or a variant: use letters, digits and _")
+                raise ValueError(f"{name!r} is not a valid arm or variant name: use letters, digits and _")
         if "arms" in {key for arm in self.arms.values() for key in arm.recipe.get("train", {})}:
-            raise ValueError("an arm's recipe cannot set train.arms, which the study does")
+            raise ValueError("an arm's recipe cannot set train.arms, because the study sets it")
         return self
 
     @property
@@ -144,8 +144,8 @@ def size_of_study(study: Study) -> Size:
     most = study.budget.max_trainings
     if most is not None and size.num_trainings > most:
         raise RecipeError(
-            f"study {study.name} takes {size.num_trainings:,} trainings and its budget is {most:,}",
-            "name fewer sizes, seeds or rates, or raise budget.max_trainings",
+            f"study {study.name} needs {size.num_trainings:,} trainings, but its budget is {most:,}",
+            "list fewer sizes, seeds or learning rates, or raise budget.max_trainings",
         )
     return size
 
@@ -168,8 +168,8 @@ def _groups(study: Study) -> Iterator[Group]:
                     found = data.get("depth", {})
                     if not isinstance(found.get("remove_blocks"), int):
                         raise RecipeError(
-                            f"study {study.name}: the recipe removes no fixed number of blocks",
-                            "give remove_blocks in the study, or depth.remove_blocks in the recipe",
+                            f"study {study.name}: the number of blocks to remove is not set, or is not fixed",
+                            "set remove_blocks in the study, or depth.remove_blocks to a number in the recipe",
                         )
                     metric_used = found.get("metric", "angular_distance")
                     yield Group(variant, metric_used, found["remove_blocks"], names, data, study.recipe)
@@ -181,7 +181,7 @@ def _present(data: Mapping[str, Any], origin: str) -> dict[str, Any]:
     try:
         return with_present_names(Recipe, data)
     except ValueError as reason:
-        raise RecipeError(f"{origin}: {reason}", "correct that") from None
+        raise RecipeError(f"{origin}: {reason}", "remove the old name") from None
 
 
 def rate_recipe(study: Study, group: Group) -> Recipe:

@@ -74,11 +74,11 @@ def read_yaml(path: Path, error: type[UserError]) -> Any:
     except yaml.MarkedYAMLError as reason:
         mark = reason.problem_mark or reason.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise error(f"{path}{line}: {reason.problem or 'not YAML'}", "mend the YAML there") from None
+        raise error(f"{path}{line}: {reason.problem or 'not YAML'}", "correct the YAML at that line") from None
     except ValueError as reason:  # a date that no calendar has
-        raise error(f"{path}: {reason}", "put quotes around what is meant as text") from None
+        raise error(f"{path}: {reason}", "put text values in quotes") from None
     if not isinstance(data, dict):
-        raise error(f"{path} holds no mapping", "start from a file in jobs/recipes")
+        raise error(f"{path} is not a YAML mapping of fields to values", "start from a file in jobs/recipes")
     return data
 
 
@@ -175,7 +175,7 @@ def _renamed(model: type[BaseModel], data: dict[str, Any], *, silent: bool) -> d
     part = model.__name__.lower()
     for old in present.keys() & data.keys():
         if present[old] in data:
-            raise ValueError(f"{old} is the old name of {present[old]}: give {present[old]} alone")
+            raise ValueError(f"{old} is the old name of {present[old]}: give only {present[old]}")
         if not silent:
             _warn(f"{part}.{old}", f"{part}.{present[old]}")
     return {present.get(name, name): value for name, value in data.items()}
@@ -183,7 +183,7 @@ def _renamed(model: type[BaseModel], data: dict[str, Any], *, silent: bool) -> d
 
 def _warn(old: str, present: str) -> None:
     """Python shows equal warnings of one place once."""
-    warnings.warn(f"{old} is called {present} now; the old name still works", RenamedFieldWarning, stacklevel=1)
+    warnings.warn(f"{old} was renamed to {present}; the old name still works", RenamedFieldWarning, stacklevel=1)
 
 
 def as_frozen(data: Any) -> Any:
@@ -194,7 +194,7 @@ def as_frozen(data: Any) -> Any:
 
 
 def one_or_several(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """One number, or several different ones; a list of one is that one. Faults are told in one sentence."""
+    """One number, or several different ones; a list of one is that one. Raises `ValueError` with one sentence."""
     try:
         found = check(value)
     except ValidationError as error:  # one entry per kind of value that it could have been
@@ -241,11 +241,11 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], or
         holder = _model_at(model, location)
         names = list(holder.model_fields) if holder else []
         near = difflib.get_close_matches(str(location[-1]), names, 1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(names)}"
         return f"{origin}: unknown field {where!r}{more}", hint
     if first["type"] == "missing":
         return f"{origin}: {where!r} is missing{more}", "add it; jobs/recipes has complete examples"
     message = first["msg"].removeprefix("Value error, ")
     if not where:  # of several fields together
-        return f"{origin}: {message}{more}", "correct that"
+        return f"{origin}: {message}{more}", "correct these fields"
     return f"{origin}: {where}: {message}{more}", "correct that field"

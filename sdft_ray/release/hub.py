@@ -40,7 +40,7 @@ class Repository:
         self._token = get_token()
         if self._token is None:
             raise StoreError(
-                "no token for the hub is configured",
+                "no token for the Hugging Face Hub is configured",
                 "set HF_TOKEN to a token with write access, or run `hf auth login`",
             )
         self._api: HfApi = HfApi(token=self._token)
@@ -137,7 +137,9 @@ class Repository:
         except UserError:
             raise
         except OfflineModeIsEnabled:
-            raise StoreError("HF_HUB_OFFLINE disables the hub", "unset it, then push again") from None
+            raise StoreError(
+                "HF_HUB_OFFLINE disables access to the Hugging Face Hub", "unset it, then push again"
+            ) from None
         except (HTTPError, OSError, RuntimeError, ValueError) as reason:
             cause = reason.__cause__ if isinstance(reason, RuntimeError) and reason.__cause__ else reason
             if isinstance(cause, HfHubHTTPError):

@@ -145,10 +145,11 @@ def _open(destination: str, private: bool, revision: str | None) -> Destination:
         return Repository(destination, private=private, revision=revision)
     if not private:
         raise UserError(
-            "--public applies only to the hub", f"set the permissions of {Folder(destination).url} yourself"
+            "--public applies only to the Hugging Face Hub",
+            f"set the permissions of {Folder(destination).url} yourself",
         )
     if revision is not None:
-        raise UserError("revision applies only to the hub", "leave it out, or push to hf://OWNER/NAME")
+        raise UserError("revision applies only to the Hugging Face Hub", "leave it out, or push to hf://OWNER/NAME")
     return Folder(destination)
 
 
@@ -161,12 +162,12 @@ def _model_files(run: Run, manifest: Manifest) -> tuple[ReleaseFile, ...]:
             continue
         path = directory / name
         if not _is_inside(path, directory) or file_digest(path) != entry.sha256:
-            message = f"{manifest.address} is damaged: {name} differs from its digest"
+            message = f"{manifest.address} is damaged: {name} does not match its digest"
             raise StoreError(message, "remove that folder and run the recipe again")
         pieces.append(ReleaseFile(name, entry.num_bytes, entry.sha256, path))
     names = {piece.name for piece in pieces}
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise StoreError(f"{manifest.address} has no model to release", "see sdft show")
+        raise StoreError(f"{manifest.address} has no model to release", "`sdft show NAME` lists the students of a run")
     return tuple(pieces)
 
 

@@ -161,7 +161,7 @@ class KeyRing:
             self._file_keys = parse_keys(_text(self._path), str(self._path))
             log.info("read %d keys from %s", len(self._file_keys), self._path)
         except ServeError as reason:
-            log.error("%s: the keys read before stay valid", reason)
+            log.error("%s; the keys that were read before remain valid", reason)
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:

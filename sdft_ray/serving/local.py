@@ -42,7 +42,7 @@ def secured(settings: ServeSettings, address: ListenAddress) -> ServeSettings:
     if not address.is_loopback:
         raise ServeError(
             f"other machines can reach {address.host}, and no API keys are configured",
-            "make some with `sdft keys new` and give --keys FILE, or give --allow-anonymous",
+            "create a key with `sdft keys new NAME` and give --keys FILE, or give --allow-anonymous",
         )
     local = access.model_copy(update={"allow_anonymous": True, "local_hosts_only": True})
     return settings.model_copy(update={"access": local})
@@ -99,7 +99,8 @@ def _running(settings: ServeSettings, address: ListenAddress, resources: Resourc
         except (RuntimeError, TimeoutError, RayError) as reason:
             known = refusal(folder)
             raise known or ServeError(
-                f"the service does not start: {_cause(reason)}", "see the replica's log"
+                f"the service does not start: {_cause(reason)}",
+                "see the logs of the replica in /tmp/ray/session_latest/logs/serve",
             ) from None
         try:
             yield

@@ -17,13 +17,13 @@ class Limits(StrictPart):
 
     max_body_bytes: int = Field(default=2 * 2**20, ge=1024)
     body_timeout_s: float = Field(default=20.0, gt=0)
-    """Time in which the body must arrive; else the status is 408."""
+    """Time in which the body must arrive; after it the status is 408."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Time in the queue and of generation together; after it the status is 504."""
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     max_output_tokens: int = Field(default=4096, ge=1)
     max_running: int = Field(default=128, ge=1)
-    """Answers that a replica generates at a time, per model. More than the engine decodes in a batch keeps it busy."""
+    """Answers that a replica generates at a time, per model. More than the engine's batch size keeps it busy."""
     max_queued: int = Field(default=512, ge=0)
     """Answers that may wait in the queue; after that the status is 429."""
 
@@ -34,7 +34,7 @@ class Access(StrictPart):
     keys_file: str | None = None
     """YAML file of hashed keys; created and changed by `sdft keys`."""
     keys_variable: str = "SDFT_API_KEYS"
-    """Environment variable of the replicas that may hold comma-separated ID:SHA256 pairs."""
+    """Environment variable of the replicas that may contain comma-separated ID:SHA256 pairs."""
     allow_anonymous: bool = False
     local_hosts_only: bool = False
     """Reject requests whose `Host` is not localhost: protects a service without keys against DNS rebinding."""
@@ -69,11 +69,11 @@ class Replicas(StrictPart):
     """0 lets an idle service scale to zero; the next request then waits until a replica has started."""
     max: int = Field(default=1, ge=1)
     target_ongoing: float = Field(default=16.0, gt=0)
-    """Concurrent requests per replica that autoscaling aims at."""
+    """Concurrent requests per replica that autoscaling aims at (Ray Serve's `target_ongoing_requests`)."""
     scale_up_after_s: float = Field(default=10.0, ge=0)
-    """Time above that target before a replica is added. The first replica after zero is added at once."""
+    """Time above `target_ongoing` before a replica is added. From zero replicas, the first is added at once."""
     scale_down_after_s: float = Field(default=300.0, ge=0)
-    """Time below that target before a replica is removed."""
+    """Time below `target_ongoing` before a replica is removed."""
     surge: bool = False
     """Start new replicas before old ones are stopped in an update. No request waits, but the update needs twice the
     resources. Without it, replicas are replaced one by one, and requests to a service with one replica wait."""

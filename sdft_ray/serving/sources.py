@@ -72,7 +72,7 @@ def locate(source: str, store: Store) -> LocatedModel:
     if address:
         damaged = store.damaged_files(address)
         if damaged:
-            message = f"{address} is damaged: {', '.join(damaged[:3])} differs from its digest"
+            message = f"{address} is damaged: {', '.join(damaged[:3])} does not match its digest"
             raise StoreError(message, "remove that folder and run the recipe again")
     if not (directory / "config.json").is_file():
         raise ModelError(f"{directory} is not a model: it has no config.json", "give a Hugging Face model directory")

@@ -69,8 +69,8 @@ def signal_documents(job: StageContext) -> SignalDocuments:
     encoded, samples = _documents(job)
     if not samples:
         raise DataError(
-            f"arm {job.step.label} reads cached signals and no row has any: {encoded.counts['without']}",
-            "see why in the summary of select; raise generate.num_samples or max_tokens, or leave the arm out",
+            f"arm {job.step.label} needs cached signals, but no row has any: {encoded.counts['without']}",
+            "the summary of select says why; raise generate.num_samples or max_tokens, or remove the arm",
         )
     lengths = [0] * len(encoded.documents)
     for place in samples.values():

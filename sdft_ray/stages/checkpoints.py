@@ -90,7 +90,7 @@ def save(job: StageContext, state: TrainState, history: History | None) -> str:
         if not _is_full(reason):
             raise
         ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
-        return f"no room for the checkpoint of step {state.step}; the last one stays"
+        return f"no disk space for the checkpoint of step {state.step}; the one before it is kept"
     ray.train.report(
         {"step": state.step},
         checkpoint=Checkpoint.from_directory(str(directory)),
@@ -132,7 +132,7 @@ def _newest_whole(storage: str) -> tuple[str | None, tuple[str, ...]]:
             with Checkpoint(place).as_directory() as directory:
                 step = check_state(Path(directory))
                 if len(_history(Path(directory))) != step:
-                    raise StoreError(f"its history is not that of {step} steps")
+                    raise StoreError(f"its history does not have {step} steps")
                 return place, tuple(damaged)
         except StoreError as reason:
             damaged.append(f"{name}: {reason.message}")

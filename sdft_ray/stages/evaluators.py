@@ -107,7 +107,10 @@ def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tu
             yield places[future], Likelihoods(given.finals)
             continue
         if given.finish_reason == "error":
-            raise EvaluationError(f"a question cannot be answered: {given.error}", "see evaluate.max_model_tokens")
+            raise EvaluationError(
+                f"a question cannot be answered: {given.error}",
+                "if the prompt is too long, raise evaluate.max_model_tokens in the resources file",
+            )
         ids = given.token_ids
         yield places[future], Text(given.text, len(ids), given.finish_reason == "length", repetition(ids))
 

@@ -246,7 +246,7 @@ class _Tally:
             raise DataError(
                 f"{self.num_failed} of {self._num_rows} rows failed and generate.max_failed_fraction is {allowed:g}; "
                 f"the last error: {receipt['first_error']}",
-                "mend the cause and run again: finished rows are kept",
+                "fix the cause and run again: finished rows are reused",
             )
 
     def tell(self) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -27,6 +27,7 @@ from sdft_ray.errors import DivergenceError
 from sdft_ray.recipe.arms import Objective, Train
 from sdft_ray.recipe.recipe import Recipe, Speed
 from sdft_ray.recipe.yaml_model import canonical, old_names
+from sdft_ray.stages.names import StepName
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.store.fingerprint import canonical_json, fingerprint
 from sdft_ray.store.manifest import Manifest
@@ -35,29 +36,6 @@ from sdft_ray.store.store import Store, address_of
 _PRESENT_NAMES = old_names(Train) | old_names(Objective)
 """First name of a field, as in slices -> its present one, as in recipes."""
 _MEASURED = {"angular_distance", "block_influence", "perplexity"}
-
-
-class StepName(NamedTuple):
-    """Name of a step in its parts: `STAGE`, `STAGE:SUBJECT` or `STAGE:SUBJECT@TRIAL`, such as `train:kd@0.001#0`."""
-
-    stage: str
-    subject: str = ""
-    """The arm, model or pruning that the step is about; "" where a recipe has one such step."""
-    trial: str = ""
-    """`RATE` or `RATE#SEED`, where an arm has several trainings."""
-
-    @classmethod
-    def parse(cls, name: str) -> StepName:
-        stage, _, label = name.partition(":")
-        return cls(stage, *label.split("@", 1))
-
-    @property
-    def label(self) -> str:
-        """`SUBJECT@TRIAL`, without what is empty: what a recipe calls the arm, trial, model or pruning."""
-        return f"{self.subject}@{self.trial}" if self.trial else self.subject
-
-    def __str__(self) -> str:
-        return f"{self.stage}:{self.label}" if self.subject else self.stage
 
 
 @dataclass(frozen=True)
@@ -377,7 +355,7 @@ def check_inputs(step: Step, states: dict[str, State]) -> None:
         reason = source.manifest.summary.get("diverged") if source.manifest else None
         if reason:
             raise DivergenceError(
-                f"{name}: {reason}, as a trial of a grid at {source.address}",
+                f"{name}: {reason}; the store has this trial at {source.address}",
                 "lower the learning rate, or remove that folder to try again",
             )
 

@@ -49,7 +49,7 @@ def _answers(job: StageContext, role: str) -> list[dict[str, str]]:
     path = job.input(role) / files.ITEMS
     if not path.is_file():
         raise EvaluationError(
-            f"{job.inputs[role]} keeps no answers: it was made by an earlier version",
+            f"{job.inputs[role]} has no stored answers, because an earlier version wrote it",
             "remove that folder and run again",
         )
     return pq.read_table(path, columns=_COLUMNS, filters=[("num_tokens", ">=", 0)]).to_pylist()

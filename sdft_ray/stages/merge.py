@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ray
 
-from sdft_ray.stages.graph import StepName
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
+from sdft_ray.stages.names import StepName
 
 
 def run(job: StageContext) -> StageResult:

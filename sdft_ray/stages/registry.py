@@ -28,6 +28,6 @@ def check_capacity(stages: set[str], resources: Resources, capacity: Capacity) -
             if want > have + 1e-6:
                 part = STAGES[stage].workers or stage
                 raise ResourceError(
-                    f"{stage} needs {want:g} {name} at once and there are {have:g}",
-                    f"lower the workers of {part} or their {name} in the resources file, or add nodes",
+                    f"{stage} needs {want:g} {name} at once, but the cluster has {have:g}",
+                    f"lower the number of workers of {part}, or their {name}, in the resources file, or add nodes",
                 )

@@ -26,7 +26,7 @@ _LOCAL_ENVIRONMENT = {
 
 
 _START_ATTEMPTS = 3
-_START_HINT = "is the machine overloaded? gcs_server.err and raylet.err in /tmp/ray/session_latest/logs say why"
+_START_HINT = "see gcs_server.err and raylet.err in /tmp/ray/session_latest/logs; the machine may be overloaded"
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
                 retry_start(lambda: _start(options))
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-            what = "join" if joining else "start"
-            hint = "check RAY_ADDRESS" if joining else _START_HINT
+            what = "connect to" if joining else "start"
+            hint = "check RAY_ADDRESS, and that the cluster is running" if joining else _START_HINT
             raise ResourceError(f"cannot {what} Ray: {why}", hint) from None
     try:
         total = ray.cluster_resources()

@@ -21,7 +21,7 @@ from sdft_ray.stages import checkpoints
 from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, node_id
 from sdft_ray.stages.tracking import trackers_of
-from sdft_ray.stages.training_rows import training_rows
+from sdft_ray.stages.training_rows import TrainingRows, training_rows
 from sdft_ray.stages.views import train_view
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
@@ -102,7 +102,7 @@ def _train(job: StageContext) -> StageResult:
         parallel = _parallel(job)
         resumed = checkpoints.resume(job, parallel.share)
         history = resumed.history
-        notes = [f"passed over a checkpoint: {why}" for why in resumed.damaged]
+        notes = [f"skipped a damaged checkpoint: {why}" for why in resumed.damaged]
         trackers = stack.enter_context(trackers_of(job, plan)) if is_first else None
 
         def report(record: StepRecord) -> None:
@@ -137,23 +137,24 @@ def _train(job: StageContext) -> StageResult:
         if is_first:
             _place(job, result, None if "diverged" in outcome else model, history)
         if trackers is not None:
-            notes += [f"tracking by {name} was given up: {why}" for name, why in trackers.failures.items()]
+            notes += [f"tracking with {name} was stopped: {why}" for name, why in trackers.failures.items()]
     usage = meter.usage(sum(record["num_tokens"] for record in history))
     # Ranks hold the same model, or equal shares, and split each step evenly, so rank 0 speaks for all.
     peak = usage.peak_rss_bytes * world_size
     result.usage = Usage(usage.wall_s, usage.device_s * world_size, peak, usage.num_tokens)
-    result.summary = {
+    result.summary = {**_figures(data, plan, history), "num_workers": world_size, "notes": notes, "node": node_id()}
+    result.summary |= outcome
+    return result
+
+
+def _figures(data: TrainingRows, plan: TrainPlan, history: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
         "num_steps": plan.num_steps,
         "num_rows": data.rows.num_rows,
         **data.counts,
         "num_loss_tokens": sum(record["num_loss_tokens"] for record in history),
         "last_loss": history[-1]["loss"] if history else None,
-        "num_workers": world_size,
-        "notes": notes,
-        "node": node_id(),
-        **outcome,
     }
-    return result
 
 
 def _place(job: StageContext, result: StageResult, model: Any, history: list[dict[str, Any]]) -> None:

@@ -126,8 +126,8 @@ class Curve:
         furthest = self.reach * self.largest
         if not self.smallest <= num_rows <= furthest:
             raise EvaluationError(
-                f"a curve fitted to {self.smallest:,} to {self.largest:,} rows says nothing of {num_rows:,.0f}",
-                f"ask for at most {furthest:,.0f}, or train on more rows",
+                f"a curve fitted to {self.smallest:,} to {self.largest:,} rows predicts nothing at {num_rows:,.0f}",
+                f"choose at most {furthest:,.0f} rows, or train on more rows",
             )
 
 

@@ -59,7 +59,9 @@ def check_comparable(first: Scores, second: Scores) -> None:
 def check_level(level: float) -> None:
     """Raise `EvaluationError` for a confidence level outside [0.5, 1)."""
     if not 0.5 <= level < 1:
-        raise EvaluationError(f"the level of an interval is {level:g}", "choose one from 0.5 to below 1, such as 0.95")
+        raise EvaluationError(
+            f"the confidence level of an interval is {level:g}", "choose one from 0.5 to below 1, such as 0.95"
+        )
 
 
 def has_item_values(*scores: TaskScore) -> bool:
@@ -111,7 +113,7 @@ def recovery_interval(
     if chance_corrected:
         unknown = [pair[0].task for pair in pairs if pair[0].chance is None]
         if tasks is not None and unknown:
-            raise EvaluationError(f"what guessing scores on {unknown[0]!r} is not known", "leave that task out")
+            raise EvaluationError(f"the score of random guessing on {unknown[0]!r} is not known", "leave that task out")
         pairs = [pair for pair in pairs if pair[0].chance is not None]
         if not pairs:
             return Interval(None, None, None, level)
@@ -191,7 +193,8 @@ def paired_scores(first: Scores, second: Scores, tasks: Sequence[str] | None) ->
 def _check_items(first: TaskScore, second: TaskScore) -> None:
     if (first.metric, first.filter, first.num_fewshot) != (second.metric, second.filter, second.num_fewshot):
         raise EvaluationError(
-            f"the two models were scored differently on {first.task!r}", "evaluate both in the same way"
+            f"the two models were scored with different settings on {first.task!r}",
+            "evaluate both with the same settings",
         )
     if not first.items or first.items.keys() != second.items.keys():
         raise EvaluationError(

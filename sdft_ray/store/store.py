@@ -105,7 +105,8 @@ class Store:
                 self._fs.get_file(f"{self._root}/{manifest.place}/{name}", str(target))
                 if file_digest(target) != entry.sha256:
                     raise StoreError(
-                        f"{manifest.address}/{name} does not match its digest", "sdft verify, then run again"
+                        f"{manifest.address}/{name} does not match its digest",
+                        "`sdft verify NAME` lists the damaged folders: remove them and run again",
                     )
             partial.mkdir(parents=True, exist_ok=True)
             (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -114,7 +115,7 @@ class Store:
         """Names of files that are missing or whose bytes differ from the manifest. Empty means sound."""
         manifest = self.manifest(address)
         if manifest is None:
-            raise StoreError(f"nothing is committed at {address} in {self.url}", "see sdft ls")
+            raise StoreError(f"nothing is committed at {address} in {self.url}", "`sdft ls` lists the runs")
         place = manifest.place
         return [name for name, entry in manifest.files.items() if self._digest(f"{place}/{name}") != entry.sha256]
 
@@ -179,7 +180,7 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise StoreError(f"another run is making {address} in {self.url}", "wait until it ends") from None
+            raise StoreError(f"another run is computing {address} in {self.url}", "wait until it ends") from None
         try:
             yield
         finally:
@@ -220,7 +221,7 @@ class Store:
         won = self._commit_local(manifest) if self.is_local else self._commit_remote(manifest)
         committed = self.manifest(address)
         if committed is None:
-            raise StoreError(f"the files of {address} are gone from {self.url}", "run again")
+            raise StoreError(f"the files of {address} were removed from {self.url}", "run again")
         if won:
             self.discard(superseded)
         shutil.rmtree(self.work(address), ignore_errors=True)
@@ -376,4 +377,6 @@ def _take_place(staged: Path, target: Path) -> bool:
         if (aside / MANIFEST).exists():  # committed meanwhile by another driver: back with it
             aside.rename(target)
             return False
-    raise StoreError(f"{target} is taken again and again", "end all other runs over this store, and run again")
+    raise StoreError(
+        f"{target} cannot be written: other runs keep writing to it", "end all other runs on this store, and run again"
+    )

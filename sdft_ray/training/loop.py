@@ -141,7 +141,9 @@ def _check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
     changed = sorted(key for key in saved.keys() | current.keys() if saved.get(key) != current.get(key))
     if changed:
         changes = ", ".join(f"{key} {saved.get(key)} → {current.get(key)}" for key in changed)
-        raise StoreError(f"the training state belongs to another plan or data set: {changes}", "start without it")
+        raise StoreError(
+            f"the training state belongs to another plan or data set: {changes}", "remove it to train from the start"
+        )
 
 
 def _check_same_start(first_step: int, parallel: Parallel, device: torch.device) -> None:
@@ -150,7 +152,9 @@ def _check_same_start(first_step: int, parallel: Parallel, device: torch.device)
     steps[parallel.rank] = first_step
     parallel.sum_(steps)
     if len(set(steps.tolist())) > 1:
-        raise StoreError(f"processes would go on from different steps: {steps.tolist()}", "resume all from one")
+        raise StoreError(
+            f"workers would resume from different steps: {steps.tolist()}", "resume all from one checkpoint"
+        )
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ def attach(model: Any, rank: int, alpha: float, dropout: float, targets: Sequenc
     missing = [target for target in targets if target not in endings]
     if missing or not targets:
         raise ModelError(
-            f"the model has no module {missing[0]!r}" if missing else "no module is named for adapters",
-            "name linear maps of its blocks",
+            f"the model has no module {missing[0]!r}" if missing else "no modules are given for the adapters",
+            "give linear layers of its blocks",
         )
     config = LoraConfig(
         task_type="CAUSAL_LM",

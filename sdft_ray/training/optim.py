@@ -38,7 +38,7 @@ def build_optimizer(
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if kind == "muon" and in_parts:
         raise ResourceError(
-            "muon needs whole matrices, and every process holds a part of each", "use strategy: ddp or optimizer: adamw"
+            "muon needs whole matrices, but each worker holds a part of them", "use strategy: ddp, or optimizer: adamw"
         )
     if kind == "adamw":
         groups = [

@@ -101,7 +101,7 @@ def check_state(directory: Path) -> int:
     indices = _indices(directory)
     for path, index in indices.items():
         if file_digest(path) != index.get("sha256"):
-            message = f"training state {directory} is damaged: {path.name} does not hold what was written"
+            message = f"training state {directory} is damaged: {path.name} does not match its digest"
             raise StoreError(message, _AGAIN)
     return int(next(iter(indices.values()))["step"])
 
@@ -144,7 +144,7 @@ def _indices(directory: Path) -> dict[Path, Index]:
     if missing:
         raise StoreError(f"training state {directory} cannot be read: {missing[0]} is missing", _AGAIN)
     if any(index.get("format") != _FORMAT for index in indices.values()):
-        raise StoreError(f"training state {directory} has another format", _AGAIN)
+        raise StoreError(f"training state {directory} has an unknown format", _AGAIN)
     return indices
 
 

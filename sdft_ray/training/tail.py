@@ -17,7 +17,7 @@ def tune_tail(model: Any, num_blocks: int) -> Any:
     decoder = model.get_decoder()
     if not 0 <= num_blocks <= len(decoder.layers):
         raise ModelError(
-            f"the model has {len(decoder.layers)} blocks and {num_blocks} are to be tuned",
+            f"the model has {len(decoder.layers)} blocks, but {num_blocks} are to be trained",
             "lower train.train_last_n_layers",
         )
     model.requires_grad_(False)

@@ -61,8 +61,8 @@ def check_trackers(names: Iterable[str], directory: str) -> None:
     for name in names:
         if not any(find_spec(module) for module in _MODULES[name]):
             raise ResourceError(
-                f"train.tracking asks for {name}, which is not installed",
-                f"pip install {name}, on every machine that trains, or leave it out",
+                f"train.tracking lists {name}, which is not installed",
+                f"pip install {name} on every node that runs training workers, or remove it from train.tracking",
             )
         if "://" in directory:
             _check_remote(name, directory)
@@ -80,7 +80,7 @@ def _check_remote(name: str, directory: str) -> None:
     }
     is_met, hint = requirements[name]
     if not is_met:
-        raise ResourceError(f"train.tracking: {name} has nowhere to write with a store at {directory}", hint)
+        raise ResourceError(f"train.tracking: {name} cannot write to a store at {directory}", hint)
 
 
 def build_trackers(
@@ -175,7 +175,7 @@ class _Feed:
     def _fail(self, why: str) -> None:
         if not self.failure:
             self.failure = why
-            _log.warning("training goes on without %s: %s", self.name, why)
+            _log.warning("training continues without %s: %s", self.name, why)
 
 
 def _without_secrets(text: str) -> str:

@@ -27,7 +27,7 @@ def best_trial(outcomes: Sequence[Outcome]) -> int:
     """
     if all(outcome.held_out_loss is None for outcome in outcomes):
         raise DivergenceError(
-            f"all {len(outcomes)} trials diverged; the first: {outcomes[0].reason}", "name lower learning rates"
+            f"all {len(outcomes)} trials diverged; the first: {outcomes[0].reason}", "give lower learning rates"
         )
 
     def merit(rate: float) -> tuple[int, float, float]:

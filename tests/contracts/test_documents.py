@@ -276,6 +276,7 @@ def _is_for_contributors(block: Block) -> bool:
     return block.page.startswith("docs/contributing/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [each for each in blocks("python") if needs_a_run_only(each)], ids=str)
 def test_python_that_reads_a_run_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a finished run of tiny models, by the name and at the place that the docs give it."""
@@ -357,6 +358,7 @@ def options_of(job: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]*", page.stdout))
 
 
+@pytest.mark.slow
 def test_the_entry_points_are_those_that_the_documents_name() -> None:
     there = {path.name for path in (ROOT / "jobs").glob("*.py")}
     assert there == {"compress.py", "study.py", "stage.py"}
@@ -374,6 +376,7 @@ def serve_configs() -> dict[str, dict[str, Any]]:
     return {"local": local, "cluster": yaml.safe_load(service["spec"]["serveConfigV2"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["local", "cluster"])
 def test_serve_configs_are_ones(name: str) -> None:
     from ray.serve.schema import ServeDeploySchema

@@ -20,6 +20,7 @@ def _code() -> dict[str, str]:
     return sources
 
 
+@pytest.mark.slow
 def test_the_notebook_is_valid_up_to_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,5 +51,5 @@ def test_the_notebook_runs_from_top_to_bottom(
     for cell, source in _code().items():
         exec(compile(source, cell, "exec"), names)
     assert Path(names["report"]).stat().st_size > 10_000
-    assert set(names["result"]["recovery"]) == {"pruned", "sft", "sdft"}
+    assert set(names["result"]["recovery"]) == {"sft", "sdft"}
     assert "evaluate:sdft" in capfd.readouterr().err

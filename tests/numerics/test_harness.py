@@ -363,7 +363,7 @@ def test_a_group_is_scored_as_a_whole(checkpoint: Path, folder: Path, tmp_path: 
 
 
 def test_unknown_task_names_the_nearest(checkpoint: Path, folder: Path) -> None:
-    with pytest.raises(EvaluationError, match="no task is called 'tiny_choise'") as caught:
+    with pytest.raises(EvaluationError, match="no task named 'tiny_choise'") as caught:
         evaluate(checkpoint, ["tiny_choise"], include=folder)
     assert "tiny_choice" in caught.value.hint
 
@@ -380,7 +380,7 @@ NO_FILTER = [{"name": "a", "filter": [{"function": "nosuch"}]}]
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no .yaml file"),
+        ({}, "has no .yaml file"),
         ({"a.yaml": yaml.safe_dump(CHOICE_TASK)}, "data file data/choice.jsonl does not exist"),
         (
             {"a.yaml": yaml.safe_dump({**CHOICE_TASK, "filter_list": NO_FILTER}), "data/choice.jsonl": "{}\n"},

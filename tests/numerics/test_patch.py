@@ -343,7 +343,9 @@ def test_an_mlp_that_writes_nothing_keeps_the_identity() -> None:
 def test_gaps() -> None:
     assert patch_gaps((0, 1, 4, 6), 9) == (BlockGap(1, 2, 4), BlockGap(2, 5, 6), BlockGap(3, 7, 9))
     assert patch_gaps((2, 4), 5) == (BlockGap(0, 3, 4),)
-    with pytest.raises(PlanError, match=r"only blocks before block 2, .* there is no MLP to patch → remove the patch"):
+    with pytest.raises(
+        PlanError, match=r"only blocks before the first kept block, 2, .* there is no MLP to patch → remove the patch"
+    ):
         patch_gaps((2, 3, 4), 5)
     with pytest.raises(PlanError, match="no block is removed"):
         patch_gaps((0, 1), 2)

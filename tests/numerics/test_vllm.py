@@ -91,7 +91,7 @@ def test_bad_rows_do_not_take_the_engine_down(responses: dict[str, list[Sampled]
     assert [good, last] == responses["greedy"][:2]
     assert empty == Sampled.failed("the prompt is empty")
     assert long.finish_reason == "error"
-    assert "64 tokens and the context 64" in long.error
+    assert "64 tokens, which leaves no room in the context of 64" in long.error
     assert "outside the vocabulary" in stray.error
 
 

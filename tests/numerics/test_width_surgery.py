@@ -158,7 +158,7 @@ def test_qwen2_loses_heads_and_hidden_channels_together(tmp_path: Path) -> None:
     )
     groups = ((0, 2), (1, 2))
     channels = Channels(hidden=some(random.Random(0), 48, 32), kv_groups=groups)
-    with pytest.raises(PlanError, match=r"6 heads of 8 channels do not give the hidden size 32 → stock engines"):
+    with pytest.raises(PlanError, match=r"6 heads of 8 channels do not give the hidden size 32 → transformers derives"):
         prune_checkpoint(source, tmp_path / "t", [0, 1], replace(channels, kv_groups=None))
     prune_checkpoint(source, tmp_path / "t", [0, 1], channels)
     wide: Any = load_model(source, "float32")
@@ -219,7 +219,7 @@ CONFIG = {
         (Channels(hidden=tuple(range(1, 33))), "hidden has no member 32 → the model has members 0 to 31"),
         (Channels(hidden=tuple(range(30))), "30 is not a multiple of the 4 heads → .* keep 28 or 32 channels"),
         (Channels(mlp=((0, 1),)), "mlp is chosen for 1 of 2 blocks"),
-        (Channels(mlp=((0, 1), (2,))), "between 1 and 2 members of mlp → .* stock engines load nothing else"),
+        (Channels(mlp=((0, 1), (2,))), "between 1 and 2 members of mlp → .* vLLM and transformers read nothing else"),
         (Channels(kv_groups=((), ())), "keeps no member of kv_groups"),
         (Channels(heads=((0, 1, 2), (0, 1, 2))), r"block 0 keeps unequal numbers of heads .*0: 2, 1: 1"),
         (Channels(heads=((0, 1), (0, 1))), r"unequal numbers of heads in its key-value groups \(0: 2, 1: 0\)"),

@@ -221,7 +221,7 @@ def test_rows_that_cannot_be_answered_are_set_aside_and_asked_again_alone(tmp_pa
     failed = _rows(job, files.FAILED)
     assert failed.schema.equals(GENERATED_SCHEMA)
     assert failed["example_id"].to_pylist() == ["odd-4", "odd-5"]
-    assert all("tokens and the context" in error for error in failed["error"].to_pylist())
+    assert all("tokens, which leaves no room in the context" in error for error in failed["error"].to_pylist())
     again = generate.run(replace(job, address="generate/" + "7" * 16))
     assert again.summary["rows_reused"] == 4
 

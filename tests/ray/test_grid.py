@@ -175,6 +175,6 @@ def test_a_lost_rate_alone_is_refused_before_anything_runs(folder: Path, grid: R
 def test_when_all_diverge_the_run_says_so(folder: Path, grid: Run) -> None:
     """One of them is known from the grid."""
     hopeless = recipe(folder, {"kd": {**KD, "learning_rate": (1e29, 1e30)}})
-    with pytest.raises(DivergenceError, match=r"all 2 trials diverged.*name lower learning rates"):
+    with pytest.raises(DivergenceError, match=r"all 2 trials diverged.*give lower learning rates"):
         compress(hopeless, str(folder / "store"), RESOURCES, name="hopeless", view="none")
     assert "hopeless" not in grid.store.runs()

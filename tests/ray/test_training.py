@@ -298,7 +298,7 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path) -> None:
             filler.unlink()
             finish(disk, {}, {})
         else:
-            assert any("no room for the checkpoint" in note for note in running.result()["notes"])
+            assert any("no disk space for the checkpoint" in note for note in running.result()["notes"])
         assert [record["step"] for record in history(job)] == list(range(1, 41))
     finally:
         subprocess.run(["umount", str(disk)], check=True)

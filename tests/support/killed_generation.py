@@ -187,14 +187,17 @@ def drive(folder: str, url: str, sampler: str, target: str, num_rows: str) -> No
     from sdft_ray.stages.session import ray_session
     from sdft_ray.store.store import Store
     from tests.support.generation_job import farm_rows, laboratory_rows, make_job
+    from tests.support.staged import commit_output
 
     part: dict[str, Any] = {"sampler": sampler, "cpus": 0.9, "max_sequences": 64}
     if sampler == "server":
         part["server"] = {"base_url": url, "model": "teacher", "max_in_flight": 64}
     resources = Resources.model_validate({"cpus": 2, "generate": part})
     rows = (farm_rows if sampler == "server" else laboratory_rows)(int(num_rows))
+    job = make_job(Store(folder), resources, rows)
     with nodes() if target == "node" else ray_session(resources):
-        generate.run(make_job(Store(folder), resources, rows))
+        result = generate.run(job)
+    commit_output(job, result)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from sdft_ray.report.run.model import (
     Truncation,
 )  # fmt: skip
 from sdft_ray.report.run.retention import retention
+from sdft_ray.stages.names import by_label
 from sdft_ray.stages.spec import VERSIONS
 from sdft_ray.statistics.estimate import Estimate, finite
 from sdft_ray.statistics.scores import Scores
@@ -178,12 +179,8 @@ def _summary(manifests: Mapping[str, Manifest], step: str) -> dict[str, Any]:
 
 def read_scores(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, Scores]:
     """Scores with their items, by model, in the order of the steps."""
-    result = {}
-    for step, manifest in manifests.items():
-        stage, _, model = step.partition(":")
-        if stage == "evaluate":
-            result[model] = Scores.from_json(_read_json(store.path(manifest.address) / files.SCORES))
-    return result
+    evaluated = by_label(manifests, "evaluate").items()
+    return {model: Scores.from_json(_read_json(store.path(own.address) / files.SCORES)) for model, own in evaluated}
 
 
 def recoveries(scores: Mapping[str, Scores], tuned: Collection[str]) -> dict[str, Recovery]:
@@ -241,7 +238,7 @@ def _correction(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Correction
 
 def read_forgetting(store: Store, manifests: Mapping[str, Manifest]) -> Forgetting | None:
     """All models in the order of the steps; None where the teacher was not measured."""
-    steps = {step.partition(":")[2]: manifest for step, manifest in manifests.items() if manifest.stage == "forget"}
+    steps = by_label(manifests, "forget")
     if TEACHER not in steps:
         return None
     figures = forgetting.forgetting({model: _read_nll(store, manifest) for model, manifest in steps.items()})
@@ -250,9 +247,8 @@ def read_forgetting(store: Store, manifests: Mapping[str, Manifest]) -> Forgetti
         **vars(figures),
         held_out=steps[TEACHER].summary["held_out"],
         likeness={
-            step.partition(":")[2]: likeness.validate_python(manifest.summary)
-            for step, manifest in manifests.items()
-            if manifest.stage == "likeness"
+            model: likeness.validate_python(manifest.summary)
+            for model, manifest in by_label(manifests, "likeness").items()
         },
         verdicts={text: words for text in forgetting.NAMES if (words := forgetting.verdict(figures, text))},
     )

@@ -311,6 +311,7 @@ def test_json_is_whole_and_without_nan(store: Store, tmp_path: Path) -> None:
     json.loads(graded(tmp_path).to_json(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_a_page(store: Store, tmp_path: Path) -> None:
     done = run_command("small", "--store", store.url)
     assert done.exit_code == 0, done.output
@@ -337,6 +338,7 @@ def test_no_line_is_longer_than_the_terminal(store: Store, columns: int) -> None
     assert max(map(len, table.splitlines())) <= columns
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_loaded() -> None:
     code = "import sys, sdft_ray.analysis.compare, sdft_ray.report.comparison.terminal; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

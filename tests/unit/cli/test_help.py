@@ -68,6 +68,7 @@ def test_an_entry_point_has_a_help_page_of_its_own(job: str, arguments: str) -> 
         assert option in page.stdout
 
 
+@pytest.mark.slow
 def test_an_entry_point_reports_mistakes_as_the_command_does(tmp_path: Path) -> None:
     missing = tmp_path / "none.yaml"
     for job, more in (("compress", []), ("study", []), ("stage", ["generate"])):

@@ -101,10 +101,11 @@ def test_named_sets_read_their_true_columns(name: str):
     assert [tuple(record.get(column) for column in columns) for record in records] == OURS[name]
 
 
+@pytest.mark.slow
 def test_hub_out_of_reach_says_what_to_do(tmp_path: Path):
     code = "from sdft_ray.data.sources import read_tables; list(read_tables('gsm8k'))"
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
-    assert "DataError: cannot fetch gsm8k (openai/gsm8k)" in last
+    assert "DataError: cannot download gsm8k (openai/gsm8k)" in last
     assert "download it first" in last

@@ -46,6 +46,7 @@ def test_best_fit_fills_the_fullest_row_that_takes_a_document():
     assert lengths == [[8, 2], [6, 3, 1]]
 
 
+@pytest.mark.slow
 def test_two_percent_of_the_laboratorys_rows_is_padding_at_most():
     row_tokens = Recipe.load(QUICKSTART).train.max_seq_len
     chat = ChatFormat(load_tokenizer(TEACHER))

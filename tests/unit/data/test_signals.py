@@ -48,6 +48,7 @@ def test_rounding_above_zero_becomes_zero() -> None:
     assert np.exp(top.tail_T) == pytest.approx(2**-24)
 
 
+@pytest.mark.slow
 def test_room_at_a_vocabulary_of_128256() -> None:
     """METHOD: about 300 bytes for the top 128, 8,192 for hidden states of 4,096 channels."""
     each = token_bytes(top_logprobs=128, hidden_states=True, vocab_size=128_256, hidden_size=4096)

@@ -33,5 +33,5 @@ def test_rows_of_all_places_and_of_both_sides_of_the_split_are_drawn_alike() -> 
 
 
 def test_more_rows_than_there_are() -> None:
-    with pytest.raises(DataError, match=r"num_rows 2,001 and there are 2,000"):
+    with pytest.raises(DataError, match=r"num_rows of an arm is 2,001, but there are 2,000"):
         nested_subset(IDS, 2001)

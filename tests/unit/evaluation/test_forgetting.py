@@ -120,7 +120,7 @@ def test_the_ratio_of_perplexities_has_the_error_of_a_bootstrap() -> None:
 def test_other_rows_are_refused() -> None:
     rows = made_up()
     del rows["sft"]["reference"]["r3"]
-    with pytest.raises(EvaluationError, match="sft and the teacher have not scored the same rows of references"):
+    with pytest.raises(EvaluationError, match="sft and the teacher were not scored on the same rows of references"):
         forgetting(rows)
     rows["sft"]["reference"]["r1000"] = ResponseNll(1.0, 1)
     with pytest.raises(EvaluationError, match="same rows"):

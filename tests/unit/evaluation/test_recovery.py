@@ -139,7 +139,7 @@ def test_unknown_errors_stay_unknown() -> None:
 def test_different_tasks_or_metrics_are_refused() -> None:
     with pytest.raises(EvaluationError, match="only one of the two models was scored on 'b'"):
         recovery(scores(fixed("a", 0.5)), scores(fixed("a", 0.5), fixed("b", 0.5)))
-    with pytest.raises(EvaluationError, match="scored differently on 'a'"):
+    with pytest.raises(EvaluationError, match="scored with different settings on 'a'"):
         recovery(scores(fixed("a", 0.5)), scores(fixed("a", 0.5, num_fewshot=5)))
 
 

@@ -152,7 +152,7 @@ def test_answers_are_joined_by_task_and_item() -> None:
 
 def test_models_of_other_kinds_are_refused(directory: Path, tmp_path: Path) -> None:
     check_embedder(directory)
-    with pytest.raises(ModelError, match=r"LlamaForCausalLM, which is no encoder.*mean pooling"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM, which is not an encoder.*mean pooling"):
         check_embedder(make_model(tmp_path / "causal"))
     with pytest.raises(ModelError, match=r"another pooling than mean or CLS: max"):
         check_embedder(make_embedder(tmp_path / "max", pooling="max"))

@@ -91,6 +91,7 @@ def test_function_calls(response: str, expected: str) -> None:
     assert _verdict("function_call", CALL_REFERENCE, response) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("response", "expected"), CODE_CASES)
 def test_code(response: str, expected: str) -> None:
     assert _verdict("code", "", response, TESTS) == expected

@@ -38,9 +38,9 @@ def test_only_the_short_template_says_reference() -> None:
     [
         ("own_word", "unknown rewriting template 'own_word'", "own_words"),
         ("zzz", "unknown rewriting template 'zzz'", "own_words, own_words_detailed"),
-        ("Say it again: {instruction}", "lacks {reference}", "contains both"),
-        ("Rewrite {reference}", "lacks {instruction}", "contains both"),
-        ("Rewrite\nit", "lacks {instruction} and {reference}", "contains both"),
+        ("Say it again: {instruction}", "lacks {reference}", "needs both"),
+        ("Rewrite {reference}", "lacks {instruction}", "needs both"),
+        ("Rewrite\nit", "lacks {instruction} and {reference}", "needs both"),
     ],
 )
 def test_template_without_both_fields_is_refused(template: str, message: str, hint: str) -> None:

@@ -72,7 +72,7 @@ def test_bad_rows_get_an_error_and_leave_the_others_alone(sampler: TransformersS
     rows = sampler.sample(prompts, SamplingParams(max_tokens=4), [0] * 6)
     assert [row.finish_reason == "error" for row in rows] == [False, True, True, True, True, False]
     assert rows[1] == Sampled("", (), "error", "the prompt is empty")
-    assert "256 tokens and the context 256" in rows[2].error
+    assert "256 tokens, which leaves no room in the context of 256" in rows[2].error
     assert "token 128 is outside the vocabulary of 128" in rows[3].error
     alone = sampler.sample([PROMPTS[0], PROMPTS[1]], SamplingParams(max_tokens=4), [0, 0])
     assert [rows[0], rows[5]] == alone

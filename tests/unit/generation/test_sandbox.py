@@ -43,6 +43,7 @@ from sdft_ray.generation.sandbox import run_tests
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_code_is_limited(case: str) -> None:
     code, detail = REFUSED[case]
@@ -58,6 +59,7 @@ def beside_tmp() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_nothing_outside_can_be_changed(tmp_path: Path, beside_tmp: Path) -> None:
     """By the same user, beside /tmp as well as below it; /tmp is empty, writable and gone afterwards."""
     visible, hidden = beside_tmp / "f", tmp_path / "f"
@@ -76,6 +78,7 @@ def test_the_environment_does_not_reach_the_code(monkeypatch: pytest.MonkeyPatch
     assert run_tests("", "import os; assert not os.environ.get('SECRET')").outcome == "passed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "wall_s", "detail"),
     [("while True: pass", 30, "1 s of CPU time"), ("import time; time.sleep(60)", 2, "2 s of wall time")],

@@ -99,6 +99,7 @@ def test_many_at_a_time_keep_apart(sampler: ServerSampler) -> None:
     assert all(str(n) in future.result().error for n, future in futures.items())
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again(sampler: ServerSampler, server: _Server) -> None:
     assert sampler.submit("busy stop", GREEDY, 0).result().finish_reason == "stop"
     assert len(server.bodies) == 2

@@ -129,6 +129,7 @@ def test_the_grid_differs_from_the_quickstart_in_its_arms_and_tasks_alone(labora
     assert all(arm.learning_rate in rates[arm.data] for arm in quick.train.arms.values())
 
 
+@pytest.mark.slow
 def test_export_needs_no_torch(tmp_path: Path) -> None:
     code = (
         f"import sys; from sdft_ray.lab.export import export; export({str(tmp_path)!r}); print('torch' in sys.modules)"

@@ -229,6 +229,7 @@ def grown_by(tmp_path: Path, gib: float) -> tuple[int, int, int]:
     return int(done.stdout), model_bytes, largest_bytes
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path):
     grown, model_bytes, largest_bytes = grown_by(tmp_path, 0.125)
     assert grown <= largest_bytes + SLACK_BYTES < model_bytes / 8

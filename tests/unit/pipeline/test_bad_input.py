@@ -147,7 +147,7 @@ def test_teachers(case: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsy
 CHANGES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "unknown field": ({"teacherr": {}}, ("teacherr", "teacher")),
     "all blocks": ({"depth": {"remove_blocks": 4}}, ("4 of 4 blocks", "at most 3")),
-    "unreachable size": ({"depth": {"max_parameters": 10}}, ("unreachable", "smallest")),
+    "unreachable size": ({"depth": {"max_parameters": 10}}, ("reaches the target", "smallest")),
     "no such block": ({"depth": {"metric": "explicit", "blocks": [9]}}, ("no block 9",)),
     "no seed file": ({"seed_set": {"source": "/nowhere/seed.jsonl"}}, ("/nowhere/seed.jsonl",)),
     "no data set": ({"seed_set": {"source": "gsm9k"}}, ("gsm9k", "gsm8k")),
@@ -173,7 +173,7 @@ CHANGES: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     ),
     "embedding by the teacher": (
         {"forgetting": {"source": "calibration.jsonl", "embedding": "teacher"}},
-        ("LlamaForCausalLM", "no encoder"),
+        ("LlamaForCausalLM", "not an encoder"),
     ),
     "row too long": (
         {
@@ -268,7 +268,7 @@ def test_cpus_of_the_resources_count_where_the_system_tells_no_affinity(monkeypa
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     few = Resources.model_validate({"cpus": 1, "train": {"num_workers": 4}})
-    with pytest.raises(ResourceError, match="train needs 4 CPUs at once and there are 1"):
+    with pytest.raises(ResourceError, match="train needs 4 CPUs at once, but the cluster has 1"):
         check_local_cpus(few, {"train"})
     check_local_cpus(few.model_copy(update={"cpus": None}), {"train"})
 
@@ -342,7 +342,7 @@ def test_signals_that_the_disk_cannot_hold(
     arguments = ("--resources", resources, "--store", world / "store")
     asked = {"max_tokens": 10_000_000, "hidden_states": True}
     error = _fails(monkeypatch, capsys, "compress", _recipe(world, generate=asked), *arguments)
-    assert "1.0 GiB free and about 4." in error
+    assert "1.0 GiB free, but about 4." in error
 
 
 def test_unknown_run(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,7 @@ def test_the_teachers_pass_is_counted_before_it_is_made(tmp_path: Path, capsys: 
     assert (generated.num_rows, generated.per_token.total) == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["explain", str(RECIPES[0])], ["--help"], ["ls"]], ids=lambda command: command[0])
 def test_light_commands_load_neither_torch_nor_ray(command: list[str], tmp_path: Path) -> None:
     """Their speed is a benchmark, `jobs/bench/startup.py`; what they import decides it."""

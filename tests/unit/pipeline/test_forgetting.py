@@ -247,7 +247,7 @@ def test_texts_that_cannot_be_scored_are_named(world: Path) -> None:
         check(world, source=rows, max_tokens=4)
     long = str(write_texts(world / "long.jsonl", ["7", "How many apples? " * 100]))
     with pytest.raises(
-        DataError, match=r"has \d+ tokens, and the teacher reads 256 → set forgetting.max_tokens to 256"
+        DataError, match=r"has \d+ tokens, but the teacher's context is 256 → set forgetting.max_tokens to 256"
     ):
         check(world, source=long)
     check(world, source=long, max_tokens=256)
@@ -258,12 +258,12 @@ def test_texts_that_cannot_be_scored_are_named(world: Path) -> None:
 
 
 def test_the_seed_set_is_not_held_out(world: Path) -> None:
-    with pytest.raises(DataError, match="forgetting names the seed set"):
+    with pytest.raises(DataError, match=r"forgetting\.source is the seed set"):
         check(world, source=recipe(world).seed_set.source)
 
 
 def test_a_model_that_embeds_nothing_is_refused(world: Path) -> None:
-    with pytest.raises(ModelError, match="which is no encoder"):
+    with pytest.raises(ModelError, match="which is not an encoder"):
         check(world, embedding=str(world / "teacher"))
     with pytest.raises(ModelError, match="no model directory /nowhere/embedder"):
         check(world, embedding="/nowhere/embedder")

@@ -12,7 +12,8 @@ from sdft_ray.errors import DataError, DivergenceError, RecipeError
 from sdft_ray.pipeline.explain import explain
 from sdft_ray.pipeline.preflight import check_rows
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.stages.graph import State, StepName, check_inputs, input_addresses, resolve, steps
+from sdft_ray.stages.graph import State, check_inputs, input_addresses, resolve, steps
+from sdft_ray.stages.names import StepName
 from sdft_ray.stages.sources import Sources
 from sdft_ray.store.fingerprint import canonical_json
 from sdft_ray.store.manifest import Manifest, Usage
@@ -132,7 +133,7 @@ HELD_OUT = {"validation_fraction": 0.1}
             {"validation_fraction": 0.6},
             "train.validation_fraction: Input should be less than or equal to 0.5",
         ),
-        ({"a": arm()}, {"correction": CORRECTION}, "teacher_correction has no use: no arm compares with a teacher"),
+        ({"a": arm()}, {"correction": CORRECTION}, "teacher_correction has no effect: no arm compares with a teacher"),
         ({"a": KD}, {"correction": {**CORRECTION, "num_epochs": 1.0}}, "exactly one of num_steps, num_epochs"),
         ({"a": KD}, {"correction": {"learning_rate": 1e-4, "num_steps": 1}}, "'teacher_correction.data' is missing"),
     ],
@@ -185,7 +186,7 @@ def test_downstream_waits_for_the_choice(world: Path, tmp_path: Path) -> None:
     assert {name: line.status for name, line in lines.items() if "sft" in name} == {
         "train:sft@0.001": "missing", "train:sft@0.002": "missing", "choose:sft": "missing", "evaluate:sft": "waits",
     }  # fmt: skip
-    assert lines["evaluate:sft"].why == "waits for the choice of sft's trial"
+    assert lines["evaluate:sft"].why == "waits until a trial of sft is chosen"
 
 
 def test_a_deleted_trial_is_made_again_but_no_choice_is_changed(world: Path, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ class _Cluster:
         return job["submission_id"]
 
 
+@pytest.mark.slow
 def test_a_cluster_that_has_just_come_up_is_asked_again() -> None:
     cluster = _Cluster("Request failed with status code 500: No available agent to submit job, please try again later.")
     assert _send(cluster, submission_id="run-1") == "run-1"
@@ -92,9 +93,14 @@ def test_a_cluster_that_has_just_come_up_is_asked_again() -> None:
 
 @pytest.mark.parametrize(
     ("words", "patience_s", "then"),
-    [("No available agent.", -1.0, "dashboard-agent-listen-port"), ("disk full\nTraceback", 60.0, "see its dashboard")],
+    [
+        ("No available agent.", -1.0, "dashboard-agent-listen-port"),
+        ("disk full\nTraceback", 60.0, "see the Ray dashboard"),
+    ],
 )
 def test_a_cluster_that_refuses_is_named(words: str, patience_s: float, then: str) -> None:
-    with pytest.raises(ResourceError, match=f"takes no job: {words.splitlines()[0].rstrip('.')} .*{then}") as caught:
+    with pytest.raises(
+        ResourceError, match=f"does not accept the job: {words.splitlines()[0].rstrip('.')} .*{then}"
+    ) as caught:
         _send(_Cluster(*[words] * 3), patience_s=patience_s, submission_id="run-1")
     assert "Traceback" not in str(caught.value)

@@ -235,7 +235,7 @@ def test_what_each_state_shows() -> None:
     assert line_of(lines, "calibration").split() == ["✔", "calibration", "1.2", "s"]
     assert line_of(lines, "measure").split()[:3] == ["✘", "measure", "failed"]
     assert "1.00M/12.35M requests" in line_of(lines, "generate")
-    assert lines[-1].strip().startswith("2 of 7 stages, 1 failed")
+    assert lines[-1].strip().startswith("2 of 7 steps, 1 failed")
     assert lines[-1].rstrip().endswith("0:11")
     assert "".join(line.strip() for line in lines).count("not finite") == 5
 
@@ -348,7 +348,7 @@ def test_messages_stand_above_the_stages() -> None:
         view.handle(Event("message", detail="2 workers"))
         view.handle(Event("stage_finished", "seed", wall_s=1.0))
     text = out.getvalue()
-    assert 0 <= text.index("2 workers") < text.rindex("1 of 1 stages")
+    assert 0 <= text.index("2 workers") < text.rindex("1 of 1 steps")
 
 
 def test_many_threads_may_report_while_the_view_redraws() -> None:

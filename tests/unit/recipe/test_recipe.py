@@ -45,7 +45,7 @@ def cached(objective: dict, data: str = "distilled", **generate: object) -> dict
         ({"tracher": {}}, "unknown field 'tracher'", "'teacher'"),
         ({"depth": {"remove_block": 1}}, "unknown field 'depth.remove_block'", "'remove_blocks'"),
         ({"depth": {"remove_blocks": 1, "keep_parameters": 0.5}}, "exactly one of", "correct"),
-        ({"depth": {"metric": "explicit"}}, "takes `blocks`", "correct"),
+        ({"depth": {"metric": "explicit"}}, "needs `blocks`", "correct"),
         ({"depth": {"remove_blocks": 0}}, "depth.remove_blocks", "correct"),
         ({"depth": {"remove_blocks": "2"}}, "depth.remove_blocks", "correct"),
         ({"train": {"num_steps": 1, "arms": {}}}, "train.arms", "correct"),
@@ -64,7 +64,7 @@ def cached(objective: dict, data: str = "distilled", **generate: object) -> dict
             "learnin_rate",
             "learning_rate",
         ),
-        ({"evaluate": {"tasks": ({"name": "a"}, {"name": "a"})}}, "named twice", ""),
+        ({"evaluate": {"tasks": ({"name": "a"}, {"name": "a"})}}, "listed twice", ""),
         ({"evaluate": {"tasks": ({"name": "a"},), "tuned": ("b",)}}, "'b'", ""),
         (
             {"train": {"num_steps": 1, "arms": {"a": {**ARM, "objective": {"cross_entropy": 0.0}}}}},
@@ -75,28 +75,32 @@ def cached(objective: dict, data: str = "distilled", **generate: object) -> dict
         ({"train": {"num_steps": 1, "arms": {"a": ARM}, "lora": {}, "train_last_n_layers": 1}}, "not both", ""),
         ({"merges": {"m": {"arms": ("sft", "stf")}}}, "not sft and stf", ""),
         ({"merges": {"m": {"arms": ("sft", "sft")}}}, "two different arms", ""),
-        ({"merges": {"sdft": {"arms": ("sft", "sdft")}}}, "'sdft' cannot name a merge", ""),
+        ({"merges": {"sdft": {"arms": ("sft", "sdft")}}}, "'sdft' is not a valid merge name", ""),
         ({"merges": {"m": {"arms": ("sft", "sdft"), "t": (0.5, 1.5)}}}, "merges.m.t", ""),
         ({"name": "no spaces allowed"}, "name", ""),
         (cached({"top_k_kl": 1.0}), "train.arms.kd: top_k_kl needs generate.top_logprobs", ""),
         (cached({"top_k_kl": 1.0}, hidden_states=True), "train.arms.kd: top_k_kl needs generate.top_logprobs", ""),
         (cached({"reverse_kl": 1.0, "teacher_logits": "cached"}), "kd: reverse_kl needs generate.hidden_states", ""),
         (cached({"top_k_kl": 1.0}, "reference", top_logprobs=4), "train.arms.kd: top_k_kl from cached", ""),
-        (cached({"top_k_kl": 1.0, "temperature": 2.0}, top_logprobs=4), "top_k_kl is for temperature 1", ""),
+        (cached({"top_k_kl": 1.0, "temperature": 2.0}, top_logprobs=4), "top_k_kl needs temperature: 1", ""),
         (
             cached({"top_k_kl": 1.0, "forward_kl": 1.0}, top_logprobs=4),
-            "top_k_kl reads cached signals and forward_kl needs the teacher online; leave one out, or set teacher_lo",
+            "top_k_kl reads cached signals and forward_kl needs the teacher online; remove one, or set teacher_lo",
             "",
         ),
         (
             cached({"forward_kl": 1.0, "hidden_mse": 1.0, "teacher_logits": "cached"}, hidden_states=True),
-            "hidden_mse needs the teacher online; leave one out",
+            "hidden_mse needs the teacher online; remove one",
             "",
         ),
-        (cached({"teacher_logits": "cached"}, hidden_states=True), "teacher_logits: cached is for forward_kl", ""),
+        (
+            cached({"teacher_logits": "cached"}, hidden_states=True),
+            "teacher_logits: cached needs a weight above 0 for forward_kl",
+            "",
+        ),
         (
             cached({"top_k_kl": 1.0, "teacher_logits": "cached"}, top_logprobs=4),
-            "teacher_logits: cached is for forward_kl",
+            "teacher_logits: cached needs a weight above 0 for forward_kl",
             "",
         ),
     ],
@@ -120,10 +124,10 @@ def test_depth_or_width_or_both(tmp_path: Path) -> None:
     data = recipe_data(tmp_path, tmp_path)
     assert Recipe.parse({**data, "width": {"mlp": 0.5, "heads": 2}}).width is not None
     del data["depth"]
-    with pytest.raises(RecipeError, match="say what to prune: depth, width, or both"):
+    with pytest.raises(RecipeError, match="nothing to prune: set depth, width, or both"):
         Recipe.parse(data)
     assert Recipe.parse({**data, "width": {"mlp": 0.5}}).depth.blocks == ()
-    with pytest.raises(RecipeError, match="name a space to prune"):
+    with pytest.raises(RecipeError, match="nothing to prune: set at least one of hidden"):
         Recipe.parse({**data, "width": {"multiple_of": 64}})
     for share in (0, 1.0, -0.5, 1.5):
         with pytest.raises(RecipeError, match="width"):
@@ -143,8 +147,8 @@ def test_hidden_states_of_other_sizes_are_not_compared(tmp_path: Path) -> None:
     [
         ("name: a\nname: b\n", "line 2: the key 'name' is given twice"),
         ("name: [a\n", "line 2"),
-        ("- 1\n", "holds no mapping"),
-        ("", "holds no mapping"),
+        ("- 1\n", "is not a YAML mapping"),
+        ("", "is not a YAML mapping"),
     ],
 )
 def test_broken_yaml_names_the_line(tmp_path: Path, text: str, says: str) -> None:
@@ -214,5 +218,5 @@ def test_a_text_that_reads_like_something_else_stays_text(text: str) -> None:
 def test_a_date_that_no_calendar_has(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: 2026-13-45\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="put quotes around"):
+    with pytest.raises(RecipeError, match="put text values in quotes"):
         Recipe.load(path)

@@ -42,23 +42,26 @@ OPEN = {"remove_blocks": "target"}
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"target": {"parameters": 0.5}}, "target sets nothing: write `remove_blocks: target`"),
-        ({"width": {"mlp": 0.5}, "target": {"parameters": 0.5}}, "target sets nothing"),
-        ({"steps": (step(target={"parameters": 0.5}),)}, "steps.0: target sets nothing"),
-        ({"depth": OPEN}, "an amount is left to the target, and there is none"),
-        ({"width": {"hidden": "target"}}, "an amount is left to the target, and there is none"),
-        ({"depth": None, "width": {"mlp": 0.5, "heads": "target"}}, "an amount is left to the target"),
-        ({"steps": (step(), step(depth=OPEN)), "depth": OPEN, "target": {"parameters": 0.5}}, "steps.1: an amount"),
+        ({"target": {"parameters": 0.5}}, "target has no effect: write `remove_blocks: target`"),
+        ({"width": {"mlp": 0.5}, "target": {"parameters": 0.5}}, "target has no effect"),
+        ({"steps": (step(target={"parameters": 0.5}),)}, "steps.0: target has no effect"),
+        ({"depth": OPEN}, "depth or width says `target`, but it is missing"),
+        ({"width": {"hidden": "target"}}, "depth or width says `target`, but it is missing"),
+        ({"depth": None, "width": {"mlp": 0.5, "heads": "target"}}, "depth or width says `target`"),
+        (
+            {"steps": (step(), step(depth=OPEN)), "depth": OPEN, "target": {"parameters": 0.5}},
+            "steps.1: depth or width says",
+        ),
         ({"depth": OPEN, "target": {}}, "target: give exactly one of parameters, memory_bytes, speedup, tokens_per_s"),
         ({"depth": OPEN, "target": {"parameters": 0.5, "memory_bytes": 9}}, "target: give exactly one of parameters"),
         ({"depth": OPEN, "target": {"speedup": 2.0, "tokens_per_s": 9.0}}, "target: give exactly one of parameters"),
         (
             {"depth": OPEN, "target": {"parameters": 0.5, "context_tokens": 4096}},
-            "target: context_tokens and batch_rows go with memory_bytes only",
+            "target: context_tokens and batch_rows are only for memory_bytes",
         ),
         (
             {"depth": OPEN, "target": {"speedup": 2.0, "batch_rows": 2}},
-            "target: context_tokens and batch_rows go with memory_bytes only",
+            "target: context_tokens and batch_rows are only for memory_bytes",
         ),
         ({"depth": OPEN, "target": {"parameters": 1.0}}, "target.parameters"),
         ({"depth": OPEN, "target": {"memory_bytes": 0}}, "target.memory_bytes"),
@@ -66,13 +69,19 @@ OPEN = {"remove_blocks": "target"}
         ({"depth": {"remove_blocks": "open"}}, "depth.remove_blocks"),
         ({"depth": {"keep_parameters": "target"}}, "depth.keep_parameters"),
         ({"depth": {**OPEN, "keep_parameters": 0.5}, "target": {"parameters": 0.5}}, "depth: give exactly one of"),
-        ({"depth": None, "width": {"mlp": 0.5}, "patch": {}}, "patch stands in for removed blocks"),
-        ({"steps": (step(depth=None, width={"mlp": 0.5}, patch={}),)}, "steps.0: patch stands in for removed blocks"),
-        ({"patch": {}, "depth": {"metric": "first", "remove_blocks": 1}}, "patch works behind a block that stays"),
-        ({"patch": {}, "depth": {"metric": "explicit", "blocks": (1, 0)}}, "patch works behind a block that stays"),
+        ({"depth": None, "width": {"mlp": 0.5}, "patch": {}}, "patch replaces removed blocks"),
+        ({"steps": (step(depth=None, width={"mlp": 0.5}, patch={}),)}, "steps.0: patch replaces removed blocks"),
+        (
+            {"patch": {}, "depth": {"metric": "first", "remove_blocks": 1}},
+            "patch needs a kept block before a removed one",
+        ),
+        (
+            {"patch": {}, "depth": {"metric": "explicit", "blocks": (1, 0)}},
+            "patch needs a kept block before a removed one",
+        ),
         ({"patch": {"ridge": 0.0}}, "patch.ridge"),
-        ({"depth": None}, "say what to prune: depth, width, or both"),
-        ({"steps": (step(depth=None),)}, "steps.0: say what to prune: depth, width, or both"),
+        ({"depth": None}, "nothing to prune: set depth, width, or both"),
+        ({"steps": (step(depth=None),)}, "steps.0: nothing to prune: set depth, width, or both"),
     ],
 )
 def test_prunings_that_contradict_themselves(tmp_path: Path, parts: dict, says: str) -> None:
@@ -84,17 +93,17 @@ def test_prunings_that_contradict_themselves(tmp_path: Path, parts: dict, says: 
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"distil_from": "previous"}, "distil_from: previous is for recipes with `steps`"),
+        ({"distil_from": "previous"}, "distil_from: previous needs `steps`"),
         ({"steps": (step(num_steps=None),)}, "steps.0: give exactly one of num_steps, num_epochs"),
         ({"steps": (step(), step(num_epochs=1.0))}, "steps.1: give exactly one of num_steps, num_epochs"),
         ({"steps": (step(arm=None),)}, "'steps.0.arm' is missing"),
         (
             {"steps": (step(arm={**ARM, "learning_rate": (1e-3, 1e-4)}),)},
-            "steps.0: the arm of an earlier step has one learning rate and one seed",
+            "steps.0: the arm of an earlier step takes one learning rate and one seed, not a list",
         ),
         (
             {"steps": (step(arm={**ARM, "seed": (0, 1)}),)},
-            "steps.0: the arm of an earlier step has one learning rate and one seed",
+            "steps.0: the arm of an earlier step takes one learning rate and one seed, not a list",
         ),
         ({"steps": (step(),), "train": arms(step1=ARM)}, "'step1' is the name of another model of this recipe"),
         ({"steps": (step(), step()), "train": arms(a=ARM, step2=ARM)}, "'step2' is the name of another model"),
@@ -121,8 +130,8 @@ def test_prunings_that_contradict_themselves(tmp_path: Path, parts: dict, says: 
         ),
         (
             {"steps": (step(),), "train": arms(match=matching())},
-            "train.arms.match compares hidden states block by block, which the model before this step has and the "
-            "original no longer: set distil_from: previous",
+            "train.arms.match compares hidden states block by block, and the blocks of this student are those of "
+            "the model before this step, not of the original: set distil_from: previous",
         ),
         ({"steps": (step(), step(arm=matching()))}, "steps.1.arm compares hidden states block by block"),
         (

@@ -112,11 +112,11 @@ def test_mappings_are_merged_and_all_else_is_replaced() -> None:
         ({"num_rows": []}, "the grid is empty: num_rows"),
         ({"arms": {}}, "the grid is empty: arms"),
         ({"learning_rates": []}, "the grid is empty: learning_rates"),
-        ({"seeds": [1, 1]}, "seeds names a value twice"),
-        ({"arms": {"a-b": {"data": "reference"}}}, "'a-b' cannot name"),
+        ({"seeds": [1, 1]}, "seeds lists a value twice"),
+        ({"arms": {"a-b": {"data": "reference"}}}, "'a-b' is not a valid arm or variant name"),
         ({"sizes": [1]}, "unknown field 'sizes'"),
         ({"recipe": "./nowhere.yaml"}, "no file"),
-        ({"budget": {"max_trainings": 447}}, "takes 448 trainings and its budget is 447"),
+        ({"budget": {"max_trainings": 447}}, "needs 448 trainings, but its budget is 447"),
         ({"rates_at": 500}, "rates_at is 500, which is not among num_rows"),
         ({"metrics": ["cosine"]}, "depth.metric"),
         ({"variants": {"x": {"seed_sets": {}}}}, "unknown field 'seed_sets'"),
@@ -136,5 +136,5 @@ def planned(lab: Path, changes: dict[str, Any]) -> None:
 
 
 def test_a_size_beyond_the_seed_set_is_refused_before_rates_are_tried(lab: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"num_rows is 9,000 and 4,\d\d\d rows are trained on"):
+    with pytest.raises(DataError, match=r"num_rows is 9,000, but there are only 4,\d\d\d training rows"):
         run_study(study_of(lab, num_rows=[700, 9000]), Store(str(tmp_path / "store")), view="none")

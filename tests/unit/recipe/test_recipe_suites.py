@@ -58,7 +58,7 @@ def test_the_laboratory_suite_is_what_the_quickstart_asks(tmp_path: Path) -> Non
         ({"suite": "open-llm-leaderboard"}, "did you mean open-llm-leaderboard-v1"),
         ({"suite": "x"}, "no suite 'x'; known: open-llm-leaderboard-v1, quick, lab"),
         ({"suite": "quick", "tasks": ({"name": "gsm8k"},)}, "give suite quick or tasks, not both"),
-        ({"suite": "quick", "tuned": ("hellaswag",)}, "tuned names 'hellaswag'"),
+        ({"suite": "quick", "tuned": ("hellaswag",)}, "tuned lists 'hellaswag'"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, evaluate: dict[str, Any], message: str) -> None:

@@ -69,11 +69,11 @@ def test_both_spellings_are_one_recipe_with_the_same_fingerprints(world: Path) -
     assert {name: state.fingerprint for name, state in states[0].items()} == {
         name: state.fingerprint for name, state in states[1].items()
     }
-    expected = {f"train.{name} is called train.{present} now" for name, (present, _) in TRAIN.items()}
+    expected = {f"train.{name} was renamed to train.{present}" for name, (present, _) in TRAIN.items()}
     expected |= {
-        "train.long_rows is called train.long_examples now",
-        "the value cut_prompt of long_examples is called truncate_prompt now",
-        "objective.signals is called objective.teacher_logits now",
+        "train.long_rows was renamed to train.long_examples",
+        "the value cut_prompt of long_examples was renamed to truncate_prompt",
+        "objective.signals was renamed to objective.teacher_logits",
     }
     assert {line.partition(";")[0] for line in warned} == expected
 
@@ -101,7 +101,7 @@ def test_a_warning_is_shown_once(world: Path) -> None:
         for _ in range(3):
             Recipe.parse({**data(world, old=False), "train": {"num_steps": 1, "arms": ARMS, "held_out": 0.111}})
     assert [str(warning.message).partition(";")[0] for warning in seen] == [
-        "train.held_out is called train.validation_fraction now"
+        "train.held_out was renamed to train.validation_fraction"
     ]
 
 
@@ -114,7 +114,7 @@ def test_what_an_earlier_version_wrote_is_read_in_silence(world: Path) -> None:
 def test_both_names_at_once_are_refused(world: Path) -> None:
     plain = data(world, old=False)
     plain["train"]["row_tokens"] = 96
-    with pytest.raises(RecipeError, match="row_tokens is the old name of max_seq_len: give max_seq_len alone"):
+    with pytest.raises(RecipeError, match="row_tokens is the old name of max_seq_len: give only max_seq_len"):
         Recipe.parse(plain)
 
 
@@ -126,7 +126,7 @@ def test_a_misspelt_field_is_compared_with_present_names(world: Path) -> None:
 
 
 def test_resources_take_the_old_name_too() -> None:
-    with pytest.warns(RenamedFieldWarning, match="train.micro_batch_rows is called train.micro_batch_size now"):
+    with pytest.warns(RenamedFieldWarning, match="train.micro_batch_rows was renamed to train.micro_batch_size"):
         old = Resources.model_validate({"train": {"micro_batch_rows": 2}})
     assert old == Resources.model_validate({"train": {"micro_batch_size": 2}})
     assert "micro_batch_size" in old.model_dump()["train"]

@@ -270,9 +270,9 @@ class TestRefused:
             push(own, "sdft", str(tmp_path / "small"))
 
     def test_what_is_for_the_hub_alone(self, run: Run, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="--public applies only to the hub"):
+        with pytest.raises(UserError, match="--public applies only to the Hugging Face Hub"):
             push(run, "sdft", str(tmp_path / "small"), private=False)
-        with pytest.raises(UserError, match="revision applies only to the hub"):
+        with pytest.raises(UserError, match="revision applies only to the Hugging Face Hub"):
             push(run, "sdft", str(tmp_path / "small"), revision="v2")
 
     @pytest.mark.parametrize(
@@ -333,6 +333,7 @@ def _ask(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_neither_ray_nor_torch_is_loaded() -> None:
     asked = "import sys, sdft_ray.release.push; assert not {'ray', 'torch', 'vllm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", asked], check=True)

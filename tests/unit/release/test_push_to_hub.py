@@ -105,7 +105,7 @@ class TestHub:
 
     def test_no_token(self, hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HF_TOKEN")
-        with pytest.raises(StoreError, match="no token for the hub is configured → set HF_TOKEN"):
+        with pytest.raises(StoreError, match="no token for the Hugging Face Hub is configured → set HF_TOKEN"):
             push(run, "sdft", "hf://alice/small")
         assert not hub.requests
 
@@ -131,7 +131,7 @@ class TestHub:
         with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 failed: .* → check the network and HF_ENDPOINT"):
             push(run, "sdft", "hf://alice/small")
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(StoreError, match="HF_HUB_OFFLINE disables the hub"):
+        with pytest.raises(StoreError, match="HF_HUB_OFFLINE disables access to the Hugging Face Hub"):
             push(run, "sdft", "hf://alice/small")
 
     def test_the_licence_is_read_from_the_teachers_page(self, hub: Hub, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_larger_distances_are_darker_and_every_figure_is_readable() -> None:
     assert min(contrast(cell.color, cell.ink) for cell in cells) >= 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_blocks", [1, 2, 12, 32, 126])
 def test_labels_of_the_block_axis_stay_few(num_blocks: int) -> None:
     ticks = few_of(0, num_blocks - 1)

@@ -292,6 +292,7 @@ def test_no_reversal_is_no_sentence() -> None:
     assert beyond_chance(kept()) == ""
 
 
+@pytest.mark.slow
 def test_students_are_marked_where_the_recipe_has_bounds() -> None:
     page = render(shown(evaluated(), RELEASE))
     assert page.count(">releasable</span>") == page.count(">not releasable</span>") == 1

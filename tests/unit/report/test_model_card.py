@@ -209,6 +209,7 @@ def test_speed_is_told_for_each_batch() -> None:
         assert told == f"{now.decode.median / was.decode.median:.2f} times as fast with {was.batch_rows} at once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "present", "absent"),
     [
@@ -256,6 +257,7 @@ def test_the_same_card_twice(run: Run) -> None:
 HOSTILE = "a | b `c` *d* <script>alert(1)</script> [e](javascript:f)\n---\nlicense: mit\n---\n# g ```\u202egnp ${1}"
 
 
+@pytest.mark.slow
 def test_what_users_write_is_shown_and_does_nothing(tmp_path: Path) -> None:
     task = "t|x <img src=y> `z` *_u_*"
     correct = {model: {task: "1110111111"} for model in CORRECT}

@@ -77,6 +77,7 @@ def page() -> str:
     return render(report_data())
 
 
+@pytest.mark.slow
 def test_every_section_is_there(page: str) -> None:
     assert Reader(page).sections() == ALL_SECTIONS
 
@@ -100,6 +101,7 @@ def test_the_least_is_a_page() -> None:
     assert "least" in reader.text
 
 
+@pytest.mark.slow
 def test_each_part_can_stand_alone() -> None:
     full = report_data()
     for field in ReportData.model_fields:
@@ -123,6 +125,7 @@ def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
     assert "default-src 'none'" in page
 
 
+@pytest.mark.slow
 def test_text_from_outside_is_escaped() -> None:
     evil = "<script>alert('x')</script>\"&"
     text = report_data().to_json()

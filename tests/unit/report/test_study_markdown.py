@@ -22,6 +22,7 @@ def cells_of(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_cells_are_the_figures_of_the_largest_size(study: StudyData) -> None:
     head, rule, teacher, *lines = map(cells_of, study_markdown(study).splitlines())
     names = [f"`{task}`" for task in made_up.TASKS]

@@ -260,6 +260,7 @@ NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True) | st.sampled_from
 )
 
 
+@pytest.mark.slow
 @PATIENT
 @given(names=st.lists(NAMES, unique=True, max_size=4), model=st.text(min_size=1, max_size=12))
 def test_what_is_written_is_read_back(names: list[str], model: str, tmp_path_factory: pytest.TempPathFactory) -> None:

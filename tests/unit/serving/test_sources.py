@@ -256,5 +256,5 @@ def test_a_draft_proposes_to_every_other_model(store: Store) -> None:
     alone = dict.fromkeys(("teacher", "pruned", "sft", "sdft"))
     expected = {**alone, **{f"{name}+draft": "quick:sdft" for name in ("teacher", "pruned", "sft")}}
     assert names("quick") == names("quick:sdft") == expected
-    with pytest.raises(ServeError, match="means several models"):
+    with pytest.raises(ServeError, match="stands for several models"):
         names("quick:all")

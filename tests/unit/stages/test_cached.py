@@ -235,7 +235,7 @@ def test_an_arm_whose_every_row_is_without_signals_is_refused(root: Path, tokeni
     written = CachedAnswers(tokenizer)
     written.add((letters(tokenizer, "no end"), "length"))
     with pytest.raises(
-        DataError, match=r"arm kd reads cached signals and no row has any: \{'reference': 1\}"
+        DataError, match=r"arm kd needs cached signals, but no row has any: \{'reference': 1\}"
     ) as caught:
         _packed(root, written, {**TOP, "cross_entropy": cross_entropy})
     assert caught.value.hint

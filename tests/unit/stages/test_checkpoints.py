@@ -66,7 +66,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda newest: (newest / "state.json").unlink(), "cannot be read"),
     "no history": (lambda newest: (newest / files.HISTORY).unlink(), "its history cannot be read"),
     "torn history": (lambda newest: os.truncate(newest / files.HISTORY, 20), "its history cannot be read"),
-    "short history": (_shorten_history, "its history is not that of 2 steps"),
+    "short history": (_shorten_history, "its history does not have 2 steps"),
 }
 
 

@@ -238,5 +238,5 @@ def test_evaluations_of_before_keep_no_answers(root: Path) -> None:
     _put_items(root, THEIRS, ANSWERS[THEIRS])
     (root / "store" / THEIRS / files.ITEMS).unlink()
     job = _job(root, "likeness:sft", LIKENESS, {"teacher_answers": THEIRS, "answers": THEIRS}, asked=_embedded(root))
-    with pytest.raises(EvaluationError, match=r"keeps no answers.*run again"):
+    with pytest.raises(EvaluationError, match=r"has no stored answers.*run again"):
         _likeness(job)

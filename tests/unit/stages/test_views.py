@@ -15,8 +15,9 @@ import sdft_ray.stages
 from sdft_ray.recipe.recipe import Evaluate, Forgetting, Gap, Generate, Recipe, SeedSet, Speed
 from sdft_ray.recipe.yaml_model import canonical
 from sdft_ray.stages.evaluate import eval_config
-from sdft_ray.stages.graph import Step, StepName, steps
+from sdft_ray.stages.graph import Step, steps
 from sdft_ray.stages.job import StageContext
+from sdft_ray.stages.names import StepName
 from sdft_ray.stages.sources import Sources
 from sdft_ray.stages.views import pruning_view, train_view, trial_view, view
 from sdft_ray.store.store import Store

@@ -90,6 +90,7 @@ def test_several_tasks_share_seeds_but_not_items() -> None:
     assert found.stderr == near(math.hypot(found.seed_stderr or 0, found.item_stderr or 0))
 
 
+@pytest.mark.slow
 def test_errors_are_right_on_average() -> None:
     """Over many worlds the mean of stderr^2 is the variance of the mean itself."""
     found = [crossed_mean(tables(seed, 4, 30, 20)) for seed in range(3000)]

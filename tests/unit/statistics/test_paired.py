@@ -103,6 +103,7 @@ def test_a_difference_on_every_item_stops_at_one() -> None:
     assert limits(paired_bootstrap(scores(a=second), scores(a=first))) == pytest.approx((-high, -low), abs=0.01)
 
 
+@pytest.mark.slow
 def test_many_graded_items_against_normal_theory() -> None:
     """Tasks of different size weigh the same, and their variances add up."""
     drawn = {"a": graded(1, 500), "b": graded(2, 300, drop=0.4), "c": graded(3, 900)}
@@ -146,6 +147,7 @@ def test_both_ways_of_drawing_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits(paired_bootstrap(first, second, draws=20_000)) == pytest.approx(by_items, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_for_many_items() -> None:
     pair = graded(5, 14_000)
     first, second = (scores(a=items) for items in pair)
@@ -186,7 +188,7 @@ def test_recovery_against_the_delta_method() -> None:
         assert found.value == pytest.approx(theory.value)
         ends = (theory.value - 1.96 * theory.stderr, theory.value + 1.96 * theory.stderr)
         assert limits(found) == pytest.approx(ends, abs=0.1 * theory.stderr)
-    with pytest.raises(EvaluationError, match="guessing scores on 'c' is not known"):
+    with pytest.raises(EvaluationError, match="score of random guessing on 'c' is not known"):
         recovery_interval(teacher, student, chance_corrected=True, tasks=["a", "c"])
 
 
@@ -233,8 +235,8 @@ def test_refusals() -> None:
         (other(), {"tasks": []}, "no task to compare"),
         (other(items={str(i): 1.0 for i in range(119)}), {}, "no common set of items on 'a': 120 and 119, 119 in"),
         (other(items={}), {}, "no common set of items on 'a': 120 and 0"),
-        (other(filter="strict"), {}, "scored differently on 'a'"),
-        (other(num_fewshot=5), {}, "scored differently on 'a'"),
+        (other(filter="strict"), {}, "scored with different settings on 'a'"),
+        (other(num_fewshot=5), {}, "scored with different settings on 'a'"),
         (other(value=0.9), {}, "'a' is not the mean of its items"),
         (other(value=float("nan")), {}, "'a' is not the mean of its items"),
         (other(), {"level": 0.2}, "level of an interval is 0.2"),

@@ -33,6 +33,7 @@ def answers(seed: int, num_items: int, *, is_graded: bool = False) -> tuple[np.n
     return (first, second) if is_graded else ((first > 0.4).astype(float), (second > 0.4).astype(float))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_graded", [False, True])
 def test_limits_against_scipy(is_graded: bool) -> None:
     first, second = answers(0, 300, is_graded=is_graded)

@@ -92,13 +92,14 @@ def _hold(url: str, held: multiprocessing.Event, release: multiprocessing.Event)
         release.wait(20)
 
 
+@pytest.mark.slow
 def test_two_processes_never_make_the_same_step(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(str(tmp_path), held, release))
     other.start()
     assert held.wait(20)
-    with pytest.raises(StoreError, match="another run is making"), Store(str(tmp_path)).lock(ADDRESS):
+    with pytest.raises(StoreError, match="another run is computing"), Store(str(tmp_path)).lock(ADDRESS):
         pass
     release.set()
     other.join(20)
@@ -212,7 +213,7 @@ def test_a_driver_whose_staged_files_are_gone_commits_nothing(tmp_path: Path) ->
     store = Store(str(tmp_path))
     manifest = _stage(store, "x")
     shutil.rmtree(store.work(ADDRESS))
-    with pytest.raises(StoreError, match=r"the files of .* are gone"):
+    with pytest.raises(StoreError, match=r"the files of .* were removed"):
         store.commit(manifest)
     assert store.manifest(ADDRESS) is None
 
@@ -245,6 +246,7 @@ def _race(url: str, text: str, staged: Any, go: Any) -> None:
     store.commit(manifest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one"), ("both",)])
 def test_two_processes_over_one_disk_with_locks_of_their_own(order: tuple[str, ...], tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")

@@ -160,6 +160,7 @@ FULL: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_logits", [2**23, 5 * VOCAB])
 @pytest.mark.parametrize(("family", "dtype"), [("llama", "bfloat16"), ("gemma2", "bfloat16"), ("llama", "float32")])
 def test_hidden_states_through_the_head_are_the_teacher(
@@ -237,6 +238,7 @@ def test_impossible_tokens_and_a_whole_vocabulary_without_tail(rows: PackedRows,
     assert all(torch.isfinite(value).all() for value in gradient.values())
 
 
+@pytest.mark.slow
 def test_training_on_either_is_the_same_training(rows: PackedRows, tmp_path: Path) -> None:
     """Whole steps: micro-batches, rows in their random order, over more than an epoch."""
     folder = make_model(tmp_path / "teacher", num_blocks=3, seed=2)

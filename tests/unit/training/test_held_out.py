@@ -31,6 +31,7 @@ def rows() -> PackedRows:
     return packed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_rows", [1, 2, 8])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 9])
 def test_it_is_the_mean_over_all_response_tokens_on_every_process(

@@ -109,6 +109,7 @@ def test_bf16_follows_fp32(rows: PackedRows):
     assert [r.loss for r in rough] != [r.loss for r in exact]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_interrupted_run_ends_bit_equal(rows: PackedRows, optimizer: Any, precision: Any, tmp_path: Path):

@@ -29,6 +29,7 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=IDS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_adapters_start_as_identity_and_fold_into_equal_weights(family: str, rows: PackedRows, tmp_path: Path):
     targets = FAMILIES[family].lora_targets

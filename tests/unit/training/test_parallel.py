@@ -116,6 +116,7 @@ def assert_same_training(alone: Path, ranks: list[Path]) -> None:
             assert all(torch.equal(other.weights[name], found[0].weights[name]) for other in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])  # with four, one rank has no row
 def test_ranks_train_like_one(rows: PackedRows, world_size: int, tmp_path: Path):
     barrier, shared = Barrier(world_size, timeout=200), [None] * world_size
@@ -137,6 +138,7 @@ def test_ranks_train_like_one(rows: PackedRows, world_size: int, tmp_path: Path)
     assert_same_training(tmp_path / "alone", directories)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
 def test_a_run_goes_on_with_another_number_of_ranks(rows: PackedRows, before: int, after: int, tmp_path: Path):
     plan = replace(PLAN, num_steps=6, checkpoint_every=3)

@@ -141,8 +141,8 @@ def test_each_rank_holds_and_writes_its_share(folder: Path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("apart", "StoreError: processes would go on from different steps: [1.0, 2.0]"),
-        ("apart ddp", "StoreError: processes would go on from different steps: [0.0, 2.0]"),
+        ("apart", "StoreError: workers would resume from different steps: [1.0, 2.0]"),
+        ("apart ddp", "StoreError: workers would resume from different steps: [0.0, 2.0]"),
         ("part", "StoreError: the training state is a part of one"),
         ("others", "StoreError: the training state is the part of another process"),
         ("muon", "ResourceError: muon needs whole matrices"),

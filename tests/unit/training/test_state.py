@@ -72,7 +72,7 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path):
     save_state(tmp_path, STATE)
     path = tmp_path / "state.json"
     path.write_text(path.read_text().replace('"format": ', '"format": 9'))
-    with pytest.raises(StoreError, match="another format"):
+    with pytest.raises(StoreError, match="an unknown format"):
         load_state(tmp_path)
 
 

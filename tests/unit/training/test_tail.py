@@ -27,5 +27,5 @@ def test_only_head_norm_and_last_blocks_change(tied: bool) -> None:
 
 
 def test_more_blocks_than_there_are() -> None:
-    with pytest.raises(ModelError, match="3 blocks and 4 are to be tuned"):
+    with pytest.raises(ModelError, match="3 blocks, but 4 are to be trained"):
         tune_tail(build_model("llama", num_blocks=3), 4)

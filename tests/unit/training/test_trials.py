@@ -53,5 +53,5 @@ def test_without_losses_lost_it_is_the_lowest_mean_and_its_lowest_seed(table: li
 
 
 def test_when_all_are_lost_the_reason_is_told() -> None:
-    with pytest.raises(DivergenceError, match=r"all 2 trials diverged; the first: diverged at rate 0.1 → name lower"):
+    with pytest.raises(DivergenceError, match=r"all 2 trials diverged; the first: diverged at rate 0.1 → give lower"):
         best_trial(outcomes({(0.1, 0): None, (0.2, 0): None}))
