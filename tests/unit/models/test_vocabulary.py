@@ -50,7 +50,7 @@ def test_checkpoint_with_another_models_tokenizer(tmp_path):
 
 def test_word_added_without_a_row(tokenizer):
     assert add_token(tokenizer, "kilowatt", special=False) == 128
-    with pytest.raises(ModelError, match="'kilowatt' has id 128, the embedding table 128 rows"):
+    with pytest.raises(ModelError, match="'kilowatt' has id 128, but the embedding table has 128 rows"):
         check_vocabulary(tokenizer, 128)
     check_vocabulary(tokenizer, 129)
 

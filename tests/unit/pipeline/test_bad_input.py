@@ -308,7 +308,7 @@ def test_a_tracker_that_is_not_installed(
     resources.write_text("{train: {num_workers: 1, tracking: [mlflow]}, generate: {sampler: transformers}}")
     arguments = ("--resources", resources, "--store", world / "store")
     error = _fails(monkeypatch, capsys, "compress", _recipe(world), *arguments)
-    assert "asks for mlflow, which is not installed" in error
+    assert "lists mlflow, which is not installed" in error
     assert "pip install mlflow" in error
 
 

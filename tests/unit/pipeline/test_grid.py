@@ -112,7 +112,7 @@ HELD_OUT = {"validation_fraction": 0.1}
 @pytest.mark.parametrize(
     ("arms", "train", "says"),
     [
-        ({"a": arm(learning_rate=(1e-3, 2e-3))}, {}, "arm 'a' has several trials .* set train.validation_fraction"),
+        ({"a": arm(learning_rate=(1e-3, 2e-3))}, {}, "arm 'a' has several trials, .*: set train.validation_fraction"),
         ({"a": arm(seed=(0, 1))}, {}, "set train.validation_fraction"),
         (
             {"a": arm(learning_rate=(1e-3, 1e-3))},
