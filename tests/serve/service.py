@@ -68,7 +68,7 @@ def serving(folder: Path, *arguments: str | Path, trusted: ssl.SSLContext | None
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class Attempt:
     """One request: when it began and ended, and its status; "refused" or "broken" without one."""
 
     began: float
@@ -85,7 +85,7 @@ class Crowd:
     clients: int
     headers: dict[str, str] = field(default_factory=dict)
     trusted: ssl.SSLContext | None = None
-    asked: list[EvalConfig] = field(default_factory=list)
+    asked: list[Attempt] = field(default_factory=list)
 
     def __enter__(self) -> Crowd:
         self._leaving = threading.Event()
@@ -122,6 +122,6 @@ class Crowd:
                     outcome = "refused"
                 except httpx.HTTPError:
                     pass
-                self.asked.append(EvalConfig(began, time.monotonic(), outcome))
+                self.asked.append(Attempt(began, time.monotonic(), outcome))
                 if outcome != 200:
                     self._leaving.wait(0.1)
