@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -85,8 +86,10 @@ class ModelService:
             model.engine.check()
 
     def __del__(self) -> None:
-        for model in getattr(self, "_models", {}).values():
-            model.engine.close()
+        """All engines at once: each may take some seconds to end its processes."""
+        engines = [model.engine for model in getattr(self, "_models", {}).values()]
+        with ThreadPoolExecutor(max(1, len(engines))) as threads:
+            list(threads.map(lambda engine: engine.close(), engines))
 
 
 class RaySink:
