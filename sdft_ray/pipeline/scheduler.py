@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import SdftError, StageError, StoreError, UserError
+from sdft_ray.pipeline.interrupt import interrupts
 from sdft_ray.pipeline.run import Run
 from sdft_ray.progress import Event
 from sdft_ray.recipe.recipe import Recipe
@@ -208,21 +209,23 @@ class Scheduler:
         self._error: SdftError | None = None
 
     def run(self) -> None:
-        """Until nothing is missing."""
+        """Until nothing is missing. Raises `KeyboardInterrupt` after Ctrl-C or SIGTERM."""
         from sdft_ray.stages.evaluators import release_idle
 
         pool = ThreadPoolExecutor(max_workers=sum(len(walk.states) for walk in self._walks))
         try:
-            while any(walk.missing() for walk in self._walks):
-                if self._error is None:
-                    self._admit(pool)
-                elif not self._running:
-                    raise self._error
-                assert self._running, "a step waits for nothing"
-                done, _ = wait(self._running, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in done:
-                    self._collect(future)
-                self._make_room()
+            with interrupts() as check_interrupt:
+                while any(walk.missing() for walk in self._walks):
+                    check_interrupt()
+                    if self._error is None:
+                        self._admit(pool)
+                    elif not self._running:
+                        raise self._error
+                    assert self._running, "a step waits for nothing"
+                    done, _ = wait(self._running, timeout=1.0, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        self._collect(future)
+                    self._make_room()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             release_idle()

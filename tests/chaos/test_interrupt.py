@@ -50,7 +50,11 @@ def _until(process: subprocess.Popen[str], kind: str, stage: str) -> None:
 
 @pytest.mark.parametrize(
     "signal_number",
-    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGKILL, id="kill", marks=pytest.mark.nightly)],
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="terminate", marks=pytest.mark.nightly),
+        pytest.param(signal.SIGKILL, id="kill", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_stopped_run_continues(tmp_path: Path, forks: ForkServer, signal_number: signal.Signals) -> None:
     folder = make_world(tmp_path)
@@ -61,8 +65,8 @@ def test_a_stopped_run_continues(tmp_path: Path, forks: ForkServer, signal_numbe
     _until(process, "stage_finished", "prune")
     process.send_signal(signal_number)
     _, error = process.communicate(timeout=240)
-    assert process.returncode == (130 if signal_number is signal.SIGINT else -signal.SIGKILL)
-    if signal_number is signal.SIGINT:
+    assert process.returncode == (-signal.SIGKILL if signal_number is signal.SIGKILL else 130), error
+    if signal_number is not signal.SIGKILL:
         assert "run the same command again" in error
         assert "Traceback" not in error
     store = Store(str(folder / "store"))
