@@ -87,7 +87,17 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     for member in members:
         with suppress(psutil.NoSuchProcess):
             member.kill()
-    psutil.wait_procs(members, timeout=30)
+    end = time.monotonic() + 30
+    while any(map(_is_alive, members)) and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """One that has ended, and whose parent has not asked for its exit status, is not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
