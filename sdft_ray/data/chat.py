@@ -10,9 +10,8 @@ tokenizer's special tokens as well would give a second BOS.
 
 from __future__ import annotations
 
-import datetime
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sdft_ray.data.control import ControlTokens, Piece
-from sdft_ray.data.messages import Prompt, messages_of
+from sdft_ray.data.messages import ChatSettings, Prompt, messages_of
 from sdft_ray.data.packing import Document
 from sdft_ray.data.turns import (
     ANSWER,
@@ -46,30 +45,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-@dataclass(frozen=True)
-class ChatSettings:
-    """What a chat template is given beside the messages.
-
-    `system` is the text of a system turn for conversations that do not begin with one. `arguments` go to the template,
-    for example `{"enable_thinking": False}`. A template that prints the date prints `date`, at midnight; None: now.
-    """
-
-    system: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    date: datetime.date | None = None
-
-    def messages(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """With the system turn."""
-        if not self.system or (messages and messages[0].get("role") in ("system", "developer")):
-            return messages
-        return [{"role": "system", "content": self.system}, *messages]
-
-    def for_template(self) -> dict[str, Any]:
-        """Keyword arguments of `apply_chat_template`."""
-        if self.date is None:
-            return dict(self.arguments)
-        moment = datetime.datetime.combine(self.date, datetime.time())
-        return {"strftime_now": moment.strftime, **self.arguments}
+_OPEN_THINKING = re.compile(r"([<\[](?:think|thinking|thought|reason|reasoning)[>\]]|<\|START_THINKING\|>)\s*$", re.I)
+"""A thinking block at the end of a prompt, as the families of today write it."""
 
 
 class ChatFormat:
@@ -106,8 +83,13 @@ class ChatFormat:
         self.end_ids: tuple[int, ...] = tuple(ends) if ends or eos_id is None else (eos_id,)
         """The control tokens that end an answer in a document, one after another."""
         opener = {self._controls.id_of(self._turn.opener)} if self._turn.opener else set()
-        self.stop_ids: frozenset[int] = frozenset({*self.end_ids[-1:], *opener, eos_id} - {None})
-        """The tokens at which generation stops."""
+        self.stop_ids: frozenset[int] = frozenset({*self.end_ids, *opener, eos_id} - {None})
+        """The tokens at which generation stops: those that end an answer, EOS, and what can only open a next turn."""
+        if not self.stop_ids:
+            raise ModelError(
+                "nothing ends an answer: the chat template prints no end of turn, and the tokenizer has no EOS token",
+                "set eos_token in tokenizer_config.json",
+            )
 
     @property
     def frame_tokens(self) -> int:
@@ -115,12 +97,20 @@ class ChatFormat:
         return max(len(self._frames.prompt.encode()), len(self._frames.answered.encode())) + len(self._turn.lead) + 8
 
     @property
-    def opens_thinking(self) -> str:
-        """The thinking token that a prompt ends with, and that an answer has to close; "" for most templates."""
-        tail = self._frames.prompt.rpartition(self._frames.plain)[2].rstrip()
-        names = [str(token) for token in self._tokenizer.added_tokens_decoder.values()]
-        opened = [name for name in names if tail.endswith(name) and name[:1] == "<" and not name.startswith("</")]
-        return next((name for name in opened if f"</{name[1:]}" in names), "")
+    def open_thinking(self) -> tuple[str, str] | None:
+        """The thinking block that a prompt opens, as what opens it and what an answer has to close it with."""
+        found = _OPEN_THINKING.search(self._frames.prompt)
+        if found is None:
+            return None
+        opening = found.group(1)
+        return opening, opening.replace("START_", "END_") if "START_" in opening else f"{opening[0]}/{opening[1:]}"
+
+    @property
+    def prints_date(self) -> bool:
+        """Whether the template asks for the day or the time."""
+        template = self._tokenizer.chat_template
+        texts = template.values() if isinstance(template, dict) else [template]
+        return any("strftime_now" in text for text in texts)
 
     def spells_control_token(self, text: str) -> bool:
         """Whether a text contains the text of a control token."""
@@ -185,24 +175,22 @@ class ChatFormat:
         """A training document from sampled token ids: the prompt without loss, then the ids of the response with loss.
 
         Tokenizing the text again may give other ids. The last id, which stopped the model, may differ from the end of
-        turn of the template: it is replaced by that token, so that the document ends like one of `encode`.
+        turn of the template: it is replaced by the first token of that. Further tokens of the end are left out, for
+        nothing was sampled there.
         """
         begin = self.prompt_ids(prompt)
         written = list(response_ids)
         if self.end_ids and written[-1] not in self.end_ids:
-            written[-1] = self.end_ids[-1]
+            written[-1] = self.end_ids[0]
         return Document(begin + written, [False] * len(begin) + [True] * len(written))
 
     def without_end(self, response_ids: Sequence[int]) -> Sequence[int]:
-        """Sampled token ids up to the end of the turn."""
-        end = len(response_ids)
-        while end and (response_ids[end - 1] in self.end_ids or response_ids[end - 1] in self.stop_ids):
-            end -= 1
-        return response_ids[:end]
+        """Sampled token ids without the token that ended them."""
+        return response_ids[:-1] if response_ids and response_ids[-1] in self.stop_ids else response_ids
 
     def writes_control_tokens(self, response_ids: Sequence[int]) -> bool:
         """Whether a response has a control token before the one that ended it; the text does not show it."""
-        return not self._in_answers.ids.isdisjoint(self.without_end(response_ids[:-1]))
+        return not self._in_answers.ids.isdisjoint(response_ids[:-1])
 
     def _render(self, messages: list[dict[str, Any]], *, prompt: bool = False) -> str:
         try:
@@ -292,3 +280,12 @@ def _interleave(frame: str, texts: Mapping[str, str]) -> list[Piece] | None:
         before, _, frame = frame.partition(word)
         pieces += [Piece(before, is_template=True), Piece(texts[word], is_template=False)]
     return [*pieces, Piece(frame, is_template=True)]
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens at which generation stops: those of the chat format, or EOS where there is none that can be used."""
+    try:
+        return ChatFormat(tokenizer).stop_ids
+    except ModelError:
+        eos_id: Any = tokenizer.eos_token_id
+        return frozenset({eos_id} - {None})

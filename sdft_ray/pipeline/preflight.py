@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdft_ray.errors import DataError, EvaluationError, PlanError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
@@ -20,6 +21,9 @@ from sdft_ray.stages.spec import STAGES, DiskEstimate
 from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.store import Store
 
+if TYPE_CHECKING:
+    from sdft_ray.data.chat import ChatFormat
+
 
 def preflight(
     recipe: Recipe,
@@ -27,12 +31,12 @@ def preflight(
     resources: Resources,
     states: dict[str, State],
     teacher: TeacherModel | None = None,
-) -> None:
+) -> list[str]:
     """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights.
 
-    `teacher` is the recipe's, where it has been resolved.
+    `teacher` is the recipe's, where it has been resolved. Returns sentences about what works and may surprise.
     """
-    teacher = teacher or TeacherModel.of(recipe.teacher)
+    teacher = teacher or TeacherModel.of(recipe.teacher, recipe.chat)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
     check_strategy(recipe, resources)
@@ -52,8 +56,9 @@ def preflight(
         check_disk(recipe, store, described.size, sizes, generated, states)
     check_tasks(recipe)
     check_teacher(teacher.directory)
-    check_prompts(recipe, resources, teacher)
+    notes = check_prompts(recipe, resources, teacher)
     check_forgetting(recipe, teacher)
+    return notes
 
 
 def planned_size(recipe: Recipe, config: Config) -> ModelSize | None:
@@ -224,11 +229,11 @@ def check_teacher(directory: Path) -> None:
     Checkpoint.open(directory).check_expected()
 
 
-def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -> None:
+def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -> list[str]:
     """Raise `DataError` for a rewriting prompt that exceeds the context with its response, or an example `max_seq_len`.
 
     No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes
-    and those that spell out control tokens are tokenized here.
+    and those that spell out control tokens are tokenized here. Returns what a user should know of the chat template.
     """
     from sdft_ray.data.rows import read_source
     from sdft_ray.generation.checks import check_error
@@ -239,9 +244,13 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
     around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
     safe_bytes = min(context - max_tokens, recipe.train.max_seq_len) - around
+    closing = chat.open_thinking[1] if chat.open_thinking else ""
+    num_rows = num_unclosed = 0
     for number, table in enumerate(read_source(recipe.seed_set, check_error)):
         for row in table.to_pylist():
             instruction, reference = row["instruction"], row["reference_response"]
+            num_rows += 1
+            num_unclosed += closing not in reference
             is_short = len(instruction.encode()) + len(reference.encode()) <= safe_bytes
             if number and is_short and not chat.spells_control_token(instruction + reference):
                 continue
@@ -252,15 +261,28 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -
                     f"generate.max_tokens {max_tokens} exceeds the context of {context}",
                     "shorten the row, or lower generate.max_tokens",
                 )
-            if recipe.train.long_examples != "refuse":
-                continue
-            document = chat.encode(instruction, reference)
-            if len(document.ids) > recipe.train.max_seq_len:
+            num_tokens = len(chat.encode(instruction, reference).ids)
+            if num_tokens > recipe.train.max_seq_len and recipe.train.long_examples == "refuse":
                 raise DataError(
-                    f"row {row['example_id']} has {len(document.ids)} tokens and train.max_seq_len is "
+                    f"row {row['example_id']} has {num_tokens} tokens and train.max_seq_len is "
                     f"{recipe.train.max_seq_len}",
                     "raise train.max_seq_len, or set train.long_examples to drop or truncate_prompt",
                 )
+    return _chat_notes(recipe, chat, num_rows, num_unclosed)
+
+
+def _chat_notes(recipe: Recipe, chat: ChatFormat, num_rows: int, num_unclosed: int) -> list[str]:
+    notes = []
+    if chat.prints_date:
+        notes.append(f"the chat template prints the date; in this run it is {recipe.chat.date} (chat.date)")
+    if chat.open_thinking and num_unclosed:
+        opening, closing = chat.open_thinking
+        notes.append(
+            f"the chat template opens a thinking block ({opening}), and {num_unclosed:,} of {num_rows:,} references do "
+            f"not close it ({closing}): students learn to answer inside it. If the template can leave it out, set "
+            "chat.template_arguments, for example enable_thinking: false"
+        )
+    return notes
 
 
 def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
@@ -278,7 +300,7 @@ def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
 
     context = teacher.fetched.context_tokens
     for table in read_spread(asked, check_error):
-        documents = row_documents(table, teacher.tokenizer, asked.max_tokens)
+        documents = row_documents(table, teacher.tokenizer, asked.max_tokens, teacher.chat_settings)
         for name, document in zip(table["example_id"].to_pylist(), documents, strict=True):
             if not any(document.loss_mask[1:]):
                 raise DataError(

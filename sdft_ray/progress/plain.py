@@ -50,7 +50,7 @@ class JsonView(_Silent):
 
 
 class PlainView(_Silent):
-    """For log files: one line when a stage finishes, is reused, or fails; nothing else."""
+    """For log files: one line when a stage finishes, is reused, or fails, and one for a message."""
 
     def __init__(self, stream: IO[str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -65,8 +65,8 @@ class PlainView(_Silent):
             if event.event == "stage_started":
                 self._started[event.stage] = now
             outcome = self._outcome(event, now - self._started.get(event.stage, now))
-            if outcome:
-                self._stream.write(f"{event.stage}: {outcome}\n")
+            if line := event.detail if event.event == "message" else outcome and f"{event.stage}: {outcome}":
+                self._stream.write(f"{line}\n")
                 self._stream.flush()
 
     def _outcome(self, event: Event, elapsed_s: float) -> str:

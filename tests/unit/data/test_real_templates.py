@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from sdft_ray.data.chat import ChatFormat, ChatSettings, load_tokenizer
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.data.messages import ChatSettings
 from sdft_ray.errors import ModelError
 from tests.support.real import REAL, needs_real_data, real, real_rows, unpacked
 
@@ -40,7 +41,9 @@ PROMPTS = {
     ),
 }
 """Expected rendering -> what it consists of."""
-_LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜]+｜>|</?think>|\[/?[A-Z_]+\]|<(?:start|end)_of_\w+>|\[\|\w+\|\]|<\w+_\w+>|<step>|<sep>|\[e~\[|\]~b\]|<(?:turn|channel)\||\|(?:turn|channel)>")
+_LOOKS_LIKE_CONTROL = re.compile(
+    r"<\|[^|<>\s]+\|>|<｜[^｜]+｜>|</?think>|\[/?[A-Z_]+\]|<(?:start|end)_of_\w+>|\[\|\w+\|\]|<\w+_\w+>|<step>|<sep>|\[e~\[|\]~b\]|<(?:turn|channel)\||\|(?:turn|channel)>"
+)
 
 
 def _index() -> list[dict[str, Any]]:
@@ -74,7 +77,7 @@ def _chat(directory: Path, entry: dict[str, Any]) -> tuple[Any, ChatFormat]:
     special = sorted({*named.values(), *([entry["end_of_turn"]] if entry["end_of_turn"] not in NOT_KNOWN else [])})
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True)
     others = sorted({*_LOOKS_LIKE_CONTROL.findall(template)} - {*special})
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in others])
+    tokenizer.add_tokens([AddedToken(str(token), special=False, normalized=False) for token in others])
     tokenizer.chat_template = template
     return tokenizer, ChatFormat(tokenizer, ChatSettings(arguments=given, date=DAY))
 
