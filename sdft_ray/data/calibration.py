@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdft_ray.data.chat import ChatFormat
+from sdft_ray.data.messages import row_prompt
 from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError
 
@@ -59,9 +60,9 @@ def row_documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens
     """
     documents: list[Document] = []
     chat = ChatFormat(tokenizer) if any(rows["instruction"].to_pylist()) else None
-    for row in rows.select(["example_id", "instruction", "reference_response"]).to_pylist():
+    for row in rows.select(["example_id", "instruction", "context", "reference_response"]).to_pylist():
         if chat and row["instruction"]:
-            document = chat.encode(row["instruction"], row["reference_response"])
+            document = chat.encode(row_prompt(row), row["reference_response"])
         else:
             ids = tokenizer.encode(row["reference_response"])
             document = Document(ids, [True] * len(ids))

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sdft_ray.data.messages import Prompt, messages_of
 from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError, ModelError
 
@@ -80,13 +81,13 @@ class ChatFormat:
         """The text with a zero-width space inside each control token, for text that is tokenized elsewhere."""
         return text if self._control is None else self._control.sub(lambda match: "\u200b".join(_cut(match[0])), text)
 
-    def prompt_text(self, instruction: str) -> str:
+    def prompt_text(self, prompt: Prompt) -> str:
         """The rendered conversation up to the start of the answer."""
-        return self._render(_messages(instruction), prompt=True)
+        return self._render(messages_of(prompt), prompt=True)
 
-    def prompt_ids(self, instruction: str) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of `prompt_text`, with the BOS of the template if it has one."""
-        ids = self._ids(self.prompt_text(instruction), _messages(instruction), prompt=True)
+        ids = self._ids(self.prompt_text(prompt), messages_of(prompt), prompt=True)
         self._check_bos(ids)
         return ids
 
@@ -99,7 +100,7 @@ class ChatFormat:
         turns = [dict(message) for message in messages]
         return self._ids(self._render(turns, prompt=True), turns, prompt=True)
 
-    def encode(self, instruction: str, response: str) -> Document:
+    def encode(self, prompt: Prompt, response: str) -> Document:
         """One training document: the prompt without loss, then the response and its end of turn with loss.
 
         White space around the response is removed, and so is what the template prints after the end of the turn. A
@@ -108,13 +109,13 @@ class ChatFormat:
         Raises `DataError` if the response is empty or its text cannot be distinguished from control tokens,
         `ModelError` if a rendered conversation does not start with exactly the prompt.
         """
-        response = response.strip()
+        response = response.rstrip()
         if not response:
             raise DataError("a response is empty", "remove the row, or add a response")
-        messages = _messages(instruction, response)
-        prompt = self.prompt_ids(instruction)
+        messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
+        before = self.prompt_ids(prompt)
         ids = self._ids(self._render(messages), messages)
-        if ids[: len(prompt)] != prompt:
+        if ids[: len(before)] != before:
             raise ModelError(
                 "the chat template renders a prompt differently when an answer follows, or the last token of the "
                 f"prompt merges with the answer {response[:40]!r}",
@@ -124,25 +125,25 @@ class ChatFormat:
         ids = ids[: len(ids) - self._num_after_turn]
         if self._append_eos and self._eos_id is not None:
             ids = [*ids, self._eos_id]
-        return Document(ids, [False] * len(prompt) + [True] * (len(ids) - len(prompt)))
+        return Document(ids, [False] * len(before) + [True] * (len(ids) - len(before)))
 
-    def encode_sampled(self, instruction: str, response_ids: Sequence[int]) -> Document:
+    def encode_sampled(self, prompt: Prompt, response_ids: Sequence[int]) -> Document:
         """A training document from sampled token ids: the prompt without loss, then the ids of the response with loss.
 
         Tokenizing the text again may give other ids. The last id, which stopped the model, may differ from the end of
         turn of the template: it is replaced by that token, so that the document ends like one of `encode`.
         """
-        prompt = self.prompt_ids(instruction)
+        before = self.prompt_ids(prompt)
         written = list(response_ids)
         if self._end_id is not None:
             written[-1] = self._end_id
-        return Document(prompt + written, [False] * len(prompt) + [True] * len(written))
+        return Document(before + written, [False] * len(before) + [True] * len(written))
 
     def writes_control_tokens(self, response_ids: Sequence[int]) -> bool:
         """Whether a response has a control token before the one that ended it; the text does not show it."""
         return not self._control_ids.isdisjoint(response_ids[:-1])
 
-    def _render(self, messages: list[dict[str, str]], *, prompt: bool = False) -> str:
+    def _render(self, messages: list[dict[str, Any]], *, prompt: bool = False) -> str:
         try:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except (TemplateError, TypeError, ValueError) as error:
@@ -158,7 +159,7 @@ class ChatFormat:
             return []
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def _ids(self, text: str, messages: list[dict[str, str]], *, prompt: bool = False) -> list[int]:
+    def _ids(self, text: str, messages: list[dict[str, Any]], *, prompt: bool = False) -> list[int]:
         """Token ids of a rendered conversation, in which only the control tokens of the template are control tokens."""
         contents = [message["content"] for message in messages]
         if self._control is None or not any(self._control.search(content) for content in contents):

@@ -62,13 +62,14 @@ class Teacher(StrictPart):
 
 
 class RowSource(StrictPart):
-    """Rows from JSONL or Parquet, or a named data set (`gsm8k`, `dolly`, `alpaca_cleaned`), train split."""
+    """Rows from JSON Lines, JSON or Parquet, or a named data set (`gsm8k`, `dolly`, `alpaca_cleaned`), train split."""
 
     source: Place
     revision: str | None = None
     """Commit of a named set; None: the newest, which is recorded."""
     columns: dict[str, str] = Field(default={})
-    """Our column (`id`, `instruction`, `reference`, `answer_kind`, `check`, `family`) -> column of the source."""
+    """Our column (`id`, `instruction`, `context`, `reference`, `system`, `history`, `messages`, `answer_kind`, `check`,
+    `family`) -> column of the source, or a place in it (`answers.text.0`); "" for none. Usual names need no mapping."""
     answer_kind: AnswerKind = "none"
     """For rows without a value of their own."""
     check: str = ""

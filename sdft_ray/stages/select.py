@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.data.example import SELECTED_SCHEMA
+from sdft_ray.data.messages import row_prompt
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.generation.selection import Selected
+
+
+Fits = Callable[[Mapping[str, str], str], bool]
 
 
 def run(job: StageContext) -> StageResult:
@@ -87,12 +91,12 @@ def _rows(path: Path, more: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Callable[[str, str], bool]) -> dict[str, Any]:
+def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Fits) -> dict[str, Any]:
     """The first sample that passes, else the reference with the reason of the last one."""
     from sdft_ray.generation.selection import select
 
     def verdict(sample: dict[str, Any]) -> Selected:
-        return select(row, sample["response"], sample["finish_reason"], partial(fits, row["instruction"]))
+        return select(row, sample["response"], sample["finish_reason"], partial(fits, row))
 
     sample = samples[0]
     chosen = verdict(sample)
@@ -109,15 +113,14 @@ def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Callable[[
     }
 
 
-def _fitting(job: StageContext) -> Callable[[str, str], bool]:
-    """Whether instruction and response fit a packed row together. Short ones are not tokenized: a token has a byte."""
+def _fitting(job: StageContext) -> Fits:
+    """Whether a row's prompt and a response fit a packed row together. Short ones are not tokenized."""
+    from sdft_ray.data.documents import fits_surely
+
     chat = job.teacher.chat
     room = job.slice["row_tokens"]
-    safe_bytes = room - chat.frame_tokens
 
-    def fits(instruction: str, response: str) -> bool:
-        if len(instruction.encode()) + len(response.encode()) <= safe_bytes:
-            return True
-        return len(chat.encode(instruction, response).ids) <= room
+    def fits(row: Mapping[str, str], response: str) -> bool:
+        return fits_surely(chat, row, (response,), room) or len(chat.encode(row_prompt(row), response).ids) <= room
 
     return fits
