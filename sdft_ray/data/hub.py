@@ -48,7 +48,7 @@ def _alpaca_cleaned(row: Row) -> Row:
 def _openmath1(row: Row) -> Row:
     """`question`, `generated_solution` (ends in a box, may have code), `expected_answer`, `is_correct`, `dataset`."""
     if not row["is_correct"]:
-        return {LEFT_OUT: "its solution is wrong"}
+        return {LEFT_OUT: "its solution is marked as wrong"}
     return _openmath(row["question"], row["generated_solution"], row["expected_answer"], row["dataset"])
 
 

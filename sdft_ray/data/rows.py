@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from sdft_ray.data.conversations import Turns
-from sdft_ray.data.sources import CheckError, Reading, read_tables
+from sdft_ray.data.reading import Reading
+from sdft_ray.data.sources import CheckError, read_tables
 from sdft_ray.data.subset import spread
 from sdft_ray.recipe.recipe import Calibration, Forgetting, RowSource
 
@@ -33,9 +34,7 @@ def read_source(
     )
 
 
-def read_spread(
-    source: Forgetting, check_error: CheckError, *, reading: Reading | None = None
-) -> Iterator[pa.Table]:
+def read_spread(source: Forgetting, check_error: CheckError, *, reading: Reading | None = None) -> Iterator[pa.Table]:
     """At most `source.num_rows` rows, spread evenly over all. The source is read twice, a table in memory at a time."""
     total = sum(table.num_rows for table in read_source(source, check_error))
     wanted, start = spread(total, source.num_rows), 0

@@ -6,9 +6,7 @@ Names of columns and shapes of conversations are those of `sdft_ray.data.layouts
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,6 +16,7 @@ from sdft_ray.data.conversations import Answered, Turns, answered, num_answers
 from sdft_ray.data.example import ANSWER_KINDS, SEED_SCHEMA, example_id
 from sdft_ray.data.hub import LEFT_OUT, NAMED_SETS, hub_records
 from sdft_ray.data.layouts import COLUMNS, Layout, Mapped, compose, offers_tools, text_of, value_at
+from sdft_ray.data.reading import Reading
 from sdft_ray.data.row_files import Record, file_records
 from sdft_ray.errors import DataError
 
@@ -25,33 +24,7 @@ CheckError = Callable[[str, str], str]
 """From the answer kind and the check of a row to what is wrong with them, or ""."""
 NUM_CONFLICTS = 10
 """Ids of several rows that an error names."""
-TWIN = "the same prompt and answer as an earlier row"
-
-
-@dataclass
-class Reading:
-    """How the rows of a source were read, and what became of those that gave no row; filled in while they are read."""
-
-    num_read: int = 0
-    """Rows of the source."""
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Reason -> rows, or single answers of a conversation, that were left out."""
-    num_earlier: int = 0
-    """Answers that are not trained on because a later one of their conversation is."""
-    layouts: Counter[str] = field(default_factory=Counter)
-    """Which columns were read as what -> rows."""
-    unused: dict[str, None] = field(default_factory=dict)
-    """Columns that were not read."""
-
-    def summary(self) -> dict[str, Any]:
-        """For a manifest."""
-        return {
-            "num_read": self.num_read,
-            "left_out": dict(self.left_out.most_common()),
-            "num_earlier": self.num_earlier,
-            "columns": dict(self.layouts.most_common()),
-            "unused": list(self.unused),
-        }
+TWIN = "an earlier row has the same prompt and answer"
 
 
 def read_tables(
@@ -238,7 +211,7 @@ class _Reader:
                 return []
             return [Answered("", "", text)]
         if offers_tools(record, layout):
-            self.reading.left_out["the row offers tools, which are not rendered"] += 1
+            self.reading.left_out["the row offers tools, which no prompt of ours lists"] += 1
             return []
         messages = compose(record, layout)
         rows, reasons = answered(messages, self.turns)

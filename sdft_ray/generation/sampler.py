@@ -219,9 +219,9 @@ def digest_words(prompt: str) -> str:
 class ScriptedSampler:
     """Returns the value of a function, for dry runs, tests and overhead measurements. No signals.
 
-    `respond` maps a prompt (of several messages, their JSON) to the response, after `delay_s` seconds. A text of more than `max_tokens` words
-    (separated by single spaces) is truncated and finishes with "length". Words count as tokens. An exception in
-    `respond` is not caught.
+    `respond` maps a prompt (of several messages, their JSON) to the response, after `delay_s` seconds. A text of more
+    than `max_tokens` words (separated by single spaces) is truncated and finishes with "length". Words count as tokens.
+    An exception in `respond` is not caught.
     """
 
     def __init__(self, respond: Callable[[str], str] = digest_words, *, delay_s: float = 0.0) -> None:

@@ -132,9 +132,7 @@ class Rewriter:
             RewriteRequest(
                 row_key(*(row[name] for name in KEY_COLUMNS), context=row["context"]),
                 row["example_id"],
-                prompt_of(
-                    render_rewrite(template, row["instruction"], row["reference_response"]), row["context"]
-                ),
+                prompt_of(render_rewrite(template, row["instruction"], row["reference_response"]), row["context"]),
                 _check(row),
             )
             for row in self._rows.take(positions)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from sdft_ray.data.decontamination import OverlapIndex
 from sdft_ray.data.example import SEED_SCHEMA
 from sdft_ray.data.messages import context_texts
+from sdft_ray.data.reading import Reading
 from sdft_ray.data.rows import read_source, read_spread
-from sdft_ray.data.sources import Reading
 from sdft_ray.errors import DataError
 from sdft_ray.generation.checks import check_error
 from sdft_ray.recipe.recipe import Calibration, Forgetting, SeedSet

@@ -14,6 +14,7 @@ import ray
 
 from sdft_ray.data.example import SELECTED_SCHEMA
 from sdft_ray.data.messages import row_prompt
+from sdft_ray.errors import DataError
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.store import files
@@ -48,6 +49,7 @@ def _select(job: StageContext) -> StageResult:
                 writer.write_table(pa.Table.from_pylist(chosen, schema=SELECTED_SCHEMA))
                 job.progress(reasons.total(), total, "rows")
         answers.check_end()
+        _check_kept(reasons, sources["distilled"])
         result.summary = {
             "num_rows": total,
             "reasons": dict(reasons.most_common()),
@@ -55,6 +57,29 @@ def _select(job: StageContext) -> StageResult:
         }
     result.usage = meter.usage()
     return result
+
+
+_NEXT_STEPS = {
+    "truncated": "raise generate.max_tokens; if answers run on past their end, the template's end of turn does not "
+    "stop generation: see the tokenizer's eos_token and generation_config.json",
+    "no_reference_answer": "correct seed_set.answer_kind: it finds no answer in the references",
+    "too_long": "raise train.max_seq_len",
+    "error": "the summary of generate has the errors",
+    "leaked_reference": "use another generate.template",
+}
+"""Most frequent reason -> what to do where nothing was kept."""
+
+
+def _check_kept(reasons: Counter[str], num_kept: int) -> None:
+    """Raise `DataError` where no rewrite was kept: arms of distilled data would train on references alone."""
+    if num_kept:
+        return
+    told = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+    (most, _), *_ = reasons.most_common(1)
+    raise DataError(
+        f"none of the {reasons.total():,} rewrites was kept ({told}), so there is no distilled set to train on",
+        _NEXT_STEPS.get(most, "look at the answers in the artifact of generate, and check seed_set.answer_kind"),
+    )
 
 
 class Answers:

@@ -12,7 +12,8 @@ import pytest
 
 from sdft_ray.data.hub import NAMED_SETS, named_records
 from sdft_ray.data.messages import row_prompt
-from sdft_ray.data.sources import TWIN, Reading, read_tables
+from sdft_ray.data.reading import Reading
+from sdft_ray.data.sources import TWIN, read_tables
 from tests.unit.data.turns import turns
 
 
@@ -96,7 +97,7 @@ OURS = {
 
 LEFT = {
     "alpaca_cleaned": {"the answer is empty": 1, TWIN: 1},
-    "openmath_instruct_1": {"its solution is wrong": 1},
+    "openmath_instruct_1": {"its solution is marked as wrong": 1},
     "tulu3": {"the conversation ends with a user message": 2, "the conversation is empty": 1},
     "ultrachat": {"the answer is empty": 1},
 }

@@ -13,7 +13,8 @@ import pytest
 
 from sdft_ray.data.example import SEED_SCHEMA, example_id
 from sdft_ray.data.messages import row_prompt
-from sdft_ray.data.sources import TWIN, Reading, read_tables
+from sdft_ray.data.reading import Reading
+from sdft_ray.data.sources import TWIN, read_tables
 from sdft_ray.errors import DataError
 from tests.unit.data.turns import turns
 
@@ -197,7 +198,9 @@ def test_rows_without_question_or_answer_are_left_out_and_counted(file: Path):
     reading = Reading()
     assert read_rows(write(file, GOOD, *empty), reading=reading).num_rows == 1
     assert reading.left_out == {"there is no question": 1, "the answer is empty": 2}
-    with pytest.raises(DataError, match=r"none of its 3 rows can be trained on \(2: the answer is empty; 1: there is no"):
+    with pytest.raises(
+        DataError, match=r"none of its 3 rows can be trained on \(2: the answer is empty; 1: there is no"
+    ):
         read_rows(write(file, *empty))
 
 

@@ -168,7 +168,7 @@ def test_json_goes_to_standard_output_and_the_rest_to_standard_error(capsys: pyt
     assert captured.err == "seed: done in 1.0 s\n"
 
 
-def test_the_plain_view_says_one_line_per_ended_stage() -> None:
+def test_the_plain_view_says_one_line_per_message_and_ended_stage() -> None:
     out, clock = io.StringIO(), Clock()
     with PlainView(out, clock=clock) as view:
         view.handle(Event("message", detail="hello"))
@@ -182,6 +182,7 @@ def test_the_plain_view_says_one_line_per_ended_stage() -> None:
         view.handle(Event("stage_failed", "train:sft", detail="out of memory"))
         view.handle(Event("stage_finished", "plan", wall_s=0.04))
     assert out.getvalue().splitlines() == [
+        "hello",
         "seed: reused",
         "measure: done in 1 min 15 s",
         "train:sft: failed after 2.0 s: out of memory",
