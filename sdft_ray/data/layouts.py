@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdft_ray.data.conversations import kind_of, pair, read_messages
@@ -90,15 +90,15 @@ class _Choice:
 
     def layout(self) -> Layout:
         columns = self._columns
-        rest = {
-            "system": self._one("system", _SYSTEMS),
-            "history": self._one("history", _HISTORIES),
-            "tools": next(iter(self._those(_TOOLS)), ""),
-        }
+        around = Layout(
+            system=self._one("system", _SYSTEMS),
+            history=self._one("history", _HISTORIES),
+            tools=next(iter(self._those(_TOOLS)), ""),
+        )
         conversation = self._conversation()
         if conversation:
             same = () if "messages" in columns else tuple(self._those((*_QUESTIONS, *_REFERENCES, *_ANSWERS)))
-            return self._named(Layout(conversation=conversation, same=same, **rest))
+            return self._named(replace(around, conversation=conversation, same=same))
         question, same = self._question()
         if not question and not self._plain_text:
             raise self._missing("instruction")
@@ -114,14 +114,14 @@ class _Choice:
                     f"`{name}` would be left out of the question",
                     f"write the options into `{question}`, or set `columns: {{context: ''}}` to leave them out",
                 )
-        return self._named(Layout(question=question, addition=addition, answer=answer, same=same, **rest))
+        return self._named(replace(around, question=question, addition=addition, answer=answer, same=same))
 
     def _named(self, layout: Layout) -> Layout:
         """With the columns that nothing reads."""
         read = {value.split(".")[0] for value in vars(layout).values() if isinstance(value, str)} | {*layout.same}
         own = {self._columns.get(name, name).split(".")[0] for name in _OURS}
         unused = tuple(name for name in self._filled if name not in read | own)
-        return Layout(**{**vars(layout), "unused": unused})
+        return replace(layout, unused=unused)
 
     def _conversation(self) -> str:
         if "messages" in self._columns:

@@ -53,8 +53,8 @@ def training_rows(job: StageContext, *, held_out: bool = False) -> TrainingRows:
                 documents, ids, counts = _documents(job, held_out=held_out)
             if not any(documents):
                 raise DataError(
-                    f"{job.step.name}: none of its {len(documents):,} rows can be trained on; {counts['num_dropped']:,} "
-                    f"have over {train_view(job.step).max_seq_len:,} tokens",
+                    f"{job.step.name}: none of its {len(documents):,} rows can be trained on, and "
+                    f"{counts['num_dropped']:,} have over {train_view(job.step).max_seq_len:,} tokens",
                     "raise train.max_seq_len, or give shorter rows",
                 )
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string())}), _ids(path))
