@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sdft_ray.report.toolbox.numbers import THIN, num_bytes, seconds
 
@@ -96,7 +97,7 @@ def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
     from sdft_ray.report.run.terminal import gap_line, grid_line, release_lines, result_table, size_line
-    from sdft_ray.report.run.words import overlap
+    from sdft_ray.report.run.words import overlap, rows_read
 
     console = _console()
     data = run.report_data()
@@ -105,6 +106,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
     console.print(size_line(data))
     for line in release_lines(data):
         console.print(line, soft_wrap=True)
+    for paragraph in rows_read(data):
+        console.print(Text(paragraph), soft_wrap=True)
     if sentence := overlap(data):
         console.print(sentence)
     if data.gap is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdft_ray.data.chat import ChatFormat
-from sdft_ray.data.messages import ChatSettings
+from sdft_ray.data.messages import ChatSettings, row_prompt
 from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError
 
@@ -67,9 +67,9 @@ def row_documents(
     """
     documents: list[Document] = []
     chat = ChatFormat(tokenizer, settings) if any(rows["instruction"].to_pylist()) else None
-    for row in rows.select(["example_id", "instruction", "reference_response"]).to_pylist():
+    for row in rows.select(["example_id", "instruction", "context", "reference_response"]).to_pylist():
         if chat and row["instruction"]:
-            document = chat.encode(row["instruction"], row["reference_response"])
+            document = chat.encode(row_prompt(row), row["reference_response"])
         else:
             ids = tokenizer.encode(row["reference_response"])
             document = Document(ids, [True] * len(ids))

@@ -19,6 +19,7 @@ SEED_SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
         ("instruction", pa.string()),  # "" in a calibration set: the reference is plain text, not a response
+        ("context", pa.string()),  # JSON of the prompt's messages beside that text, "" for most: see `data.messages`
         ("reference_response", pa.string()),
         ("answer_kind", pa.string()),  # one of ANSWER_KINDS
         ("check", pa.string()),  # additional input of the answer kind; "" for most
@@ -51,6 +52,7 @@ SELECTED_SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
         ("instruction", pa.string()),
+        ("context", pa.string()),
         ("reference_response", pa.string()),
         ("distilled_response", pa.string()),
         ("response", pa.string()),  # the one to train on
@@ -64,12 +66,16 @@ SELECTED_SCHEMA = pa.schema(
 """The distilled set: one row per seed row, with the selected response and the reason."""
 
 
-def example_id(instruction: str, reference_response: str) -> str:
+def example_id(instruction: str, reference_response: str, context: str = "") -> str:
     """The default id of a row: the first 16 hex digits of a sha256 of its content.
 
-    The length of the instruction is part of the hash, so that moving text from one field to the other changes the id. A
+    The length of the texts is part of the hash, so that moving text from one field to the other changes the id. A
     user may give other ids, so an id does not tell whether the content changed; caches use `generation.chunks.row_key`.
     """
     left = instruction.encode("utf-8", "surrogatepass")
     right = reference_response.encode("utf-8", "surrogatepass")
-    return hashlib.sha256(b"%d:%b%b" % (len(left), left, right)).hexdigest()[:16]
+    content = b"%d:%b%b" % (len(left), left, right)
+    if context:
+        around = context.encode("utf-8", "surrogatepass")
+        content = b"%d:%b%b" % (len(around), around, content)
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -10,19 +10,21 @@ from typing import Any, cast
 from sdft_ray.errors import DataError
 
 Row = dict[str, Any]
+LEFT_OUT = "left out"
+"""The only column of a row that is not to be trained on: why."""
 
 
 @dataclass(frozen=True)
 class NamedSet:
     """One data set of the Hub, and the mapping of its rows to our columns.
 
-    `fields` returns `instruction`, `reference` and, where known, `answer_kind` and `family`; or None for a row without
-    training content. Such rows, and rows with an empty reference, are skipped.
+    `fields` returns `instruction` and `reference`, or `messages`, and, where known, `answer_kind` and `family`; or the
+    reason to leave the row out, as `LEFT_OUT`.
     """
 
     hub: str
     config: str | None
-    fields: Callable[[Row], Row | None]
+    fields: Callable[[Row], Row]
     split: str = "train"
 
 
@@ -43,10 +45,10 @@ def _alpaca_cleaned(row: Row) -> Row:
     return {"instruction": instruction, "reference": row["output"]}
 
 
-def _openmath1(row: Row) -> Row | None:
+def _openmath1(row: Row) -> Row:
     """`question`, `generated_solution` (ends in a box, may have code), `expected_answer`, `is_correct`, `dataset`."""
     if not row["is_correct"]:
-        return None
+        return {LEFT_OUT: "its solution is marked as wrong"}
     return _openmath(row["question"], row["generated_solution"], row["expected_answer"], row["dataset"])
 
 
@@ -64,30 +66,14 @@ def _openmath(question: str, solution: str, expected: str, source: str) -> Row:
     return {"instruction": question, "reference": solution, "answer_kind": kind, "family": source}
 
 
-def _tulu(row: Row) -> Row | None:
+def _tulu(row: Row) -> Row:
     """`messages`, `source`."""
-    turn = first_turn(row["messages"])
-    return turn and {**turn, "family": row["source"]}
+    return {"messages": row["messages"], "family": row["source"]}
 
 
-def _ultrachat(row: Row) -> Row | None:
+def _ultrachat(row: Row) -> Row:
     """`messages`."""
-    return first_turn(row["messages"])
-
-
-def first_turn(messages: Any) -> Row | None:
-    """The first question and its answer of a conversation (a list of `role` and `content`).
-
-    A system message is put before the question. None if the conversation does not start with question and answer.
-    """
-    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        return None
-    roles = [message.get("role") for message in messages]
-    start = 1 if roles[:1] == ["system"] else 0
-    texts = [message.get("content") for message in messages[: start + 2]]
-    if roles[start : start + 2] != ["user", "assistant"] or not all(isinstance(text, str) for text in texts):
-        return None
-    return {"instruction": "\n\n".join(text for text in texts[:-1] if text.strip()), "reference": texts[-1]}
+    return {"messages": row["messages"]}
 
 
 def _with_context(instruction: str, context: str) -> str:
@@ -110,9 +96,7 @@ def named_records(name: str, rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
     """Rows in our columns. Ids are indices into the split (`gsm8k-0`), because upstream sets contain duplicates."""
     fields = NAMED_SETS[name].fields
     for index, row in enumerate(rows):
-        ours = fields(row)
-        if ours is not None and ours["reference"].strip() and ours["instruction"].strip():
-            yield f"row {index + 1}", {"id": f"{name}-{index}", **ours}
+        yield f"row {index + 1}", {"id": f"{name}-{index}", **fields(row)}
 
 
 def hub_records(name: str, revision: str | None = None) -> Iterator[tuple[str, Row]]:

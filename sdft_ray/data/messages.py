@@ -1,9 +1,14 @@
-"""What comes before an answer: one question, or the messages of a conversation."""
+"""What comes before an answer: one question, or the messages of a conversation.
+
+In a table a prompt is two columns: `instruction`, the text of its last user message, which rewriting may wrap, and
+`context`, the JSON of all its messages with that text left empty; "" where the prompt is that text alone.
+"""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,3 +49,51 @@ class ChatSettings:
             return dict(self.arguments)
         moment = datetime.datetime.combine(self.date, datetime.time())
         return {"strftime_now": moment.strftime, **self.arguments}
+
+
+def prompt_of(instruction: str, context: str) -> Prompt:
+    """The prompt of a row: `instruction` takes its place among the messages of `context`.
+
+    `instruction` need not be the row's own: a rewriting prompt goes to the same place.
+    """
+    if not context:
+        return instruction
+    messages: list[dict[str, Any]] = json.loads(context)
+    messages[_last_user(messages)]["content"] = instruction
+    return messages
+
+
+def row_prompt(row: Mapping[str, Any]) -> Prompt:
+    """The prompt of a row of `SEED_SCHEMA` or `SELECTED_SCHEMA`."""
+    return prompt_of(row["instruction"], row["context"])
+
+
+def split_prompt(messages: Sequence[Message]) -> tuple[str, str]:
+    """The inverse of `prompt_of`: `instruction` and `context` of messages, of which at least one is the user's."""
+    place = _last_user(messages)
+    instruction: str = messages[place]["content"]
+    if len(messages) == 1 and messages[0].keys() == {"role", "content"}:
+        return instruction, ""
+    rest = [{**message, "content": ""} if index == place else message for index, message in enumerate(messages)]
+    return instruction, json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
+
+
+def context_texts(context: str) -> list[str]:
+    """The texts of a context, and the arguments of its tool calls as JSON."""
+    return [text for text in _texts(json.loads(context)) if text] if context else []
+
+
+def shape_of(context: str) -> tuple[Any, ...]:
+    """What a template may refuse in a context: its roles in order, and which messages call tools."""
+    return tuple((m["role"], "tool_calls" in m) for m in json.loads(context)) if context else ()
+
+
+def _texts(messages: Sequence[Message]) -> Iterator[str]:
+    for message in messages:
+        yield message["content"]
+        for call in message.get("tool_calls", ()):
+            yield json.dumps(call["function"]["arguments"], ensure_ascii=False)
+
+
+def _last_user(messages: Sequence[Message]) -> int:
+    return max(index for index, message in enumerate(messages) if message["role"] == "user")

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from sdft_ray.data.conversations import Turns
+from sdft_ray.data.reading import Reading
 from sdft_ray.data.sources import CheckError, read_tables
 from sdft_ray.data.subset import spread
 from sdft_ray.recipe.recipe import Calibration, Forgetting, RowSource
 
 
-def read_source(source: RowSource, check_error: CheckError) -> Iterator[pa.Table]:
+def read_source(
+    source: RowSource, check_error: CheckError, *, turns: Turns = "last", reading: Reading | None = None
+) -> Iterator[pa.Table]:
     """Stream the rows of a part, in tables of `SEED_SCHEMA`; only sets that measure may hold plain text.
 
-    Raises `DataError` as `read_tables`, which says what `check_error` is.
+    Raises `DataError` as `read_tables`, which says what the other arguments are.
     """
     return read_tables(
         source.source,
@@ -24,15 +28,17 @@ def read_source(source: RowSource, check_error: CheckError) -> Iterator[pa.Table
         check_error=check_error,
         limit=source.limit,
         plain_text=isinstance(source, Calibration | Forgetting),
+        turns=turns,
         revision=source.revision,
+        reading=reading,
     )
 
 
-def read_spread(source: Forgetting, check_error: CheckError) -> Iterator[pa.Table]:
+def read_spread(source: Forgetting, check_error: CheckError, *, reading: Reading | None = None) -> Iterator[pa.Table]:
     """At most `source.num_rows` rows, spread evenly over all. The source is read twice, a table in memory at a time."""
     total = sum(table.num_rows for table in read_source(source, check_error))
     wanted, start = spread(total, source.num_rows), 0
-    for table in read_source(source, check_error):
+    for table in read_source(source, check_error, reading=reading):
         here = [index - start for index in wanted if start <= index < start + table.num_rows]
         yield table.take(pa.array(here, pa.int64()))
         start += table.num_rows

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from sdft_ray.data.control import ControlTokens
@@ -56,8 +55,8 @@ class Frames:
 class Turn:
     """How an answer ends, and where the prompt stops.
 
-    `end` is the text of the end of turn; without a control token where the template prints none. `opener`: the control token that begins the
-    next turn, where nothing else ends an answer. `prints_header` is False for a template that ignores
+    `end` is the text of the end of turn; without a control token where the template prints none. `opener`: the control
+    token that begins the next turn, where nothing else ends an answer. `prints_header` is False for a template that ignores
     `add_generation_prompt`, so that the header of the answer has to be taken from an answered conversation. `lead` is
     what the template prints between a prompt and its answer, such as an empty thinking block.
     """
@@ -112,13 +111,13 @@ def _end(frames: Frames, controls: ControlTokens) -> tuple[str, str]:
     if controls.names_in(after):
         end = _first_run(after, openers, controls)
         # A last turn may be followed by what ends a whole conversation.
-        shared = _first_run(commonprefix([end, between]), openers, controls)
+        shared = _first_run(_common_prefix(end, between), openers, controls)
         return shared or end, ""
     found = controls.names_in(between)
     openers.update(controls.names_in(frames.before_question)[-1:])
     if found and found[0] not in openers:
         return _first_run(between, openers, controls), ""
-    return commonprefix([after, between]) if frames.continued else after, found[0] if found else ""
+    return _common_prefix(after, between) if frames.continued else after, found[0] if found else ""
 
 
 def _openers(before_question: str, controls: ControlTokens) -> set[str]:
@@ -138,6 +137,11 @@ def _first_run(text: str, openers: set[str], controls: ControlTokens) -> str:
             break
         run += token
     return run
+
+
+def _common_prefix(first: str, second: str) -> str:
+    length = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+    return first[: min(len(first), len(second)) if length is None else length]
 
 
 def _is_header(lead: str, frames: Frames, controls: ControlTokens) -> bool:

@@ -27,13 +27,15 @@ Keys = NDArray[np.void]
 """One 16-byte key per row."""
 
 
-def row_key(*fields: str) -> bytes:
+def row_key(*fields: str, context: str = "") -> bytes:
     """Digest of the fields, each with its length, so that moving text from one field to the next changes the key.
+
+    `context` is one more field, but for rows without any: their keys are those of before there were contexts.
 
     It identifies a row together with its content; see the module docstring for why `example_id` alone does not suffice.
     """
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    for field in fields:
+    for field in (*fields, context) if context else fields:
         content = field.encode()
         digest.update(b"%d:" % len(content))
         digest.update(content)
@@ -41,11 +43,13 @@ def row_key(*fields: str) -> bytes:
 
 
 def keys_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: Sequence[str]) -> Keys:
-    """Keys of all rows, in order; `columns` are the fields of `row_key`."""
+    """Keys of all rows, in order; `columns` are the fields of `row_key`, beside `context`."""
     keys = bytearray()  # millions of rows: no second copy to join
     for batch in batches:
         fields_of_rows = zip(*(batch[name].to_pylist() for name in columns), strict=True)
-        keys += b"".join(row_key(*fields) for fields in fields_of_rows)
+        contexts = batch["context"].to_pylist()
+        rows = zip(fields_of_rows, contexts, strict=True)
+        keys += b"".join(row_key(*fields, context=context) for fields, context in rows)
     return np.frombuffer(keys, dtype=f"V{KEY_BYTES}")
 
 

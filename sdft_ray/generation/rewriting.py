@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdft_ray.data.messages import Prompt
 from sdft_ray.data.signals import encode_hidden, encode_top
 from sdft_ray.generation.sampler import Sampled, Sampler, SamplingParams, row_seed
 
@@ -18,11 +19,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class RewriteRequest:
-    """One seed row to sample: key, id, prompt (a user turn) and the check that a sample must pass."""
+    """One seed row to sample: key, id, prompt and the check that a sample must pass."""
 
     row_key: bytes
     example_id: str
-    prompt: str
+    prompt: Prompt
     passes: Callable[[Sampled], bool]
 
 

@@ -9,6 +9,7 @@ sampler may work. This module imports neither torch nor vLLM.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from sdft_ray.data.messages import Prompt, messages_of
 from sdft_ray.errors import DataError, ModelError, RecipeError, ResourceError
 from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS, Generate
 
@@ -48,8 +50,8 @@ class SamplingParams:
 
     `top_p` in (0, 1] keeps the smallest set of tokens with at least that probability, `top_k` the k most likely tokens
     (0: all). `max_tokens` limits the response. A response ends at the model's end-of-sequence tokens, at the end of
-    turn of its chat template, at `stop_token_ids`, and where its text contains one of the `stop` texts; it then includes that text, and possibly the
-    rest of the token in which it ends. `top_logprobs` (0 to 128; at most the vocabulary) and `hidden_states` request
+    turn of its chat template, at `stop_token_ids`, and where its text contains one of the `stop` texts; it then
+    includes that text, and possibly the rest of the token in which it ends. `top_logprobs` (0 to 128; at most the vocabulary) and `hidden_states` request
     `Signals`, whose values do not depend on the other fields, except through the sampled tokens.
     """
 
@@ -107,7 +109,7 @@ class Sampler(Protocol):
     """Generates responses to prompts, many at a time. Methods may be called from any thread."""
 
     def submit(self, prompt: Prompt, params: SamplingParams, seed: int) -> Future[Sampled]:
-        """Request one response to a user turn, or to a conversation. `seed` is the seed of the sample, see `row_seed`.
+        """Request one response to a prompt. `seed` is the seed of the sample, see `row_seed`.
 
         Raises `ResourceError` for signals that this sampler cannot provide.
         """
@@ -229,25 +231,26 @@ def digest_words(prompt: str) -> str:
 class ScriptedSampler:
     """Returns the value of a function, for dry runs, tests and overhead measurements. No signals.
 
-    `respond` maps a user turn to the response, after `delay_s` seconds. A text of more than `max_tokens` words
-    (separated by single spaces) is truncated and finishes with "length". Words count as tokens. An exception in
-    `respond` is not caught.
+    `respond` maps a prompt (of several messages, their JSON) to the response, after `delay_s` seconds. A text of more
+    than `max_tokens` words (separated by single spaces) is truncated and finishes with "length". Words count as tokens.
+    An exception in `respond` is not caught.
     """
 
     def __init__(self, respond: Callable[[str], str] = digest_words, *, delay_s: float = 0.0) -> None:
         self._respond = respond
         self._delay_s = delay_s
 
-    def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+    def submit(self, prompt: Prompt, params: SamplingParams, seed: int) -> Future[Sampled]:
         """See `Sampler.submit`."""
         del seed
         check_signals("scripted", params)
         if self._delay_s:
             time.sleep(self._delay_s)
-        words = self._respond(prompt).split(" ")
+        text = prompt if isinstance(prompt, str) else json.dumps(messages_of(prompt), ensure_ascii=False)
+        words = self._respond(text).split(" ")
         reason: FinishReason = "stop" if len(words) <= params.max_tokens else "length"
         words = words[: params.max_tokens]
-        num_prompt = prompt.count(" ") + 1
+        num_prompt = text.count(" ") + 1
         return finished(Sampled(" ".join(words), (), reason, "", num_prompt, len(words)))
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ def select(
     """
     reason = _reason(row, distilled, finish_reason, fits)
     if reason == "kept":
-        return Selected(distilled.strip(), "distilled", reason)
+        return Selected(distilled.rstrip(), "distilled", reason)
     return Selected(row["reference_response"], "reference", reason)
 
 

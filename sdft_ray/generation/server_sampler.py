@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
+from sdft_ray.data.messages import Prompt, messages_of
 from sdft_ray.generation.sampler import Sampled, SamplingParams, check_signals
 
 _FINISH_REASONS = {"stop": "stop", "length": "length"}
@@ -42,7 +44,7 @@ class ServerSampler:
         self._escape = escape
         self._pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="server")
 
-    def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+    def submit(self, prompt: Prompt, params: SamplingParams, seed: int) -> Future[Sampled]:
         """See `Sampler.submit`."""
         check_signals("server", params)
         return self._pool.submit(self._request, prompt, params, seed)
@@ -52,7 +54,16 @@ class ServerSampler:
         self._pool.shutdown(cancel_futures=True)
         self._client.close()
 
-    def _request(self, prompt: str, params: SamplingParams, seed: int) -> Sampled:
+    def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """As OpenAI's protocol has them: arguments of tool calls are text there."""
+        messages = messages_of(prompt)
+        for message in messages:
+            message["content"] = self._escape(message["content"])
+            if "tool_calls" in message:
+                message["tool_calls"] = [_as_text(number, call) for number, call in enumerate(message["tool_calls"])]
+        return messages
+
+    def _request(self, prompt: Prompt, params: SamplingParams, seed: int) -> Sampled:
         from openai import APIStatusError, AuthenticationError, OpenAIError
 
         # Fields that the OpenAI API does not define go into the body; vLLM, SGLang and llama.cpp accept them.
@@ -64,7 +75,7 @@ class ServerSampler:
         try:
             answer = self._client.chat.completions.create(
                 model=self._model,
-                messages=[{"role": "user", "content": self._escape(prompt)}],
+                messages=cast(Any, self._messages(prompt)),
                 temperature=params.temperature,
                 top_p=params.top_p,
                 max_tokens=params.max_tokens,
@@ -78,6 +89,11 @@ class ServerSampler:
         except OpenAIError as reason:
             return Sampled.failed(f"{type(reason).__name__}: {reason}")
         return _finish(answer)
+
+
+def _as_text(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
+    function = {**call["function"], "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}
+    return {"id": f"call_{number}", **call, "function": function}
 
 
 def _finish(answer: Any) -> Sampled:

@@ -9,8 +9,7 @@ from sdft_ray.errors import StoreError
 from sdft_ray.pipeline.preflight import check_tasks, preflight
 from sdft_ray.pipeline.run import Run
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
-from sdft_ray.progress import open_view
-from sdft_ray.progress.events import Event
+from sdft_ray.progress import open_view, teller
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import removal_step, steps
@@ -39,8 +38,7 @@ def compress(
     with open_view(view, [step.name for step in walk.steps]) as shown:
         walk.show_reused(shown.handle)
         if walk.missing():
-            for note in preflight(recipe, store, resources, walk.states, walk.teacher):
-                shown.handle(Event("message", detail=note))
+            preflight(recipe, store, resources, walk.states, walk.teacher, tell=teller(shown.handle))
             run_missing([walk], resources, shown.handle)
     return walk.finish()
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdft_ray.errors import DataError, EvaluationError, PlanError, RecipeError, ResourceError, StoreError
+from sdft_ray.errors import DataError, EvaluationError, ModelError, PlanError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import Config, check_patchable, num_blocks_of
 from sdft_ray.models.size import ModelSize, size_with_blocks
+from sdft_ray.recipe.arms import Train
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, check_inputs
@@ -31,10 +32,13 @@ def preflight(
     resources: Resources,
     states: dict[str, State],
     teacher: TeacherModel | None = None,
-) -> list[str]:
+    *,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> None:
     """Raise the `UserError` of the first thing that cannot work. Reads headers and rows, never weights.
 
-    `teacher` is the recipe's, where it has been resolved. Returns sentences about what works and may surprise.
+    `teacher` is the recipe's, where it has been resolved. `tell` gets what was understood of the rows, and what is
+    left out.
     """
     teacher = teacher or TeacherModel.of(recipe.teacher, recipe.chat)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
@@ -50,15 +54,18 @@ def preflight(
         check_tail(recipe, sizes[""])
     if described and any(part.patch for part in recipe.prunings.values()):
         check_patchable(described.family)
-    num_rows = check_rows(recipe, runs_code_here=_runs_code_here(states))
+    sentences: list[str] = []
+    num_rows = check_rows(recipe, runs_code_here=_runs_code_here(states), tell=sentences.append)
     if described and sizes:
         generated = pass_bytes(recipe.generate, described.config, num_rows)
         check_disk(recipe, store, described.size, sizes, generated, states)
     check_tasks(recipe)
     check_teacher(teacher.directory)
-    notes = check_prompts(recipe, resources, teacher)
+    sentences += check_prompts(recipe, resources, teacher)
+    check_calibration(recipe, teacher)
     check_forgetting(recipe, teacher)
-    return notes
+    for sentence in sentences:  # an error stands alone
+        tell(sentence)
 
 
 def planned_size(recipe: Recipe, config: Config) -> ModelSize | None:
@@ -182,27 +189,34 @@ def _runs_code_here(states: Mapping[str, State]) -> bool:
     return missing and not os.environ.get("RAY_ADDRESS")
 
 
-def check_rows(recipe: Recipe, *, runs_code_here: bool = False) -> int:
+def check_rows(
+    recipe: Recipe, *, runs_code_here: bool = False, tell: Callable[[str], None] = lambda sentence: None
+) -> int:
     """Read both row sources to the end, so that a malformed line 49,999 is reported now; the seed set's rows.
 
     Rows that share words with a test question are counted too; of the others some must be held out if any are to be.
     With `runs_code_here`, rows of answer kind `code` need the sandbox on this machine (`SandboxError`).
     """
     from sdft_ray.data.held_out import is_held_out
+    from sdft_ray.data.reading import Reading
     from sdft_ray.data.rows import read_source
     from sdft_ray.generation.checks import check_error
     from sdft_ray.generation.prompts import resolve_template
 
     resolve_template(recipe.generate.template)
-    deque(read_source(recipe.calibration, check_error), maxlen=0)
+    calibration, reading = Reading(), Reading()
+    deque(read_source(recipe.calibration, check_error, reading=calibration), maxlen=0)
     fraction = recipe.train.validation_fraction
     num_rows = num_held_out = 0
     answer_kinds: set[str] = set()
-    for table in read_source(recipe.seed_set, check_error):
+    for table in read_source(recipe.seed_set, check_error, turns=recipe.train.turns, reading=reading):
         num_rows += table.num_rows
         answer_kinds |= set(table["answer_kind"].unique().to_pylist())
         if fraction:
             num_held_out += sum(is_held_out(name, fraction) for name in table["example_id"].to_pylist())
+    for name, read in (("calibration set", calibration), ("seed set", reading)):
+        if sentences := read.sentences():
+            tell(f"{name}: {' '.join(sentences)}")
     if runs_code_here and "code" in answer_kinds:
         from sdft_ray.generation.sandbox import check_sandbox
 
@@ -232,46 +246,49 @@ def check_teacher(directory: Path) -> None:
 def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -> list[str]:
     """Raise `DataError` for a rewriting prompt that exceeds the context with its response, or an example `max_seq_len`.
 
-    No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes
-    and those that spell out control tokens are tokenized here. Returns what a user should know of the chat template.
+    No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes,
+    those that spell out control tokens, and one with each order of roles are tokenized here. Also for a set of which
+    no row could be trained on; `ModelError` for messages that the template does not render. Returns what may surprise
+    about the chat template.
     """
+    from sdft_ray.data.documents import fits_surely
+    from sdft_ray.data.messages import shape_of
     from sdft_ray.data.rows import read_source
     from sdft_ray.generation.checks import check_error
     from sdft_ray.generation.prompts import render_rewrite
 
-    chat = teacher.chat
+    chat, train = teacher.chat, recipe.train
     context = resources.generate.max_model_tokens or teacher.fetched.context_tokens
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
-    around = chat.frame_tokens + len(render_rewrite(template, "", "").encode())
-    safe_bytes = min(context - max_tokens, recipe.train.max_seq_len) - around
+    room = min(context - max_tokens, train.max_seq_len) - len(render_rewrite(template, "", "").encode())
+    shapes: set[object] = set()
+    any_fits = False
     closing = chat.open_thinking[1] if chat.open_thinking else ""
     num_rows = num_unclosed = 0
-    for number, table in enumerate(read_source(recipe.seed_set, check_error)):
+    for number, table in enumerate(read_source(recipe.seed_set, check_error, turns=train.turns)):
         for row in table.to_pylist():
-            instruction, reference = row["instruction"], row["reference_response"]
             num_rows += 1
-            num_unclosed += closing not in reference
-            is_short = len(instruction.encode()) + len(reference.encode()) <= safe_bytes
-            if number and is_short and not chat.spells_control_token(instruction + reference):
+            num_unclosed += closing not in row["reference_response"]
+            shape = shape_of(row["context"])
+            is_short, is_known = fits_surely(chat, row, (row["reference_response"],), room), shape in shapes
+            shapes.add(shape)
+            any_fits = any_fits or is_short
+            if number and is_short and is_known and not _spells_control_token(chat, row):
                 continue
-            prompt = chat.prompt_ids(render_rewrite(template, instruction, reference))
-            if len(prompt) + max_tokens > context:
-                raise DataError(
-                    f"row {row['example_id']}: its rewriting prompt has {len(prompt)} tokens, which with "
-                    f"generate.max_tokens {max_tokens} exceeds the context of {context}",
-                    "shorten the row, or lower generate.max_tokens",
-                )
-            num_tokens = len(chat.encode(instruction, reference).ids)
-            if num_tokens > recipe.train.max_seq_len and recipe.train.long_examples == "refuse":
-                raise DataError(
-                    f"row {row['example_id']} has {num_tokens} tokens and train.max_seq_len is "
-                    f"{recipe.train.max_seq_len}",
-                    "raise train.max_seq_len, or set train.long_examples to drop or truncate_prompt",
-                )
-    return _chat_notes(recipe, chat, num_rows, num_unclosed)
+            _check_rewriting_prompt(chat, row, template, max_tokens, context)
+            if any_fits and is_known and train.long_examples != "refuse":
+                continue
+            any_fits = _fits(chat, row, train) or any_fits
+    if not any_fits:
+        raise DataError(
+            f"no row of the seed set fits train.max_seq_len {train.max_seq_len}, and train.long_examples is "
+            f"{train.long_examples}, so nothing would be trained on",
+            "raise train.max_seq_len",
+        )
+    return _template_notes(recipe, chat, num_rows, num_unclosed)
 
 
-def _chat_notes(recipe: Recipe, chat: ChatFormat, num_rows: int, num_unclosed: int) -> list[str]:
+def _template_notes(recipe: Recipe, chat: ChatFormat, num_rows: int, num_unclosed: int) -> list[str]:
     notes = []
     if chat.prints_date:
         notes.append(f"the chat template prints the date; in this run it is {recipe.chat.date} (chat.date)")
@@ -283,6 +300,72 @@ def _chat_notes(recipe: Recipe, chat: ChatFormat, num_rows: int, num_unclosed: i
             "chat.template_arguments, for example enable_thinking: false"
         )
     return notes
+
+
+def _spells_control_token(chat: ChatFormat, row: Mapping[str, str]) -> bool:
+    return chat.spells_control_token(row["instruction"] + row["context"] + row["reference_response"])
+
+
+def _check_rewriting_prompt(
+    chat: ChatFormat, row: Mapping[str, str], template: str, max_tokens: int, context: int
+) -> None:
+    from sdft_ray.data.messages import prompt_of
+    from sdft_ray.generation.prompts import render_rewrite
+
+    asked = render_rewrite(template, row["instruction"], row["reference_response"])
+    try:
+        prompt = chat.prompt_ids(prompt_of(asked, row["context"]))
+    except ModelError as reason:
+        if not row["context"]:
+            raise
+        raise ModelError(
+            f"row {row['example_id']}: {reason.message}",
+            "remove such rows, or use a template that renders their messages",
+        ) from None
+    if len(prompt) + max_tokens > context:
+        raise DataError(
+            f"row {row['example_id']}: its rewriting prompt has {len(prompt)} tokens, which with "
+            f"generate.max_tokens {max_tokens} exceeds the context of {context}",
+            "shorten the row, or lower generate.max_tokens",
+        )
+
+
+def _fits(chat: ChatFormat, row: Mapping[str, str], train: Train) -> bool:
+    """Whether a row is trained on, cut or whole. Raises `DataError` where the recipe refuses it."""
+    from sdft_ray.data.documents import training_documents
+    from sdft_ray.data.messages import row_prompt
+
+    prompt, reference = row_prompt(row), row["reference_response"]
+    num_tokens = len(chat.encode(prompt, reference).ids)
+    if num_tokens <= train.max_seq_len:
+        return True
+    if train.long_examples == "refuse":
+        raise DataError(
+            f"row {row['example_id']} has {num_tokens} tokens and train.max_seq_len is {train.max_seq_len}",
+            "raise train.max_seq_len, or set train.long_examples to drop or truncate_prompt",
+        )
+    return not training_documents(chat, [(prompt, reference)], train.max_seq_len, train.long_examples).dropped
+
+
+def check_calibration(recipe: Recipe, teacher: TeacherModel) -> None:
+    """Encode a calibration row of each form (plain text, a question, turns of these roles in this order).
+
+    Raises `DataError` and `ModelError` as `row_documents`.
+    """
+    from sdft_ray.data.calibration import row_documents
+    from sdft_ray.data.messages import shape_of
+    from sdft_ray.data.rows import read_source
+    from sdft_ray.generation.checks import check_error
+
+    first: dict[object, int] = {}
+    for table in read_source(recipe.calibration, check_error):
+        rows = zip(table["instruction"].to_pylist(), table["context"].to_pylist(), strict=True)
+        new = [
+            index
+            for index, (instruction, context) in enumerate(rows)
+            if first.setdefault((bool(instruction), shape_of(context)), index) == index
+        ]
+        row_documents(table.take(new), teacher.tokenizer, recipe.calibration.max_tokens, teacher.chat_settings)
 
 
 def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
@@ -300,7 +383,7 @@ def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
 
     context = teacher.fetched.context_tokens
     for table in read_spread(asked, check_error):
-        documents = row_documents(table, teacher.tokenizer, asked.max_tokens, teacher.chat_settings)
+        documents = row_documents(table, teacher.tokenizer, asked.max_tokens)
         for name, document in zip(table["example_id"].to_pylist(), documents, strict=True):
             if not any(document.loss_mask[1:]):
                 raise DataError(

@@ -7,8 +7,7 @@ from collections.abc import Collection, Sequence
 from sdft_ray.errors import RecipeError
 from sdft_ray.pipeline.preflight import preflight
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
-from sdft_ray.progress import ViewName, open_view
-from sdft_ray.progress.events import Event
+from sdft_ray.progress import ViewName, open_view, teller
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, steps
@@ -34,8 +33,7 @@ def run_step(
     with open_view(view, walk.steps_wanted()) as shown:
         walk.show_reused(shown.handle)
         if walk.missing():
-            for note in preflight(recipe, store, resources, walk.states):
-                shown.handle(Event("message", detail=note))
+            preflight(recipe, store, resources, walk.states, tell=teller(shown.handle))
             run_missing([walk], resources, shown.handle)
     return {step: walk.states[step] for step in walk.steps_wanted()}
 

@@ -11,7 +11,7 @@ from typing import IO, Literal, get_args
 
 from rich.console import Console
 
-from sdft_ray.progress.events import KINDS, Event, parse_event
+from sdft_ray.progress.events import KINDS, Event, parse_event, teller
 from sdft_ray.progress.live import LiveView
 from sdft_ray.progress.plain import JsonView, NoView, PlainView, View, clock_time, seconds
 
@@ -29,6 +29,7 @@ __all__ = [
     "open_view",
     "parse_event",
     "seconds",
+    "teller",
 ]
 
 ViewName = Literal["auto", "live", "plain", "json", "none"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,11 @@ class Event:
     def to_json(self) -> str:
         """One line of ASCII, safe in any log; all keys are always present."""
         return json.dumps(asdict(self))
+
+
+def teller(handle: Callable[[Event], None]) -> Callable[[str], None]:
+    """From what displays events to what displays a sentence."""
+    return lambda sentence: handle(Event("message", detail=sentence))
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

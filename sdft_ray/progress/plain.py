@@ -1,4 +1,4 @@
-"""Views that need no terminal: none, JSON lines, or one line for each finished stage."""
+"""Views that need no terminal: none, JSON lines, or one line for each finished stage and each message."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class JsonView(_Silent):
 
 
 class PlainView(_Silent):
-    """For log files: one line when a stage finishes, is reused, or fails, and one for a message."""
+    """For log files: messages, and one line when a stage finishes, is reused, or fails; nothing else."""
 
     def __init__(self, stream: IO[str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -59,14 +59,18 @@ class PlainView(_Silent):
         self._lock = threading.Lock()
 
     def handle(self, event: Event) -> None:
-        """Write a line if the event ends a stage."""
+        """Write a line if the event ends a stage or is a message."""
         with self._lock:
+            if event.event == "message":
+                self._stream.write(f"{event.detail}\n")
+                self._stream.flush()
+                return
             now = self._clock()
             if event.event == "stage_started":
                 self._started[event.stage] = now
             outcome = self._outcome(event, now - self._started.get(event.stage, now))
-            if line := event.detail if event.event == "message" else outcome and f"{event.stage}: {outcome}":
-                self._stream.write(f"{line}\n")
+            if outcome:
+                self._stream.write(f"{event.stage}: {outcome}\n")
                 self._stream.flush()
 
     def _outcome(self, event: Event, elapsed_s: float) -> str:

@@ -174,12 +174,15 @@ class Train(StrictPart):
     train_last_n_layers: int | None = Field(default=None, ge=0, serialization_alias="tail_blocks")
     """Train only the LM head, the final norm and this many of the last decoder blocks; with neither this nor
     `lora`, all weights are trained."""
+    turns: Literal["last", "all"] = "last"
+    """Which answers of a conversation in the seed set are trained on: its last message, or each answer of the
+    assistant as a row of its own, whose prompt is all that comes before it."""
     max_seq_len: int = Field(default=2048, ge=8, serialization_alias="row_tokens")
     """Tokens of a packed row; an example must fit."""
     long_examples: LongExamples = Field(default="refuse", serialization_alias="long_rows")
     """What is done with a training example that does not fit: `refuse` is an error before anything starts, `drop`
-    leaves it out, and `truncate_prompt` cuts off the beginning of its instruction. Both are counted. A response is
-    never cut."""
+    leaves it out, and `truncate_prompt` leaves out its oldest turns, then the beginning of its instruction. Both are
+    counted. A response is never cut."""
     global_batch_size: int = Field(default=32, ge=1, serialization_alias="rows_per_step")
     """Packed rows per optimizer step, over all workers."""
     tokens_per_step: int | None = Field(default=None, ge=8)

@@ -81,8 +81,8 @@ def _for_template(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 _TEMPLATE_NAMES = {
-    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
-    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
     "tokenizer_kwargs", "strftime_now", "raise_exception", "bos_token", "eos_token",
 }  # fmt: skip
 """What the service or transformers gives to a chat template."""
@@ -102,13 +102,14 @@ class Chat(StrictPart):
 
 
 class RowSource(StrictPart):
-    """Rows from JSONL or Parquet, or a named data set (`gsm8k`, `dolly`, `alpaca_cleaned`), train split."""
+    """Rows from JSON Lines, JSON or Parquet, or a named data set (`gsm8k`, `dolly`, `alpaca_cleaned`), train split."""
 
     source: Place
     revision: str | None = None
     """Commit of a named set; None: the newest, which is recorded."""
     columns: dict[str, str] = Field(default={})
-    """Our column (`id`, `instruction`, `reference`, `answer_kind`, `check`, `family`) -> column of the source."""
+    """Our column (`id`, `instruction`, `context`, `reference`, `system`, `history`, `messages`, `answer_kind`, `check`,
+    `family`) -> column of the source, or a place in it (`answers.text.0`); "" for none. Usual names need no mapping."""
     answer_kind: AnswerKind = "none"
     """For rows without a value of their own."""
     check: str = ""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from sdft_ray.data.messages import row_prompt
 from sdft_ray.errors import DataError
 from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.select import Answers
@@ -115,7 +116,7 @@ def _documents(job: StageContext) -> tuple[SignalDocuments, dict[_Place, int]]:
             continue
         without[why] += 1
         if _objective(job).cross_entropy:
-            add_document(encoded, chat, (row["instruction"], row["response"]), asked.max_seq_len, asked.long_examples)
+            add_document(encoded, chat, (row_prompt(row), row["response"]), asked.max_seq_len, asked.long_examples)
         else:
             encoded.documents.append(None)
     left_out = 0 if _objective(job).cross_entropy else without.total()
@@ -142,12 +143,12 @@ def _sampled_document(
         return None, "reference"
     if chat.writes_control_tokens(sample["response_ids"]):
         return None, "control_tokens"
-    document = chat.encode_sampled(row["instruction"], sample["response_ids"])
+    document = chat.encode_sampled(row_prompt(row), sample["response_ids"])
     return (document, "") if len(document.ids) <= row_tokens else (None, "too_long")
 
 
 def _selected(job: StageContext) -> Iterator[dict[str, Any]]:
-    columns = ["example_id", "instruction", "response", "distilled_response", "source"]
+    columns = ["example_id", "instruction", "context", "response", "distilled_response", "source"]
     for batch in pq.ParquetFile(job.input("data") / files.DISTILLED).iter_batches(columns=columns):
         yield from batch.to_pylist()
 

@@ -78,7 +78,7 @@ class Evaluator:
 def open_sampler(job: StageContext, model_dir: Path) -> LocalSampler:
     """An engine over a checkpoint, as the resources of evaluation ask for it."""
     settings = job.resources.evaluate
-    return local_sampler(model_dir, settings.sampler, settings, job.teacher)
+    return local_sampler(model_dir, settings.sampler, settings, job.teacher.dtype)
 
 
 def answers(sampler: LocalSampler, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:

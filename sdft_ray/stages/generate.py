@@ -94,7 +94,7 @@ def _cache_identity(job: StageContext) -> dict[str, Any]:
 
 def _keys(path: Path) -> Keys:
     with pq.ParquetFile(path) as seed:
-        return keys_of(seed.iter_batches(_KEYED_AT_A_TIME, columns=list(KEY_COLUMNS)), KEY_COLUMNS)
+        return keys_of(seed.iter_batches(_KEYED_AT_A_TIME, columns=[*KEY_COLUMNS, "context"]), KEY_COLUMNS)
 
 
 # -- what earlier runs finished ------------------------------------------------------------------------------

@@ -91,7 +91,8 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         return {**canonical(part, **options), **replicate}
 
     tasks = ("tasks",) if recipe.evaluate.include else ()
-    seed = cut(recipe.seed_set, exclude={"source", "revision"})
+    turns = {} if recipe.train.turns == "last" else {"turns": recipe.train.turns}
+    seed = {**cut(recipe.seed_set, exclude={"source", "revision"}), **turns}
     if recipe.seed_set.decontaminate.ngram:
         # Which rows stay depends on the questions alone, not on how they are asked or scored.
         asked_about = {"tasks": sorted(task.name for task in recipe.evaluate.tasks)}

@@ -26,7 +26,7 @@ from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
 KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind", "check")
-"""Columns of the seed set that shape the answers to a row."""
+"""Columns of the seed set that shape the answers to a row, beside `context`."""
 _HELD_BYTES = 256 * 2**20
 """What uncommitted rows of an actor, or rows on their way into the table, may come to."""
 RECEIPT = pa.schema(
@@ -123,15 +123,16 @@ class Rewriter:
         }
 
     def _asked(self, positions: NDArray[np.int64]) -> list[Any]:
+        from sdft_ray.data.messages import prompt_of
         from sdft_ray.generation.prompts import render_rewrite
         from sdft_ray.generation.rewriting import RewriteRequest
 
         template = self._recipe.template
         return [
             RewriteRequest(
-                row_key(*(row[name] for name in KEY_COLUMNS)),
+                row_key(*(row[name] for name in KEY_COLUMNS), context=row["context"]),
                 row["example_id"],
-                render_rewrite(template, row["instruction"], row["reference_response"]),
+                prompt_of(render_rewrite(template, row["instruction"], row["reference_response"]), row["context"]),
                 _check(row),
             )
             for row in self._rows.take(positions)
@@ -177,7 +178,7 @@ class _Rows:
     def _group(self, group: int) -> pa.Table:
         with self._lock:
             if group not in self._held:
-                self._held[group] = self._file.read_row_group(group, columns=list(KEY_COLUMNS))
+                self._held[group] = self._file.read_row_group(group, columns=[*KEY_COLUMNS, "context"])
             self._held.move_to_end(group)
             if len(self._held) > self._num_groups:
                 self._held.popitem(last=False)

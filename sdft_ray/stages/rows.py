@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
 
 from sdft_ray.data.decontamination import OverlapIndex
 from sdft_ray.data.example import SEED_SCHEMA
+from sdft_ray.data.messages import context_texts
+from sdft_ray.data.reading import Reading
 from sdft_ray.data.rows import read_source, read_spread
 from sdft_ray.errors import DataError
 from sdft_ray.generation.checks import check_error
@@ -31,28 +35,31 @@ NUM_EXAMPLES = 5
 """Rows left out whose ids the manifest holds."""
 
 
-def _tables(job: StageContext) -> Iterator[pa.Table]:
+def _tables(job: StageContext, reading: Reading) -> Iterator[pa.Table]:
     """The rows that the step is to store, in tables of `SEED_SCHEMA`."""
     assert job.places.rows is not None, "the step names its source"
     source, revision = job.places.rows
     given = {"source": source, "revision": revision}
     if job.step.stage == "texts":
         texts = view(Forgetting, job.slice, given=given, absent=("max_tokens", "embedding", "embedding_revision"))
-        return read_spread(texts, check_error)
+        return read_spread(texts, check_error, reading=reading)
     if job.step.stage == "calibration":
-        return read_source(view(Calibration, job.slice, given=given, absent=("max_tokens",)), check_error)
-    return read_source(view(SeedSet, _without_tasks(job.slice), given=given), check_error)
+        asked = view(Calibration, job.slice, given=given, absent=("max_tokens",))
+        return read_source(asked, check_error, reading=reading)
+    seed = view(SeedSet, _own(job.slice), given=given)
+    return read_source(seed, check_error, turns=job.slice.get("turns", "last"), reading=reading)
 
 
-def _without_tasks(seed: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in seed.items() if name != "tasks"}
+def _own(seed: dict[str, Any]) -> dict[str, Any]:
+    """Without what the slice of a seed set has from other parts of the recipe."""
+    return {name: value for name, value in seed.items() if name not in ("tasks", "turns")}
 
 
 def _ngram(job: StageContext) -> int:
     """Words in a row that no seed row may share with a test question; 0 in a step of another stage, or without that."""
     if job.step.stage != "seed":
         return 0
-    return view(SeedSet, _without_tasks(job.slice), given={"source": ""}, absent=("source",)).decontaminate.ngram
+    return view(SeedSet, _own(job.slice), given={"source": ""}, absent=("source",)).decontaminate.ngram
 
 
 def run(job: StageContext) -> StageResult:
@@ -69,10 +76,11 @@ def make(job: StageContext) -> StageResult:
     """
     result = StageResult()
     families: Counter[str] = Counter()
+    reading = Reading()
     with UsageMeter() as meter, job.output(result) as directory:
         sieve = _Sieve(job) if job.step.stage == "seed" else None
         with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA, write_statistics=False) as writer:
-            for table in _tables(job):
+            for table in _tables(job, reading):
                 kept = sieve.keep(table) if sieve else table
                 if kept.num_rows:
                     writer.write_table(kept, row_group_size=ROW_GROUP)
@@ -80,6 +88,7 @@ def make(job: StageContext) -> StageResult:
                 job.progress(families.total(), 0, "rows")
         if sieve:
             result.summary["decontamination"] = sieve.summary()
+        result.summary["reading"] = reading.summary()
         result.summary |= {"num_rows": families.total(), "families": dict(sorted(families.items()))}
     result.usage = meter.usage()
     return result
@@ -100,11 +109,22 @@ class _Sieve:
         if self._index is None:
             return rows
         texts = (rows[name].to_pylist() for name in ("instruction", "reference_response"))
-        contaminated = self._index.contaminated(*texts)
+        contaminated = self._index.contaminated(*texts) | self._in_context(rows)
         self._num_contaminated += int(contaminated.sum())
         room = NUM_EXAMPLES - len(self._examples)
         self._examples += rows.filter(pa.array(contaminated))["example_id"].slice(0, room).to_pylist()
         return rows.filter(pa.array(~contaminated))
+
+    def _in_context(self, rows: pa.Table) -> NDArray[np.bool_]:
+        """Whether one of the earlier messages of a row is contaminated."""
+        assert self._index is not None
+        flags = np.zeros(rows.num_rows, np.bool_)
+        contexts = rows["context"].to_pylist()
+        texts = [(row, text) for row, context in enumerate(contexts) for text in context_texts(context)]
+        if texts:
+            places, said = zip(*texts, strict=True)
+            np.logical_or.at(flags, np.array(places), self._index.contaminated(said, [""] * len(said)))
+        return flags
 
     def summary(self) -> dict[str, Any]:
         """The count. Raises `DataError` when no row is left."""

@@ -10,8 +10,8 @@ from sdft_ray.recipe.resources import Engine
 from sdft_ray.stages.job import StageContext
 
 if TYPE_CHECKING:
+    from sdft_ray.data.messages import ChatSettings
     from sdft_ray.generation.sampler import LocalSampler, Sampler
-    from sdft_ray.stages.teacher import TeacherModel
 
 
 def prepare_process() -> None:
@@ -44,31 +44,34 @@ def teacher_sampler(job: StageContext) -> Sampler:
             timeout_s=server.timeout_s,
             escape=job.teacher.chat.break_control_tokens,
         )
-    return local_sampler(job.model("teacher"), settings.sampler, settings, job.teacher)
+    chat = job.teacher.chat_settings
+    return local_sampler(job.model("teacher"), settings.sampler, settings, job.teacher.dtype, chat)
 
 
-def local_sampler(model_dir: Path, kind: str, settings: Engine, teacher: TeacherModel) -> LocalSampler:
-    """Over a checkpoint, in the dtype and with the chat settings of the teacher; `kind` is `vllm` or `transformers`."""
+def local_sampler(
+    model_dir: Path, kind: str, settings: Engine, dtype: str, chat: ChatSettings | None = None
+) -> LocalSampler:
+    """`kind` is `vllm` or `transformers`."""
     if kind == "transformers":
         from sdft_ray.generation.transformers_sampler import TransformersSampler
 
         return TransformersSampler(
             model_dir,
-            dtype=teacher.dtype,
+            dtype=dtype,
             device="cuda" if settings.gpus else "cpu",
             max_model_tokens=settings.max_model_tokens,
             max_sequences=settings.max_sequences,
-            chat=teacher.chat_settings,
+            chat=chat,
         )
     from sdft_ray.generation.vllm_sampler import VllmSampler
 
     return VllmSampler(
         model_dir,
-        dtype=teacher.dtype,
+        dtype=dtype,
         kv_cache_bytes=settings.kv_cache_bytes,
         max_model_tokens=settings.max_model_tokens,
         max_sequences=settings.max_sequences,
         enforce_eager=settings.enforce_eager,
         tensor_parallel=settings.tensor_parallel,
-        chat=teacher.chat_settings,
+        chat=chat,
     )

@@ -29,7 +29,7 @@ def distilled_rows(job: StageContext, asked: Gap) -> tuple[int, list[dict[str, A
     from sdft_ray.data.held_out import held_out_mask
     from sdft_ray.data.subset import spread
 
-    columns = ["example_id", "instruction", *TEXTS.values()]
+    columns = ["example_id", "instruction", "context", *TEXTS.values()]
     kept = pq.read_table(job.input("data") / files.DISTILLED, columns=columns, filters=[("source", "=", "distilled")])
     if fraction := job.slice.get("held_out"):
         kept = kept.filter(pa.array(held_out_mask(kept, fraction)))
@@ -38,8 +38,10 @@ def distilled_rows(job: StageContext, asked: Gap) -> tuple[int, list[dict[str, A
 
 
 def text_documents(chat: ChatFormat, rows: Sequence[dict[str, Any]]) -> dict[str, list[Document]]:
-    """Text -> the rows' documents, in which it answers the instruction."""
-    return {text: [chat.encode(row["instruction"], row[column]) for row in rows] for text, column in TEXTS.items()}
+    """Text -> the rows' documents, in which it answers the prompt."""
+    from sdft_ray.data.messages import row_prompt
+
+    return {text: [chat.encode(row_prompt(row), row[column]) for row in rows] for text, column in TEXTS.items()}
 
 
 def scored(

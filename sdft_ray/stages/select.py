@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,17 @@ import pyarrow.parquet as pq
 import ray
 
 from sdft_ray.data.example import SELECTED_SCHEMA
+from sdft_ray.data.messages import row_prompt
+from sdft_ray.errors import DataError
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.generation.selection import Selected
+
+
+Fits = Callable[[Mapping[str, str], str], bool]
 
 
 def run(job: StageContext) -> StageResult:
@@ -44,6 +49,7 @@ def _select(job: StageContext) -> StageResult:
                 writer.write_table(pa.Table.from_pylist(chosen, schema=SELECTED_SCHEMA))
                 job.progress(reasons.total(), total, "rows")
         answers.check_end()
+        _check_kept(reasons, sources["distilled"])
         result.summary = {
             "num_rows": total,
             "reasons": dict(reasons.most_common()),
@@ -51,6 +57,29 @@ def _select(job: StageContext) -> StageResult:
         }
     result.usage = meter.usage()
     return result
+
+
+_NEXT_STEPS = {
+    "truncated": "raise generate.max_tokens; if answers run on past their end, the template's end of turn does not "
+    "stop generation: see the tokenizer's eos_token and generation_config.json",
+    "no_reference_answer": "correct seed_set.answer_kind: it finds no answer in the references",
+    "too_long": "raise train.max_seq_len",
+    "error": "the summary of generate has the errors",
+    "leaked_reference": "use another generate.template",
+}
+"""Most frequent reason -> what to do where nothing was kept."""
+
+
+def _check_kept(reasons: Counter[str], num_kept: int) -> None:
+    """Raise `DataError` where no rewrite was kept: arms of distilled data would train on references alone."""
+    if num_kept:
+        return
+    told = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+    (most, _), *_ = reasons.most_common(1)
+    raise DataError(
+        f"none of the {reasons.total():,} rewrites was kept ({told}), so there is no distilled set to train on",
+        _NEXT_STEPS.get(most, "look at the answers in the artifact of generate, and check seed_set.answer_kind"),
+    )
 
 
 class Answers:
@@ -87,12 +116,12 @@ def _rows(path: Path, more: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Callable[[str, str], bool]) -> dict[str, Any]:
+def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Fits) -> dict[str, Any]:
     """The first sample that passes, else the reference with the reason of the last one."""
     from sdft_ray.generation.selection import select
 
     def verdict(sample: dict[str, Any]) -> Selected:
-        return select(row, sample["response"], sample["finish_reason"], partial(fits, row["instruction"]))
+        return select(row, sample["response"], sample["finish_reason"], partial(fits, row))
 
     sample = samples[0]
     chosen = verdict(sample)
@@ -109,15 +138,14 @@ def _chosen(row: dict[str, Any], samples: list[dict[str, Any]], fits: Callable[[
     }
 
 
-def _fitting(job: StageContext) -> Callable[[str, str], bool]:
-    """Whether instruction and response fit a packed row together. Short ones are not tokenized: a token has a byte."""
+def _fitting(job: StageContext) -> Fits:
+    """Whether a row's prompt and a response fit a packed row together. Short ones are not tokenized."""
+    from sdft_ray.data.documents import fits_surely
+
     chat = job.teacher.chat
     room = job.slice["row_tokens"]
-    safe_bytes = room - chat.frame_tokens
 
-    def fits(instruction: str, response: str) -> bool:
-        if len(instruction.encode()) + len(response.encode()) <= safe_bytes:
-            return True
-        return len(chat.encode(instruction, response).ids) <= room
+    def fits(row: Mapping[str, str], response: str) -> bool:
+        return fits_surely(chat, row, (response,), room) or len(chat.encode(row_prompt(row), response).ids) <= room
 
     return fits

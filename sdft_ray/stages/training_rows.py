@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from sdft_ray.errors import DataError
 from sdft_ray.stages.cached import SignalDocuments, signal_documents
 from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.views import train_view, trial_view
@@ -50,6 +51,12 @@ def training_rows(job: StageContext, *, held_out: bool = False) -> TrainingRows:
                 documents, ids, counts = encoded.documents, encoded.example_ids, _with_signals(encoded)
             else:
                 documents, ids, counts = _documents(job, held_out=held_out)
+            if not any(documents):
+                raise DataError(
+                    f"{job.step.name}: none of its {len(documents):,} rows can be trained on, and "
+                    f"{counts['num_dropped']:,} have over {train_view(job.step).max_seq_len:,} tokens",
+                    "raise train.max_seq_len, or give shorter rows",
+                )
             pq.write_table(pa.table({"example_id": pa.array(ids, pa.string())}), _ids(path))
             path.with_suffix(".json").write_text(json.dumps(counts), encoding="utf-8")
             with replacing(path) as partial:  # the last of the three: where it is, all are
@@ -67,13 +74,14 @@ def _documents(job: StageContext, *, held_out: bool) -> tuple[list[Document | No
     from sdft_ray.data.chat import ChatFormat, load_tokenizer
     from sdft_ray.data.documents import training_documents
     from sdft_ray.data.held_out import part
+    from sdft_ray.data.messages import prompt_of
     from sdft_ray.data.subset import nested_subset
 
     asked, trial = train_view(job.step), trial_view(job.step)
     distilled = trial.data == "distilled"
     response = "response" if distilled else "reference_response"
     source = job.input("data") / (files.DISTILLED if distilled else files.ROWS)
-    table = pq.read_table(source, columns=["example_id", "instruction", response])
+    table = pq.read_table(source, columns=["example_id", "instruction", "context", response])
     if asked.validation_fraction:
         table = part(table, asked.validation_fraction, held_out=held_out)
     if trial.num_rows is not None and not held_out:
@@ -81,7 +89,8 @@ def _documents(job: StageContext, *, held_out: bool) -> tuple[list[Document | No
         chosen = nested_subset(ids, trial.num_rows)
         table = table.filter(pa.array([name in chosen for name in ids]))
     chat = ChatFormat(load_tokenizer(job.model("pruned")), job.teacher.chat_settings)
-    conversations = zip(table["instruction"].to_pylist(), table[response].to_pylist(), strict=True)
+    prompts = map(prompt_of, table["instruction"].to_pylist(), table["context"].to_pylist())
+    conversations = zip(prompts, table[response].to_pylist(), strict=True)
     encoded = training_documents(chat, conversations, asked.max_seq_len, asked.long_examples)
     counts = {"num_dropped": len(encoded.dropped), "num_cut": len(encoded.cut)}
     return encoded.documents, table["example_id"].to_pylist(), counts

@@ -127,6 +127,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
         "train.weight_decay": 0.1, "train.max_grad_norm": 0.5, "train.ema_decay": 0.9, "train.long_examples": "drop",
         "train.tokens_per_step": None, "train.validation_fraction": 0.25, "teacher_correction": None,
+        "train.turns": "all",
         "train.arms.sft.data": "distilled", "train.arms.sft.learning_rate": 0.2, "train.arms.sft.seed": 3,
         "train.arms.sdft.data": "reference", "train.arms.sdft.learning_rate": 0.2, "train.arms.sdft.seed": 3,
         **{
@@ -335,6 +336,16 @@ def test_a_merge_depends_on_its_students_and_on_where_between_them(world: Path) 
     assert len(set(changed)) == 4
     data["train"] = {**data["train"], "max_grad_norm": 0.5}
     assert merged() not in changed
+
+
+def test_other_turns_are_another_seed_set_and_all_that_reads_it(world: Path) -> None:
+    data = _base(world)
+    before = _identities(Recipe.parse(data), world)
+    after = _identities(Recipe.parse({**data, "train": {**data["train"], "turns": "all"}}), world)
+    assert {"seed", "generate", "select", "train:sft"} <= {name for name in before if before[name] != after[name]}
+    assert before["measure"] == after["measure"]
+    same = _identities(Recipe.parse({**data, "train": {**data["train"], "turns": "last"}}), world)
+    assert same == before
 
 
 def test_arms_share_what_they_can(world: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from sdft_ray.data.reading import Reading
 from sdft_ray.evaluation import forgetting
 from sdft_ray.evaluation.forgetting import Likeness
 from sdft_ray.evaluation.recovery import Recovery, recovery
@@ -61,6 +62,8 @@ TERM_NAMES = {
     "hidden_mse": "hidden-state MSE",
 }
 """Terms of an objective in words."""
+_SETS = {"seed set": "seed", "calibration set": "calibration", "forgetting": "texts"}
+"""Set of rows -> the step that reads it."""
 NUM_SAMPLES = 8
 """Rows of the distilled set that are shown, spread over reasons and families."""
 
@@ -105,6 +108,7 @@ def gather(
         grids=chosen,
         correction=_correction(recipe, manifests),
         forgetting=read_forgetting(store, manifests),
+        rows_read=_rows_read(manifests),
         decontamination=_decontamination(manifests),
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
@@ -329,6 +333,13 @@ def _cost(records: Sequence[Mapping[str, Any]]) -> Cost:
 def _decontamination(manifests: Mapping[str, Manifest]) -> Decontamination | None:
     result = _summary(manifests, "seed").get("decontamination")
     return Decontamination.model_validate(result) if result else None
+
+
+def _rows_read(manifests: Mapping[str, Manifest]) -> dict[str, tuple[str, ...]]:
+    """Sets of which there is something to tell; artifacts of earlier versions say nothing."""
+    found = {name: _summary(manifests, step).get("reading") for name, step in _SETS.items()}
+    told = {name: tuple(Reading.of(reading).sentences()) for name, reading in found.items() if reading}
+    return {name: sentences for name, sentences in told.items() if sentences}
 
 
 def _distilled(store: Store, manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

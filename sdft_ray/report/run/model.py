@@ -286,6 +286,8 @@ class ReportData(_Part):
     grids: dict[str, Grid] = {}
     correction: Correction | None = None
     forgetting: Forgetting | None = None
+    rows_read: dict[str, tuple[str, ...]] = {}
+    """Set -> sentences on how its rows were read and which were left out."""
     decontamination: Decontamination | None = None
     selection: dict[str, int] = {}
     samples: tuple[Sample, ...] = ()

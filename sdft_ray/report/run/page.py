@@ -46,6 +46,7 @@ def _context(data: ReportData) -> dict[str, object]:
         "correction": tables.correction_table(data),
         "forgetting": tables.forgetting_table(data, tones),
         "similarity": words.similarity(data),
+        "rows_read": words.rows_read(data),
         "overlap": words.overlap(data),
         "selection": tables.selection_table(data),
         "samples": [_sample(sample) for sample in data.samples[:MAX_SAMPLES]],

@@ -117,6 +117,11 @@ def overlap(data: ReportData) -> str:
     return f"{sentence}, and {were} left out." if num else f"{sentence}."
 
 
+def rows_read(data: ReportData) -> list[str]:
+    """How the rows of each set were read and which were left out, in one paragraph for each such set."""
+    return [f"{name.capitalize()}: {' '.join(sentences)}" for name, sentences in data.rows_read.items()]
+
+
 def warnings(data: ReportData) -> list[str]:
     """What a reader must know before believing the verdict."""
     failed = [f"The gate “{gate.name}” does not hold ({gate.bound})." for gate in data.gates if not gate.passed]

@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 
 def table(*texts: tuple[str, str]) -> pa.Table:
-    rows = [(f"r{i}", instruction, reference, "none", "", "") for i, (instruction, reference) in enumerate(texts)]
+    rows = [(f"r{i}", instruction, "", reference, "none", "", "") for i, (instruction, reference) in enumerate(texts)]
     return pa.Table.from_pylist([dict(zip(SEED_SCHEMA.names, row, strict=True)) for row in rows], SEED_SCHEMA)
 
 

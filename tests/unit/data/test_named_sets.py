@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from sdft_ray.data.hub import NAMED_SETS, named_records
+from sdft_ray.data.messages import row_prompt
+from sdft_ray.data.reading import Reading
+from sdft_ray.data.sources import TWIN, read_tables
 from tests.unit.data.turns import turns
 
 
@@ -70,14 +73,13 @@ TRUE_ROWS: dict[str, list[dict[str, Any]]] = {
 """Rows with the columns that the hub's data sets have."""
 
 OURS = {
-    "gsm8k": [("gsm8k-0", "Ann has 2 + 1 figs?", "2+1=<<2+1=3>>3 figs\n#### 3", "number", None)],
+    "gsm8k": [("gsm8k-0", "Ann has 2 + 1 figs?", "2+1=<<2+1=3>>3 figs\n#### 3", "number", "")],
     "dolly": [
-        ("dolly-0", "Why?", "So.", None, "open_qa"),
-        ("dolly-1", "Where?\n\nOslo.", "There.", None, "closed_qa"),
+        ("dolly-0", "Why?", "So.", "none", "open_qa"),
+        ("dolly-1", "Where?\n\nOslo.", "There.", "none", "closed_qa"),
     ],
     "alpaca_cleaned": [
-        ("alpaca_cleaned-0", "Sort.\n\nb a", "a b", None, None),
-        ("alpaca_cleaned-2", "Sort.\n\nb a", "a b", None, None),
+        ("alpaca_cleaned-0", "Sort.\n\nb a", "a b", "none", ""),
     ],
     "openmath_instruct_1": [
         ("openmath_instruct_1-0", "What is 2 + 2?", "It is \\boxed{4}.", "number", "gsm8k"),
@@ -87,18 +89,39 @@ OURS = {
         ("openmath_instruct_2-0", "Half of 1?", "So \\boxed{\\frac{1}{2}}", "number", "augmented_math")
     ],
     "tulu3": [
-        ("tulu3-0", "Hi", "Hello", None, "ai2/x"),
-        ("tulu3-1", "Be brief.\n\nWhy?", "So.", None, "ai2/y"),
+        ("tulu3-1", "Why?", "So.", "none", "ai2/y"),
     ],
-    "ultrachat": [("ultrachat-0", "Q", "A", None, None)],
+    "ultrachat": [("ultrachat-0", "Q", "A", "none", "")],
 }
 
 
+LEFT = {
+    "alpaca_cleaned": {"the answer is empty": 1, TWIN: 1},
+    "openmath_instruct_1": {"its solution is marked as wrong": 1},
+    "tulu3": {"the conversation ends with a user message": 2, "the conversation is empty": 1},
+    "ultrachat": {"the answer is empty": 1},
+}
+"""Reason -> rows that are left out."""
+
+
 @pytest.mark.parametrize("name", NAMED_SETS)
-def test_named_sets_read_their_true_columns(name: str):
-    columns = ("id", "instruction", "reference", "answer_kind", "family")
-    records = [record for _, record in named_records(name, iter(TRUE_ROWS[name]))]
-    assert [tuple(record.get(column) for column in columns) for record in records] == OURS[name]
+def test_named_sets_read_their_true_columns(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        "sdft_ray.data.sources.hub_records", lambda name, revision: named_records(name, iter(TRUE_ROWS[name]))
+    )
+    reading = Reading()
+    rows = [row for table in read_tables(name, reading=reading) for row in table.to_pylist()]
+    columns = ("example_id", "instruction", "reference_response", "answer_kind", "family")
+    assert [tuple(row[column] for column in columns) for row in rows] == OURS[name]
+    assert reading.left_out == LEFT.get(name, {})
+
+
+def test_a_system_message_of_a_named_set_stays_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        "sdft_ray.data.sources.hub_records", lambda name, revision: named_records(name, iter(TRUE_ROWS[name]))
+    )
+    (row,) = next(read_tables("tulu3")).to_pylist()
+    assert row_prompt(row) == turns("system", "Be brief.", "user", "Why?")
 
 
 @pytest.mark.slow

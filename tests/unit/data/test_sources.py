@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdft_ray.data.example import SEED_SCHEMA, example_id
-from sdft_ray.data.sources import read_tables
+from sdft_ray.data.messages import row_prompt
+from sdft_ray.data.reading import Reading
+from sdft_ray.data.sources import TWIN, read_tables
 from sdft_ray.errors import DataError
 from tests.unit.data.turns import turns
 
@@ -43,6 +45,7 @@ def test_minimal_rows(file: Path):
         {
             "example_id": example_id(row["instruction"], row["reference"]),
             "instruction": row["instruction"],
+            "context": "",
             "reference_response": row["reference"],
             "answer_kind": "none",
             "check": "",
@@ -53,7 +56,7 @@ def test_minimal_rows(file: Path):
 
 
 def test_all_columns_and_their_defaults(file: Path):
-    full = GOOD | {"id": "a-1", "answer_kind": "number", "family": "sums"}
+    full = GOOD | {"id": "a-1", "answer_kind": "number", "family": "sums", "reference": "#### 4"}
     nulls = GOOD | {"id": 7, "answer_kind": None, "family": None}
     table = read_rows(write(file, full, nulls), answer_kind="text")
     assert table["example_id"].to_pylist() == ["a-1", "7"]
@@ -79,7 +82,7 @@ def test_checks_come_from_the_row_or_the_argument_and_are_tried(file: Path):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_conversations_give_their_first_turn(tmp_path: Path, suffix: str):
+def test_conversations_give_their_last_answer(tmp_path: Path, suffix: str):
     rows = [
         {"messages": turns("user", "Q1", "assistant", "A1", "user", "Q2", "assistant", "A2"), "family": "chat"},
         {"messages": turns("system", "Be brief.", "user", "Q3", "assistant", "A3"), "family": "chat"},
@@ -90,16 +93,10 @@ def test_conversations_give_their_first_turn(tmp_path: Path, suffix: str):
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     table = read_rows(str(path))
-    assert table["instruction"].to_pylist() == ["Q1", "Be brief.\n\nQ3"]
-    assert table["reference_response"].to_pylist() == ["A1", "A3"]
+    assert table["instruction"].to_pylist() == ["Q2", "Q3"]
+    assert [row_prompt(row) for row in table.to_pylist()] == [row["messages"][:-1] for row in rows]
+    assert table["reference_response"].to_pylist() == ["A2", "A3"]
     assert table["family"].to_pylist() == ["chat", "chat"]
-
-
-@pytest.mark.parametrize("messages", [[], "hello", None, [{"role": "user", "content": "Q"}], [1, 2]])
-def test_conversations_without_a_turn(file: Path, messages: Any):
-    good = {"messages": turns("user", "Q", "assistant", "A")}
-    with pytest.raises(DataError, match="line 2: `messages` does not start with"):
-        read_rows(write(file, good, {"messages": messages}))
 
 
 def test_mapping(file: Path):
@@ -109,6 +106,7 @@ def test_mapping(file: Path):
         {
             "example_id": "3",
             "instruction": "q",
+            "context": "",
             "reference_response": "a",
             "answer_kind": "choice",
             "check": "",
@@ -129,7 +127,8 @@ def test_order_and_limit(file: Path):
 
 def test_blank_lines_crlf_and_byte_order_mark(file: Path):
     line = json.dumps(GOOD).encode()
-    file.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n   \n" + json.dumps(GOOD | {"id": "x"}).encode())
+    other = json.dumps(GOOD | {"instruction": "And 3 + 3?"}).encode()
+    file.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n   \n" + other)
     assert read_rows(str(file)).num_rows == 2
 
 
@@ -145,9 +144,9 @@ def test_other_places(tmp_path: Path):
 
 
 def test_parquet_equals_jsonl(tmp_path: Path):
-    rows = [GOOD | {"id": f"r{i}", "family": "f", "score": float(i)} for i in range(5)]
+    rows = [{"id": f"r{i}", "instruction": f"q{i}", "reference": "a", "family": "f", "score": i / 2} for i in range(5)]
     table = pa.Table.from_pylist(rows)
-    table = table.set_column(0, "instruction", table["instruction"].cast(pa.large_string()).dictionary_encode())
+    table = table.set_column(1, "instruction", table["instruction"].cast(pa.large_string()).dictionary_encode())
     pq.write_table(table, tmp_path / "seed.parquet", row_group_size=2)
     expected = read_rows(write(tmp_path / "seed.jsonl", *rows))
     assert read_rows(str(tmp_path / "seed.parquet")).equals(expected)
@@ -169,16 +168,13 @@ def test_plain_text_calibration(file: Path):
         ("[1, 2]", r"line 3: must be a JSON object, not a list → this is a JSON array"),
         ("17", "line 3: must be a JSON object, not a number"),
         ("[" * 100_000, "line 3: JSON with too many levels, or a number that is too long → this is a JSON array"),
-        ({"instruction": "a"}, r"line 3: no column 'reference' \(columns: instruction\)"),
         (
-            {"instruction": "a", "reference_response": "b"},
-            r"line 3: no column 'reference' .*→ did you mean `columns: \{reference: reference_response\}`",
+            {"instruction": "a", "referense": "b"},
+            r"line 3: no column 'reference' .*→ did you mean `columns: \{reference: referense\}`",
         ),
+        ({"instruction": "a"}, r"line 3: no column 'reference' \(columns: instruction\)"),
         ({"completely": 1, "other": 2}, r"no column 'instruction' .*→ map `instruction` to one of these columns"),
         ({}, r"no column 'instruction' \(columns: none\)"),
-        (GOOD | {"instruction": " \n"}, "line 3: instruction is empty"),
-        (GOOD | {"reference": ""}, "line 3: reference is empty"),
-        (GOOD | {"reference": None}, "line 3: reference must be text, not null"),
         (GOOD | {"reference": 4}, "line 3: reference must be text, not a number"),
         (GOOD | {"instruction": ["a"]}, "line 3: instruction must be text, not a list"),
         (GOOD | {"family": {"a": 1}}, "line 3: family must be text, not an object"),
@@ -186,11 +182,6 @@ def test_plain_text_calibration(file: Path):
         (GOOD | {"id": 1.5}, "line 3: id must be text, not a number"),
         (GOOD | {"answer_kind": "numbr"}, "line 3: unknown answer kind 'numbr' → did you mean number"),
         ('{"instruction": "\\ud800", "reference": "b"}', "line 3: instruction contains a lone surrogate"),
-        (GOOD | {"id": "one"}, "line 1 and line 3 have the same id 'one'"),
-        (
-            {"instruction": "q2", "reference": "a2"},
-            "line 2 and line 3 have the same instruction and reference",
-        ),
     ],
 )
 def test_bad_row_names_its_line(file: Path, row: Any, message: str):
@@ -202,9 +193,34 @@ def test_bad_row_names_its_line(file: Path, row: Any, message: str):
     assert "\n" not in str(caught.value)
 
 
-def test_integer_and_text_ids_meet(file: Path):
-    with pytest.raises(DataError, match="line 1 and line 2 have the same id '0'"):
-        read_rows(write(file, GOOD | {"id": 0}, GOOD | {"id": "0"}))
+def test_rows_without_question_or_answer_are_left_out_and_counted(file: Path):
+    empty = [GOOD | {"instruction": " \n"}, GOOD | {"reference": ""}, GOOD | {"reference": None}]
+    reading = Reading()
+    assert read_rows(write(file, GOOD, *empty), reading=reading).num_rows == 1
+    assert reading.left_out == {"there is no question": 1, "the answer is empty": 2}
+    with pytest.raises(
+        DataError, match=r"none of its 3 rows can be trained on \(2: the answer is empty; 1: there is no"
+    ):
+        read_rows(write(file, *empty))
+
+
+def test_twins_are_dropped_and_counted_whatever_their_ids(file: Path):
+    reading = Reading()
+    other = GOOD | {"reference": "It is four. #### 4"}
+    table = read_rows(write(file, GOOD | {"id": "a"}, GOOD, other, GOOD | {"id": "a"}, GOOD), reading=reading)
+    assert table["reference_response"].to_pylist() == [GOOD["reference"], other["reference"]]
+    assert reading.left_out == {TWIN: 3}
+    assert reading.num_read == 5
+
+
+def test_ids_of_several_contents_are_named_in_one_message(file: Path):
+    rows = [{"id": i % 12, "instruction": f"q{i}", "reference": "a"} for i in range(24)]
+    with pytest.raises(DataError, match=r"12 rows have the ids of earlier ones.*'0' \(line 1 and line 13\)") as caught:
+        read_rows(write(file, *rows))
+    assert caught.value.message.endswith("'9' (line 10 and line 22) and 2 more")
+    with pytest.raises(DataError, match=r"1 row has the id of an earlier one.*'0' \(line 1 and line 2\)"):
+        read_rows(write(file, GOOD | {"id": 0}, GOOD | {"id": "0", "reference": "4"}))
+    assert read_rows(write(file, *rows), columns={"id": ""}).num_rows == 24
 
 
 def test_mapped_column_must_be_there(file: Path):
@@ -266,12 +282,11 @@ def test_damaged_gzip(tmp_path: Path):
 def test_bad_parquet_row_names_row_and_columns(tmp_path: Path):
     path = str(tmp_path / "seed.parquet")
     pq.write_table(pa.Table.from_pylist([GOOD, {"instruction": "b", "reference": None}]), path)
-    with pytest.raises(DataError, match="row 2: reference must be text, not null"):
-        read_rows(path)
+    assert read_rows(path).num_rows == 1
     pq.write_table(pa.Table.from_pylist([{"instructions": "a", "answer": 3, "reference": "b"}]), path)
     with pytest.raises(DataError, match=r"row 1: no column 'instruction' \(columns: .*answer.*did you mean"):
         read_rows(path)
-    with pytest.raises(DataError, match="row 1: reference must be text, not a number"):
+    with pytest.raises(DataError, match=r"row 1: reference \(`answer`\) must be text, not a number"):
         read_rows(path, columns={"instruction": "instructions", "reference": "answer"})
     pq.write_table(pa.table({"instruction": pa.array([], "string")}), path)
     with pytest.raises(DataError, match="has no rows"):
@@ -307,11 +322,11 @@ def test_reading_files_needs_no_torch():
 
 def test_tables_are_streamed(file: Path) -> None:
     """A large set is never whole in memory, and an id of its first table is still known in its last."""
-    rows = [GOOD | {"id": str(n)} for n in range(10)]
+    rows = [{"id": str(n), "instruction": f"q{n}", "reference": "a"} for n in range(10)]
     tables = list(read_tables(write(file, *rows), table_rows=4))
     assert [table.num_rows for table in tables] == [4, 4, 2]
     assert pa.concat_tables(tables)["example_id"].to_pylist() == [str(n) for n in range(10)]
     stream = read_tables(write(file, *rows, "{broken"), table_rows=4)
     assert next(stream).num_rows == 4
-    with pytest.raises(DataError, match="line 2 and line 11 have the same id '1'"):
+    with pytest.raises(DataError, match=r"'1' \(line 2 and line 11\)"):
         list(read_tables(write(file, *rows, GOOD | {"id": "1"}), table_rows=4))

@@ -45,8 +45,14 @@ def test_keys_know_which_field_a_text_stands_in() -> None:
 
 
 def test_keys_of_batches_are_those_of_their_rows() -> None:
-    table = pa.table({"b": ["x", "y"], "a": ["1", "2"]})
-    assert [bytes(key) for key in keys_of(table.to_batches(), ("a", "b"))] == [row_key("1", "x"), row_key("2", "y")]
+    table = pa.table({"b": ["x", "y"], "a": ["1", "2"], "context": ["", "c"]})
+    keys = [bytes(key) for key in keys_of(table.to_batches(), ("a", "b"))]
+    assert keys == [row_key("1", "x"), row_key("2", "y", context="c")]
+
+
+def test_a_context_changes_the_key_and_none_does_not() -> None:
+    assert row_key("1", "x", context="") == row_key("1", "x")
+    assert len({row_key("1", "x"), row_key("1", "x", context="c"), row_key("1", "x", context="d")}) == 3
 
 
 def test_chunks_hold_every_missing_row_once_and_are_named_by_content() -> None:

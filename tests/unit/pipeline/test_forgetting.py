@@ -238,8 +238,8 @@ def test_good_ones_pass(world: Path) -> None:
 
 
 def test_texts_that_cannot_be_scored_are_named(world: Path) -> None:
-    with pytest.raises(DataError, match=r"empty\.jsonl, line 2: reference is empty"):
-        check(world, source=str(write_texts(world / "empty.jsonl", ["fine", "  "])))
+    with pytest.raises(DataError, match=r"empty\.jsonl: none of its 1 rows .*the text is empty"):
+        check(world, source=str(write_texts(world / "empty.jsonl", ["  "])))
     with pytest.raises(DataError, match="has no rows"):
         check(world, source=str(write_texts(world / "none.jsonl", [])))
     rows = str(write_rows(world / "conversations.jsonl"))

@@ -168,7 +168,7 @@ def test_json_goes_to_standard_output_and_the_rest_to_standard_error(capsys: pyt
     assert captured.err == "seed: done in 1.0 s\n"
 
 
-def test_the_plain_view_says_messages_and_one_line_per_ended_stage() -> None:
+def test_the_plain_view_says_one_line_per_message_and_ended_stage() -> None:
     out, clock = io.StringIO(), Clock()
     with PlainView(out, clock=clock) as view:
         view.handle(Event("message", detail="hello"))

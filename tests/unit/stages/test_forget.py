@@ -104,7 +104,8 @@ def test_a_source_of_several_tables_is_spread_alike(root: Path, monkeypatch: pyt
     asked = _recipe(root).forgetting
     assert asked is not None
     monkeypatch.setattr(
-        "sdft_ray.data.rows.read_source", lambda *asked: (part for t in read_source(*asked) for part in _cut_up(t, 7))
+        "sdft_ray.data.rows.read_source",
+        lambda *asked, **more: (part for t in read_source(*asked, **more) for part in _cut_up(t, 7)),
     )
     names = [name for table in read_spread(asked, check_error) for name in table["example_id"].to_pylist()]
     assert names == [f"t{i}" for i in spread(NUM_TEXTS, 9)]
