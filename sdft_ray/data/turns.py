@@ -56,8 +56,8 @@ class Turn:
     """How an answer ends, and where the prompt stops.
 
     `end` is the text of the end of turn; without a control token where the template prints none. `opener`: the control
-    token that begins the next turn, where nothing else ends an answer. `prints_header` is False for a template that ignores
-    `add_generation_prompt`, so that the header of the answer has to be taken from an answered conversation. `lead` is
+    token that begins the next turn, where nothing else ends an answer. `prints_header` is False for a template that
+    ignores `add_generation_prompt`: the header of the answer is then taken from an answered conversation. `lead` is
     what the template prints between a prompt and its answer, such as an empty thinking block.
     """
 

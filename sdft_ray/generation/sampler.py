@@ -24,7 +24,7 @@ from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS, Generate
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sdft_ray.data.messages import ChatSettings, Prompt
+    from sdft_ray.data.messages import ChatSettings
     from sdft_ray.data.signals import Signals
     from sdft_ray.generation.scoring import ScoreRequest, ScoreResult
 
@@ -51,7 +51,8 @@ class SamplingParams:
     `top_p` in (0, 1] keeps the smallest set of tokens with at least that probability, `top_k` the k most likely tokens
     (0: all). `max_tokens` limits the response. A response ends at the model's end-of-sequence tokens, at the end of
     turn of its chat template, at `stop_token_ids`, and where its text contains one of the `stop` texts; it then
-    includes that text, and possibly the rest of the token in which it ends. `top_logprobs` (0 to 128; at most the vocabulary) and `hidden_states` request
+    includes that text, and possibly the rest of the token in which it ends.
+    `top_logprobs` (0 to 128; at most the vocabulary) and `hidden_states` request
     `Signals`, whose values do not depend on the other fields, except through the sampled tokens.
     """
 

@@ -81,9 +81,9 @@ def _for_template(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 _TEMPLATE_NAMES = {
-    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
-    "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
-    "tokenizer_kwargs", "strftime_now", "raise_exception", "bos_token", "eos_token",
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
+    "continue_final_message", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+    "return_assistant_tokens_mask", "strftime_now", "raise_exception", "bos_token", "eos_token",
 }  # fmt: skip
 """What the service or transformers gives to a chat template."""
 

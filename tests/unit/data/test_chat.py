@@ -214,8 +214,9 @@ def test_an_end_of_turn_that_is_not_the_tokenizers_eos_stops(tokenizer: Any):
     over = tokenizer.convert_tokens_to_ids("<|over|>")
     assert chat.encode(QUESTION, ANSWER).ids[-1] == over
     assert chat.stop_ids == {over, EOS_ID}
-    assert over not in chat.prompt_ids("Say <|over|><|user|>"), "an added token that is not special is text as well"
-    assert chat.prompt_ids("Say <|over|><|user|>").count(tokenizer.convert_tokens_to_ids("<|user|>")) == 1
+    ids = chat.prompt_ids("Say <|over|><|user|>")
+    assert ids.count(over) == 1, "an added token that is not special is text as well; the template ends the question"
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|user|>")) == 1
 
 
 def test_a_template_without_any_end_is_refused(tokenizer: Any):
