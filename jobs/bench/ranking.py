@@ -109,7 +109,7 @@ def batches(name: str, start: int, stop: int) -> list[CalibrationBatch]:
     """Rows [start, stop) of a set of the laboratory, as the stage `measure` sees them."""
     names = {"id": "example_id", "reference": "reference_response"}
     rows = [{names.get(key, key): value for key, value in row.items()} for row in sets.seed_rows(name)[start:stop]]
-    table = pa.Table.from_pylist([{"check": "", **row} for row in rows], schema=SEED_SCHEMA)
+    table = pa.Table.from_pylist([{"check": "", "context": "", **row} for row in rows], schema=SEED_SCHEMA)
     max_tokens = Recipe.load(QUICKSTART).calibration.max_tokens
     return calibration_batches(table, load_tokenizer(TEACHER), max_tokens=max_tokens, batch_tokens=BATCH_TOKENS)
 

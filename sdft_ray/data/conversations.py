@@ -64,6 +64,26 @@ def read_messages(value: Any, name: str) -> list[dict[str, Any]]:
             messages += _read_item(item)
         except DataError as error:
             raise DataError(f"message {number} of `{name}` {error.message}", error.hint) from None
+    return _linked(messages)
+
+
+def _linked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With ids of tool calls where there are none, and the name and the call behind each result, in their order.
+
+    Some templates refuse messages without them. Nine letters and digits are what the strictest accept.
+    """
+    open_calls: list[dict[str, Any]] = []
+    number = 0
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            number += 1
+            call.setdefault("id", f"call{number:05d}")
+            open_calls.append(call)
+        if message["role"] == "tool" and open_calls:
+            known = next((call for call in open_calls if call["id"] == message.get("tool_call_id")), open_calls[0])
+            open_calls.remove(known)
+            message.setdefault("tool_call_id", known["id"])
+            message.setdefault("name", known["function"]["name"])
     return messages
 
 
@@ -138,7 +158,7 @@ def _calls_in_text(text: str) -> list[dict[str, Any]]:
 
 
 def _call(call: Any) -> dict[str, Any]:
-    """`id`, where there is one, and the function; templates want its arguments as an object."""
+    """The function of a call, and its id if it has one; most templates want the arguments as an object."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise DataError("has a tool call without the name of a function", "write {name, arguments}")
@@ -146,7 +166,7 @@ def _call(call: Any) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         raise DataError("has a tool call whose arguments are no object", "write them as a JSON object")
     own = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-    return {**own, "type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
+    return {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}, **own}
 
 
 def _parsed(value: Any, what: str) -> Any:

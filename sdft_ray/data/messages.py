@@ -88,6 +88,23 @@ def shape_of(context: str) -> tuple[Any, ...]:
     return tuple((m["role"], "tool_calls" in m) for m in json.loads(context)) if context else ()
 
 
+def left_out_of(messages: Sequence[Message], rendered: str) -> str:
+    """What of a prompt a chat template has left out of what it `rendered`, in words; "" if nothing.
+
+    White space does not count, nor how JSON spells a text. Answers do not: templates take thoughts out of earlier ones.
+    """
+    text = "".join(rendered.split())
+    for message in messages:
+        said = message["content"]
+        spellings = (said, json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1])
+        if message["role"] != "assistant" and not any("".join(way.split()) in text for way in spellings):
+            return f"the {message['role']} message {said[:40]!r}"
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in text:
+                return f"the call of the tool {call['function']['name']!r}"
+    return ""
+
+
 def _texts(messages: Sequence[Message]) -> Iterator[str]:
     for message in messages:
         yield message["content"]

@@ -60,7 +60,7 @@ class ServerSampler:
         for message in messages:
             message["content"] = self._escape(message["content"])
             if "tool_calls" in message:
-                message["tool_calls"] = [_as_text(number, call) for number, call in enumerate(message["tool_calls"])]
+                message["tool_calls"] = [_as_text(call) for call in message["tool_calls"]]
         return messages
 
     def _request(self, prompt: Prompt, params: SamplingParams, seed: int) -> Sampled:
@@ -91,9 +91,9 @@ class ServerSampler:
         return _finish(answer)
 
 
-def _as_text(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
+def _as_text(call: Mapping[str, Any]) -> dict[str, Any]:
     function = {**call["function"], "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}
-    return {"id": f"call_{number}", **call, "function": function}
+    return {**call, "function": function}
 
 
 def _finish(answer: Any) -> Sampled:

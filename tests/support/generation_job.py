@@ -58,6 +58,7 @@ def farm_rows(num_rows: int) -> Iterator[pa.Table]:
             {
                 "example_id": [f"row-{n}" for n in numbers],
                 "instruction": [QUESTION.format(n % 90 + 10, n % 10, n) for n in numbers],
+                "context": [""] * len(numbers),
                 "reference_response": [ANSWER.format(n % 90 + 10, n % 10, n % 90) for n in numbers],
                 "answer_kind": ["number"] * len(numbers),
                 "check": [""] * len(numbers),
@@ -72,5 +73,7 @@ def laboratory_rows(num_rows: int) -> Iterator[pa.Table]:
     rows = sets.seed_rows("word_problems")[:num_rows]
     assert len(rows) == num_rows, "the set is smaller"
     names = {"id": "example_id", "reference": "reference_response"}
-    renamed = [{"check": "", **{names.get(key, key): value for key, value in row.items()}} for row in rows]
+    renamed = [
+        {"check": "", "context": "", **{names.get(key, key): value for key, value in row.items()}} for row in rows
+    ]
     yield pa.Table.from_pylist(renamed, schema=SEED_SCHEMA)

@@ -23,7 +23,7 @@ def selected_row(i: int, *, kept: bool) -> dict[str, Any]:
     """A sum whose rewrite was kept, or not."""
     reference, rewrite = f"it is #### {2 * i}", f"{i} + {i} = {2 * i} #### {2 * i}"
     return {
-        "example_id": f"r{i}", "instruction": f"what is {i} plus {i}", "reference_response": reference,
+        "example_id": f"r{i}", "instruction": f"what is {i} plus {i}", "context": "", "reference_response": reference,
         "distilled_response": rewrite, "response": rewrite if kept else reference,
         "source": "distilled" if kept else "reference", "reason": "kept" if kept else "mismatch",
         "answer_kind": "number", "check": "", "family": "",

@@ -70,7 +70,7 @@ def training_job(folder: Path, resources: Resources, **changes: Any) -> StageCon
 def _row(number: int) -> dict[str, str]:
     told = " ".join(f"{number * step}" for step in range(number % 7 + 1))
     text = {"instruction": f"count by {number}", "reference_response": f"it is {told}"}
-    return {"example_id": f"row-{number}", **text, "answer_kind": "none", "check": "", "family": ""}
+    return {"example_id": f"row-{number}", **text, "context": "", "answer_kind": "none", "check": "", "family": ""}
 
 
 def _commit(store: Store, address: str, directory: Path) -> None:

@@ -18,11 +18,15 @@ from tests.support.real import needs_real_data, real
 from tests.unit.data.turns import turns
 
 Q, A = "Name a tree.", "Oak."
-CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo", "days": 2}}}
+CALL = {
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Oslo", "days": 2}},
+    "id": "call00001",
+}
 CALLED = [
     {"role": "user", "content": "Weather in Oslo?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
-    {"role": "tool", "content": "4 C"},
+    {"role": "tool", "content": "4 C", "tool_call_id": "call00001", "name": "weather"},
 ]
 
 
@@ -98,7 +102,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
             CALLED[0],
             {"role": "assistant", "content": None, "tool_calls": [
                 {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo", "days": 2}'}}]},
-            CALLED[2], {"role": "assistant", "content": A}], "tools": []},
+            {"role": "tool", "content": "4 C"}, {"role": "assistant", "content": A}], "tools": []},
         CALLED,
     ),
     "tools, openai of old": (

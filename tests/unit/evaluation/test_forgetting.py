@@ -25,7 +25,7 @@ PLAIN = ["Tom has 12 apples and gives 5 to Ann.", "7", "Sort the list: pear, fig
 
 
 def table(rows: list[tuple[str, str]]) -> pa.Table:
-    columns = [(f"r{i}", instruction, reference, "none", "", "") for i, (instruction, reference) in enumerate(rows)]
+    columns = [(f"r{i}", instruction, "", reference, "none", "", "") for i, (instruction, reference) in enumerate(rows)]
     return pa.Table.from_pylist([dict(zip(SEED_SCHEMA.names, row, strict=True)) for row in columns], SEED_SCHEMA)
 
 

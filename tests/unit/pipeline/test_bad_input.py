@@ -67,7 +67,7 @@ GOOD = '{"id": "a", "instruction": "x", "reference": "y"}\n'
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "empty file": ("", ("bad.jsonl", "no rows")),
     "malformed": (GOOD + "{oops\n", ("line 2", "not valid JSON")),
-    "one id, two contents": (GOOD + GOOD.replace("4", "5"), ("'a'", "line 1", "line 2")),
+    "one id, two contents": (GOOD + GOOD.replace("y", "z"), ("'a'", "line 1", "line 2")),
     "nothing to train on": (
         '{"messages": [{"role": "user", "content": "x"}]}\n{"instruction": "x", "reference": ""}\n',
         ("none of its 2 rows", "ends with a user message", "the answer is empty"),

@@ -69,8 +69,8 @@ class CachedAnswers:
         """One row and what was sampled for it: ids and finish reasons."""
         name = f"r{len(self.rows)}"
         row = {
-            "example_id": name, "instruction": QUESTION, "reference_response": reference, "answer_kind": kind,
-            "check": "", "family": "",
+            "example_id": name, "instruction": QUESTION, "context": "", "reference_response": reference,
+            "answer_kind": kind, "check": "", "family": "",
         }  # fmt: skip
         records = [self._record(name, i, *sample) for i, sample in enumerate(samples)]
         self.records += records

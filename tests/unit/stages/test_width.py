@@ -40,7 +40,7 @@ def recipe(tmp_path: Path) -> Recipe:
     recipe = make_recipe(tmp_path, tmp_path / "teacher", depth={"metric": "tail", "remove_blocks": 1}, width=WIDTH)
     store = Store(str(tmp_path / "store"))
     store.check_writable()
-    row = {"instruction": "what is", "answer_kind": "number", "check": "", "family": ""}
+    row = {"instruction": "what is", "context": "", "answer_kind": "number", "check": "", "family": ""}
     rows = [{**row, "example_id": str(i), "reference_response": "it is " * (i + 1)} for i in range(9)]
     folder = tmp_path / "store" / CALIBRATION
     folder.mkdir(parents=True)
