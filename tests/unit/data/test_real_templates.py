@@ -75,7 +75,9 @@ def _chat(directory: Path, entry: dict[str, Any]) -> tuple[Any, ChatFormat]:
     tokenizer.eos_token = named.get("eos_token", tokenizer.eos_token)
     template = real("chat_templates", entry["file"]).read_text()
     special = sorted({*named.values(), *([entry["end_of_turn"]] if entry["end_of_turn"] not in NOT_KNOWN else [])})
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special], special_tokens=True)
+    tokenizer.add_tokens(
+        [AddedToken(str(token), special=True, normalized=False) for token in special], special_tokens=True
+    )
     others: list[str] = sorted({str(token) for token in _LOOKS_LIKE_CONTROL.findall(template)} - {*special})
     tokenizer.add_tokens([AddedToken(str(token), special=False, normalized=False) for token in others])
     tokenizer.chat_template = template
