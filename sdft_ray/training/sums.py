@@ -27,7 +27,7 @@ def dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def with_value(loss: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """`value` in the dtype and place of `loss`, with the gradient of `loss`, which must be finite where the value is."""
+    """`value` as the dtype of `loss`, on its device, with the gradient of `loss`, which is finite where `value` is."""
     return value.to(loss) + (loss - loss.detach())
 
 
