@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import ModelError
+from sdft_ray.models.companions import SKIPPED_ON_DOWNLOAD
 from sdft_ray.models.json_file import read_json_object
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ModelSource:
 
         assert self.hub is not None
         try:
-            return Path(snapshot_download(self.hub, revision=self.commit, allow_patterns=_FILES))
+            return Path(snapshot_download(self.hub, revision=self.commit, ignore_patterns=[*SKIPPED_ON_DOWNLOAD]))
         except (HTTPError, LocalEntryNotFoundError, OSError) as reason:
             raise ModelError(
                 f"cannot download {self.hub} at {self.commit} from the Hugging Face Hub: {str(reason).splitlines()[0]}",
