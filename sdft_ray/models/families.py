@@ -173,10 +173,16 @@ def family_of(config: Config) -> Family:
         )
     if model_type is None:
         raise ModelError("config.json has no model_type", f"give a Hugging Face model; {supported}")
+    architectures = config.get("architectures") or [family.architecture if family else model_type]
+    is_known = family is not None and family.architecture in architectures
+    if config.get("auto_map") and not is_known:
+        raise ModelError(
+            f"{architectures[0]} has code of its own (auto_map in config.json), and custom code is not run",
+            f"give a model whose code is part of transformers; {supported}",
+        )
     if family is None:
         raise ModelError(f"unsupported architecture {model_type!r}", supported)
-    architectures = config.get("architectures") or [family.architecture]
-    if family.architecture not in architectures:
+    if not is_known:
         raise ModelError(
             f"{architectures[0]} is not a causal language model",
             f"give a checkpoint of {family.architecture}, the model that generates text",

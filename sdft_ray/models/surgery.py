@@ -33,6 +33,7 @@ from sdft_ray.models.checkpoint import DTYPE_BYTES, INDEX_FILE, SINGLE_FILE, Che
 from sdft_ray.models.companions import copy_companions
 from sdft_ray.models.config import check_keep_blocks, config_with_blocks
 from sdft_ray.models.families import Family, TensorTemplate, join_block, split_block
+from sdft_ray.models.tied_head import is_tied
 
 _BUFFER_BYTES = 256 * 2**10  # fits the CPU cache between reading and writing
 _NUM_THREADS = 2  # one reads and slices while the other writes
@@ -127,19 +128,15 @@ def pruned_tensors(checkpoint: Checkpoint, keep_blocks: Sequence[int], channels:
 def _cut(
     checkpoint: Checkpoint, info: TensorInfo, template: TensorTemplate | None, block: int | None, channels: Channels
 ) -> Cut:
-    """Of a tensor outside the table (a tied head that is stored, rotary frequencies) everything stays."""
+    """Of a tensor outside the table (rotary frequencies) everything stays."""
     family, config = checkpoint.family, checkpoint.config
     if template is None:
         return Cut(info, (None,) * len(info.shape))
     sizes = family.space_sizes(config)
     kept = channels.of_block(block, sizes)
-    factor = _factor(family, template, sizes, narrowed_sizes(channels, sizes), tied=_is_tied(family, config))
+    factor = _factor(family, template, sizes, narrowed_sizes(channels, sizes), tied=is_tied(config))
     index = tuple(axis_index(axis, sizes, kept) for axis in template.axes)
     return Cut(info, index, factor, adds_one=family.norm_adds_one and template.role == "norm")
-
-
-def _is_tied(family: Family, config: Mapping[str, object]) -> bool:
-    return bool(family.setting(config, "tie_word_embeddings"))
 
 
 def _factor(
