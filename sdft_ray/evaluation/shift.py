@@ -56,7 +56,7 @@ def response_nll(
     """Score the tokens that `loss_mask` marks, in the order of `documents` (the first of a document is never one).
 
     Documents are batched by length and padded on the right; a batch holds at most `batch_tokens` positions, pads
-    included, but always one document. Log-probabilities and sums are float32, whatever the model's dtype.
+    included, but always one document. Log-probabilities are float32, whatever the model's dtype, and sums float64.
     `on_batch` is called with (documents done, documents in all). Raises `ModelError` where a likelihood is not
     finite.
     """
@@ -106,7 +106,7 @@ def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
     for row, positions in enumerate(scored_positions):
         index_N = torch.tensor(positions, dtype=torch.int64, device=model.device)
         logits_NV = logits_BKV[row, index_N - first].float()
-        nats = cross_entropy(logits_NV, ids_BT[row, index_N], reduction="sum")
+        nats = cross_entropy(logits_NV, ids_BT[row, index_N], reduction="none").sum(dtype=torch.float64)
         rows.append(ResponseNll(float(nats), len(positions)))
     return rows
 

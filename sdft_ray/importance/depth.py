@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,8 +46,11 @@ def measure(
     anywhere, whereas another grouping of rows into batches changes the forward pass by rounding errors.
     `watch` (`importance.width.watched`) records the same forward passes.
 
+    A token at which a hidden state is all zero has no direction: it is counted by its id, and left out of all means; the
+    last token of a sequence is then the last one that is not. The embedding rows of unused tokens can be so.
+
     Raises `DataError` for a batch that is not right-padded or has an empty row, `ModelError` for hidden
-    states that are not finite (overflow in float16, damaged weights) or all zero.
+    states that are not finite (overflow in float16, damaged weights).
     """
     assert not model.training, "dropout would be measured too: call model.eval()"
     backbone, blocks = backbone_and_blocks(model)
@@ -59,7 +65,7 @@ def measure(
                     watch.start(lengths_B.to(weight.device))
                 # Padding is on the right and attention is causal: no real token attends to it, so no mask is needed.
                 backbone(input_ids=input_ids_BT.to(weight.device), use_cache=False)
-                moments = moments + _summed(stream, lengths_B.to(weight.device))
+                moments = moments + _summed(stream, input_ids_BT.to(weight.device), lengths_B.to(weight.device))
                 stream.clear()
     return moments
 
@@ -77,21 +83,34 @@ def parts(input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_tokens: int) -
         yield ids[:, : int(lengths.max())], lengths
 
 
-def _summed(stream_LBTD: Sequence[Tensor], lengths_B: Tensor) -> DepthMoments:
+def _summed(stream_LBTD: Sequence[Tensor], input_ids_BT: Tensor, lengths_B: Tensor) -> DepthMoments:
     """The moments of one forward pass."""
-    num_rows, num_columns = stream_LBTD[0].shape[:2]
     flat_LND = [boundary_BTD.flatten(0, 1) for boundary_BTD in stream_LBTD]
-    columns_T = torch.arange(num_columns, device=lengths_B.device)
-    tokens_N = (columns_T < lengths_B[:, None]).flatten().nonzero().squeeze(1)
-    last_B = torch.arange(num_rows, device=lengths_B.device) * num_columns + lengths_B - 1
+    used_BT = torch.arange(input_ids_BT.shape[1], device=lengths_B.device) < lengths_B[:, None]
+    moments = _summed_at(flat_LND, used_BT)
+    if np.isfinite(moments.angular_mean_sum).all():
+        return moments
+    tokens_N = used_BT.flatten().nonzero().squeeze(1)
+    finite = [bool(torch.isfinite(x_ND[tokens_N]).all()) for x_ND in flat_LND]
+    if not all(finite):
+        what = f"not finite after {finite.index(False)} blocks"
+        raise ModelError(f"hidden states are {what}", "check the weights, or measure in bfloat16 or float32")
+    is_zero_N = torch.stack([(x_ND == 0).all(1) for x_ND in flat_LND]).any(0)
+    is_zero_BT = is_zero_N.unflatten(0, used_BT.shape) & used_BT
+    zero_tokens = Counter(input_ids_BT[is_zero_BT].tolist())
+    return replace(_summed_at(flat_LND, used_BT & ~is_zero_BT), zero_tokens=zero_tokens)
+
+
+def _summed_at(flat_LND: Sequence[Tensor], used_BT: Tensor) -> DepthMoments:
+    """The moments over the marked tokens, and over the last of them in each row that has one."""
+    num_columns = used_BT.shape[1]
+    tokens_N = used_BT.flatten().nonzero().squeeze(1)
+    last_B = num_columns - 1 - used_BT.flip(1).int().argmax(1)
+    last_B = (torch.arange(len(used_BT), device=used_BT.device) * num_columns + last_B)[used_BT.any(1)]
     mean_sum, cosine_sum = _pair_sums(flat_LND, tokens_N)
     last_sum, _ = _pair_sums(flat_LND, last_B)
-    if not bool(torch.isfinite(mean_sum).all()):
-        finite = [bool(torch.isfinite(x_ND[tokens_N]).all()) for x_ND in flat_LND]
-        what = "all zero at a token" if all(finite) else f"not finite after {finite.index(False)} blocks"
-        raise ModelError(f"hidden states are {what}", "check the weights, or measure in bfloat16 or float32")
     return DepthMoments(
-        last_sum.cpu().numpy(), mean_sum.cpu().numpy(), cosine_sum.cpu().numpy(), num_rows, len(tokens_N)
+        last_sum.cpu().numpy(), mean_sum.cpu().numpy(), cosine_sum.cpu().numpy(), len(last_B), len(tokens_N)
     )
 
 
@@ -104,7 +123,7 @@ def _pair_sums(flat_LND: Sequence[Tensor], tokens_N: Tensor) -> tuple[Tensor, Te
     num_boundaries, (num_positions, hidden) = len(flat_LND), flat_LND[0].shape
     device = flat_LND[0].device
     chunk = max(1, _UNITS_BYTES.get(device.type, _UNITS_BYTES["cpu"]) // (4 * num_boundaries * hidden))
-    chunk = min(chunk, len(tokens_N))
+    chunk = max(1, min(chunk, len(tokens_N)))
     units_CLD = torch.empty(chunk, num_boundaries, hidden, device=device)
     cosine_CLL = torch.empty(chunk, num_boundaries, num_boundaries, device=device)
     distance_sum = torch.zeros(num_boundaries, num_boundaries, dtype=torch.float64, device=device)

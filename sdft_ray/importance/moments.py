@@ -7,7 +7,9 @@ of the last block before the final norm.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ class DepthScores:
     long sequence has more weight: less noisy on small sets.
     `block_influence_L[l]` is 1 - mean cosine(input, output of block l) over all tokens, in [0, 2]
     (arXiv:2403.03853).
+    `zero_tokens`: name of a token -> positions that no mean includes, because a hidden state is all zero there (most
+    often an embedding row of zeros), which has no direction.
     """
 
     angular_last_LN: list[list[float | None]]
@@ -34,6 +38,7 @@ class DepthScores:
     block_influence_L: list[float]
     num_sequences: int
     num_tokens: int
+    zero_tokens: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One JSON object; floats round-trip exactly."""
@@ -51,7 +56,8 @@ class DepthMoments:
 
     `angular_last_sum[l, m]` and `angular_mean_sum[l, m]`, shape (L+1, L+1): sums of angular distances between
     boundaries l and m, over sequences (last token) and over tokens. `cosine_sum`, shape (L,): sum over tokens
-    of the cosine between boundaries l and l + 1.
+    of the cosine between boundaries l and l + 1. `zero_tokens`: id of a token -> positions left out, because a hidden
+    state is all zero there; neither they nor sequences of nothing else are counted in the other two numbers.
     """
 
     angular_last_sum: NDArray[np.float64]
@@ -59,6 +65,7 @@ class DepthMoments:
     cosine_sum: NDArray[np.float64]
     num_sequences: int
     num_tokens: int
+    zero_tokens: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, num_blocks: int) -> DepthMoments:
@@ -83,10 +90,16 @@ class DepthMoments:
             self.cosine_sum + other.cosine_sum,
             self.num_sequences + other.num_sequences,
             self.num_tokens + other.num_tokens,
+            Counter(self.zero_tokens) + Counter(other.zero_tokens),
         )
 
     def scores(self) -> DepthScores:
-        """Convert sums into means. Raises `DataError` if nothing was measured."""
+        """Convert sums into means; tokens are named by their ids.
+
+        Raises `DataError` if nothing was measured, `ModelError` if hidden states are all zero at every token.
+        """
+        if not self.num_sequences and self.zero_tokens:
+            raise ModelError("hidden states are all zero at every token", "check the weights of the embedding table")
         if not self.num_sequences:
             raise DataError(
                 "the calibration set has no rows, so nothing was measured",
@@ -98,6 +111,7 @@ class DepthMoments:
             block_influence_L=(1.0 - self.cosine_sum / self.num_tokens).tolist(),
             num_sequences=self.num_sequences,
             num_tokens=self.num_tokens,
+            zero_tokens={str(token): count for token, count in sorted(self.zero_tokens.items())},
         )
 
     def to_json(self) -> str:
@@ -109,6 +123,7 @@ class DepthMoments:
                 "cosine_sum": self.cosine_sum.tolist(),
                 "num_sequences": self.num_sequences,
                 "num_tokens": self.num_tokens,
+                "zero_tokens": dict(self.zero_tokens),
             }
         )
 
@@ -117,8 +132,10 @@ class DepthMoments:
         """The inverse of `to_json`."""
         fields: dict[str, Any] = json.loads(text)
         names = ("angular_last_sum", "angular_mean_sum", "cosine_sum")
-        sums = (np.asarray(fields[name], dtype=np.float64) for name in names)
-        return cls(*sums, num_sequences=fields["num_sequences"], num_tokens=fields["num_tokens"])
+        last_sum, mean_sum, cosine_sum = (np.asarray(fields[name], dtype=np.float64) for name in names)
+        zero_tokens = {int(token): count for token, count in fields["zero_tokens"].items()}
+        counts = fields["num_sequences"], fields["num_tokens"]
+        return cls(last_sum, mean_sum, cosine_sum, *counts, zero_tokens)
 
 
 def _by_length(distance: NDArray[np.float64]) -> list[list[float | None]]:

@@ -107,6 +107,24 @@ def check_sizes(narrow: Mapping[str, int], config: Config) -> None:
             f"the hidden size {narrow['hidden']} is not a multiple of the {narrow['heads']} heads",
             f"transformers requires that for a {family.model_type}; keep {below} or {below + narrow['heads']} channels",
         )
+    if family.rope_factors_from_hidden:
+        _check_rope_factors(narrow, config)
+
+
+def _check_rope_factors(narrow: Mapping[str, int], config: Config) -> None:
+    """Longrope has two lists with a factor for each pair of rotated channels of a head, whose size does not change."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    expected = int(narrow["hidden"] // narrow["heads"] * share) // 2
+    for name in ("short_factor", "long_factor"):
+        factors = rope.get(name)
+        if isinstance(factors, list) and len(factors) != expected:
+            heads, head_dim = narrow["heads"], narrow["head_dim"]
+            raise PlanError(
+                f"the longrope of this model has {len(factors)} values in {name}, but transformers expects {expected} "
+                f"for {heads} heads and a hidden size of {narrow['hidden']}, and would refuse the pruned model",
+                f"prune hidden and heads alike ({heads * head_dim} channels for {heads} heads), or neither",
+            )
 
 
 def narrowed_sizes(channels: Channels, sizes: Mapping[str, int]) -> dict[str, int]:

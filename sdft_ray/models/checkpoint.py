@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from sdft_ray.errors import ModelError
 from sdft_ray.models.families import Family, family_of, num_blocks_of
 from sdft_ray.models.json_file import read_json_object
+from sdft_ray.models.tied_head import HEAD, is_tied, resolve_tied_head
 from sdft_ray.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face checkpoint directory of a supported family with complete files. Constructed by `open`."""
+    """A Hugging Face checkpoint directory of a supported family with complete files. Constructed by `open`.
+
+    `config` is that of config.json, except that a head which is stored apart is not tied (`models.tied_head`).
+    """
 
     directory: Path
     config: Mapping[str, Any]
@@ -70,7 +74,7 @@ class Checkpoint:
         config = read_config_file(directory)
         family_of(config)
         num_blocks_of(config)
-        return cls(directory, config, _read_tensors(directory))
+        return cls(directory, *resolve_tied_head(config, _read_tensors(directory, tied=is_tied(config))))
 
     @property
     def family(self) -> Family:
@@ -108,7 +112,7 @@ class Checkpoint:
     def check_tensors(self) -> None:
         """Compare names and shapes with the table of the family: none missing, and none that would be unused.
 
-        A tied output head may be stored or not. Raises `ModelError`.
+        A copy of a tied output head may be stored or not. Raises `ModelError`.
         """
         expected = self.family.tensor_shapes(self.config)
         for name, shape in expected.items():
@@ -135,7 +139,7 @@ class Checkpoint:
 
 def _is_redundant(name: str) -> bool:
     """A stored tied head, or rotary frequencies as in old exports: both are computed on loading."""
-    return name == "lm_head.weight" or name.endswith(".rotary_emb.inv_freq")
+    return name == HEAD or name.endswith(".rotary_emb.inv_freq")
 
 
 def read_config_file(directory: Path) -> dict[str, Any]:
@@ -143,17 +147,22 @@ def read_config_file(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise ModelError(f"no model directory {directory}", "check the path")
     path = directory / "config.json"
+    if (directory / "adapter_config.json").is_file():
+        what = "a model and an adapter" if path.is_file() else "an adapter, not a model"
+        raise ModelError(
+            f"{directory} holds {what}",
+            "merge it into its base model with `sdft import`, or remove adapter_config.json to go without it",
+        )
     if not path.is_file():
-        if (directory / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{directory} holds an adapter, not a model", "merge the adapter into its base model first"
-            )
         raise ModelError(f"{directory} holds no config.json", "give a Hugging Face model directory")
     return read_json_object(path)
 
 
-def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
-    """Every tensor that Hugging Face would load: of the single file if it exists, else of the shards in the index."""
+def _read_tensors(directory: Path, *, tied: bool) -> dict[str, TensorInfo]:
+    """Every tensor that Hugging Face would load: of the single file if it exists, else of the shards in the index.
+
+    The index may name tensors that no shard holds where they are computed on loading: a tied head, rotary frequencies.
+    """
     if (directory / SINGLE_FILE).is_file():
         return read_header(directory / SINGLE_FILE)
     if not (directory / INDEX_FILE).is_file():
@@ -162,10 +171,13 @@ def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ModelError(f"{directory / INDEX_FILE} holds no weight_map", _DOWNLOAD_AGAIN)
     headers = {name: read_header(_shard(directory, name)) for name in sorted(set(weight_map.values()))}
+    tensors = {tensor: info for header in headers.values() for tensor, info in header.items()}
     for tensor, file in weight_map.items():
-        if tensor not in headers[file]:
+        if tensor in headers[file]:
+            tensors[tensor] = headers[file][tensor]
+        elif tensor not in tensors and not (_is_redundant(tensor) and (tied or tensor != HEAD)):
             raise ModelError(f"{INDEX_FILE} places {tensor} in {file}, which lacks it", "download the model again")
-    return {tensor: headers[file][tensor] for tensor, file in weight_map.items()}
+    return tensors
 
 
 def _shard(directory: Path, name: str) -> Path:
@@ -181,8 +193,10 @@ def _no_weights(directory: Path) -> ModelError:
     if any(next(directory.glob(pattern), None) for pattern in _PICKLES):
         return ModelError(
             f"{directory} holds weights as pickle files only; only safetensors are read",
-            "convert it: load it in a trusted environment and call save_pretrained",
+            "convert it with `sdft import`",
         )
+    if next(directory.glob("*.gguf"), None):
+        return ModelError(f"{directory} holds GGUF files; only safetensors are read", "convert one with `sdft import`")
     if next(directory.glob("*.safetensors"), None):
         return ModelError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}", "download the index as well")
     return ModelError(f"{directory} holds no safetensors weights", "give a complete Hugging Face model directory")

@@ -78,6 +78,8 @@ class Family:
     those from `max_window_layers` on if `use_sliding_window`; or "periodic", all but every `sliding_period`-th.
     `head_dim_from_hidden`: an engine derives the head size from the hidden size and ignores config.json (vLLM 0.32).
     `heads_divide_hidden`: transformers accepts only hidden sizes that are a multiple of the number of heads.
+    `rope_factors_from_hidden`: transformers computes the length of longrope's lists of factors from the hidden size and
+    the number of heads, whatever `head_dim` is.
     `norm_adds_one`: a norm multiplies by 1 + weight. `embedding_scaled`: embeddings are multiplied by the square root
     of the hidden size.
     """
@@ -90,6 +92,7 @@ class Family:
     sliding_period: int = 0
     head_dim_from_hidden: bool = False
     heads_divide_hidden: bool = False
+    rope_factors_from_hidden: bool = False
     norm_adds_one: bool = False
     embedding_scaled: bool = False
 
@@ -170,10 +173,16 @@ def family_of(config: Config) -> Family:
         )
     if model_type is None:
         raise ModelError("config.json has no model_type", f"give a Hugging Face model; {supported}")
+    architectures = config.get("architectures") or [family.architecture if family else model_type]
+    is_known = family is not None and family.architecture in architectures
+    if config.get("auto_map") and not is_known:
+        raise ModelError(
+            f"{architectures[0]} has code of its own (auto_map in config.json), and custom code is not run",
+            f"give a model whose code is part of transformers; {supported}",
+        )
     if family is None:
         raise ModelError(f"unsupported architecture {model_type!r}", supported)
-    architectures = config.get("architectures") or [family.architecture]
-    if family.architecture not in architectures:
+    if not is_known:
         raise ModelError(
             f"{architectures[0]} is not a causal language model",
             f"give a checkpoint of {family.architecture}, the model that generates text",
@@ -317,7 +326,7 @@ FAMILIES: Mapping[str, Family] = {
             norm_adds_one=True,
             embedding_scaled=True,
         ),
-        Family("phi3", "Phi3ForCausalLM", (*_OUTER, *_FUSED, *_NORMS)),
+        Family("phi3", "Phi3ForCausalLM", (*_OUTER, *_FUSED, *_NORMS), rope_factors_from_hidden=True),
     )
 }
 """Every supported family by Hugging Face `model_type`."""

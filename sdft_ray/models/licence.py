@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdft_ray.models.companions import companions, is_licence
+
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+_-]*")
 _HEADINGS = (
     (re.compile(r"apache license,? version 2\.0"), "apache-2.0"),
@@ -44,8 +46,8 @@ def find_licence(directories: Sequence[Path], hub: str | None = None, commit: st
         if licence := _from_card_file(directory / "README.md"):
             return licence
     for directory in directories:
-        for path in sorted(directory.glob("LICEN[CS]E*")):
-            if licence := _from_text(path):
+        for name in filter(is_licence, companions(directory)):
+            if licence := _from_text(directory / name):
                 return licence
     return _from_hub(hub, commit) if hub else None
 

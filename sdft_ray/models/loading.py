@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.utils import logging as hf_logging
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import Checkpoint
-from sdft_ray.models.families import Config
+from sdft_ray.models.families import Config, family_of
 from sdft_ray.models.size import DTYPE_BYTES
 
 _PROBE_TOKENS = 16
@@ -59,9 +60,36 @@ def write_random(config: Config, directory: Path, dtype: str) -> None:
         AutoModelForCausalLM.from_config(loaded, dtype=getattr(torch, dtype)).save_pretrained(str(directory))
 
 
+def check_config(config: Config, name: str, hint: str) -> None:
+    """Build the model of this config without memory for its weights, as stock transformers does.
+
+    Raises `ModelError` about the model called `name`, with `hint`, unless that succeeds with the tensors that the table
+    of its family has.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet(), torch.device("meta"):
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            loaded = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            built = AutoModelForCausalLM.from_config(loaded).state_dict()
+        except Exception as reason:  # noqa: BLE001  (each field of each family has a check with an error of its own)
+            lines = str(reason).strip().splitlines() or [type(reason).__name__]
+            raise ModelError(f"transformers refuses the config of {name}: {lines[-1].strip()}", hint) from None
+    for tensor, shape in family_of(config).tensor_shapes(config).items():
+        found = tuple(built[tensor].shape) if tensor in built else None
+        if found != shape:
+            has = f"with the shape {list(found)}" if found else "not at all"
+            message = f"{name} would have {tensor} of shape {list(shape)}, but transformers builds it {has}"
+            raise ModelError(message, hint)
+
+
 @torch.inference_mode()
 def check_finite(directory: str | Path, *, dtype: str | torch.dtype = "auto") -> None:
-    """Run a few tokens through the model in `directory`. Raises `ModelError` unless every logit is finite."""
+    """Run a few tokens through the model in `directory`. Raises `ModelError` unless every logit is finite.
+
+    What stock transformers cannot build is refused first (`check_config`).
+    """
+    hint = "choose other sizes in depth and width"
+    check_config(Checkpoint.open(directory).config, f"the model in {directory}", hint)
     model = load_model(directory, dtype)
     num_ids = model.config.get_text_config().vocab_size
     input_ids_BT = torch.arange(_PROBE_TOKENS)[None] * 7919 % num_ids  # a prime: spreads over the vocabulary

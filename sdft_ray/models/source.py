@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import ModelError
+from sdft_ray.models.checkpoint import Checkpoint, read_config_file
+from sdft_ray.models.companions import SKIPPED_ON_DOWNLOAD
 from sdft_ray.models.json_file import read_json_object
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*", "NOTICE*", "USE_POLICY*"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ModelSource:
 
         assert self.hub is not None
         try:
-            return Path(snapshot_download(self.hub, revision=self.commit, allow_patterns=_FILES))
+            return Path(snapshot_download(self.hub, revision=self.commit, ignore_patterns=[*SKIPPED_ON_DOWNLOAD]))
         except (HTTPError, LocalEntryNotFoundError, OSError) as reason:
             raise ModelError(
                 f"cannot download {self.hub} at {self.commit} from the Hugging Face Hub: {str(reason).splitlines()[0]}",
@@ -73,12 +74,16 @@ def _commit_of(model: str, revision: str | None, field: str) -> str:
 
 
 def read_config(source: ModelSource, copy: str | None) -> dict[str, Any] | None:
-    """config.json from the directory of the model, the Hub cache, or the copy given in the recipe; else None."""
+    """config.json from the directory of the model, the Hub cache, or the copy given in the recipe; else None.
+
+    Of a directory with a head stored apart, it is the config with an untied head (`Checkpoint`).
+    """
     if source.directory is not None:
-        path = Path(source.directory) / "config.json"
-        if not path.is_file():
-            raise ModelError(f"{source.directory} holds no config.json", "give a Hugging Face model directory")
-        return read_json_object(path)
+        config = read_config_file(Path(source.directory))
+        try:
+            return dict(Checkpoint.open(source.directory).config)
+        except ModelError:  # what is wrong with the weights is said when they are needed
+            return config
     from huggingface_hub import try_to_load_from_cache
 
     assert source.hub is not None

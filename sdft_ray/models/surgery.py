@@ -8,7 +8,6 @@ the model. Only norms change their values, if the hidden size changes (`_factor`
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,17 +30,14 @@ from sdft_ray.models.channels import (
     narrowed_sizes,
 )
 from sdft_ray.models.checkpoint import DTYPE_BYTES, INDEX_FILE, SINGLE_FILE, Checkpoint, TensorInfo
+from sdft_ray.models.companions import copy_companions
 from sdft_ray.models.config import check_keep_blocks, config_with_blocks
 from sdft_ray.models.families import Family, TensorTemplate, join_block, split_block
+from sdft_ray.models.tied_head import is_tied
 
 _BUFFER_BYTES = 256 * 2**10  # fits the CPU cache between reading and writing
 _NUM_THREADS = 2  # one reads and slices while the other writes
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-_COMPANIONS = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-    "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
-"""Files of the source that also belong to the pruned model: tokenizer, generation config, licence."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +87,9 @@ def prune_checkpoint(
 
     `keep_blocks` are 0-based and strictly increasing; block `keep_blocks[i]` becomes block `i`. The narrower model
     computes the same as the source with the other channels set to zero. Files hold at most `max_shard_bytes` of tensors
-    each (a larger tensor gets a file of its own). Tokenizer, chat template, generation config and licence are
-    copied. Weights of an interrupted attempt in `target` are replaced. Memory: some buffers of 256 KiB (of a
-    row of a tensor, where that is more) and the headers, independent of the size of the model.
+    each (a larger tensor gets a file of its own). Tokenizer, chat template, generation config and licences are
+    copied (`models.companions`). Weights of an interrupted attempt in `target` are replaced. Memory: some buffers of
+    256 KiB (of a row of a tensor, where that is more) and the headers, independent of the size of the model.
 
     Raises `ModelError` for a checkpoint that is damaged or does not match its config, `PlanError` for blocks or
     channels that do not exist or would give a model that cannot be loaded, `OSError` if the disk is full.
@@ -132,19 +128,15 @@ def pruned_tensors(checkpoint: Checkpoint, keep_blocks: Sequence[int], channels:
 def _cut(
     checkpoint: Checkpoint, info: TensorInfo, template: TensorTemplate | None, block: int | None, channels: Channels
 ) -> Cut:
-    """Of a tensor outside the table (a tied head that is stored, rotary frequencies) everything stays."""
+    """Of a tensor outside the table (rotary frequencies) everything stays."""
     family, config = checkpoint.family, checkpoint.config
     if template is None:
         return Cut(info, (None,) * len(info.shape))
     sizes = family.space_sizes(config)
     kept = channels.of_block(block, sizes)
-    factor = _factor(family, template, sizes, narrowed_sizes(channels, sizes), tied=_is_tied(family, config))
+    factor = _factor(family, template, sizes, narrowed_sizes(channels, sizes), tied=is_tied(config))
     index = tuple(axis_index(axis, sizes, kept) for axis in template.axes)
     return Cut(info, index, factor, adds_one=family.norm_adds_one and template.role == "norm")
-
-
-def _is_tied(family: Family, config: Mapping[str, object]) -> bool:
-    return bool(family.setting(config, "tie_word_embeddings"))
 
 
 def _factor(
@@ -283,16 +275,6 @@ def _read_whole(source: FileIO, info: TensorInfo, offset: int, into: memoryview)
 def _remove_weights(target: Path) -> None:
     for path in (*target.glob("model*.safetensors"), target / INDEX_FILE):
         path.unlink(missing_ok=True)
-
-
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy all files except weights and config: tokenizer, chat templates, generation config, licence."""
-    for pattern in _COMPANIONS:
-        for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)
-    if (source / "additional_chat_templates").is_dir():
-        shutil.copytree(source / "additional_chat_templates", target / "additional_chat_templates", dirs_exist_ok=True)
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:

@@ -12,7 +12,8 @@ from sdft_ray.errors import ModelError
 from sdft_ray.models.json_file import read_json_object
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+_VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*.json", "vocab*.txt", "merges*.txt", "tekken*.json")
+"""Files with the entries of a tokenizer, one or several of which each has."""
 _LIKELY_CAUSE = "use the model's own tokenizer, or resize its embeddings to the tokenizer"
 
 
@@ -46,10 +47,14 @@ def check_same_tokenizer(first: Path, second: Path, hint: str) -> None:
 
     The lengths of their embedding tables may differ: rows beyond the ids of the tokenizer are padding.
     """
-    for name in _FILES:
+    for name in sorted(_vocabularies(first) | _vocabularies(second)):
         contents = [path.read_bytes() if path.is_file() else None for path in (first / name, second / name)]
         if contents[0] != contents[1]:
             raise ModelError(f"{first} and {second} have different tokenizers: {name} differs", hint)
+
+
+def _vocabularies(directory: Path) -> set[str]:
+    return {path.name for pattern in _VOCABULARIES for path in directory.glob(pattern) if path.is_file()}
 
 
 def _used_texts(directory: Path) -> tuple[set[str], str]:
@@ -81,7 +86,7 @@ def _highest_id(tokenizer: dict[str, Any], path: Path) -> int:
 
 def _check_loaded(directory: Path, num_rows: int) -> None:
     """For tokenizers without tokenizer.json (SentencePiece only): load the tokenizer and use its vocabulary."""
-    if not any((directory / name).is_file() for name in ("tokenizer.model", "vocab.json", "tokenizer_config.json")):
+    if not _vocabularies(directory) and not (directory / "tokenizer_config.json").is_file():
         raise ModelError(f"{directory} holds no tokenizer", "put the model's tokenizer.json beside its weights")
     from transformers import AutoTokenizer
 

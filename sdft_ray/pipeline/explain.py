@@ -100,9 +100,12 @@ def _why(state: State, store: Store) -> str:
 
 
 def _outcome(step: Step, summary: dict[str, Any]) -> str:
-    """How a trial ended, and which one was chosen."""
+    """How a trial ended, which one was chosen, and which tokens could not be measured."""
     if "diverged" in summary:
         return "; diverged"
+    if zero_tokens := summary.get("zero_tokens"):
+        names = ", ".join(zero_tokens)
+        return f"; {sum(zero_tokens.values())} tokens left out, whose hidden states are all zero: {names}"
     if "held_out_loss" in summary:
         return f"; held-out loss {summary['held_out_loss']:.3f}"
     return f"; chose {step.inputs[summary['chosen']]}" if STAGES[step.stage].output == "choice" else ""

@@ -11,7 +11,7 @@ from sdft_ray.errors import DataError, EvaluationError, PlanError, RecipeError, 
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import Config, check_patchable, num_blocks_of
-from sdft_ray.models.size import ModelSize, size_with_blocks
+from sdft_ray.models.size import ModelSize, size_of
 from sdft_ray.pipeline.row_checks import check_calibration, check_prompts
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
@@ -57,6 +57,7 @@ def preflight(
         check_disk(recipe, store, described.size, sizes, generated, states)
     check_tasks(recipe)
     check_teacher(teacher.directory)
+    check_configs(recipe, teacher.fetched.config)
     sentences += check_prompts(recipe, resources, teacher)
     check_calibration(recipe, teacher)
     check_forgetting(recipe, teacher)
@@ -71,15 +72,22 @@ def planned_size(recipe: Recipe, config: Config) -> ModelSize | None:
 
 
 def planned_sizes(recipe: Recipe, config: Config) -> dict[str, ModelSize] | None:
-    """Size after each pruning, by its name (`Recipe.prunings`), None where a measured speed decides.
+    """Size after each pruning; otherwise as `planned_configs`."""
+    configs = planned_configs(recipe, config)
+    return None if configs is None else {name: size_of(narrow) for name, narrow in configs.items()}
 
-    Raises `PlanError` when a target cannot be met, `ModelError` when unsupported.
+
+def planned_configs(recipe: Recipe, config: Config) -> dict[str, Config] | None:
+    """Config after each pruning, by its name (`Recipe.prunings`), None where a measured speed decides.
+
+    Raises `PlanError` when a target cannot be met, or gives a model that could not be loaded, `ModelError` when
+    unsupported.
     """
     from sdft_ray.pruning.plan import resolve_num_removed
     from sdft_ray.pruning.target import candidates, resolve_target
     from sdft_ray.pruning.width import narrowed_config
 
-    sizes = {}
+    configs: dict[str, Config] = {}
     for name, part in recipe.prunings.items():
         if part.target is not None and part.target.is_measured:
             candidates(part.depth, part.width, config, dtype=recipe.teacher.dtype)
@@ -90,9 +98,18 @@ def planned_sizes(recipe: Recipe, config: Config) -> dict[str, ModelSize] | None
             raise PlanError("patch replaces removed blocks, but no block is removed", "remove patch from the recipe")
         num_blocks = num_blocks_of(config) - num_removed
         narrow = narrowed_config(width, config)
-        sizes[name] = size_with_blocks(narrow, num_blocks)
         config = config_with_blocks(narrow, range(num_blocks))  # whichever blocks stay, they are of one size
-    return sizes
+        configs[name] = config
+    return configs
+
+
+def check_configs(recipe: Recipe, config: Config) -> None:
+    """Raise `ModelError` unless stock transformers can build the teacher and every pruned model of these configs."""
+    from sdft_ray.models.loading import check_config
+
+    check_config(config, "the teacher", "restore its config.json, or take a checkpoint that transformers can load")
+    for name, narrow in (planned_configs(recipe, config) or {}).items():
+        check_config(narrow, f"the model after {name or 'pruning'}", "choose other sizes in depth and width")
 
 
 def check_tail(recipe: Recipe, pruned: ModelSize) -> None:

@@ -59,7 +59,16 @@ class Teacher(StrictPart):
     config: Place | None = None
     """A copy of the model's config.json, so that `sdft explain` can compute sizes without the Hugging Face Hub."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_no_custom_code(cls, data: Any, info: ValidationInfo) -> Any:
+        """`trust_remote_code` was a field that nothing heeded; what an earlier version wrote may have it."""
+        if not isinstance(data, dict) or "trust_remote_code" not in data:
+            return data
+        if data["trust_remote_code"] is not False and not (info.context or {}).get("stored"):
+            raise ValueError("trust_remote_code is no longer a field: custom code is not run, and never was; remove it")
+        return {name: value for name, value in data.items() if name != "trust_remote_code"}
 
 
 def _as_date(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sdft_ray.evaluation.rounds import ratio
+from sdft_ray.models.companions import is_licence
 from sdft_ray.recipe.arms import Train
 from sdft_ray.release import card_words
 from sdft_ray.release.card_facts import CardFacts, Origin
@@ -113,7 +114,7 @@ def _licence_link(facts: CardFacts) -> str | None:
     """Where a licence that the hub has no identifier for can be read: its link, a file of ours, the teacher's page."""
     if facts.licence is not None and (facts.licence.identifier != "other" or "://" in facts.licence.link):
         return facts.licence.link or None
-    own = next((name for name in facts.files if name.startswith("LICEN")), None)
+    own = min(filter(is_licence, facts.files), key=lambda name: "licen" not in name.lower(), default=None)
     return own or (f"https://huggingface.co/{facts.teacher.name}" if facts.teacher.name else None)
 
 

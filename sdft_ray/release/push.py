@@ -12,11 +12,13 @@ import json
 import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import StoreError, UserError
 from sdft_ray.evaluation.recovery import Recovery
+from sdft_ray.models.checkpoint import INDEX_FILE
+from sdft_ray.models.companions import is_companion
 from sdft_ray.models.licence import Licence, find_licence
 from sdft_ray.pipeline.run import Run
 from sdft_ray.recipe.recipe import Recipe
@@ -32,12 +34,6 @@ from sdft_ray.store.fingerprint import file_digest, fingerprint
 from sdft_ray.store.manifest import Manifest
 
 CARD, RECIPE, RECORD = "README.md", "sdft_recipe.yaml", "sdft_recovery.json"
-_RELEASED = (
-    "*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
-    "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-    "additional_chat_templates/*", "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
-"""The files of a student's artifact that are released; its training history, for example, is not."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ def _model_files(run: Run, manifest: Manifest) -> tuple[ReleaseFile, ...]:
     directory = run.store.path(manifest.address)
     pieces = []
     for name, entry in manifest.files.items():
-        if not any(PurePosixPath(name).match(pattern) for pattern in _RELEASED):
+        if not (name in ("config.json", INDEX_FILE) or name.endswith(".safetensors") or is_companion(name)):
             continue
         path = directory / name
         if not _is_inside(path, directory) or file_digest(path) != entry.sha256:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.errors import ModelError, ServeError, StoreError
+from sdft_ray.errors import ServeError, StoreError
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.size import size_of
 from sdft_ray.models.source import resolve_source
@@ -74,8 +74,6 @@ def locate(source: str, store: Store) -> LocatedModel:
         if damaged:
             message = f"{address} is damaged: {', '.join(damaged[:3])} does not match its digest"
             raise StoreError(message, "remove that folder and run the recipe again")
-    if not (directory / "config.json").is_file():
-        raise ModelError(f"{directory} is not a model: it has no config.json", "give a Hugging Face model directory")
     checkpoint = Checkpoint.open(directory)
     checkpoint.check_expected()
     size = size_of(checkpoint.config)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -32,9 +33,12 @@ def run(job: StageContext) -> StageResult:
 def _stored(job: StageContext, shards: Sequence[tuple[Parts, Usage]]) -> StageResult:
     """What the shards saw, put together."""
     parts = [part for part, _ in shards]
-    scores = reduce(add, [DepthMoments.from_json(part[files.DEPTH_SCORES].decode()) for part in parts]).scores()
+    moments = reduce(add, [DepthMoments.from_json(part[files.DEPTH_SCORES].decode()) for part in parts])
+    scores = replace(moments.scores(), zero_tokens=_named(job, moments.zero_tokens))
     result = StageResult(usage=merge_usage([usage for _, usage in shards]))
     result.summary = {"num_sequences": scores.num_sequences, "num_tokens": scores.num_tokens}
+    if scores.zero_tokens:
+        result.summary["zero_tokens"] = scores.zero_tokens
     with job.output(result) as directory:
         (directory / files.DEPTH_SCORES).write_text(scores.to_json(), encoding="utf-8")
         if job.slice.get("channels"):
@@ -43,6 +47,16 @@ def _stored(job: StageContext, shards: Sequence[tuple[Parts, Usage]]) -> StageRe
             text = _losses([part[files.DROP_LOSSES].decode() for part in parts])
             (directory / files.DROP_LOSSES).write_text(text, encoding="utf-8")
     return result
+
+
+def _named(job: StageContext, zero_tokens: Mapping[int, int]) -> dict[str, int]:
+    """Counts by what a token is called: `'<unused0>' (id 5)`."""
+    if not zero_tokens:
+        return {}
+    from sdft_ray.data.chat import load_tokenizer
+
+    names = load_tokenizer(job.model("start")).convert_ids_to_tokens
+    return {f"{names(token)!r} (id {token})": count for token, count in sorted(zero_tokens.items())}
 
 
 def read_scores(job: StageContext, role: str = "measure") -> DepthScores:

@@ -67,7 +67,7 @@ class Sources:
     def _find(self, name: str) -> dict[str, Any]:
         recipe = self._recipe
         if name == "teacher":
-            flags = recipe.teacher.model_dump(include={"dtype", "trust_remote_code"}, exclude_defaults=True)
+            flags = recipe.teacher.model_dump(include={"dtype"}, exclude_defaults=True)
             if recipe.teacher.config is not None:
                 flags["expected_config"] = self.place("teacher.config", recipe.teacher.config)
             if chat := canonical(recipe.chat):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdft_ray.models.surgery import copy_companions
+from sdft_ray.models.companions import copy_companions
 
 
 def save_student(
@@ -18,7 +18,7 @@ def save_student(
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
-    """Save `model` as safetensors in `directory`, with tokenizer, chat template and generation config copied along.
+    """Save `model` as safetensors in `directory`, with the other files that belong to it (`models.companions`).
 
     `tokenizer_dir` is the checkpoint that the student started from. `dtype` (`bfloat16`, `float16`, `float32`)
     converts the parameters in place first; None keeps theirs. Adapters must be merged before.

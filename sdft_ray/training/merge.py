@@ -16,6 +16,7 @@ from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.surgery import drop_blocks
 from sdft_ray.models.vocabulary import check_same_tokenizer
+from sdft_ray.training.sums import dot, l2_norm
 
 MergeKind = Literal["slerp", "linear"]
 
@@ -31,8 +32,8 @@ def slerp(first: torch.Tensor, second: torch.Tensor, t: float) -> torch.Tensor:
     (Shoemake, SIGGRAPH 1985). Straight where the two are nearly parallel or opposite, or one of them is 0.
     """
     a, b = first.float(), second.float()
-    lengths = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
-    cosine = float(torch.dot(a.flatten(), b.flatten()) / lengths) if lengths > 0 else 1.0
+    lengths = l2_norm(a) * l2_norm(b)
+    cosine = float(dot(a, b) / lengths) if lengths > 0 else 1.0
     if abs(cosine) > NEARLY_PARALLEL:
         return linear(a, b, t)
     angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))

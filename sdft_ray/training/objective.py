@@ -16,9 +16,12 @@ import torch.nn.functional as F  # noqa: N812
 from sdft_ray.recipe.arms import Objective
 from sdft_ray.training.divergences import forward_kl, jensen_shannon, reverse_kl, top_k_kl
 from sdft_ray.training.head import ChunkLoss
+from sdft_ray.training.sums import with_value
 
 Sums = dict[str, torch.Tensor]
-"""Term -> its sum over tokens, before its weight."""
+"""Term -> its sum over tokens, before its weight, a float64 scalar."""
+
+_WIDE_ROWS = 512  # hidden states in float64 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ def match_loss(
         student_ND, teacher_ND = student_ND.float(), teacher_ND.float()
         for name in objective.matches:
             if name == "hidden_cosine":
-                distance = (1 - F.cosine_similarity(student_ND, teacher_ND, dim=-1)).sum()
+                distance = _cosine_distance(student_ND, teacher_ND)
             else:
                 distance = (student_ND - teacher_ND).square().mean(-1).sum()
             values[name] = values.get(name, 0) + distance / len(student_blocks)
@@ -123,10 +126,23 @@ def match_loss(
     return weighted_sum(values, objective.weights, student_blocks[0].device)
 
 
+def _cosine_distance(student_ND: torch.Tensor, teacher_ND: torch.Tensor) -> torch.Tensor:
+    """The sum of 1 - cosine, whose value float32 would round to nothing where the two are close."""
+
+    def distance(student_ND: torch.Tensor, teacher_ND: torch.Tensor) -> torch.Tensor:
+        return (1 - F.cosine_similarity(student_ND, teacher_ND, dim=-1)).sum()
+
+    with torch.no_grad():
+        rows = zip(student_ND.split(_WIDE_ROWS), teacher_ND.split(_WIDE_ROWS), strict=True)
+        value = sum((distance(student.double(), teacher.double()) for student, teacher in rows), torch.zeros(()))
+    return with_value(distance(student_ND, teacher_ND), value)
+
+
 def add_to(sums: Sums, values: Sums) -> None:
     """Add each term's value to its sum, in place and without its gradient."""
     for name, value in values.items():
-        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        value = value.detach().double()
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def weighted_sum(values: Sums, weights: Mapping[str, float], device: torch.device) -> torch.Tensor:

@@ -22,6 +22,7 @@ from sdft_ray.training.parallel import ReplicatedParallel
 from sdft_ray.training.schedule import Precision
 from sdft_ray.training.shards import Shard
 from sdft_ray.training.state import TrainState, shard_of
+from sdft_ray.training.sums import dot
 from sdft_ray.training.weights import Weights
 
 
@@ -103,7 +104,7 @@ class ShardedWeights(Weights):
 
     def reduce(self, sum_: Callable[[torch.Tensor], None]) -> float:
         """The global L2 norm of the gradients, which the last backward pass has summed."""
-        squares = torch.linalg.vector_norm(self.gradients_P, dtype=torch.float64).square()
+        squares = dot(self.gradients_P, self.gradients_P)
         sum_(squares)
         return squares.sqrt().item()
 

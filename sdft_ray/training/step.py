@@ -91,7 +91,7 @@ def _gradient(
     """
     plan, weights = run.plan, run.weights
     weights.gradients_P.zero_()
-    sums: Sums = {name: torch.zeros((), device=run.device) for name in plan.objective.terms}
+    sums: Sums = {name: torch.zeros((), dtype=torch.float64, device=run.device) for name in plan.objective.terms}
     losses: list[torch.Tensor] = []
     micro_batches = _micro_batches(run, len(indices_G))
     for number, places in enumerate(micro_batches, 1):

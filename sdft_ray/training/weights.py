@@ -12,6 +12,7 @@ from sdft_ray.errors import StoreError
 from sdft_ray.training.schedule import Precision
 from sdft_ray.training.shards import Shard
 from sdft_ray.training.state import TrainState
+from sdft_ray.training.sums import l2_norm
 
 
 class Weights:
@@ -77,7 +78,7 @@ class Weights:
     def reduce(self, sum_: Callable[[torch.Tensor], None]) -> float:
         """Sum the gradients over all processes; returns their global L2 norm."""
         sum_(self.gradients_P)
-        return torch.linalg.vector_norm(self.gradients_P).item()
+        return l2_norm(self.gradients_P).item()
 
     def broadcast(self, broadcast_: Callable[[Iterable[torch.Tensor]], None]) -> None:
         """Start from the weights of rank 0 everywhere."""

@@ -169,6 +169,28 @@ def test_qwen2_loses_heads_and_hidden_channels_together(tmp_path: Path) -> None:
         torch.testing.assert_close(found, wide(input_ids=ids_BT).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.75])
+def test_phi3_with_longrope_loses_heads_and_hidden_channels_together(tmp_path: Path, share: float) -> None:
+    half = int(8 * share) // 2
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 8}
+    rope |= {"short_factor": [1.0 + i for i in range(half)], "long_factor": [3.0 + i for i in range(half)]}
+    settings = {"hidden": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "rms_norm_eps": 1e-12}
+    source = tiny.make_model(
+        tmp_path / "s", "phi3", num_blocks=2, rope_parameters={**rope, "partial_rotary_factor": share}, **settings
+    )
+    channels = Channels(hidden=some(random.Random(0), 48, 32), kv_groups=((0, 2), (1, 2)))
+    with pytest.raises(PlanError, match="longrope"):
+        prune_checkpoint(source, tmp_path / "t", [0, 1], replace(channels, kv_groups=None))
+    prune_checkpoint(source, tmp_path / "t", [0, 1], channels)
+    wide: Any = load_model(source, "float32")
+    silence(wide, channels)
+    for length in (5, 20):  # with short factors, and with long ones
+        ids_BT = torch.arange(length)[None]
+        with torch.no_grad():
+            found = load_model(tmp_path / "t", "float32")(input_ids=ids_BT).logits
+            torch.testing.assert_close(found, wide(input_ids=ids_BT).logits, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_keeping_everything_is_the_identity_to_the_bit(tmp_path: Path, family: str) -> None:
     source = tiny.make_model(tmp_path / "s", family, dtype="bfloat16")

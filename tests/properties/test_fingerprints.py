@@ -110,7 +110,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "name": "another", "description": "words", "replicate": 2,
         "teacher.model": str(folder / "other"), "teacher.revision": None,
         "teacher.config": str(folder / "other/config.json"),
-        "teacher.dtype": "bfloat16", "teacher.trust_remote_code": True,
+        "teacher.dtype": "bfloat16",
         "seed_set.source": str(folder / "other.jsonl"), "seed_set.columns": {"id": "key"},
         "seed_set.answer_kind": "list", "seed_set.check": "x", "calibration.check": "x",
         "seed_set.limit": 3, "seed_set.decontaminate.ngram": 8, "seed_set.revision": None, "calibration.revision": None,

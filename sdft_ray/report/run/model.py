@@ -48,6 +48,7 @@ class Distances(_Part):
     block_influence_L: tuple[float, ...]
     num_sequences: int | None = None
     num_tokens: int | None = None
+    zero_tokens: dict[str, int] = {}
 
     @model_validator(mode="after")
     def _same_model(self) -> Self:

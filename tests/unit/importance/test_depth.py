@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from torch import Tensor, nn
 
 from sdft_ray.errors import DataError, ModelError
 from sdft_ray.importance.depth import measure
+from sdft_ray.importance.moments import DepthMoments
 from tests.support.tiny import build_model
 
 
@@ -97,8 +100,41 @@ def test_overflow_is_named_not_hidden():
 def test_zero_hidden_state_has_no_angle():
     model = build_model()
     nn.init.zeros_(model.model.embed_tokens.weight)
-    with pytest.raises(ModelError, match="all zero"):
-        measure(model, [batch(5, 9)])
+    moments = measure(model, [batch(5, 9)])
+    assert (moments.num_sequences, moments.num_tokens, sum(moments.zero_tokens.values())) == (0, 0, 14)
+    with pytest.raises(ModelError, match="all zero at every token"):
+        moments.scores()
+
+
+def test_tokens_whose_embedding_is_zero_are_left_out_and_counted():
+    """Against angles written out token by token, in float64, without these tokens."""
+    model = build_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[[7, 9]] = 0
+    ids_BT = torch.tensor([[7, 3, 4, 9, 5, 9], [8, 6, 7, 0, 0, 0], [7, 0, 0, 0, 0, 0]])
+    lengths_B = (6, 3, 1)
+    mask_BT = torch.tensor([[1] * n + [0] * (6 - n) for n in lengths_B])
+    moments = measure(model, [(ids_BT, mask_BT)])
+    assert moments.zero_tokens == {7: 3, 9: 2}
+    assert (moments.num_sequences, moments.num_tokens) == (2, 5)
+    with torch.no_grad():
+        stream = []
+        handles = [block.register_forward_hook(lambda _m, _i, out: stream.append(out)) for block in model.model.layers]
+        model.model(input_ids=ids_BT)
+        for handle in handles:
+            handle.remove()
+        first, last = model.model.embed_tokens(ids_BT).double(), stream[-1].double()
+
+    def angle(row: int, column: int) -> float:
+        cosine = torch.nn.functional.cosine_similarity(first[row, column], last[row, column], dim=0)
+        return math.acos(float(cosine)) / math.pi
+
+    used = [(0, 1), (0, 2), (0, 4), (1, 0), (1, 1)]
+    assert moments.angular_mean_sum[0, -1] == pytest.approx(sum(angle(*place) for place in used), rel=1e-5)
+    assert moments.angular_last_sum[0, -1] == pytest.approx(angle(0, 4) + angle(1, 1), rel=1e-5)
+    assert moments.scores().zero_tokens == {"7": 3, "9": 2}
+    merged = moments + DepthMoments.from_json(moments.to_json())
+    assert merged.zero_tokens == {7: 6, 9: 4}
 
 
 def test_training_mode_is_our_mistake():

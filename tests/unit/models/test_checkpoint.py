@@ -13,6 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from sdft_ray.errors import ModelError
 from sdft_ray.models.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, read_header
+from sdft_ray.models.description import ModelDescription
+from sdft_ray.models.loading import load_model
+from sdft_ray.serving.sources import locate
+from sdft_ray.store.store import Store
 from tests.support import tiny
 
 
@@ -79,7 +83,27 @@ def test_missing_directory_and_config(tmp_path):
     refused(tmp_path / "nothing", "no model directory .*nothing")
     refused(tmp_path, "holds no config.json")
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused(tmp_path, "adapter, not a model")
+    refused(tmp_path, "adapter, not a model.*sdft import")
+
+
+def test_a_model_and_an_adapter(broken):
+    """transformers would apply the adapter, vLLM would not, and surgery cannot: nobody knows which one is meant."""
+    (broken / "adapter_config.json").write_text("{}")
+    refused(broken, "a model and an adapter.*sdft import")
+    with pytest.raises(ModelError, match="a model and an adapter"):
+        load_model(broken, "float32")
+    with pytest.raises(ModelError, match="a model and an adapter"):
+        ModelDescription.of(broken)
+    with pytest.raises(ModelError, match="a model and an adapter"):
+        locate(str(broken), Store("memory://none"))
+
+
+@pytest.mark.parametrize("changes", [{"architectures": ["MyLlamaForCausalLM"]}, {"model_type": "my_llama"}])
+def test_code_of_its_own(broken, changes):
+    edit(broken / "config.json", auto_map={"AutoModelForCausalLM": "modeling_mine.MyLlamaForCausalLM"})
+    Checkpoint.open(broken)  # the architecture is a stock one: Phi-3 is published so
+    edit(broken / "config.json", **changes)
+    refused(broken, "has code of its own .* custom code is not run")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
@@ -102,7 +126,13 @@ def test_pickles_only(whole, tmp_path, name):
     shutil.copy(whole / "config.json", tmp_path)
     refused(tmp_path, "no safetensors weights")
     (tmp_path / name).write_bytes(b"\x80\x04")
-    refused(tmp_path, "pickle files only.*save_pretrained")
+    refused(tmp_path, "pickle files only.*sdft import")
+
+
+def test_gguf_only(whole, tmp_path):
+    shutil.copy(whole / "config.json", tmp_path)
+    (tmp_path / "model-q8_0.gguf").write_bytes(b"GGUF")
+    refused(tmp_path, "GGUF files; only safetensors.*sdft import")
 
 
 def test_weights_under_another_name(broken):
@@ -121,7 +151,9 @@ def test_index_and_shard_disagree(broken):
     files = sorted(set(index["weight_map"].values()))
     name = next(tensor for tensor, file in index["weight_map"].items() if file == files[0])
     edit(broken / INDEX_FILE, weight_map={**index["weight_map"], name: files[1]})
-    refused(broken, f"places {name} in {files[1]}")
+    Checkpoint.open(broken).check_tensors()  # transformers reads all shards, whichever holds what
+    edit(broken / INDEX_FILE, weight_map={**index["weight_map"], "model.layers.0.other": files[1]})
+    refused(broken, f"places model.layers.0.other in {files[1]}")
 
 
 @pytest.mark.parametrize("weight_map", [..., [], {"a": 1}])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,7 +13,9 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 from sdft_ray.errors import ModelError
-from sdft_ray.models.loading import check_finite, load_model
+from sdft_ray.models import families
+from sdft_ray.models.families import FAMILIES
+from sdft_ray.models.loading import check_config, check_finite, load_model
 from tests.support import tiny
 
 
@@ -74,4 +80,55 @@ def test_finite(tmp_path):
     content["model.norm.weight"][3] = torch.nan
     save_file(content, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="not finite"):
+        check_finite(directory)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_configs_of_every_family_are_built_without_weights(tmp_path, family, tied):
+    config = json.loads((tiny.make_model(tmp_path, family, tied=tied) / "config.json").read_text(encoding="utf-8"))
+    check_config({**config, "num_hidden_layers": 2, "layer_types": None}, "it", "change it")
+    large = {"vocab_size": 200_000, "hidden_size": 16_384, "intermediate_size": 65_536}  # 13 GB, if it had weights
+    check_config({**config, **large}, "it", "change it")
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 3, "long_factor": [1.0] * 3}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "told"),
+    [
+        ("phi3", {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 128}}, "short_factor field must"),
+        ("llama", {"num_attention_heads": 3, "num_key_value_heads": 1}, "not a multiple of the number of attention"),
+        ("qwen3", {"layer_types": ["full_attention"]}, "must be equal to the number of `layer_types`"),
+        ("mistral", {"head_dim": "many"}, "head_dim"),
+        ("llama", {"hidden_act": "unheard_of"}, "unheard_of"),
+    ],
+)
+def test_configs_that_transformers_refuses(tmp_path, family, changes, told):
+    directory = tiny.make_model(tmp_path, family)
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    with pytest.raises(
+        ModelError, match=rf"transformers refuses the config of the pruned model: .*{told}.* → change it"
+    ):
+        check_config({**config, **changes}, "the pruned model", "change it")
+
+
+def test_a_table_that_is_not_what_transformers_builds(tmp_path, monkeypatch):
+    config = json.loads((tiny.make_model(tmp_path, "llama") / "config.json").read_text(encoding="utf-8"))
+    llama, qwen = FAMILIES["llama"], FAMILIES["qwen3"]
+    monkeypatch.setattr(families, "FAMILIES", {"llama": replace(llama, tensors=qwen.tensors)})
+    with pytest.raises(ModelError, match=r"it would have \S*q_norm\.weight of shape \[8\], .* builds it not at all"):
+        check_config(config, "it", "change it")
+    wide = [replace(tensor, axes=(*tensor.axes[:1], ("mlp",))) for tensor in llama.tensors[:1]]
+    monkeypatch.setattr(families, "FAMILIES", {"llama": replace(llama, tensors=(*wide, *llama.tensors[1:]))})
+    with pytest.raises(ModelError, match=r"embed_tokens.* \[128, 64\], but .* with the shape \[128, 32\]"):
+        check_config(config, "it", "change it")
+
+
+def test_what_was_written_is_built_before_it_is_read(tmp_path):
+    directory = tiny.make_model(tmp_path)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    (directory / "config.json").write_text(json.dumps({**config, "rope_parameters": {"rope_type": "new"}}))
+    with pytest.raises(ModelError, match="transformers refuses the config of the model in"):
         check_finite(directory)

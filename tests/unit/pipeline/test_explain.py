@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sdft_ray.cli.render import explanation_json, print_explanation
-from sdft_ray.errors import StoreError
+from sdft_ray.errors import PlanError, StoreError
 from sdft_ray.generation.footprint import pass_bytes
 from sdft_ray.models.size import size_of
 from sdft_ray.pipeline.explain import explain
@@ -52,6 +52,17 @@ def test_the_papers_sizes_come_out(tmp_path: Path) -> None:
     assert round(100 * (1 - pruned.num_parameters / teacher.num_parameters), 2) == 16.30
     assert round(100 * (1 - pruned.matmul_flops_per_token / teacher.matmul_flops_per_token), 2) == 17.44
     assert (teacher.kv_bytes_per_token, pruned.kv_bytes_per_token) == (131072, 106496)
+
+
+def test_a_shape_that_transformers_would_refuse(tmp_path: Path) -> None:
+    """Phi-3 with longrope and fewer hidden channels, but as many heads: said before anything is pruned."""
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 4}
+    rope = {**factors, "original_max_position_embeddings": 128, "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    make_model(tmp_path / "teacher", "phi3", rope_parameters=rope)
+    store = Store(str(tmp_path / "store"))
+    assert explain(make_recipe(tmp_path, tmp_path / "teacher"), store).pruned is not None
+    with pytest.raises(PlanError, match="longrope"):
+        explain(make_recipe(tmp_path, tmp_path / "teacher", width={"hidden": 0.5}), store)
 
 
 def test_minitrons_sizes_come_out() -> None:

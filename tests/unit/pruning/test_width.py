@@ -144,3 +144,29 @@ def test_scores_of_another_model_or_without_sense() -> None:
     scores["heads"][1, 1] = np.nan
     with pytest.raises(PlanError, match="scores of heads have values that are not finite"):
         choose_channels(sizes(mlp=3), scores, CONFIG, [0])
+
+
+PHI3: dict[str, Any] = {
+    "model_type": "phi3",
+    "vocab_size": 100,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+}
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(("share", "length"), [(1.0, 4), (0.75, 3)])
+def test_longrope_of_phi3(field: str, share: float, length: int) -> None:
+    """transformers takes the length of its factors from hidden size / heads: both are pruned alike, or neither."""
+    config = {**PHI3, field: {"short_factor": [1.0] * length, "long_factor": [2.0] * length}}
+    config["partial_rotary_factor"] = share
+    assert resolve_sizes(Width(mlp=32), config)["mlp"] == 32
+    alike = resolve_sizes(Width(hidden=32, kv_groups=2), config)
+    assert (alike["hidden"], alike["heads"]) == (32, 4)
+    for width in (Width(hidden=32), Width(kv_groups=2), Width(hidden=16, kv_groups=1, heads=1)):
+        with pytest.raises(PlanError, match=rf"longrope .* has {length} values in short_factor, but .* alike"):
+            resolve_sizes(width, config)
+    assert resolve_sizes(Width(hidden=32), {**config, field: None})["hidden"] == 32

@@ -113,6 +113,17 @@ def test_mistakes_are_named_with_a_next_step(tmp_path: Path, change: dict, says:
     assert "\n" not in str(caught.value)
 
 
+def test_custom_code_is_not_run(tmp_path: Path) -> None:
+    """`false` is what recipes of before say by default; a stored `true` had no effect."""
+    plain = recipe_data(tmp_path, tmp_path)
+    trusting = {**plain, "teacher": {**plain["teacher"], "trust_remote_code": True}}
+    with pytest.raises(RecipeError, match=r"teacher: trust_remote_code is no longer a field: custom code is not run"):
+        Recipe.parse(trusting)
+    without = Recipe.parse(plain)
+    assert Recipe.parse({**plain, "teacher": {**plain["teacher"], "trust_remote_code": False}}) == without
+    assert Recipe.parse(trusting, stored=True) == without
+
+
 def test_missing_part_is_named(tmp_path: Path) -> None:
     data = recipe_data(tmp_path, tmp_path)
     del data["calibration"]

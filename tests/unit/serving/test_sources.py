@@ -197,7 +197,7 @@ def test_a_damaged_student_of_a_run_is_refused(run: dict[str, Manifest], store: 
 
 def test_an_artifact_that_holds_no_model_is_refused(store: Store) -> None:
     made = commit(store, "report", None)
-    with pytest.raises(ModelError, match=r"is not a model: it has no config\.json"):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
         locate(made.address, store)
 
 

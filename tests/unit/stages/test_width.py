@@ -9,13 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sdft_ray.data.example import SEED_SCHEMA
 from sdft_ray.errors import PlanError
 from sdft_ray.importance.width import WidthMoments
+from sdft_ray.models.checkpoint import SINGLE_FILE
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.size import size_with_blocks
 from sdft_ray.models.source import ModelSource, read_config
+from sdft_ray.pipeline.explain import _outcome
 from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe.recipe import Recipe
@@ -102,3 +105,18 @@ def test_a_plan_for_another_model_is_refused(recipe: Recipe, tmp_path: Path) -> 
     (tmp_path / "store" / PLAN / MANIFEST).write_text("{}", encoding="utf-8")
     with pytest.raises(PlanError, match="the plan is for a qwen3 of 5 blocks, the model is a qwen3 of 4"):
         prune._prune(_job(tmp_path, recipe, "prune", PRUNE, plan=PLAN))
+
+
+def test_a_token_without_an_embedding_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    """In the artifact, and after `done` in the plan of work."""
+    name = "model.embed_tokens.weight"
+    tensors = load_file(tmp_path / "teacher" / SINGLE_FILE)
+    job = _job(tmp_path, recipe, "measure", MEASURE, calibration=CALIBRATION)
+    token = int(measure.calibration(job)[0][0][0, 1])
+    tensors[name][token] = 0
+    save_file(tensors, tmp_path / "teacher" / SINGLE_FILE, metadata={"format": "pt"})
+    result = measure._stored(job, [measure._shard(job, index, 2) for index in range(2)])
+    (told,) = result.summary["zero_tokens"]
+    assert told.endswith(f"(id {token})")
+    assert result.summary["zero_tokens"][told] > 0
+    assert told in _outcome(job.step, result.summary)

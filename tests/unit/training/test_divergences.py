@@ -107,3 +107,47 @@ def test_impossible_tokens_cost_nothing_and_spoil_no_gradient() -> None:
 @pytest.mark.parametrize("function", [forward_kl, reverse_kl, jensen_shannon])
 def test_nothing_between_equals(function: Any, logits: tuple[torch.Tensor, ...]) -> None:
     assert abs(function(logits[0], logits[0]).item()) < 1e-5
+
+
+CLOSE = {
+    "forward": (forward_kl, lambda s, t: (t.exp() * (t - s)).sum()),
+    "reverse": (reverse_kl, lambda s, t: (s.exp() * (s - t)).sum()),
+    "both": (
+        jensen_shannon,
+        lambda s, t: sum(0.5 * (p.exp() * (p - torch.logaddexp(s, t) + math.log(2))).sum() for p in (s, t)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSE)
+@pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-3, 1e-4])
+def test_values_of_close_distributions(name: str, distance: float) -> None:
+    """A vocabulary of real size, confident logits, and a student that hardly differs: 1e-9 nats at the nearest."""
+    generator = torch.Generator().manual_seed(5)
+    teacher = torch.randn(24, 20_000, generator=generator) * 4 - 20
+    student = (teacher + distance * torch.randn(24, 20_000, generator=generator)).requires_grad_()
+    divergence, formula = CLOSE[name]
+    expected = formula(student.detach().double().log_softmax(-1), teacher.double().log_softmax(-1)).item()
+    with torch.no_grad():
+        assert divergence(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+    loss = divergence(student, teacher)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradients_are_those_of_float32(logits: tuple[torch.Tensor, ...]) -> None:
+    student, teacher = logits[0].requires_grad_(), logits[1]
+    p, q = teacher.log_softmax(-1).flatten(), student.log_softmax(-1).flatten()
+    (expected,) = torch.autograd.grad(torch.dot(p.exp(), p) - torch.dot(p.exp(), q), student)
+    (found,) = torch.autograd.grad(forward_kl(student, teacher), student)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("k", [4, VOCAB])
+def test_top_k_of_a_student_that_is_the_teacher(k: int, logits: tuple[torch.Tensor, ...]) -> None:
+    """The teacher's rounded log-probabilities do not add up to 1, which is no distance."""
+    ids, logprobs, tail = top(logits[1], k)
+    found = top_k_kl(logits[1], ids, logprobs + 1e-3 * torch.randn(logprobs.shape), tail).item()
+    assert 0 <= found < NUM_TOKENS * 1e-5
+    nowhere = torch.full_like(logprobs, -math.inf), torch.full_like(tail, -math.inf)
+    assert top_k_kl(logits[1], ids, *nowhere).item() == 0

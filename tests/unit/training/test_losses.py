@@ -126,6 +126,18 @@ def test_hidden_states_of_mapped_blocks(rows: PackedRows):
         assert sums[name].item() == pytest.approx(value, rel=1e-4), name
 
 
+def test_hidden_states_that_are_close():
+    """1 - cosine is 5e-9 a token here: less than the rounding of a float32 that is about 1."""
+    teacher_ND = torch.randn(1000, 64, generator=torch.Generator().manual_seed(0))
+    student_ND = teacher_ND * (1 + 1e-4 * torch.randn(1000, 64, generator=torch.Generator().manual_seed(1)))
+    sums: dict[str, torch.Tensor] = {}
+    loss = match_loss(Objective(hidden_cosine=1.0), [student_ND.requires_grad_()], [teacher_ND], sums)
+    a, b = student_ND.detach().double(), teacher_ND.double()
+    expected = (1 - (a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)).sum().item()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert sums["hidden_cosine"].item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_student_that_is_its_teacher_loses_nothing(rows: PackedRows):
     model: Any = build_model("llama", num_blocks=2)
     names = ("forward_kl", "reverse_kl", "jensen_shannon", "hidden_cosine", "hidden_mse")
