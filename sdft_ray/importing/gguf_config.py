@@ -48,8 +48,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Values that change nothing. Any other value of these fields is refused, unless `_rope` has dealt with it."""
 
-_27B = {("gemma2", 46): True, ("gemma3_text", 62): True}
-"""Gemma 27B by family and number of blocks, as llama.cpp recognizes it: attention is scaled by hidden size / heads."""
+_27B = (("gemma2", 46), ("gemma3_text", 62))
+"""Gemma 27B by family and number of blocks, as llama.cpp recognizes it: attention is scaled by hidden size / heads
+there, and by the size of a head in all other sizes. No field of the file says so.
+"""
 
 _ORIGINAL = "import the original checkpoint instead"
 _LLAMA3_SETTINGS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -70,8 +72,10 @@ def completed(
     for name, field in _FIELDS.items():
         if name in said:
             _set(result, field, said[name], f"{architecture}.{name}")
-    if (result["model_type"], result["num_hidden_layers"]) in _27B:
-        result["query_pre_attn_scalar"] = result["hidden_size"] // result["num_attention_heads"]
+    if "query_pre_attn_scalar" in result:
+        is_27b = (result["model_type"], result["num_hidden_layers"]) in _27B
+        per_head = result["hidden_size"] // result["num_attention_heads"]
+        result["query_pre_attn_scalar"] = per_head if is_27b else result["head_dim"]
     done = {*_FIELDS, "rope.freq_base", *_rope(result, said, rope), *_windows(result, said)}
     unread = []
     for name in sorted(set(said) - done):
