@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -28,7 +28,7 @@ _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "voc
               "*.tiktoken", "tekken.json", "chat_template*")  # fmt: skip
 _CACHED = re.compile(r".*/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}/?")
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
+_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,11 @@ class AdapterSource:
         named, notes = _check_name(folder, base, settings.base_model_name_or_path or "")
         config, dtype, files = _open_base(base)
         shapes = _shapes(folder)
-        num_rows = next(
-            (shape[0] for name, shape in shapes.items() if name.endswith(_EMBEDDINGS) and "lora_" not in name),
-            config["vocab_size"],
-        )
+        num_rows = next((shape[0] for name, shape in shapes.items() if _is_table(name)), config["vocab_size"])
         config = {**config, "vocab_size": num_rows}
-        _check_shapes(folder, base, settings, config, shapes)
+        trained = _check_shapes(folder, base, settings, config, shapes)
+        if any(part in name for name in trained for part in _EMBEDDINGS) and not settings.ensure_weight_tying:
+            config["tie_word_embeddings"] = False  # embeddings and head become two
         check_vocabulary(_tokenizer_folder(folder, base), num_rows)
         origin = Origin(
             "a base model and a LoRA adapter", (*files, _weights(folder)), base_model=named,
@@ -71,13 +70,14 @@ class AdapterSource:
             model = load_plain(plain, dtype)
         if model.config.vocab_size != self.config["vocab_size"]:
             model.resize_token_embeddings(self.config["vocab_size"], mean_resizing=False)
-        with warnings.catch_warnings(action="ignore"):  # that the head was untied, which `load` leaves to the config
+        if model.config.tie_word_embeddings and not self.config.get("tie_word_embeddings", True):
+            # peft would add what was trained of one of them to both: they share their memory.
+            model.config.tie_word_embeddings = False
+            head = model.get_output_embeddings()
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        with warnings.catch_warnings(action="ignore"):
             adapted = PeftModel.from_pretrained(model, str(self.folder), torch_device="cpu")
-            merged: Any = adapted.merge_and_unload()
-        head, table = merged.get_output_embeddings().weight, merged.get_input_embeddings().weight
-        if head.data_ptr() != table.data_ptr():
-            merged.config.tie_word_embeddings = False
-        return merged
+            return adapted.merge_and_unload()
 
     def write_companions(self, directory: Path) -> None:
         copy_companions(self.base, directory)
@@ -88,7 +88,7 @@ class AdapterSource:
             copy_companions(self.folder, directory)
 
 
-def _settings(folder: Path) -> PeftConfig:
+def _settings(folder: Path) -> LoraConfig:
     """Raises `ModelError` unless it is an adapter that can be added to the weights."""
     kind = read_json_object(folder / CONFIG).get("peft_type")
     if kind != "LORA":
@@ -96,9 +96,11 @@ def _settings(folder: Path) -> PeftConfig:
     if not (folder / WEIGHTS).is_file() and not (folder / PICKLED_WEIGHTS).is_file():
         raise ModelError(f"{folder} holds {CONFIG} but no {WEIGHTS}", "download them as well")
     try:
-        return PeftConfig.from_pretrained(str(folder))
+        settings = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as reason:
         raise ModelError(f"{folder / CONFIG} cannot be read by peft: {reason}", "save the adapter again") from None
+    assert isinstance(settings, LoraConfig)
+    return settings
 
 
 def _check_name(folder: Path, base: Path, trained_on: str) -> tuple[str, list[str]]:
@@ -158,9 +160,12 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(
-    folder: Path, base: Path, settings: PeftConfig, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Build base and adapter on the meta device, and compare what peft would save with what the folder has."""
+    folder: Path, base: Path, settings: LoraConfig, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> set[str]:
+    """Build base and adapter on the meta device, and compare what peft would save with what the folder has.
+
+    Returns the names of the tensors that were trained.
+    """
     hint = "give the base that it was trained on"
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
@@ -171,7 +176,7 @@ def _check_shapes(
         raise ModelError(
             f"the adapter {folder} does not fit {base}: {' '.join(str(reason).split())[:160]}", hint
         ) from None
-    embeddings = {name for name in shapes if name.endswith(_EMBEDDINGS) and "lora_" not in name}
+    embeddings = {name for name in shapes if _is_table(name)}  # saved whole where tokens were added
     missing = sorted(expected.keys() - shapes.keys())
     strange = sorted(shapes.keys() - expected.keys() - embeddings)
     if missing or strange:
@@ -184,6 +189,12 @@ def _check_shapes(
                 f"{list(tensor.shape)}",
                 hint,
             )
+    return set(expected)
+
+
+def _is_table(name: str) -> bool:
+    """Whether a tensor is a whole embedding table or head."""
+    return any(part in name for part in _EMBEDDINGS) and "lora_" not in name and name.endswith(".weight")
 
 
 def _weights(folder: Path) -> Path:

@@ -108,7 +108,7 @@ def read_shapes(path: Path) -> Mapping[str, torch.Tensor]:
         named = _GLOBAL.search(text)
         what = f" ({named[1] or named[2]})" if named else ""
         raise ModelError(
-            f"{path} holds Python objects{what}, not only tensors; nothing in it was run",
+            f"{path} holds something other than tensors{what}; nothing in it was run",
             "save the state dict alone: torch.save(model.state_dict(), ...), in a place where you trust that file",
         ) from None
     except (RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError, IndexError, TypeError) as reason:
