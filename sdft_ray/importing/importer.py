@@ -102,6 +102,8 @@ def open_source(source: Path, base: Path | None) -> Source:
         raise ModelError(f"{source} is in safetensors already", "use it as it is, or name the file to import in it")
     if any((source / name).is_file() for name in _PICKLES):
         return PickledSource.open(source)
+    if next(source.glob("pytorch_model-*.bin"), None):
+        raise ModelError(f"{source} holds shards without {pickled.INDEX_FILE}", "download the index as well")
     return GgufSource.open(_only_gguf(source))
 
 

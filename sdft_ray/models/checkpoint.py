@@ -146,7 +146,7 @@ def read_config_file(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         if (directory / "adapter_config.json").is_file():
             raise ModelError(
-                f"{directory} holds an adapter, not a model", "merge the adapter into its base model first"
+                f"{directory} holds an adapter, not a model", f"merge it: sdft import {directory} NEW --base BASE"
             )
         raise ModelError(f"{directory} holds no config.json", "give a Hugging Face model directory")
     return read_json_object(path)
@@ -181,7 +181,7 @@ def _no_weights(directory: Path) -> ModelError:
     if any(next(directory.glob(pattern), None) for pattern in _PICKLES):
         return ModelError(
             f"{directory} holds weights as pickle files only; only safetensors are read",
-            "convert it: load it in a trusted environment and call save_pretrained",
+            f"convert them: sdft import {directory} NEW",
         )
     if next(directory.glob("*.safetensors"), None):
         return ModelError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}", "download the index as well")

@@ -16,24 +16,8 @@ from transformers import AutoTokenizer
 from sdft_ray.errors import ModelError
 from sdft_ray.importing.importer import import_model
 from sdft_ray.models.loading import load_model
-from tests.support.tiny import build_model, make_model
-
-
-def pickled(folder: Path, *, shards: int = 1, dtype: str = "bfloat16", **settings: Any) -> Path:
-    """A model folder as it was written years ago."""
-    make_model(folder, dtype=dtype, **settings)
-    state = build_model(dtype=dtype, **settings).state_dict()
-    (folder / "model.safetensors").unlink()
-    names = list(state)
-    files = [f"pytorch_model-{shard + 1:05d}-of-{shards:05d}.bin" for shard in range(shards)]
-    files = ["pytorch_model.bin"] if shards == 1 else files
-    parts = [names[shard::shards] for shard in range(shards)]
-    for file, part in zip(files, parts, strict=True):
-        torch.save({name: state[name] for name in part}, folder / file)
-    if shards > 1:
-        places = {name: file for file, part in zip(files, parts, strict=True) for name in part}
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return folder
+from tests.support.tiny import build_model
+from tests.unit.importing.old_folders import pickled
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -119,6 +103,10 @@ def test_a_missing_shard_and_a_missing_tokenizer_are_named(tmp_path: Path) -> No
     with pytest.raises(ModelError, match=shard.name):
         import_model(source, tmp_path / "new")
     shutil.move(tmp_path / "elsewhere", shard)
+    shutil.move(source / "pytorch_model.bin.index.json", tmp_path / "index")
+    with pytest.raises(ModelError, match="holds shards without"):
+        import_model(source, tmp_path / "new")
+    shutil.move(tmp_path / "index", source / "pytorch_model.bin.index.json")
     for path in source.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(ModelError, match="holds no tokenizer"):

@@ -102,7 +102,7 @@ def test_pickles_only(whole, tmp_path, name):
     shutil.copy(whole / "config.json", tmp_path)
     refused(tmp_path, "no safetensors weights")
     (tmp_path / name).write_bytes(b"\x80\x04")
-    refused(tmp_path, "pickle files only.*save_pretrained")
+    refused(tmp_path, "pickle files only.*sdft import")
 
 
 def test_weights_under_another_name(broken):
