@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, dequantize
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sdft_ray.errors import ModelError
 from sdft_ray.importing.gguf_config import ROPE_TENSORS, completed
-from sdft_ray.importing.source import TORCH_DTYPES, Origin, bars_on_terminals
+from sdft_ray.importing.gguf_tokenizer import rebuilt, splitting_note
+from sdft_ray.importing.source import TORCH_DTYPES, Origin, bars_on_terminals, linked
 from sdft_ray.models.families import family_of
 from sdft_ray.models.licence import Licence, find_licence
 from sdft_ray.models.size import size_of
@@ -101,7 +102,7 @@ class GgufSource:
                 f"{num_parameters:,}",
                 "import the original checkpoint instead: transformers would drop or miss the rest",
             )
-        notes = (*_lost(header), *unread)
+        notes = (*_lost(header), *splitting_note(header.fields), *unread)
         name = str(header.fields.get("general.name", ""))
         return cls(header, config, notes, Origin("a GGUF file", (path,), name, _base(header), _licence(header)))
 
@@ -118,9 +119,9 @@ class GgufSource:
     def load(self, dtype: str) -> Any:
         path = self.header.path
         config = AutoConfig.for_model(**self.config)
-        with bars_on_terminals():
+        with bars_on_terminals(), linked(path.parent, only=path.name) as folder:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, config=config, dtype=TORCH_DTYPES[dtype],
+                str(folder), gguf_file=path.name, config=config, dtype=TORCH_DTYPES[dtype],
                 local_files_only=True, trust_remote_code=False, output_loading_info=True,
             )  # fmt: skip
         model, report = loaded
@@ -132,19 +133,10 @@ class GgufSource:
         return model
 
     def write_companions(self, directory: Path) -> None:
-        path, fields = self.header.path, self.header.fields
-        settings: dict[str, Any] = {
-            name: bool(fields.get(f"tokenizer.ggml.{name}", False)) for name in ("add_bos_token", "add_eos_token")
-        }  # transformers does not read them: without, Gemma's tokenizer would add no BOS
-        settings["model_max_length"] = self.config["max_position_embeddings"]
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False, **settings
-            )
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ModelError(f"{path}: its tokenizer cannot be read: {error}", "import the original model") from None
-        tokenizer.init_kwargs.pop("local_files_only", None)  # it would be written to tokenizer_config.json
-        tokenizer.save_pretrained(str(directory))
+        path = self.header.path
+        with linked(path.parent, only=path.name) as folder:
+            tokenizer = rebuilt(folder, path.name, self.header.fields, self.config["max_position_embeddings"])
+            tokenizer.save_pretrained(str(directory))
         for pattern in _LICENCES:
             for file in path.parent.glob(pattern):
                 if file.is_file():

@@ -82,10 +82,10 @@ def bars_on_terminals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def linked(folder: Path, *, without: Sequence[str]) -> Iterator[Path]:
-    """Links to the files of a folder except some: transformers would add an adapter that lies beside a model."""
+def linked(folder: Path, *, only: str = "", without: Sequence[str] = ()) -> Iterator[Path]:
+    """Links to files of a folder: transformers uses whatever lies beside a model, such as adapters and tokenizers."""
     with tempfile.TemporaryDirectory(prefix="sdft-import-") as links:
         for path in folder.iterdir():
-            if path.is_file() and path.name not in without:
+            if path.is_file() and path.name not in without and only in ("", path.name):
                 (Path(links) / path.name).symlink_to(path.resolve())
         yield Path(links)

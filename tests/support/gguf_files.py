@@ -35,6 +35,7 @@ def write_gguf(
     tensors: Mapping[str, np.ndarray] | None = None,
     chat_template: str | None = None,
     architecture: str | None = None,
+    pre: str = "gpt-2",
 ) -> Path:
     """Write a transformers model. `fields` (after the architecture) and `tensors` are added; `kind` is a ggml type."""
     config = model.config
@@ -45,7 +46,7 @@ def write_gguf(
     for field, value in said.items():
         _add(writer, f"{name}.{field}", value)
     if tokenizer is not None:
-        _add_tokenizer(writer, tokenizer, chat_template)
+        _add_tokenizer(writer, tokenizer, chat_template, pre)
     names = get_tensor_name_map(arch, config.num_hidden_layers)
     for key, tensor in model.state_dict().items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
@@ -123,13 +124,13 @@ def _add(writer: GGUFWriter, name: str, value: Any) -> None:
         writer.add_array(name, value)
 
 
-def _add_tokenizer(writer: GGUFWriter, directory: Path, chat_template: str | None) -> None:
+def _add_tokenizer(writer: GGUFWriter, directory: Path, chat_template: str | None, pre: str) -> None:
     content = json.loads((directory / "tokenizer.json").read_text())
     vocab = {**content["model"]["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
     special = {token["content"]: token["special"] for token in content["added_tokens"]}
     tokens = [token for token, _ in sorted(vocab.items(), key=lambda item: item[1])]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([{True: 3, False: 4}.get(special.get(token), 1) for token in tokens])  # type: ignore[arg-type]
     writer.add_token_merges([" ".join(merge) for merge in content["model"]["merges"]])

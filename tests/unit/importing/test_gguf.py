@@ -181,6 +181,26 @@ def test_fields_that_nobody_reads_are_told(tokenizer: Path, tmp_path: Path) -> N
     assert done.notes == ("not read from the file: llama.attention.novelty = 3",)
 
 
+@pytest.mark.parametrize(("pre", "single"), [("smollm", True), ("llama-bpe", False), ("novel", False)])
+def test_text_is_split_as_the_file_says(pre: str, single: bool, tokenizer: Path, tmp_path: Path) -> None:
+    _, file = made(tokenizer, tmp_path, gguf={"pre": pre})
+    done, _ = imported(file, tmp_path)
+    back: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    parts = [part for part, _ in back.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a 123")]
+    assert parts == (["a", "Ġ", "1", "2", "3"] if single else ["a", "Ġ123"] if pre == "novel" else ["a", "Ġ", "123"])
+    assert any("'novel', which transformers does not know" in note for note in done.notes) == (pre == "novel")
+
+
+def test_neighbours_of_the_file_are_not_read(tokenizer: Path, tmp_path: Path) -> None:
+    model, file = made(tokenizer, tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("another")
+    _, back = imported(file, tmp_path)
+    torch.testing.assert_close(logits_of(back), logits_of(model), atol=1e-5, rtol=1e-5)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+
+
 def test_config_is_read_by_stock_transformers(tokenizer: Path, tmp_path: Path) -> None:
     _, file = made(tokenizer, tmp_path)
     imported(file, tmp_path)
