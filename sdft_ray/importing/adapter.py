@@ -16,10 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sdft_ray.errors import ModelError
 from sdft_ray.importing.pickled import PickledSource, load_plain, read_shapes, weight_files
-from sdft_ray.importing.source import Origin, linked, widest
+from sdft_ray.importing.source import Origin, licence_in, linked, widest
 from sdft_ray.models.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from sdft_ray.models.json_file import read_json_object
-from sdft_ray.models.licence import find_licence
 from sdft_ray.models.surgery import copy_companions
 from sdft_ray.models.vocabulary import check_vocabulary
 
@@ -61,7 +60,7 @@ class AdapterSource:
         check_vocabulary(_tokenizer_folder(folder, base), num_rows)
         origin = Origin(
             "a base model and a LoRA adapter", (*files, _weights(folder)), base_model=named,
-            licence=find_licence([folder, base]),
+            licence=licence_in(folder, base),
         )  # fmt: skip
         return cls(folder, base, config, dtype, origin, tuple(notes))
 

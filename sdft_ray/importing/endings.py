@@ -11,9 +11,10 @@ from typing import Any
 from jinja2 import TemplateError
 
 from sdft_ray.data.chat import load_tokenizer
+from sdft_ray.errors import ModelError
 from sdft_ray.models.json_file import read_json_object
 
-_FILE = "generation_config.json"
+GENERATION_CONFIG = "generation_config.json"
 _ANSWER = "Qxresponsexq"
 
 
@@ -22,20 +23,29 @@ def write_generation_config(directory: Path, config: dict[str, Any], end_ids: Se
 
     These are the tokens of the file itself and of config.json, `end_ids`, and that of the chat template.
     """
-    path = directory / _FILE
+    path = directory / GENERATION_CONFIG
     known = read_json_object(path) if path.is_file() else {}
     fields = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")
               if config.get(name) is not None}  # fmt: skip
-    tokenizer: Any = load_tokenizer(directory)
+    tokenizer = _tokenizer(directory)
     notes, turn = _end_of_turn(tokenizer)
     ends = [*_ids(known.get("eos_token_id")), *_ids(fields.get("eos_token_id")), *end_ids, *_ids(turn)]
     ends = list(dict.fromkeys(ends or _ids(tokenizer.eos_token_id)))
     if turn is not None and turn not in {*_ids(known.get("eos_token_id")), *_ids(fields.get("eos_token_id"))}:
         token = tokenizer.convert_ids_to_tokens(turn)
-        notes.append(f"{token} ends a turn in the chat template: added to eos_token_id in {_FILE}")
+        notes.append(f"{token} ends a turn in the chat template: added to eos_token_id in {GENERATION_CONFIG}")
     content = {**fields, **known, "eos_token_id": ends[0] if len(ends) == 1 else ends}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return notes
+
+
+def _tokenizer(directory: Path) -> Any:
+    try:
+        return load_tokenizer(directory)
+    except ModelError:
+        raise
+    except Exception as reason:  # noqa: BLE001  (tokenizers raises Exception itself for a damaged tokenizer.json)
+        raise ModelError(f"the tokenizer of the source is damaged: {reason}", "download that file again") from None
 
 
 def _end_of_turn(tokenizer: Any) -> tuple[list[str], int | None]:

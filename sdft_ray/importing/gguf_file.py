@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sdft_ray.errors import ModelError
 from sdft_ray.importing.gguf_config import ROPE_TENSORS, completed
 from sdft_ray.importing.gguf_tokenizer import rebuilt, splitting_note
-from sdft_ray.importing.source import TORCH_DTYPES, Origin, bars_on_terminals, linked
+from sdft_ray.importing.source import TORCH_DTYPES, Origin, bars_on_terminals, licence_in, linked
 from sdft_ray.models.families import family_of
-from sdft_ray.models.licence import Licence, find_licence
+from sdft_ray.models.licence import Licence
 from sdft_ray.models.size import size_of
 
 _LICENCES = ("LICEN[CS]E*", "licen[cs]e*", "NOTICE*", "USE_POLICY*", "*TERMS*")
@@ -209,4 +209,4 @@ def _licence(header: GgufHeader) -> Licence | None:
     known = header.fields.get("general.license")
     if isinstance(known, str) and known and " " not in known:
         return Licence(known.lower(), origin="the metadata of the GGUF file")
-    return find_licence([header.path.parent])
+    return licence_in(header.path.parent)

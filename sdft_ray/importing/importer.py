@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from sdft_ray.errors import ModelError, StoreError
 from sdft_ray.importing import adapter, pickled
 from sdft_ray.importing.adapter import AdapterSource
 from sdft_ray.importing.card import CARD, SOURCE_CARD, card
-from sdft_ray.importing.endings import write_generation_config
+from sdft_ray.importing.endings import GENERATION_CONFIG, write_generation_config
 from sdft_ray.importing.gguf_file import GgufSource
 from sdft_ray.importing.pickled import PickledSource
 from sdft_ray.importing.source import Source, bars_on_terminals
@@ -178,20 +179,18 @@ def _write(found: Source, partial: Path, dtype: str, tell: Callable[[str], None]
     found.write_companions(partial)
     for name in (CARD, *_ADAPTERS, *_PICKLES):
         (partial / name).unlink(missing_ok=True)
-    generation = partial / "generation_config.json"
-    original = generation.read_bytes() if generation.is_file() else None
+    (partial / "config.json").write_text(json.dumps(found.config), encoding="utf-8")
+    config = AutoConfig.from_pretrained(str(partial), local_files_only=True, trust_remote_code=False)
+    notes = write_generation_config(partial, config.to_dict(), found.end_ids)
+    generation = (partial / GENERATION_CONFIG).read_bytes()
     tell(f"reading the weights of {found.origin.kind}")
     model: Any = found.load(dtype)
     tell("writing safetensors")
-    model.generation_config = GenerationConfig()  # the original is written below, as it is
+    model.generation_config = GenerationConfig()  # transformers refuses to write some; ours is written below
     with bars_on_terminals():
         model.save_pretrained(str(partial), max_shard_size=_SHARD_BYTES)
-    del model
-    generation.unlink()
-    if original is not None:
-        generation.write_bytes(original)
-    config = AutoConfig.from_pretrained(str(partial), local_files_only=True, trust_remote_code=False)
-    return write_generation_config(partial, config.to_dict(), found.end_ids)
+    (partial / GENERATION_CONFIG).write_bytes(generation)
+    return notes
 
 
 def _rounding(before: str, after: str) -> list[str]:

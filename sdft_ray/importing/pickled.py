@@ -15,11 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sdft_ray.errors import ModelError
-from sdft_ray.importing.source import TORCH_DTYPES, Origin, bars_on_terminals, widest
+from sdft_ray.importing.source import TORCH_DTYPES, Origin, bars_on_terminals, licence_in, widest
 from sdft_ray.models.checkpoint import Checkpoint, TensorInfo, read_config_file
 from sdft_ray.models.families import family_of
 from sdft_ray.models.json_file import read_json_object
-from sdft_ray.models.licence import find_licence
 from sdft_ray.models.surgery import copy_companions
 
 SINGLE_FILE, INDEX_FILE = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -58,10 +57,11 @@ class PickledSource:
         checkpoint.check_tensors()
         checkpoint.check_tokenizer()
         dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-        dtype = widest(dtypes)
-        notes = () if len(dtypes) <= 1 else (f"the weights have several dtypes ({', '.join(sorted(dtypes))})",)
-        origin = Origin("PyTorch pickles", files, licence=find_licence([folder]))
-        return cls(folder, config, dtype if dtype in TORCH_DTYPES else "float32", origin, notes)
+        notes = [] if len(dtypes) <= 1 else [f"the weights have several dtypes ({', '.join(sorted(dtypes))})"]
+        if "float64" in dtypes:
+            notes.append("weights in float64 were rounded to float32")
+        origin = Origin("PyTorch pickles", files, licence=licence_in(folder))
+        return cls(folder, config, widest(dtypes), origin, tuple(notes))
 
     def load(self, dtype: str) -> Any:
         return load_plain(self.folder, dtype)

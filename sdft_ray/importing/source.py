@@ -7,13 +7,13 @@ import io
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from sdft_ray.models.licence import Licence
+from sdft_ray.models.licence import Licence, find_licence
 from sdft_ray.models.loading import quiet
 from sdft_ray.models.size import DTYPE_BYTES
 
@@ -67,8 +67,15 @@ class Source(Protocol):
 
 
 def widest(dtypes: set[str]) -> str:
-    """The dtype that holds all values of `dtypes`: float16 and bfloat16 together need float32."""
-    return dtypes.pop() if len(dtypes) == 1 else "float32"
+    """The dtype that holds all values of `dtypes`: float16 and bfloat16 together need float32. No float64."""
+    (only,) = dtypes if len(dtypes) == 1 else ("float32",)
+    return only if only in TORCH_DTYPES else "float32"
+
+
+def licence_in(*folders: Path) -> Licence | None:
+    """`find_licence`, whose words are for a teacher, in the words of a source."""
+    found = find_licence(folders)
+    return found and replace(found, origin=found.origin.replace("the teacher's", "the source's"))
 
 
 @contextlib.contextmanager

@@ -33,13 +33,30 @@ def test_every_bit_is_kept(shards: int, tied: bool, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in back.state_dict().items())
     assert done.notes == ("left out: optimizer.pt",)
     assert (tmp_path / "new" / "README.source.md").read_text() == "The card of the source."
-    assert "apache-2.0" in (tmp_path / "new" / "README.md").read_text()
+    assert "`apache-2.0`, according to the file LICENSE" in (tmp_path / "new" / "README.md").read_text()
     assert not list((tmp_path / "new").glob("*.bin*"))
     ids = [
         AutoTokenizer.from_pretrained(folder)("Tom has 12 apples.")["input_ids"]
         for folder in (source, tmp_path / "new")
     ]
     assert ids[0] == ids[1]
+
+
+def test_what_float32_cannot_hold_is_told(tmp_path: Path) -> None:
+    source = pickled(tmp_path / "old", dtype="float64")
+    done = import_model(source, tmp_path / "new")
+    assert (done.dtype, done.notes) == ("float32", ("weights in float64 were rounded to float32",))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_before_the_weights_are_read(tmp_path: Path) -> None:
+    source = pickled(tmp_path / "old")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "NoSuchTokenizer"}))
+    (source / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": []}))
+    steps: list[str] = []
+    with pytest.raises(ModelError, match="tokenizer"):
+        import_model(source, tmp_path / "new", tell=steps.append)
+    assert len(steps) == 1
 
 
 def test_the_dtype_is_that_of_the_weights_whatever_the_config_says(tmp_path: Path) -> None:
