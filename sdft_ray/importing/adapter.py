@@ -133,7 +133,7 @@ def _open_base(base: Path) -> tuple[dict[str, Any], str, tuple[Path, ...]]:
     if not any((base / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)) and any(base.glob("pytorch_model.bin*")):
         source = PickledSource.open(base)
         return source.config, source.dtype, weight_files(base)
-    checkpoint = Checkpoint.open(base)
+    checkpoint = Checkpoint.open(base, ignore_adapter=True)
     checkpoint.check_tensors()
     dtypes = {_FLOATS.get(info.dtype, "float32") for info in checkpoint.tensors.values()}
     files = tuple(sorted({info.file for info in checkpoint.tensors.values()}))

@@ -60,14 +60,20 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
 
     @classmethod
-    def open(cls, directory: str | Path) -> Checkpoint:
+    def open(cls, directory: str | Path, *, ignore_adapter: bool = False) -> Checkpoint:
         """Read config and headers, and compare the length of every file with its header.
 
         Raises `ModelError`: no such directory, config.json missing, malformed or of an unsupported model,
-        weights only as pickle files, a shard that is missing, truncated or corrupt (with its name).
+        weights only as pickle files, a shard that is missing, truncated or corrupt (with its name), or an adapter
+        beside the model (unless `ignore_adapter`): transformers would add it, and nothing else would.
         """
         directory = Path(directory)
         config = read_config_file(directory)
+        if (directory / "adapter_config.json").is_file() and not ignore_adapter:
+            raise ModelError(
+                f"{directory} holds a model and an adapter",
+                f"merge them: sdft import {directory} NEW",
+            )
         family_of(config)
         num_blocks_of(config)
         return cls(directory, config, _read_tensors(directory))

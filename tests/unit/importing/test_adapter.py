@@ -58,6 +58,7 @@ def test_the_merged_model_computes_what_peft_computes(variant: str, tmp_path: Pa
     assert "names somebody/base" in note
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("how", [{"modules_to_save": ["lm_head"]}, {"target_modules": [*TARGETS, "lm_head"]}])
 def test_a_head_that_was_trained_is_stored_also_where_it_was_tied(
@@ -87,6 +88,8 @@ def test_added_tokens_widen_the_base(tmp_path: Path) -> None:
 def test_a_folder_with_model_and_adapter_is_merged(tmp_path: Path) -> None:
     both = make_model(tmp_path / "both")
     expected = adapter(both)
+    with pytest.raises(ModelError, match="holds a model and an adapter"):
+        Checkpoint.open(both)
     done = import_model(both, tmp_path / "merged")
     torch.testing.assert_close(logits_of(load_model(tmp_path / "merged", "auto")), expected, atol=1e-4, rtol=1e-4)
     assert done.kind == "a base model and a LoRA adapter"
