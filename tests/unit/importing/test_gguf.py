@@ -188,6 +188,8 @@ def test_text_is_split_as_the_file_says(pre: str, single: bool, tokenizer: Path,
     back: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
     parts = [part for part, _ in back.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a 123")]
     assert parts == (["a", "Ġ", "1", "2", "3"] if single else ["a", "Ġ123"] if pre == "novel" else ["a", "Ġ", "123"])
+    model = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["model"]
+    assert model["ignore_merges"] == (pre == "llama-bpe")
     assert any("'novel', which transformers does not know" in note for note in done.notes) == (pre == "novel")
 
 
