@@ -62,6 +62,16 @@ def write_gguf(
     return path
 
 
+def write_vocabulary(directory: Path, path: Path, *, pre: str) -> Path:
+    """Write the byte-level tokenizer in `directory` alone."""
+    writer = GGUFWriter(path, "llama")
+    _add_tokenizer(writer, directory, None, pre)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
 def _fields(config: Any) -> dict[str, Any]:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
