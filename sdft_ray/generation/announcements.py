@@ -129,6 +129,23 @@ _TAKEN_BACK = re.compile(
     r"|\b(?:mistake|error)\s+(?:here|above|somewhere)\b",
     re.IGNORECASE,
 )
+_REJECTED = re.compile(
+    r"[)\]\"'”}*$.]*\s*(?:\w+\s+)?[,:]?\s*(?:which\s+|that\s+|as\s+an\s+answer\s+)?(?:(?:is|was|are|were|seems?|looks?|sounds?"
+    r"|must\s+be|would\s+be|will\s+be)(?:n['’]t|\s+not)?\s+"
+    r"(?:(?:clearly|definitely|also|both|obviously|simply|just|plainly|certainly)\s+)*(?:wrong|incorrect|false|not\b"
+    r"|impossible|ruled\s+out|excluded|eliminated|out\b|invalid|mistaken|too\s+\w+|a\s+mistake|never\b)"
+    r"|(?:is|was|are|were|would|will)(?:n['’]t|\s+not|\s+never)\b|cannot\b|can\s*not\b|can['’]t\b|could(?:n['’]t|\s+not)\b"
+    r"|does(?:n['’]t|\s+not)\b|fails?\b)",
+    re.IGNORECASE,
+)
+_NEGATION = re.compile(
+    r"\b(?:not|never|nowhere|neither|nor|cannot|impossible|incorrect|unlikely|doubt(?:s|ful)?|far\s+from|no\s+way"
+    r"|fail(?:s|ed)?\s+to|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(
+    r"[.,;:!?\n](?!\d)|\b(?:so|but|therefore|thus|hence|then|and|because|since|which|while|although|as)\b", re.IGNORECASE
+)
 _FIRST_SENTENCE = re.compile(r"[^.!?]*(?:[.!?](?!\s|$)[^.!?]*)*([.!?])?")
 
 
@@ -146,6 +163,16 @@ def asked(text: str) -> bool:
 def denied(before: str) -> bool:
     """Whether the words before a value deny it: "it is not", "anything but"."""
     return _DENIED.search(before[-200:]) is not None
+
+
+def negated(before: str) -> bool:
+    """Whether the clause before a value has a negation: "there is no way it equals"."""
+    return _NEGATION.search(_CLAUSE.split(before[-200:])[-1]) is not None
+
+
+def rejected(rest: str) -> bool:
+    """Whether the words after a value reject it: "is not the answer", "is wrong"."""
+    return _REJECTED.match(rest) is not None
 
 
 def set_aside(before: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sdft_ray.generation.announcements import AmbiguousError, announced, asked, denied, set_aside, taken_back
+from sdft_ray.generation.announcements import AmbiguousError, announced, asked, denied, rejected, set_aside, taken_back
 from sdft_ray.generation.numbers import plain
 
 
@@ -59,7 +59,7 @@ def _announced_letters(segment: str, braced: bool) -> str | None:
     several = _several(letter, rest)
     if several is not None:
         return several
-    if _wrong(rest):
+    if rejected(rest):
         raise AmbiguousError
     if bracketed or _REST.match(rest):
         # In "the answer is a because", "a" may be an article; in "is a." it cannot.
@@ -105,18 +105,7 @@ _LEADING = re.compile(
     re.IGNORECASE,
 )
 _MARK = re.compile(r"(?<!\w)\(?([A-Z])(?:[).:](?=\s)|\s+[-–—]\s)")
-_WRONG = (
-    r"(?:is|was|are|seems|looks|cannot\s+be|can['’]t\s+be|must\s+be)(?:n['’]t|\s+not)?\s+(?:clearly\s+|definitely\s+|also\s+|both\s+)?"
-    r"(?:wrong|incorrect|false|not\b|impossible|ruled\s+out|excluded|eliminated|out\b|invalid)"
-    r"|(?:is|was|are)(?:n['’]t|\s+not)\b|cannot\b|can['’]t\b|does(?:n['’]t|\s+not)\b"
-)
-_CALLED_WRONG = re.compile(rf"\s*[,:]?\s*(?:which\s+)?(?:{_WRONG})", re.IGNORECASE)
 _UNSURE = re.compile(r"\b(?:do\s+not|don['’]t|cannot|can['’]t)\s+(?:know|tell|say|be\s+sure)|\b(?:could|might|may)\s+be\b", re.IGNORECASE)
-
-
-def _wrong(rest: str) -> bool:
-    """Whether the words after a letter reject it: "is incorrect"."""
-    return _CALLED_WRONG.match(rest) is not None
 
 
 def _unannounced(text: str) -> str | None:
@@ -138,14 +127,14 @@ def _unannounced(text: str) -> str | None:
     marked = set(_MARK.findall(text)) | set(re.findall(r"\(([A-Z])\)", text))
     if len(lines) == 1 and len(marked) <= 1 and (leading := _LEADING.match(lines[0])):
         letter, rest = leading["bracketed"] or leading["marked"], lines[0][leading.end() :]
-        return letter if letter.isupper() and not _wrong(rest) else None
+        return letter if letter.isupper() and not rejected(rest) else None
     return _agreed(text, [(match.start(1), match[1]) for match in re.finditer(r"\(([A-Z])\)", text)])
 
 
 def _rejected(text: str, start: int, end: int) -> bool:
     before = text[:start].rstrip("([\"'“")
     after = re.sub(r"^[)\]\"'”}*]*", "", text[end:])
-    return denied(before + " ") or set_aside(before + " ") or _wrong(after) or re.match(r"\s*(?:or|and)\b|\?", after) is not None
+    return denied(before + " ") or set_aside(before + " ") or rejected(after) or re.match(r"\s*(?:or|and)\b|\?", after) is not None
 
 
 def _agreed(text: str, named: list[tuple[int, str]]) -> str | None:

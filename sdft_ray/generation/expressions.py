@@ -147,6 +147,8 @@ def _same(a: Any, b: Any) -> bool:
 
     if isinstance(a, Equality) != isinstance(b, Equality):
         a, b = _right_side(a), _right_side(b)
+    if isinstance(a, Interval) != isinstance(b, Interval):
+        a, b = _interval(a), _interval(b)
     if isinstance(a, Interval) and isinstance(b, Interval):
         return (a.left_open, a.right_open) == (b.left_open, b.right_open) and _all_same(a.args[:2], b.args[:2])
     if isinstance(a, Tuple) and isinstance(b, Tuple):
@@ -166,6 +168,26 @@ def _right_side(a: Any) -> Any:
     from sympy import Equality
 
     return a.rhs if isinstance(a, Equality) and a.lhs.is_Symbol else a
+
+
+def _interval(a: Any) -> Any:
+    """The interval that `x > 3` or `1 < x <= 3` describes, anything else as it is."""
+    from sympy import And, Interval, oo
+    from sympy.core.relational import Relational
+
+    bounds = a.args if isinstance(a, And) else (a,)
+    low, high, names, left_open, right_open = -oo, oo, set(), True, True
+    for bound in bounds:
+        if not isinstance(bound, Relational) or bound.rel_op not in ("<", "<=", ">", ">="):
+            return a
+        small, large = (bound.lhs, bound.rhs) if bound.rel_op in ("<", "<=") else (bound.rhs, bound.lhs)
+        if small.is_Symbol and large.is_number:
+            names, high, right_open = names | {small}, large, "=" not in bound.rel_op
+        elif large.is_Symbol and small.is_number:
+            names, low, left_open = names | {large}, small, "=" not in bound.rel_op
+        else:
+            return a
+    return Interval(low, high, left_open, right_open) if len(names) == 1 and len(bounds) <= 2 else a
 
 
 def _all_same(a: Any, b: Any) -> bool:

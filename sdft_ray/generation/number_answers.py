@@ -12,6 +12,8 @@ from sdft_ray.generation.announcements import (
     asked,
     bounded,
     denied,
+    negated,
+    rejected,
     set_aside,
     taken_back,
 )
@@ -120,7 +122,7 @@ def _number_in_segment(segment: str, braced: bool = False, steps: int = _MAX_SEG
 def _refuses(before: str) -> bool:
     """Whether the words before a number deny it or make it a bound."""
     words = before.rstrip()
-    return denied(words + " ") or bounded(words + " ") or re.search(r"\b(?:not|neither|nor|never)\b", words) is not None
+    return denied(words + " ") or bounded(words + " ") or negated(words)
 
 
 # --- written in words -------------------------------------------------------------------------------------------
@@ -156,6 +158,18 @@ def _worded(text: str, start: int) -> tuple[Number, int] | None:
         else:
             group += _VALUES.get(word, 1 if word == "a" else 0)
     return Number(Fraction(total + group, _PARTS[_singular(match["part"])] if match["part"] else 1)), match.end()
+
+
+_RESULT_IN_WORDS = re.compile(r"(?<!there )\b(?:is|equals|makes|gives|leaves|totals?|gets?)\s+(?=[a-z])", re.IGNORECASE)
+
+
+def _last_worded(text: str) -> Number | None:
+    """The number after the last "is", "makes" or the like of a text without digits; not "one", which may be a pronoun."""
+    verbs = list(_RESULT_IN_WORDS.finditer(text))
+    found = _worded(text, verbs[-1].end()) if verbs else None
+    if found is None or found[0].value <= 1 or not re.fullmatch(r"\W*(?:\w+)?\W*", text[found[1] :]):
+        return None
+    return None if negated(text[: verbs[-1].end()]) or asked(text[verbs[-1].start() :]) else found[0]
 
 
 def _singular(part: str) -> str:
@@ -196,9 +210,9 @@ def _last_number(text: str) -> Number | None:
     if len(_ENUMERATOR.findall(text)) > 1:
         text = _ENUMERATOR.sub("", text)
     numbers, unread = scan(text)
-    if not numbers:
-        return None
-    if unread:
+    if not numbers and not unread and not re.search(r"\d", text):
+        return _last_worded(text)
+    if unread or not numbers:
         raise AmbiguousError
     if len(numbers) > 1 and set_aside(text[numbers[-2][2] : numbers[-1][1]]):
         if _SENTENCE_END.search(text, numbers[-2][2], numbers[-1][1]) or taken_back(text[numbers[-1][2] :]):
@@ -211,7 +225,9 @@ def _last_number(text: str) -> Number | None:
         raise AmbiguousError
     if _LOOSE_MINUS.search(before) or _WORDED_MINUS.search(before):
         number, before = -number, before.rstrip(" -$€£")
-    if denied(before) or bounded(before) or _DAY_OF.search(before) or _OF_MONTH.match(rest):
+    if denied(before) or bounded(before) or negated(before) or rejected(rest):
+        raise AmbiguousError
+    if _DAY_OF.search(before) or _OF_MONTH.match(rest):
         raise AmbiguousError
     sentence = _SENTENCE_END.search(rest)
     if (sentence and sentence[0] == "?") or asked(rest) or taken_back(rest) or _ANOTHER_NUMBER.match(rest):

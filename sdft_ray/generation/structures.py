@@ -22,6 +22,9 @@ _MAX_JSON_CHARS = 200_000
 _MAX_STARTS = 200
 
 
+_INLINE = re.compile(r"`([^`\n]+)`")
+
+
 def fenced(text: str, languages: frozenset[str]) -> list[str]:
     """Contents of the fenced code blocks in these languages (lower case; "" for a block without one), in order."""
     return [match[3] for match in _FENCE.finditer(text) if match[2].lower() in languages]
@@ -75,7 +78,8 @@ def find_json(text: str) -> Json | None:
     same rank are no answer.
     """
     text = text.strip()[:_MAX_JSON_CHARS]
-    for candidates in ([text], fenced(text, frozenset({"json", ""}))):
+    inline = _INLINE.fullmatch(text)
+    for candidates in ([inline[1] if inline else text], fenced(text, frozenset({"json", ""}))):
         values = [value for candidate in candidates if (value := _parsed(candidate)) is not None]
         if values:
             return values[0] if all(same_json(value.value, values[0].value) for value in values) else None

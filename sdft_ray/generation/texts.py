@@ -149,7 +149,7 @@ def _bracketed(text: str) -> list[tuple[int, int]]:
 def _items(segment: str, depth: int = 0) -> Items:
     """Items separated by commas or semicolons; without those, by "and" or by spaces. Raises `AmbiguousError`."""
     segment = segment.strip()
-    if depth > _MAX_DEPTH:
+    if depth > _MAX_DEPTH or _OPEN_END.search(segment):
         raise AmbiguousError
     if segment[:1] in _OPENED:
         end = _closing(segment)
@@ -158,8 +158,6 @@ def _items(segment: str, depth: int = 0) -> Items:
         segment = segment[1 : end - 1]
     else:
         segment = _SENTENCE_END.split(segment, maxsplit=1)[0].strip().rstrip(".")
-    if _OPEN_END.search(segment):
-        raise AmbiguousError
     parts = _split(segment)
     if any(not part.strip() for part in parts[:-1]) or re.match(r"\s*or\s", parts[-1] if parts else ""):
         raise AmbiguousError
