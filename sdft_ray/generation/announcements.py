@@ -52,7 +52,7 @@ def announced(text: str, *, choice: bool = False) -> Iterator[Announced]:
     starts = [(match.end(), match.start(), False) for pattern in patterns for match in pattern.finditer(text)]
     starts += [(match.end(), match.start(), True) for match in _BOXED.finditer(text)]
     for end, start, braced in sorted(starts, reverse=True)[:_MAX_ANNOUNCEMENTS]:
-        before = text[max(0, start - 200) : start]
+        before = text[max(0, start - 200) : start].rsplit("\n", 1)[-1]
         if braced:
             content = _inside_braces(text, end)
             close = end + len(content) + 1
@@ -114,7 +114,7 @@ _DENIED_ANNOUNCEMENT = re.compile(
     r"(?:\s+(?:think|believe|say|mean|agree|true|sure|certain|clear|know|suppose|conclude|so|the\s+case))*"
     r"(?:\s+(?:that|if|whether))?(?:\s+(?:the|an?|my|your|his|her|their|this|its|our))?"
     r"(?:\s+(?:final|correct|right|true|only|best|real|actual|possible))*"
-    r"|\b(?:wrong|incorrect|false|bad|invalid|tempting|na[iï]ve|mistaken|erroneous|not\s+an?|no|previous|old)\s+)\s*\Z",
+    r"|\b(?:wrong|incorrect|false|bad|invalid|tempting|na[iï]ve|mistaken|erroneous)\s+)\s*\Z",
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
@@ -144,7 +144,7 @@ _NEGATION = re.compile(
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
-    r"[.,;:!?\n](?!\d)|\b(?:so|but|therefore|thus|hence|then|and|because|since|which|while|although|as)\b", re.IGNORECASE
+    r"[.,;:!?\n](?!\d)|(?<![!<>])=|\b(?:so|but|therefore|thus|hence|then|and|because|since|which|while|although|as)\b", re.IGNORECASE
 )
 _FIRST_SENTENCE = re.compile(r"[^.!?]*(?:[.!?](?!\s|$)[^.!?]*)*([.!?])?")
 
