@@ -105,6 +105,12 @@ _LEADING = re.compile(
     re.IGNORECASE,
 )
 _MARK = re.compile(r"(?<!\w)\(?([A-Z])(?:[).:](?=\s)|\s+[-–—]\s)")
+_MARK_REJECTED = re.compile(
+    r"\W*(?:(?:is|was|seems|looks|can|could|does)(?:n['’]t|\s+not|not)?\b.{0,20}?\b)?(?:wrong|incorrect|(?:is|was|can|could|does)"
+    r"(?:n['’]t|\s?not)\b|false\W*\Z)",
+    re.IGNORECASE,
+)
+"""After "C)": the text of an option may itself have a negation, so only a verdict on the option counts."""
 _UNSURE = re.compile(r"\b(?:do\s+not|don['’]t|cannot|can['’]t)\s+(?:know|tell|say|be\s+sure)|\b(?:could|might|may)\s+be\b", re.IGNORECASE)
 
 
@@ -127,7 +133,7 @@ def _unannounced(text: str) -> str | None:
     marked = set(_MARK.findall(text)) | set(re.findall(r"\(([A-Z])\)", text))
     if len(lines) == 1 and len(marked) <= 1 and (leading := _LEADING.match(lines[0])):
         letter, rest = leading["bracketed"] or leading["marked"], lines[0][leading.end() :]
-        return letter if letter.isupper() and not rejected(rest) else None
+        return letter if letter.isupper() and not _MARK_REJECTED.match(rest) else None
     return _agreed(text, [(match.start(1), match[1]) for match in re.finditer(r"\(([A-Z])\)", text)])
 
 
