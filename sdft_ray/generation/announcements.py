@@ -25,7 +25,7 @@ class Announced:
 
 
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*")
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|\Z)")
+_BOXED = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*\{?")
 _PHRASE = re.compile(
     r"\banswers?\b(?:[ \t]+(?:to|for)[ \t]+[^\n.:]{1,80}?)?\s*"
     r"(?::|=|\b(?:is|are|was|comes to|equals|(?:would|will|should|must|has to) be)\b)[ \t]*:?[ \t]*",
@@ -58,6 +58,8 @@ def announced(text: str, *, choice: bool = False) -> Iterator[Announced]:
             close = end + len(content) + 1
             if _DENIED.search(before) or _BOUNDED.search(before) or _BOX_BEFORE.search(before):
                 raise AmbiguousError
+            if _PART_BEFORE.search(before) or _PART_AFTER.match(text, close):
+                raise AmbiguousError
         else:
             line = _REST_OF_LINE.match(text, end)
             assert line is not None
@@ -70,9 +72,9 @@ def announced(text: str, *, choice: bool = False) -> Iterator[Announced]:
 
 
 def _inside_braces(text: str, start: int) -> str:
-    """Raises `AmbiguousError` if the closing brace is missing."""
-    depth = 1
-    for end in range(start, min(len(text), start + _MAX_BOX_CHARS)):
+    """Raises `AmbiguousError` if a brace is missing."""
+    depth = 1 if text[start - 1] == "{" else 0
+    for end in range(start, min(len(text), start + _MAX_BOX_CHARS) if depth else start):
         depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
             return text[start:end]
@@ -84,6 +86,10 @@ _BOX_BEFORE = re.compile(
 )
 """Two boxes in a row are two answers; after other words the later one counts."""
 
+_PART_BEFORE = re.compile(r"(?:(?<![a-zA-Z])[a-zA-Z]|\d|[-−]\$?|\\[dt]?frac\s*\{|\\sqrt\s*\{|[*/^+])\Z")
+_PART_AFTER = re.compile(r"\s?(?:[a-zA-Z](?![a-zA-Z])|[\^!]|\\(?:sqrt|pi|[dt]?frac)|[-+*/]\s*[\d\\]|\s*[-+*/]\s*[a-zA-Z](?![a-zA-Z]))")
+"""A box around a part of the answer."""
+
 # --- what denies an answer ---------------------------------------------------------------------------------------
 
 _FILLER = (
@@ -92,7 +98,7 @@ _FILLER = (
 )
 _OPEN = r"[\s(\[\"'“$*]*(?:\\\(|\\\[)?\s*\Z"
 _DENIED = re.compile(
-    rf"(?:\b(?:not|never|neither|nor|cannot|without|except(?:\s+for)?|excluding|unless|whether|(?:might|could|may)\s+be"
+    rf"(?:\b(?:not|no\s+longer|never|neither|nor|cannot|without|except(?:\s+for)?|excluding|unless|whether|(?:might|could|may)\s+be"
     rf"|(?:anything|all|everything|everyone)\s+but|(?:instead|short)\s+of|(?:rather|other)\s+than|unlike|rul(?:e|ed|ing)"
     rf"\s+out|eliminat(?:e|es|ed|ing)|reject(?:s|ed|ing)?|exclud(?:e|es|ed)|doubt)\b|n['’]t|≠|!=|\\neq?\b){_FILLER}{_OPEN}",
     re.IGNORECASE,
@@ -139,7 +145,7 @@ _REJECTED = re.compile(
     re.IGNORECASE,
 )
 _NEGATION = re.compile(
-    r"\b(?:not|never|nowhere|neither|nor|cannot|impossible|incorrect|unlikely|doubt(?:s|ful)?|far\s+from|no\s+way"
+    r"\b(?:not|never|nowhere|neither|nor|cannot|impossible|incorrect|unlikely|doubt(?:s|ful)?|far\s+from|no\s+(?:way|longer)"
     r"|fail(?:s|ed)?\s+to|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
     re.IGNORECASE,
 )

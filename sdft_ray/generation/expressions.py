@@ -48,9 +48,9 @@ _COMMAND = (
 )
 _NUMERAL = rf"\d{{1,{_MAX_DIGITS}}}(?:\.\d{{1,{_MAX_DIGITS}}})?(?![\d.])|\.\d{{1,{_MAX_DIGITS}}}"
 _TOKENS = re.compile(rf"(?:\s+|{_NUMERAL}|{_COMMAND}|[a-zA-Z]|[-+*/^_=<>(),\[\]{{}}|!])*")
-_MORE_THAN_A_NUMBER = re.compile(r"\\(?!(?:cdot|times|div|frac)(?![a-z]))[a-z]|(?<![\\a-zA-Z])[a-zA-Z]|[,!<>=|]")
+_MORE_THAN_A_NUMBER = re.compile(r"\\(?!(?:cdot|times|div|frac)(?![a-z]))[a-z]|(?<![\\a-zA-Z])[a-zA-Z]|[,!<>|]")
 _WORDS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-_LATEX = re.compile(r"\\[a-z]{2}|\A[(\[][^()\[\]]+,[^()\[\]]+[)\]]\Z")
+_LATEX = re.compile(r"\\(?!cdot|times|div)[a-z]{2}|[√π∞∪]|\A[(\[][^()\[\]]+,[^()\[\]]+[)\]]\Z")
 _BARE = re.compile(rf"{_LATEX.pattern}|\A(?!.*\d\s?[eE])(?=.*\d)(?=.*(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))")
 """What makes bare text mathematics: a command, a pair in brackets, or a variable with a number."""
 _POWER = re.compile(r"\^\s*(?:\{([^{}]*)\}|(\d+|[a-zA-Z]|\\[a-z]+)|(.))")
@@ -74,16 +74,19 @@ def expression_in(text: str, *, mathematics: bool = False, announced: bool = Tru
     if match := _DELIMITED.match(text):
         text, mathematics = next(group for group in match.groups() if group), True
     latex = text.strip().rstrip(".;").strip()
+    bare = latex
     for mark, written in _UNICODE.items():
         latex = latex.replace(mark, written)
     for pattern, rewrite in _REWRITTEN:
         latex = pattern.sub(rewrite, latex)
     latex = " ".join(latex.split())
+    if "=" in latex and not re.search(r"[<>!]|(?<![\\a-zA-Z])[a-zA-Z]", latex):
+        latex = latex.rsplit("=", 1)[1].strip()  # a calculation and its result
     if len(latex) > MAX_CHARS or not _TOKENS.fullmatch(latex) or not _MORE_THAN_A_NUMBER.search(latex):
         return None
     if any(len(word) > (3 if mathematics else 1) for word in _WORDS.findall(latex)):
         return None
-    if not mathematics and not (_BARE if announced else _LATEX).search(latex):
+    if not mathematics and not (_BARE if announced else _LATEX).search(bare):
         return None
     return Expression(latex) if _tame(latex) else None
 

@@ -58,7 +58,7 @@ _LEAD = re.compile(
     r"[\s:=≈(\[\"'“]*(?:(?:about|approximately|exactly|only|just|simply|equal to|equals|a total of|answer:"
     r"|answer is|[A-Za-z]\w{0,20}\s*=)[\s:=≈(\[\"'“]*)*"
 )
-_SIGN = re.compile(r"(?:(?:negative|minus)\s+|[-–]\s+)(?=[$€£\d.])", re.IGNORECASE)
+_SIGN = re.compile(r"(?:negative|minus)\s+(?=[$€£\d.a-z])|[-–]\s+(?=[$€£\d.])", re.IGNORECASE)
 _STARTS_NUMERIC = re.compile(r"[-+]?[$€£¥₹₩]?\s?[-+]?\.?\d")
 _ARITHMETIC = re.compile(r"\s*(?:[-+*/×÷^]|x(?=[\s\d]))\s*[($]?\d|\s+(?:plus|minus|times|divided\s+by)\s")
 _ANOTHER_NUMBER = re.compile(
@@ -71,6 +71,7 @@ _ANOTHER_NUMBER = re.compile(
 )
 _CLOSED = re.compile(r"[^()\[\],;]*[)\]]")
 _BOX_REST = re.compile(r"\s*(?:[^!\\,;<>|{}]|\\(?:text|mathrm)\b)*|[^!]*=[^=]*")
+_ALGEBRA = re.compile(r"\s*[-+*/×·]\s*\(?\d*[b-hj-zB-HJ-Z](?![\w'’])|\s+[xyz]\b(?!\s*\d)")
 _CLAUSE_END = re.compile(
     r"[!?;,(\n]|\.(?!\d)|\b(?:because|since|as|so|which|where|when|given|for|after|before|during|each|every|per|with"
     r"|while|than|more than)\b"
@@ -106,7 +107,7 @@ def _number_in_segment(segment: str, braced: bool = False, steps: int = _MAX_SEG
         if "=" not in rest or not steps:
             raise AmbiguousError
         return _number_in_segment(rest.rsplit("=", 1)[1], braced, steps - 1)
-    if _ANOTHER_NUMBER.match(rest):
+    if _ANOTHER_NUMBER.match(rest) or _ALGEBRA.match(rest):
         raise AmbiguousError
     if _BELOW_ZERO.match(rest):
         return number if number.figure < 0 else -number
@@ -133,12 +134,12 @@ _SMALL = (
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _VALUES = {word: i for i, word in enumerate(_SMALL)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
-_POWERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_POWERS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 _WORD = rf"(?:{'|'.join([*_VALUES, *_POWERS])})"
 _WORDED = re.compile(
     rf"(?P<whole>(?:{_WORD}|a(?=\s+(?:hundred|thousand|million|half|third|quarter)))(?:(?:\s+and\s+|\s+|-){_WORD}\b)*)?\b"
-    rf"(?:[\s-]*\b(?P<part>{'|'.join(_PARTS)})s?\b)?(?=\s*(?:[^\W\d]+\s*)?(?:[.,;!)\"]|\Z|$))",
+    rf"(?:(?P<added>\s+and\s+(?:an?|one|two|three|five|seven))?[\s-]*\b(?P<part>{'|'.join(_PARTS)})s?\b)?(?=\s*(?:[^\W\d]+\s*)?(?:[.,;!)\"]|\Z|$))",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -153,11 +154,14 @@ def _worded(text: str, start: int) -> tuple[Number, int] | None:
     for word in words:
         if word in _POWERS:
             group = max(group, 1) * _POWERS[word]
-            if word != "hundred":
+            if _POWERS[word] >= 1000:
                 total, group = total + group, 0
         else:
             group += _VALUES.get(word, 1 if word == "a" else 0)
-    return Number(Fraction(total + group, _PARTS[_singular(match["part"])] if match["part"] else 1)), match.end()
+    parts = _PARTS[_singular(match["part"])] if match["part"] else 1
+    if match["added"]:  # seven and three quarters
+        return Number(total + group + Fraction(_VALUES.get(match["added"].split()[-1].lower(), 1), parts)), match.end()
+    return Number(Fraction(total + group, parts)), match.end()
 
 
 _RESULT_IN_WORDS = re.compile(r"(?<!there )\b(?:is|equals|makes|gives|leaves|totals?|gets?)\s+(?=[a-z])", re.IGNORECASE)
@@ -183,7 +187,7 @@ _ENUMERATOR = re.compile(r"^[ \t]*(?:\d{1,3}[.)](?=[ \t]+\S)|step[ \t]+\d+)", re
 _VERB = r"(?:is|are|was|were|be|makes?|equals?|gives?|gets?|leaves?|leaving|becomes?|totals?|yields?|means|have|has|get)"
 _SIDE_BY_SIDE = re.compile(
     rf"\s*|\s*[,;/&|]\s*|\s*(?:[^\W\d]+['\"]?\s*)?(?:,?\s*and|or|to|–|—|-)\s*|\s*(?!{_VERB}\b)[^\W\d]+\.?,?\s*"
-    r"|\s*['\"′″]\s*|\s*[-+*/×÷]\s*|\s*[^\W\d]+\s*[-+*×÷]\s*",
+    r"|\s*['\"′″]\s*|\s*(?:[-+*/×÷±]|\+/-)\s*|\s*[^\W\d]+\s*[-+*×÷]\s*",
     re.IGNORECASE,
 )
 """Between two numbers of one quantity, one range, one date, or one calculation without its result."""
@@ -230,7 +234,7 @@ def _last_number(text: str) -> Number | None:
     if _DAY_OF.search(before) or _OF_MONTH.match(rest):
         raise AmbiguousError
     sentence = _SENTENCE_END.search(rest)
-    if (sentence and sentence[0] == "?") or asked(rest) or taken_back(rest) or _ANOTHER_NUMBER.match(rest):
+    if (sentence and sentence[0] == "?") or asked(rest) or taken_back(rest) or _ANOTHER_NUMBER.match(rest) or _ALGEBRA.match(rest):
         raise AmbiguousError
     if rest.startswith("!") and re.search(r"[=(]\s*\Z", before):
         raise AmbiguousError

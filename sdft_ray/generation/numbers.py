@@ -60,7 +60,7 @@ def equal_numbers(a: Number, b: Number) -> bool:
 # --- writing ----------------------------------------------------------------------------------------------------
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,\\!|\{,\}|\\[,;:! ]|[\u00a0\u2009\u202f_'’])(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\[,;: ]|[\u00a0\u2009\u202f_'’])(?=\d{3}(?!\d))")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit)\s*\{([^{}]*)\}")
 _LATEX_FRACTION = re.compile(r"(\d?)\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _LATEX_ROOT = re.compile(r"\\(?:sqrt\s*(?:\[[^\]]*\])?|binom\s*(?:\{[^{}]*\}|\d))\s*(?:\{[^{}]*\}|\w)")
@@ -72,7 +72,9 @@ _LATEX_WORDS = {
 _OPAQUE = r"\expression"
 """Stands for LaTeX that is no number, so that no digit inside is taken for one."""
 _PARTS = re.compile(r"[-+]?\s*[\d.,]+|[-+]?\s*[\d.,]+\s*(?:%|[A-Za-z ]{2,})")
-_BAR = re.compile(r"(\.\d*)\\(?:overline|bar)\s*\{?(\d+)\}?")
+_BAR = re.compile(r"(\.\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
+_DOTS = re.compile(r"(\.\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?")
+_SAID_TO_REPEAT = re.compile(r"(?<=\d)(\.)(\d)\s(?:repeating|recurring)\b")
 _COMBINING_BAR = re.compile("((?:\\d[\u0305\u0304])+)")
 _ELLIPSIS = re.compile(r"(\d{0,30}\.\d{0,30}?)(\d{1,12}?)(\2+)\.\.\.")
 
@@ -97,7 +99,8 @@ def plain(text: str) -> str:
     """
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
-    text = _THOUSANDS.sub(",", text)
+    text = _THOUSANDS.sub(",", text.replace("\\!", ""))
+    text = re.sub(r"(?<=\d) ?\*\* ?(?=-?\d)", "^", text)
     text = unicodedata.normalize("NFKC", text).replace("\u2044", "/").replace("\u2215", "/")
     text = re.sub("[\u2212\ufe63\u2010\u2011]", "-", text)
     text = re.sub(r"(?<![\w])\u2013(?=[\d.$])", "-", text)
@@ -105,7 +108,8 @@ def plain(text: str) -> str:
     text = _LATEX_ROOT.sub(lambda match: _OPAQUE, text) if "\\" in text else text
     for _ in range(2):  # a fraction of texts, or a text of fractions
         text = _LATEX_FRACTION.sub(_write_fraction, _LATEX_TEXT.sub(r" \1", text))
-    text = _BAR.sub(r"\1(\2)", text)
+    text = _BAR.sub(r"\1(\2)", _DOTS.sub(r"\1(\2\3\4)", text))
+    text = _SAID_TO_REPEAT.sub(r"\1(\2)", text)
     text = _COMBINING_BAR.sub(lambda match: "(" + re.sub(r"\D", "", match[1]) + ")", text)
     for latex, written in _LATEX_WORDS.items():
         text = text.replace(latex, written)
@@ -120,7 +124,7 @@ def plain(text: str) -> str:
 
 # --- reading ----------------------------------------------------------------------------------------------------
 
-_INTEGER_GROUPS = r"\d{1,3}(?:,\d{3})+(?!,?\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!,?\d)|\d{1,3}(?:\ \d{3})+(?![\ ,]?\d)"
+_INTEGER_GROUPS = r"\d{1,3}(?:,\d{3})+(?!,?\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!,?\d)|\d{1,3}(?:\ \d{3})+(?:(?![\ ,]?\d)|,\d+)"
 _FIGURE = (
     rf"(?:{_INTEGER_GROUPS})(?:\.\d+)?|\d{{1,3}}(?:\.\d{{3}}){{2,}}(?:,\d+)?(?![.,]?\d)"
     r"|\d{1,3}(?:\.\d{3})+,\d+(?![.,]?\d)|\d+,\d{1,2}(?=\ ?(?:€|EUR\b|euros?\b))|\d*\.\d*\(\d+\)|\d+(?:\.\d+)?|\.\d+"
@@ -141,14 +145,15 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _GLUED_BEFORE = re.compile(
-    r"(?:[\w^\\√]|\d[.,:/–—~]|[a-zA-Z\d]-|[a-zA-Z)\]}]/|\\(?:log|ln|sin|cos|tan|sec|csc|cot|exp)(?:_\w|_\{\w+\})?\s?\{?)\Z"
+    r"(?:[\w^\\√]|\d[.,:/–—~'’′\"″]|[a-zA-Z\d]-|[a-zA-Z)\]}]/|\\(?:log|ln|sin|cos|tan|sec|csc|cot|exp|dot|bar|overline)(?:_\w|_\{\w+\})?\s?\{?)\Z"
 )
 _GLUED_AFTER = re.compile(
     r"[,.:\-–—^_~]\d|\.?\\[a-zA-Z]|\.{3}|\.\(|/\s?\d|/\s?[a-gi-zA-Z](?![a-zA-Z])|[\^_π√∞‰]|\((?:[\d+-]|[a-z]\b)"
     r"|\s?(?:π|√|pi\b|sqrt\b)|[xyzn](?![a-zA-Z])|[a-zA-Z]?\d|[eE][-+]?\d|['’\"″′]\s?\d|\+(?=\s*(?:\Z|[.,;:)\s]))"
     r"|\s?(?:repeating|recurring|choose)\b"
 )
-_CLUSTER = re.compile(r"[\w.,:/^$€£%+'’!√π\\–—~-]*")
+_CLUSTER = re.compile(r"[\w.,:/^$€£%+'’′″!√π\\–—~-]*")
+_DECADE = re.compile(r"s(?!\w)")
 _CLOCK = re.compile(r"[ap]\.?m\b|°|o['’]clock", re.IGNORECASE)
 
 
@@ -168,6 +173,8 @@ def number_at(text: str, start: int) -> tuple[Number, int] | None:
     unit = unit_at(text, end)
     if _GLUED_AFTER.match(text, end) or (text[end : end + 1].isalpha() and not unit and not _CLOCK.match(text, end)):
         return None  # a word glued to it is no unit: 5th, 19B
+    if _DECADE.match(text, end) and (figure >= 1000 or text[:start].rstrip().lower().endswith("the")):
+        return None
     sign = match["currency"] or match["code"] or (match["currency_after"] or "").strip()
     unit = sign.lower() if sign and known(sign) else unit
     negative = ("-" in (match["sign1"], match["sign2"])) != (match["sign3"] == "-")
@@ -205,8 +212,8 @@ def _written(figure: str) -> Fraction | None:
         return Fraction(figure.replace(thousands, "").replace(",", "."))
     if figure.count(".") > 1:
         return Fraction(figure.replace(".", ""))
-    if "," in figure and re.search(r",\d{1,2}\Z", figure):
-        return Fraction(figure.replace(",", "."))
+    if "," in figure and (" " in figure or re.search(r",\d{1,2}\Z", figure)):
+        return Fraction(figure.replace(" ", "").replace(",", "."))
     if figure.startswith("0") and re.search(r"[, ]", figure):
         return None  # 0,125 has a decimal comma
     return Fraction(re.sub(r"[, ]", "", figure))
