@@ -30,7 +30,7 @@ class Expression:
 _UNICODE = {
     "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
     "÷": r"\div ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "±": r"\pm ", "−": "-", "–": "-", "²": "^{2}",
-    "³": "^{3}", "θ": r"\theta ", "∅": r"\emptyset ", "**": "^", "<=": r"\leq ", ">=": r"\geq ",
+    "³": "^{3}", "θ": r"\theta ", "∅": r"\emptyset ", r"\varnothing": r"\emptyset", "**": "^", "<=": r"\leq ", ">=": r"\geq ",
 }  # fmt: skip
 _REWRITTEN = [
     (re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[a-zA-Z]))"), lambda m: rf"\sqrt{{{m[1] or m[2]}}}"),
@@ -44,14 +44,25 @@ _REWRITTEN = [
 ]  # fmt: skip
 _COMMAND = (
     r"\\(?:frac|sqrt|pi|theta|alpha|beta|gamma|lambda|mu|phi|omega|cdot|times|div|infty|cup|cap|pm|ln|log|sin|cos|tan|sec"
-    r"|csc|cot|leq|le|geq|ge|lt|gt|emptyset|varnothing|in|mathbb\{[RNZQC]\})(?![a-zA-Z])|\\[{}]"
+    r"|csc|cot|leq|le|geq|ge|lt|gt|emptyset|binom|in|mathbb\{[RNZQC]\})(?![a-zA-Z])|\\(?:begin|end)\{[pb]matrix\}|\\[{}\\]"
 )
 _NUMERAL = rf"\d{{1,{_MAX_DIGITS}}}(?:\.\d{{1,{_MAX_DIGITS}}})?(?![\d.])|\.\d{{1,{_MAX_DIGITS}}}"
-_TOKENS = re.compile(rf"(?:\s+|{_NUMERAL}|{_COMMAND}|[a-zA-Z]|[-+*/^_=<>(),\[\]{{}}|!])*")
-_MORE_THAN_A_NUMBER = re.compile(r"\\(?!(?:cdot|times|div|frac)(?![a-z]))[a-z]|(?<![\\a-zA-Z])[a-zA-Z]|[,!<>|]")
+_TOKENS = re.compile(rf"(?:\s+|{_NUMERAL}|{_COMMAND}|[a-zA-Z]|[-+*/^_=<>(),\[\]{{}}|!&])*")
+_MORE_THAN_A_NUMBER = re.compile(r"\\(?!(?:cdot|times|div|frac)(?![a-z]))[a-z]|(?<![\\a-zA-Z])[a-zA-Z]|[,!<>|&]|\^\s*\{[^{}]*[/.]")
+_ASSIGNED_NUMBER = re.compile(r"[a-zA-Z]\s*=\s*[-+]?[\d.,/ ]+")
+_UNIT_TAIL = re.compile(
+    r"(?<=[^\s,=])\s*(?:(?:\\text|\\mathrm|\\mbox)\s*\{[^{}]*\}|(?<=\s)(?:(?:square|cubic|sq\.?)\s)?(?:[cmk]?m|units?|inches|feet|ft)\b)"
+    r"(?:\^\s*\{?[23]\}?)?\Z"
+)
+_FIGURES = re.compile(r"\d{1,4}(?:\s?:\s?\d{1,4}){1,2}(?:\s?[ap]\.?m\.?)?|\d{1,4}([/.-])\d{1,2}\1\d{1,4}", re.IGNORECASE)
+"""A time, a ratio or a date: compared as it is written."""
+_MATRIX = re.compile(r"\\(?:begin|end)\{.matrix\}")
 _WORDS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _LATEX = re.compile(r"\\(?!cdot|times|div)[a-z]{2}|[√π∞∪]|\A[(\[][^()\[\]]+,[^()\[\]]+[)\]]\Z")
-_BARE = re.compile(rf"{_LATEX.pattern}|\A(?!.*\d\s?[eE])(?=.*\d)(?=.*(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))")
+_BARE = re.compile(
+    rf"{_LATEX.pattern}|\A(?!.*\d\s?[eE])(?=.*\d)(?=.*(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))"
+    r"|(?<![a-zA-Z])(?:sqrt|pi)(?![a-zA-Z])|(?<![a-zA-Z])[a-zA-Z]\s?[+*/^=]\s?[a-zA-Z](?![a-zA-Z])"
+)
 """What makes bare text mathematics: a command, a pair in brackets, or a variable with a number."""
 _POWER = re.compile(r"\^\s*(?:\{([^{}]*)\}|(\d+|[a-zA-Z]|\\[a-z]+)|(.))")
 _SUBSCRIPT = re.compile(r"(?<![a-zA-Z])\s*_")
@@ -63,14 +74,15 @@ _DELIMITED = re.compile(
 )
 
 
-def expression_in(text: str, *, mathematics: bool = False, announced: bool = True) -> Expression | None:
+def expression_in(text: str, *, mathematics: bool = False) -> Expression | None:
     """The expression that a text consists of, in dollar signs or bare; None if it is prose or only a number.
 
-    `mathematics` says that the text comes from within mathematics, where letters may stand side by side; `announced`
-    that it was announced as the answer, where a bare "2x + 1" is an expression.
+    `mathematics` says that the text comes from within mathematics, where letters may stand side by side.
     """
     if len(text) > 4 * MAX_CHARS:
         return None
+    if written := _FIGURES.fullmatch(text.strip().rstrip(".")):
+        return Expression(re.sub(r"\s|\.(?=m)|(?<=m)\.", "", written[0]).lower())
     if match := _DELIMITED.match(text):
         text, mathematics = next(group for group in match.groups() if group), True
     latex = text.strip().rstrip(".;").strip()
@@ -79,14 +91,16 @@ def expression_in(text: str, *, mathematics: bool = False, announced: bool = Tru
         latex = latex.replace(mark, written)
     for pattern, rewrite in _REWRITTEN:
         latex = pattern.sub(rewrite, latex)
-    latex = " ".join(latex.split())
+    latex = _UNIT_TAIL.sub("", " ".join(latex.split()))
     if "=" in latex and not re.search(r"[<>!]|(?<![\\a-zA-Z])[a-zA-Z]", latex):
         latex = latex.rsplit("=", 1)[1].strip()  # a calculation and its result
     if len(latex) > MAX_CHARS or not _TOKENS.fullmatch(latex) or not _MORE_THAN_A_NUMBER.search(latex):
         return None
-    if any(len(word) > (3 if mathematics else 1) for word in _WORDS.findall(latex)):
+    if any(len(word) > (3 if mathematics else 1) for word in _WORDS.findall(_MATRIX.sub("", latex))):
         return None
-    if not mathematics and not (_BARE if announced else _LATEX).search(bare):
+    if _ASSIGNED_NUMBER.fullmatch(latex):
+        return None
+    if not mathematics and not _BARE.search(bare):
         return None
     return Expression(latex) if _tame(latex) else None
 
@@ -94,6 +108,8 @@ def expression_in(text: str, *, mathematics: bool = False, announced: bool = Tru
 def _tame(latex: str) -> bool:
     """Whether powers and factorials are small, and no number stands in a base other than ten."""
     if _SUBSCRIPT.search(_LOG_BASE.sub("", latex)) or re.search(r"(?<!\d)!|\d{3,}!|!!|[=<>]\s*\Z|\A\s*[=<>*/^]", latex):
+        return False
+    if "binom" in latex and re.search(r"\d{4}", latex):
         return False
     powers = list(_POWER.finditer(latex))
     if len(powers) > 6 or re.search(r"\^\s*\{[^{}]*[\^{]", latex):
@@ -132,11 +148,13 @@ def _parsed(latex: str) -> Any:
     """A sympy object, or None. Points stay pairs in their order, and decimals are exact."""
     from math_verify import LatexExtractionConfig
     from math_verify.parser import extract_target_from_pred, get_extraction_regexes
-    from sympy import Float, MatrixBase, Rational
+    from sympy import Float, Rational
 
+    if _FIGURES.fullmatch(latex):
+        return None
     # `math_verify.parse` is these two calls within an alarm signal, which works in a main thread only.
     found = extract_target_from_pred(f"${latex}$", get_extraction_regexes([LatexExtractionConfig()]))
-    if not found or isinstance(found[0], str | MatrixBase):
+    if not found or isinstance(found[0], str):
         return None
     try:
         return found[0].xreplace({one: Rational(str(one)) for one in found[0].atoms(Float)})
@@ -145,7 +163,7 @@ def _parsed(latex: str) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    from sympy import And, Equality, Expr, FiniteSet, Interval, Tuple, Union
+    from sympy import And, Equality, Expr, FiniteSet, Interval, MatrixBase, Tuple, Union
     from sympy.core.relational import Relational
 
     if isinstance(a, Equality) != isinstance(b, Equality):
@@ -154,6 +172,8 @@ def _same(a: Any, b: Any) -> bool:
         a, b = _interval(a), _interval(b)
     if isinstance(a, Interval) and isinstance(b, Interval):
         return (a.left_open, a.right_open) == (b.left_open, b.right_open) and _all_same(a.args[:2], b.args[:2])
+    if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
+        return a.shape == b.shape and _all_same(list(a), list(b))
     if isinstance(a, Tuple) and isinstance(b, Tuple):
         return _all_same(a.args, b.args)
     for kind in (FiniteSet, Union, And):
@@ -167,10 +187,11 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _right_side(a: Any) -> Any:
-    """The right side of `x = ...`, anything else as it is."""
+    """The right side of `x = ...` or `f(x) = ...`, anything else as it is."""
     from sympy import Equality
+    from sympy.core.function import AppliedUndef
 
-    return a.rhs if isinstance(a, Equality) and a.lhs.is_Symbol else a
+    return a.rhs if isinstance(a, Equality) and (a.lhs.is_Symbol or isinstance(a.lhs, AppliedUndef)) else a
 
 
 def _interval(a: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 from sdft_ray.generation.announcements import (
@@ -31,7 +32,8 @@ def read_number(text: str) -> Number | Expression | None:
             value = _announced_value(answer)
             if value is not None:
                 return value
-        return expression_in(text, announced=False) or _last_number(plain(text))
+        written = plain(text)
+        return _only_number(written.strip()) or expression_in(text) or _last_number(written)
     except AmbiguousError:
         return None
 
@@ -50,6 +52,14 @@ def _announced_value(answer: Announced) -> Number | Expression | None:
     if value is None and answer.braced:
         raise AmbiguousError
     return value
+
+
+def _only_number(text: str) -> Number | None:
+    """The number that a text consists of, but for a known unit."""
+    parsed = number_at(text, 0)
+    unit = parsed[0].unit if parsed else ""
+    rest = text[parsed[1] :].strip(" .").lower() if parsed else "?"
+    return parsed[0] if parsed and (not rest or (unit and rest.removesuffix("s") == unit.removesuffix("s"))) else None
 
 
 # --- announced --------------------------------------------------------------------------------------------------
@@ -71,6 +81,9 @@ _ANOTHER_NUMBER = re.compile(
 )
 _CLOSED = re.compile(r"[^()\[\],;]*[)\]]")
 _BOX_REST = re.compile(r"\s*(?:[^!\\,;<>|{}]|\\(?:text|mathrm)\b)*|[^!]*=[^=]*")
+_NAME = re.compile(r"(?<![\w'’])([a-zA-Z])\s*=[\s$(]*\Z")
+_UNEVALUATED = re.compile(r"(?:\d|[)}]|(?<![a-zA-Z])[b-zB-HJ-Z])\s*(?:[-+*/×÷]\s*)?\Z")
+"""Before an operator and a number, or before a number with a sign: a part of a calculation."""
 _ALGEBRA = re.compile(r"\s*[-+*/×·]\s*\(?\d*[b-hj-zB-HJ-Z](?![\w'’])|\s+[xyz]\b(?!\s*\d)")
 _CLAUSE_END = re.compile(
     r"[!?;,(\n]|\.(?!\d)|\b(?:because|since|as|so|which|where|when|given|for|after|before|during|each|every|per|with"
@@ -117,7 +130,8 @@ def _number_in_segment(segment: str, braced: bool = False, steps: int = _MAX_SEG
         if not results or not steps:
             raise AmbiguousError
         return _number_in_segment(rest[results[-1].end() :], braced, steps - 1)
-    return -number if sign else number
+    name = _NAME.search(segment[:start])
+    return replace(-number if sign else number, name=name[1] if name else "")
 
 
 def _refuses(before: str) -> bool:
@@ -236,9 +250,13 @@ def _last_number(text: str) -> Number | None:
     sentence = _SENTENCE_END.search(rest)
     if (sentence and sentence[0] == "?") or asked(rest) or taken_back(rest) or _ANOTHER_NUMBER.match(rest) or _ALGEBRA.match(rest):
         raise AmbiguousError
+    operand = _UNEVALUATED.search(before)
+    if operand and (text[start] in "+-" or not operand[0].rstrip()[-1].isalnum()):
+        raise AmbiguousError
     if rest.startswith("!") and re.search(r"[=(]\s*\Z", before):
         raise AmbiguousError
-    return -number if _BELOW_ZERO.match(rest) else number
+    name = _NAME.search(before)
+    return replace(-number if _BELOW_ZERO.match(rest) else number, name=name[1] if name else "")
 
 
 def _belongs(text: str, previous: tuple[Number, int, int], start: int) -> bool:

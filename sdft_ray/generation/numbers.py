@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from sdft_ray.generation.units import known, same_dimension, size, unit_at
@@ -28,12 +28,13 @@ _SCALES: dict[str, Fraction] = {
 class Number:
     """`figure` is the number as written, `scale` the size of its unit: 1/100 for a percent sign, 1 without a unit.
 
-    `unit` is a unit or currency of `sdft_ray.generation.units`, or "".
+    `unit` is a unit or currency of `sdft_ray.generation.units`, `name` the letter of "x = 5"; both may be "".
     """
 
     figure: Fraction
     scale: Fraction = Fraction(1)
     unit: str = ""
+    name: str = ""
 
     @property
     def value(self) -> Fraction:
@@ -42,14 +43,16 @@ class Number:
 
     def __neg__(self) -> Number:
         """The same number of the other sign."""
-        return Number(-self.figure, self.scale, self.unit)
+        return replace(self, figure=-self.figure)
 
 
 def equal_numbers(a: Number, b: Number) -> bool:
     """Equal value, or the same figure where one side omits the percent sign ("50%" and 50).
 
-    A percentage below one is compared only by value: "0.5%" is not 0.5. Units count where both sides have one.
+    A percentage below one is compared only by value: "0.5%" is not 0.5. Units and names count where both sides have one.
     """
+    if a.name and b.name and a.name.casefold() != b.name.casefold():
+        return False
     if a.unit and b.unit:
         return same_dimension(a.unit, b.unit) and a.value * size(a.unit) == b.value * size(b.unit)
     if a.value == b.value:

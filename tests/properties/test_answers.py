@@ -35,10 +35,7 @@ def integer_styles(n: int) -> list[str]:
 
 def value_in(text: str) -> Fraction | None:
     answer = extract("number", text)
-    if answer is None:
-        return None
-    assert isinstance(answer.value, Number)
-    return answer.value.value
+    return answer.value.value if answer and isinstance(answer.value, Number) else None
 
 
 @PATIENT
