@@ -95,9 +95,10 @@ _CONCLUDED = re.compile(
     r"|leaving|is|be)[,:]?\s+(?:only\s+)?(?:it\s+is\s+|it['’]s\s+|it\s+must\s+be\s+)?)"
     rf"{_LETTER}\s*[.!]?\s*\Z"
 )
+_MAX_ALONE_CHARS = 100
 _ALONE = re.compile(rf"\W*{_LETTER}\W*", re.IGNORECASE)
 _LETTERS_ALONE = re.compile(
-    r"\W*(?:(?:[Bb]oth|[Oo]ptions|[Cc]hoices|[Aa]nswers)\s+)*\(?[A-Z]\b\)?(?:\s*(?:,?\s*and|,|&|;)\s*\(?[A-Z]\b\)?)+"
+    r"\W*(?:(?:[Bb]oth|[Oo]ptions|[Cc]hoices|[Aa]nswers)\s+)*\(?[A-Z]\b\)?(?:(?:(?:\s*,)?\s*and\b|\s*[,&;])\s*\(?[A-Z]\b\)?)+"
     r"(?:\s+(?:are|is)\s+(?:both\s+|all\s+)?(?:correct|right|true))?\W*"
 )
 _LEADING = re.compile(
@@ -118,12 +119,13 @@ def _unannounced(text: str) -> str | None:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines or taken_back(text) or asked(lines[-1]) or _UNSURE.search(text):
         return None
-    if alone := _ALONE.fullmatch(lines[-1]):
+    short = lines[-1].strip()[:_MAX_ALONE_CHARS]
+    if alone := _ALONE.fullmatch(short):
         return alone["letter"].upper()
     if letters := _adjacent(text):
         return letters
-    if _LETTERS_ALONE.fullmatch(lines[-1]):
-        return "".join(sorted(set(re.findall(r"\b[A-Z]\b", lines[-1]))))
+    if _LETTERS_ALONE.fullmatch(short):
+        return "".join(sorted(set(re.findall(r"\b[A-Z]\b", short))))
     named = [match for match in _NAMED.finditer(text)]
     if named:
         return _agreed(text, [(match.start(match.lastgroup or 0), match[match.lastgroup or 0]) for match in named])

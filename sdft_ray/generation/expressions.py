@@ -106,7 +106,7 @@ def expression_in(text: str, *, mathematics: bool = False) -> Expression | None:
 
 
 def _tame(latex: str) -> bool:
-    """Whether powers and factorials are small, and no number stands in a base other than ten."""
+    """Whether powers, those of powers too, and factorials are small, and no number stands in a base other than ten."""
     if _SUBSCRIPT.search(_LOG_BASE.sub("", latex)) or re.search(r"(?<!\d)!|\d{3,}!|!!|[=<>]\s*\Z|\A\s*[=<>*/^]", latex):
         return False
     if "binom" in latex and re.search(r"\d{4}", latex):
@@ -114,12 +114,15 @@ def _tame(latex: str) -> bool:
     powers = list(_POWER.finditer(latex))
     if len(powers) > 6 or re.search(r"\^\s*\{[^{}]*[\^{]", latex):
         return False
+    product = 1
     for power in powers:
         exponent = power[1] or power[2] or ""
         if not exponent or power[3] or "!" in exponent or "," in exponent:
             return False
-        limit = _MAX_POWER if re.search(r"[)}\]]\s*\Z", latex[: power.start()]) else 100
-        if any(int(digits) > limit for digits in re.findall(r"\d+", exponent)):
+        largest = max((int(digits) for digits in re.findall(r"\d+", exponent)), default=1)
+        if re.search(r"[)}\]]\s*\Z", latex[: power.start()]):
+            product *= max(largest, 1)
+        if largest > 100 or product > _MAX_POWER:
             return False
     return latex.count("{") <= 40 and latex.count("(") <= 20
 
