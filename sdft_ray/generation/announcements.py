@@ -27,8 +27,8 @@ class Announced:
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*")
 _BOXED = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*\{?")
 _PHRASE = re.compile(
-    r"\banswers?\b(?:[ \t]+(?:to|for)[ \t]+[^\n.:]{1,80}?)?\s*"
-    r"(?::|=|\b(?:is|are|was|comes to|equals|(?:would|will|should|must|has to) be)\b)[ \t]*:?[ \t]*",
+    r"\bans(?:wers?)?\b(?:[ \t]+(?:to|for)[ \t]+[^\n.:]{1,80}?)?\s*"
+    r"(?::|=|[ \t][-–—→]+[ \t]|\b(?:is|are|was|comes to|equals|(?:would|will|should|must|has to) be)\b)[ \t]*:?[ \t]*",
     re.IGNORECASE,
 )
 _CHOICE = re.compile(
@@ -98,7 +98,7 @@ _FILLER = (
 )
 _OPEN = r"[\s(\[\"'“$*]*(?:\\\(|\\\[)?\s*\Z"
 _DENIED = re.compile(
-    rf"(?:\b(?:not|no\s+longer|never|neither|nor|cannot|without|except(?:\s+for)?|excluding|unless|whether|(?:might|could|may)\s+be"
+    rf"(?:\b(?:not|no\s+longer|never|neither|nor|cannot|without|except(?:\s+for)?|excluding|unless|whether|if|(?:might|could|may)\s+be"
     rf"|(?:anything|all|everything|everyone)\s+but|(?:instead|short)\s+of|(?:rather|other)\s+than|unlike|rul(?:e|ed|ing)"
     rf"\s+out|eliminat(?:e|es|ed|ing)|reject(?:s|ed|ing)?|exclud(?:e|es|ed)|doubt)\b|n['’]t|≠|!=|\\neq?\b){_FILLER}{_OPEN}",
     re.IGNORECASE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sdft_ray.generation.announcements import AmbiguousError, announced, asked, denied, rejected, set_aside, taken_back
+from sdft_ray.generation.announcements import AmbiguousError, announced, asked, denied, negated, rejected, set_aside, taken_back
 from sdft_ray.generation.numbers import plain
 
 
@@ -87,12 +87,13 @@ _LETTER = rf"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)\s+)?{_OPEN}(?P<lette
 _NAMED = re.compile(
     r"(?<![\w'’])\(?(?P<before>[A-Z])\b\)?\s+(?:is|was|must\s+be|has\s+to\s+be|would\s+be)\s+(?:clearly\s+|definitely\s+)?"
     r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer)\b"
+    r"|(?:\A|(?<=[\s(]))(?P<found>[A-Z])\)?\s+it\s+is\b"
     r"|\b(?:[Cc]hoose|[Pp]ick|[Ss]elect|[Gg]o\s+with)\s+(?:option|choice|answer)?\s*[(\[]?(?P<after>[A-Z])\b(?!\s+[a-z])"
 )
 _CONCLUDED = re.compile(
     r"(?:\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Cc]onsequently|[Tt]hink|[Bb]elieve|[Ss]ay|[Gg]uess|[Cc]hoose|[Pp]ick"
     r"|[Ss]elect|go\s+with|[Ii]t['’]s|[Ii]t\s+is|[Ii]t\s+must\s+be|must\s+be|it\s+has\s+to\s+be|leaves?(?:\s+us\s+with)?"
-    r"|leaving|is|be)[,:]?\s+(?:only\s+)?(?:it\s+is\s+|it['’]s\s+|it\s+must\s+be\s+)?)"
+    r"|leaving|[Oo]nly|is|be)[,:]?\s+(?:only\s+)?(?:it\s+is\s+|it['’]s\s+|it\s+must\s+be\s+)?)"
     rf"{_LETTER}\s*[.!]?\s*\Z"
 )
 _MAX_ALONE_CHARS = 100
@@ -102,7 +103,7 @@ _LETTERS_ALONE = re.compile(
     r"(?:\s+(?:are|is)\s+(?:both\s+|all\s+)?(?:correct|right|true))?\W*"
 )
 _LEADING = re.compile(
-    rf"\s*(?:(?:option|choice|answer)\s+)?(?:\((?P<bracketed>[A-Z])\)|(?P<marked>[A-Z])(?:[).:](?=\s|$)|\s+[-–—]\s|,\s+(?:because|since|as)\b))",
+    rf"\s*(?:(?:option|choice|answer)\s+)?(?:\((?P<bracketed>[A-Z])\)|(?P<marked>[A-Z])(?:[).:](?=\s|$)|\s+(?:[-–—]|--)\s|,\s+(?:because|since|as)\b))",
     re.IGNORECASE,
 )
 _MARK = re.compile(r"(?<!\w)\(?([A-Z])(?:[).:](?=\s)|\s+[-–—]\s)")
@@ -142,7 +143,7 @@ def _unannounced(text: str) -> str | None:
 def _rejected(text: str, start: int, end: int) -> bool:
     before = text[:start].rstrip("([\"'“")
     after = re.sub(r"^[)\]\"'”}*]*", "", text[end:])
-    return denied(before + " ") or set_aside(before + " ") or rejected(after) or re.match(r"\s*(?:or|and)\b|\?", after) is not None
+    return denied(before + " ") or negated(before) or set_aside(before + " ") or rejected(after) or re.match(r"\s*(?:or|and)\b|\?", after) is not None
 
 
 def _agreed(text: str, named: list[tuple[int, str]]) -> str | None:

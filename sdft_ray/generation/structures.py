@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from sdft_ray.generation.announcements import denied
+from sdft_ray.generation.announcements import denied, rejected
 from sdft_ray.generation.numbers import MAX_DIGITS
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -22,6 +22,7 @@ _MAX_JSON_CHARS = 200_000
 _MAX_STARTS = 200
 
 
+_STRAY = re.compile(r"\s*[}\]]")
 _INLINE = re.compile(r"`([^`\n]+)`")
 
 
@@ -83,11 +84,13 @@ def find_json(text: str) -> Json | None:
         values = [value for candidate in candidates if (value := _parsed(candidate)) is not None]
         if values:
             return values[0] if all(same_json(value.value, values[0].value) for value in values) else None
+    if text.count("```") % 2:
+        return None  # cut off within a code block
     try:
         spans = sorted(_embedded(text), key=lambda span: span[0] - span[1])
     except _CutError:
         return None
-    if not spans or denied(text[: spans[0][0]]):
+    if not spans or denied(text[: spans[0][0]]) or _STRAY.match(text, spans[0][1]) or rejected(text[spans[0][1] :]):
         return None
     found = spans[0][2]
     rivals = [value for _, _, value in spans if isinstance(value, type(found))]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from sdft_ray.generation.announcements import AmbiguousError, announced, asked, denied, taken_back
+from sdft_ray.generation.announcements import AmbiguousError, announced, asked, denied, rejected, taken_back
 from sdft_ray.generation.numbers import number_at, plain
 
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]]{2})[.!?](?=\s+[A-Z])")
 _MEANINGFUL_MARKS = frozenset("#&%@*")
 _QUOTES_AND_BRACKETS = "\"'“”‘’`[](){}<> \t"
-_FORMULA = re.compile(r"[+*^=<>|]|(?<=\w)/(?=\w)|\d\s*-\s*\d|\b[a-z]\s*-\s*[a-z\d]\b")
+_FORMULA = re.compile(r"[+*^=<>|]|\w\(|(?<=\w)/(?=\w)|\d\s*-\s*\d|\b[a-z]\s*-\s*[a-z\d]\b")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _ARTICLE = re.compile(r"\b(?:the|an?)\s+(?=\w)|\b(?:The|An?|THE)\s+(?=\w)(?<!\w\s)", re.UNICODE)
 
@@ -105,10 +105,12 @@ def _unannounced(text: str) -> Items | None:
     bullets = _bulleted(lines)
     if bullets:
         return bullets
+    if len(lines) > 1 and all(re.fullmatch(r"\s*[\w.-]+\s*", line) for line in lines):
+        return tuple(_item(line) for line in lines)
     spans = [span for span in _bracketed(text) if not _NOT_THE_ANSWER.search(text[: span[0]])]
     if spans:
         start, end = spans[-1]
-        if denied(text[:start]) or _OTHER_WAY.match(text, end) or re.search(r"\bor\s*\Z", text[:start]):
+        if denied(text[:start]) or rejected(text[end:]) or _OTHER_WAY.match(text, end) or re.search(r"\bor\s*\Z", text[:start]):
             raise AmbiguousError
         return _items(text[start:end]) or None
     if re.search(r"[\[\]]", text):
@@ -205,6 +207,8 @@ def _split(segment: str) -> list[str]:
         return []
     if re.search(r"\s(?:or|and/or)\s", f" {parts[-1]}"):
         raise AmbiguousError
+    if len(parts) == 1 and parts[0].strip()[:1] in _OPENED and _closing(parts[0].strip()) == len(parts[0].strip()):
+        return parts
     if len(parts) == 1 and not re.search(r"\sand\s", parts[0]):
         return parts[0].split() if not _QUOTED.fullmatch(parts[0]) else parts
     last = re.sub(r"^\s*and\s+", "", parts.pop())
