@@ -108,8 +108,8 @@ _SET_ASIDE = re.compile(rf"(?:[,;(]\s*(?:and\s+)?not|instead\s+of|rather\s+than)
 """As in "8, not 9": the value before may be the answer."""
 _BOUNDED = re.compile(
     r"(?:[<>≤≥±~]=?|\\(?:leq?|geq?|lt|gt|leqslant|geqslant|pm|mp)\b|\b(?:(?:less|fewer|more|greater|larger|smaller"
-    r"|higher|lower|bigger|longer|shorter|other)\s+than(?:\s+or\s+equal\s+to)?|at\s+(?:least|most)|up\s+to|over|under"
-    r"|below|above|almost|nearly|close\s+to|not\s+quite|exceed(?:s|ing)?|(?:minimum|maximum)\s+of|between|beyond"
+    r"|higher|lower|bigger|longer|shorter|other)\s+than(?:\s+or\s+equal\s+to)?|at\s+(?:least|most)|up\s+to|upwards?\s+of|in\s+excess\s+of|north\s+of|shy\s+of|at\s+the\s+very\s+(?:least|most)|over|under"
+    r"|below|above|almost|nearly|barely|hardly|scarcely|close\s+to|not\s+quite|exceed(?:s|ing)?|(?:minimum|maximum)\s+of|between|beyond"
     rf"|(?:plus|\+)\s*(?:or|/)?\s*(?:minus|-))){_OPEN}",
     re.IGNORECASE,
 )
@@ -120,6 +120,8 @@ _DENIED_ANNOUNCEMENT = re.compile(
     r"(?:\s+(?:think|believe|say|mean|agree|true|sure|certain|clear|know|suppose|conclude|so|the\s+case))*"
     r"(?:\s+(?:that|if|whether))?(?:\s+(?:the|an?|my|your|his|her|their|this|its|our))?"
     r"(?:\s+(?:final|correct|right|true|only|best|real|actual|possible))*"
+    r"|\b(?:nobody|no\s+one|none|someone|some|many|most|others?|people|he|she|they|students?)\s+(?:\w+\s+)?"
+    r"(?:thinks?|thought|says?|said|believes?|believed|claims?|guess(?:es|ed)?)\s+(?:that\s+)?(?:the|their|his|her)\s+"
     r"|\b(?:wrong|incorrect|false|bad|invalid|tempting|na[iï]ve|mistaken|erroneous)\s+)\s*\Z",
     re.IGNORECASE,
 )

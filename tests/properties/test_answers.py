@@ -154,6 +154,6 @@ def test_no_answer_never_equals_anything(kind: str, a: str, b: str) -> None:
 def test_selection_returns_one_of_the_two(instruction: str, reference: str, own: str, reason: str, kind: str) -> None:
     row = {"instruction": instruction, "reference_response": reference, "answer_kind": kind, "check": ""}
     chosen = select(row, own, reason)
-    assert chosen.response == (own.strip() if chosen.source == "distilled" else reference)
+    assert chosen.response == (own.rstrip() if chosen.source == "distilled" else reference)
     assert (chosen.reason == "kept") is (chosen.source == "distilled")
     assert chosen.source == "reference" or reason == "stop"

@@ -7,6 +7,8 @@ at the result. No wrong response may be kept, and at most 3 % of the right ones 
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,26 @@ def test_letters_of_science_questions(written: str) -> None:
             if "?" in text or text.startswith("No,"):
                 continue  # reads as a question, or as taken back
             assert kept("choice", row["answerKey"], response) is (label == row["answerKey"]), (row["answerKey"], response)
+
+
+LONG = [
+    "9", "1,", "1 234 ", "1.234.", "(", "'", "\\boxed{", "the answer is ", "twenty-", "- a\n", "[1,", '{"a":', "$", "\\frac{1}{",
+    "A and ", "is not ", "wait, ", "x = ", "or x = 3 ", "`", "#### ", "\\sqrt{", "2^{", "12 and ", "0.3",
+]  # fmt: skip
+POWERFUL = [
+    r"9^{9^{9^9}}", r"((x+1)^{12})^{12}", r"(x+1)^{999999}", "(99!)!", r"\binom{\binom{99}{50}}{9}", r"(((x+1)^{12}+1)^{12}+1)",
+    r"(a+b+c+d+e+f)^{12}", r"\sin(\cos(\tan(\sin(x))))", "(" * 70 + "x" + ")" * 70, r"\frac{" * 30 + "x" + "}{2}" * 30, r"x^{x^{x}}",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_no_input_keeps_a_worker_busy() -> None:
+    """In a thread, where the alarm signals of math-verify would raise."""
+    inputs = [piece * (20_000 // len(piece)) for piece in LONG] + [f"\\boxed{{{latex}}}" for latex in POWERFUL]
+    cases = [(kind, text) for kind in ("number", "choice", "text", "list", "json", "function_call") for text in inputs]
+    with ThreadPoolExecutor(1) as thread:
+        for kind, text in cases:
+            start = time.process_time()
+            assert thread.submit(kept, kind, "\\boxed{x+1}" if kind == "number" else "A", text).result() is False
+            assert time.process_time() - start < 5, (kind, text[:40])
