@@ -87,7 +87,9 @@ _BOX_BEFORE = re.compile(
 """Two boxes in a row are two answers; after other words the later one counts."""
 
 _PART_BEFORE = re.compile(r"(?:(?<![a-zA-Z])[a-zA-Z]|\d|[-−]\$?|\\[dt]?frac\s*\{|\\sqrt\s*\{|[*/^+])\Z")
-_PART_AFTER = re.compile(r"\s?(?:[a-zA-Z](?![a-zA-Z])|[\^!]|\\(?:sqrt|pi|[dt]?frac)|[-+*/]\s*[\d\\]|\s*[-+*/]\s*[a-zA-Z](?![a-zA-Z]))")
+_PART_AFTER = re.compile(
+    r"\s?(?:[a-zA-Z](?![a-zA-Z])|[\^!]|\\(?:sqrt|pi|[dt]?frac)|[-+*/]\s*[\d\\]|\s*[-+*/]\s*[a-zA-Z](?![a-zA-Z]))"
+)
 """A box around a part of the answer."""
 
 # --- what denies an answer ---------------------------------------------------------------------------------------
@@ -152,7 +154,8 @@ _NEGATION = re.compile(
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
-    r"[.,;:!?\n](?!\d)|(?<![!<>])=|\b(?:so|but|therefore|thus|hence|then|and|because|since|which|while|although|as)\b", re.IGNORECASE
+    r"[.,;:!?\n](?!\d)|(?<![!<>])=|\b(?:so|but|therefore|thus|hence|then|and|because|since|which|while|although|as)\b",
+    re.IGNORECASE,
 )
 _FIRST_SENTENCE = re.compile(r"[^.!?]*(?:[.!?](?!\s|$)[^.!?]*)*([.!?])?")
 

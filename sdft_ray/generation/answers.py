@@ -2,8 +2,8 @@
 
 Five kinds: a number or mathematical expression (exact), a choice of letters A to Z, a text, a list of items, or none
 (nothing to check). An explicit answer (`#### ...`, `\\boxed{...}`, "the answer is ...", "Answer: ...") has precedence
-over a guessed one, and a later explicit answer over an earlier one. An answer that is ambiguous, denied, bounded, asked,
-taken back or cut off counts as no answer. A missing answer is equal to nothing, not even to another missing answer.
+over a guessed one, and a later explicit answer over an earlier one. An answer that is ambiguous, denied, bounded,
+asked, taken back or cut off counts as no answer. A missing answer is equal to nothing, not even to another missing one.
 """
 
 from __future__ import annotations

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import re
 
-from sdft_ray.generation.announcements import AmbiguousError, announced, asked, denied, negated, rejected, set_aside, taken_back
+from sdft_ray.generation.announcements import (
+    AmbiguousError,
+    announced,
+    asked,
+    denied,
+    negated,
+    rejected,
+    set_aside,
+    taken_back,
+)
 from sdft_ray.generation.numbers import plain
 
 
@@ -103,7 +112,8 @@ _LETTERS_ALONE = re.compile(
     r"(?:\s+(?:are|is)\s+(?:both\s+|all\s+)?(?:correct|right|true))?\W*"
 )
 _LEADING = re.compile(
-    rf"\s*(?:(?:option|choice|answer)\s+)?(?:\((?P<bracketed>[A-Z])\)|(?P<marked>[A-Z])(?:[).:](?=\s|$)|\s+(?:[-–—]|--)\s|,\s+(?:because|since|as)\b))",
+    r"\s*(?:(?:option|choice|answer)\s+)?(?:\((?P<bracketed>[A-Z])\)|"
+    r"(?P<marked>[A-Z])(?:[).:](?=\s|$)|\s+(?:[-–—]|--)\s|,\s+(?:because|since|as)\b))",
     re.IGNORECASE,
 )
 _MARK = re.compile(r"(?<!\w)\(?([A-Z])(?:[).:](?=\s)|\s+[-–—]\s)")
@@ -113,7 +123,9 @@ _MARK_REJECTED = re.compile(
     re.IGNORECASE,
 )
 """After "C)": the text of an option may itself have a negation, so only a verdict on the option counts."""
-_UNSURE = re.compile(r"\b(?:do\s+not|don['’]t|cannot|can['’]t)\s+(?:know|tell|say|be\s+sure)|\b(?:could|might|may)\s+be\b", re.IGNORECASE)
+_UNSURE = re.compile(
+    r"\b(?:do\s+not|don['’]t|cannot|can['’]t)\s+(?:know|tell|say|be\s+sure)|\b(?:could|might|may)\s+be\b", re.IGNORECASE
+)
 
 
 def _unannounced(text: str) -> str | None:
@@ -127,7 +139,7 @@ def _unannounced(text: str) -> str | None:
         return letters
     if _LETTERS_ALONE.fullmatch(short):
         return "".join(sorted(set(re.findall(r"\b[A-Z]\b", short))))
-    named = [match for match in _NAMED.finditer(text)]
+    named = list(_NAMED.finditer(text))
     if named:
         return _agreed(text, [(match.start(match.lastgroup or 0), match[match.lastgroup or 0]) for match in named])
     concluded = _CONCLUDED.search(lines[-1])
@@ -143,13 +155,23 @@ def _unannounced(text: str) -> str | None:
 def _rejected(text: str, start: int, end: int) -> bool:
     before = text[:start].rstrip("([\"'“")
     after = re.sub(r"^[)\]\"'”}*]*", "", text[end:])
-    return denied(before + " ") or negated(before) or set_aside(before + " ") or rejected(after) or re.match(r"\s*(?:or|and)\b|\?", after) is not None
+    return (
+        denied(before + " ")
+        or negated(before)
+        or set_aside(before + " ")
+        or rejected(after)
+        or re.match(r"\s*(?:or|and)\b|\?", after) is not None
+    )
 
 
 def _agreed(text: str, named: list[tuple[int, str]]) -> str | None:
     """The one letter that is named and not rejected; None if there are several, or it is one of "A or B"."""
     kept = {letter for start, letter in named if not _rejected(text, start, start + 1)}
     dropped = {letter for start, letter in named} - kept
-    if len(kept) != 1 or (kept & dropped) or re.search(r"\b(?:or|and|nor)\s+(?:option\s+)?\(?\s*\Z", text[: named[-1][0]]):
+    if (
+        len(kept) != 1
+        or (kept & dropped)
+        or re.search(r"\b(?:or|and|nor)\s+(?:option\s+)?\(?\s*\Z", text[: named[-1][0]])
+    ):
         return None
     return kept.pop()

@@ -30,7 +30,8 @@ class Expression:
 _UNICODE = {
     "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
     "÷": r"\div ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "±": r"\pm ", "−": "-", "–": "-", "²": "^{2}",
-    "³": "^{3}", "θ": r"\theta ", "∅": r"\emptyset ", r"\varnothing": r"\emptyset", "**": "^", "<=": r"\leq ", ">=": r"\geq ",
+    "³": "^{3}", "θ": r"\theta ", "∅": r"\emptyset ", r"\varnothing": r"\emptyset", "**": "^",
+    "<=": r"\leq ", ">=": r"\geq ",
 }  # fmt: skip
 _REWRITTEN = [
     (re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[a-zA-Z]))"), lambda m: rf"\sqrt{{{m[1] or m[2]}}}"),
@@ -48,13 +49,17 @@ _COMMAND = (
 )
 _NUMERAL = rf"\d{{1,{_MAX_DIGITS}}}(?:\.\d{{1,{_MAX_DIGITS}}})?(?![\d.])|\.\d{{1,{_MAX_DIGITS}}}"
 _TOKENS = re.compile(rf"(?:\s+|{_NUMERAL}|{_COMMAND}|[a-zA-Z]|[-+*/^_=<>(),\[\]{{}}|!&])*")
-_MORE_THAN_A_NUMBER = re.compile(r"\\(?!(?:cdot|times|div|frac)(?![a-z]))[a-z]|(?<![\\a-zA-Z])[a-zA-Z]|[,!<>|&]|\^\s*\{[^{}]*[/.]")
+_MORE_THAN_A_NUMBER = re.compile(
+    r"\\(?!(?:cdot|times|div|frac)(?![a-z]))[a-z]|(?<![\\a-zA-Z])[a-zA-Z]|[,!<>|&]|\^\s*\{[^{}]*[/.]"
+)
 _ASSIGNED_NUMBER = re.compile(r"[a-zA-Z]\s*=\s*[-+]?[\d.,/ ]+")
 _UNIT_TAIL = re.compile(
     r"(?<=[^\s,=])\s*(?:(?:\\text|\\mathrm|\\mbox)\s*\{[^{}]*\}|(?<=\s)(?:(?:square|cubic|sq\.?)\s)?(?:[cmk]?m|units?|inches|feet|ft)\b)"
     r"(?:\^\s*\{?[23]\}?)?\Z"
 )
-_FIGURES = re.compile(r"\d{1,4}(?:\s?:\s?\d{1,4}){1,2}(?:\s?[ap]\.?m\.?)?|\d{1,4}([/.-])\d{1,2}\1\d{1,4}", re.IGNORECASE)
+_FIGURES = re.compile(
+    r"\d{1,4}(?:\s?:\s?\d{1,4}){1,2}(?:\s?[ap]\.?m\.?)?|\d{1,4}([/.-])\d{1,2}\1\d{1,4}", re.IGNORECASE
+)
 """A time, a ratio or a date: compared as it is written."""
 _MATRIX = re.compile(r"\\(?:begin|end)\{.matrix\}")
 _WORDS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
@@ -173,20 +178,24 @@ def _same(a: Any, b: Any) -> bool:
         a, b = _right_side(a), _right_side(b)
     if isinstance(a, Interval) != isinstance(b, Interval):
         a, b = _interval(a), _interval(b)
-    if isinstance(a, Interval) and isinstance(b, Interval):
+    if _both(Interval, a, b):
         return (a.left_open, a.right_open) == (b.left_open, b.right_open) and _all_same(a.args[:2], b.args[:2])
-    if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
-        return a.shape == b.shape and _all_same(list(a), list(b))
-    if isinstance(a, Tuple) and isinstance(b, Tuple):
+    if _both(MatrixBase, a, b):
+        return a.shape == b.shape and _all_same(a.flat(), b.flat())
+    if _both(Tuple, a, b):
         return _all_same(a.args, b.args)
     for kind in (FiniteSet, Union, And):
-        if isinstance(a, kind) and isinstance(b, kind):
+        if _both(kind, a, b):
             return _same_members(list(a.args), list(b.args))
-    if isinstance(a, Relational) and isinstance(b, Relational):
+    if _both(Relational, a, b):
         return _same_relation(a, b)
-    if isinstance(a, Expr) and isinstance(b, Expr):
+    if _both(Expr, a, b):
         return _same_value(a, b)
     return type(a) is type(b) and not a.args and a == b
+
+
+def _both(kind: type, a: Any, b: Any) -> bool:
+    return isinstance(a, kind) and isinstance(b, kind)
 
 
 def _right_side(a: Any) -> Any:
@@ -200,12 +209,11 @@ def _right_side(a: Any) -> Any:
 def _interval(a: Any) -> Any:
     """The interval that `x > 3` or `1 < x <= 3` describes, anything else as it is."""
     from sympy import And, Interval, oo
-    from sympy.core.relational import Relational
 
-    bounds = a.args if isinstance(a, And) else (a,)
+    bounds: tuple[Any, ...] = a.args if isinstance(a, And) else (a,)
     low, high, names, left_open, right_open = -oo, oo, set(), True, True
     for bound in bounds:
-        if not isinstance(bound, Relational) or bound.rel_op not in ("<", "<=", ">", ">="):
+        if getattr(bound, "rel_op", "") not in ("<", "<=", ">", ">="):
             return a
         small, large = (bound.lhs, bound.rhs) if bound.rel_op in ("<", "<=") else (bound.rhs, bound.lhs)
         if small.is_Symbol and large.is_number:

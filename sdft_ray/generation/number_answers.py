@@ -91,7 +91,9 @@ _CLAUSE_END = re.compile(
 )
 _RESULT = re.compile(r"=|\b(?:makes?|gives?|equals?|is|are|totals?|leaves?|becomes?|yields?)\b")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z])\^[23]\b")
-_NOT_BUT = re.compile(r"[\s:]*(?:[a-z]+ly\s+)?not\s[^.!?\n]{1,60}?[,;]?\s+but\s+(?:rather\s+|instead\s+)?", re.IGNORECASE)
+_NOT_BUT = re.compile(
+    r"[\s:]*(?:[a-z]+ly\s+)?not\s[^.!?\n]{1,60}?[,;]?\s+but\s+(?:rather\s+|instead\s+)?", re.IGNORECASE
+)
 _BELOW_ZERO = re.compile(r"(?:\s*°?\s?\w+)?\s+below\s+(?:zero|freezing)\b", re.IGNORECASE)
 _MAX_SEGMENT_STEPS = 3
 
@@ -142,14 +144,24 @@ def _refuses(before: str) -> bool:
 
 # --- written in words -------------------------------------------------------------------------------------------
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_SMALL = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _VALUES = {word: i for i, word in enumerate(_SMALL)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _POWERS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "eighth": 8,
+    "tenth": 10,
+}
 _WORD = rf"(?:{'|'.join([*_VALUES, *_POWERS])})"
 _WORDED = re.compile(
     rf"(?P<whole>(?:{_WORD}|a(?=\s+(?:hundred|thousand|million|half|third|quarter)))(?:(?:\s+and\s+|\s+|-){_WORD}\b)*)?\b"
@@ -159,7 +171,7 @@ _WORDED = re.compile(
 
 
 def _worded(text: str, start: int) -> tuple[Number, int] | None:
-    """A number in words ("forty-two", "three quarters") that stands alone or before one word, and the index after it."""
+    """A number in words ("forty-two", "three quarters"), alone or before one word, and the index after it."""
     match = _WORDED.match(text, start)
     if match is None or match.end() == start:
         return None
@@ -182,7 +194,7 @@ _RESULT_IN_WORDS = re.compile(r"(?<!there )\b(?:is|equals|makes|gives|leaves|tot
 
 
 def _last_worded(text: str) -> Number | None:
-    """The number after the last "is", "makes" or the like of a text without digits; not "one", which may be a pronoun."""
+    """The number after the last "is" or "makes" of a text without digits; not "one", which may be a pronoun."""
     verbs = list(_RESULT_IN_WORDS.finditer(text))
     found = _worded(text, verbs[-1].end()) if verbs else None
     if found is None or found[0].value <= 1 or not re.fullmatch(r"\W*(?:\w+)?\W*", text[found[1] :]):
@@ -198,7 +210,9 @@ def _singular(part: str) -> str:
 # --- not announced ----------------------------------------------------------------------------------------------
 
 _ENUMERATOR = re.compile(r"^[ \t]*(?:\d{1,3}[.)](?=[ \t]+\S)|step[ \t]+\d+)", re.IGNORECASE | re.MULTILINE)
-_VERB = r"(?:is|are|was|were|be|makes?|equals?|gives?|gets?|leaves?|leaving|becomes?|totals?|yields?|means|have|has|get)"
+_VERB = (
+    r"(?:is|are|was|were|be|makes?|equals?|gives?|gets?|leaves?|leaving|becomes?|totals?|yields?|means|have|has|get)"
+)
 _SIDE_BY_SIDE = re.compile(
     rf"\s*|\s*[,;/&|]\s*|\s*(?:[^\W\d]+['\"]?\s*)?(?:,?\s*and|or|to|–|—|-)\s*|\s*(?!{_VERB}\b)[^\W\d]+\.?,?\s*"
     r"|\s*['\"′″]\s*|\s*(?:[-+*/×÷±]|\+/-)\s*|\s*[^\W\d]+\s*[-+*×÷]\s*",
@@ -248,7 +262,13 @@ def _last_number(text: str) -> Number | None:
     if _DAY_OF.search(before) or _OF_MONTH.match(rest):
         raise AmbiguousError
     sentence = _SENTENCE_END.search(rest)
-    if (sentence and sentence[0] == "?") or asked(rest) or taken_back(rest) or _ANOTHER_NUMBER.match(rest) or _ALGEBRA.match(rest):
+    if (
+        (sentence and sentence[0] == "?")
+        or asked(rest)
+        or taken_back(rest)
+        or _ANOTHER_NUMBER.match(rest)
+        or _ALGEBRA.match(rest)
+    ):
         raise AmbiguousError
     operand = _UNEVALUATED.search(before)
     if operand and (text[start] in "+-" or not operand[0].rstrip()[-1].isalnum()):

@@ -49,7 +49,8 @@ class Number:
 def equal_numbers(a: Number, b: Number) -> bool:
     """Equal value, or the same figure where one side omits the percent sign ("50%" and 50).
 
-    A percentage below one is compared only by value: "0.5%" is not 0.5. Units and names count where both sides have one.
+    A percentage below one is compared only by value: "0.5%" is not 0.5. Units and names count where both sides have
+    one.
     """
     if a.name and b.name and a.name.casefold() != b.name.casefold():
         return False
@@ -127,7 +128,9 @@ def plain(text: str) -> str:
 
 # --- reading ----------------------------------------------------------------------------------------------------
 
-_INTEGER_GROUPS = r"\d{1,3}(?:,\d{3})+(?!,?\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!,?\d)|\d{1,3}(?:\ \d{3})+(?:(?![\ ,]?\d)|,\d+)"
+_INTEGER_GROUPS = (
+    r"\d{1,3}(?:,\d{3})+(?!,?\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!,?\d)|\d{1,3}(?:\ \d{3})+(?:(?![\ ,]?\d)|,\d+)"
+)
 _FIGURE = (
     rf"(?:{_INTEGER_GROUPS})(?:\.\d+)?|\d{{1,3}}(?:\.\d{{3}}){{2,}}(?:,\d+)?(?![.,]?\d)"
     r"|\d{1,3}(?:\.\d{3})+,\d+(?![.,]?\d)|\d+,\d{1,2}(?=\ ?(?:€|EUR\b|euros?\b))|\d*\.\d*\(\d+\)|\d+(?:\.\d+)?|\.\d+"

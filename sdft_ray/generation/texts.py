@@ -76,7 +76,9 @@ Items = tuple[object, ...]
 _BULLET = re.compile(r"^[ \t]*(?:[-*+•–]|\(?\d{1,3}[.)])[ \t]+(.+?)[ \t]*$")
 _NOT_THE_ANSWER = re.compile(r"\b(?:from|of|given|input|original|list|instead\s+of|not|into)\s*:?\s*\Z", re.IGNORECASE)
 _OPENED = {"[": "]", "(": ")", "{": "}"}
-_OPEN_END = re.compile(r"\.\.\.|…|\betc\b|\band\s+so\s+(?:on|forth)\b|\band\s+(?:more|others)\b|\\l?dots", re.IGNORECASE)
+_OPEN_END = re.compile(
+    r"\.\.\.|…|\betc\b|\band\s+so\s+(?:on|forth)\b|\band\s+(?:more|others)\b|\\l?dots", re.IGNORECASE
+)
 _OTHER_WAY = re.compile(r"\s*,?\s*(?:or\b|and\s+not\b|[\[({])", re.IGNORECASE)
 _MAX_DEPTH = 20
 
@@ -110,7 +112,12 @@ def _unannounced(text: str) -> Items | None:
     spans = [span for span in _bracketed(text) if not _NOT_THE_ANSWER.search(text[: span[0]])]
     if spans:
         start, end = spans[-1]
-        if denied(text[:start]) or rejected(text[end:]) or _OTHER_WAY.match(text, end) or re.search(r"\bor\s*\Z", text[:start]):
+        if (
+            denied(text[:start])
+            or rejected(text[end:])
+            or _OTHER_WAY.match(text, end)
+            or re.search(r"\bor\s*\Z", text[:start])
+        ):
             raise AmbiguousError
         return _items(text[start:end]) or None
     if re.search(r"[\[\]]", text):

@@ -41,9 +41,7 @@ _SIZES: dict[str, dict[str, str]] = {
     },
     "space": {"mm^3": "1/1000000000", "cm^3": "1/1000000", "m^3": "1"},
 }  # fmt: skip
-_UNITS = {
-    name: (dimension, Fraction(size)) for dimension, sizes in _SIZES.items() for name, size in sizes.items()
-}
+_UNITS = {name: (dimension, Fraction(size)) for dimension, sizes in _SIZES.items() for name, size in sizes.items()}
 _TOKEN = re.compile(r" {0,2}(?P<unit>[A-Za-z°¢]+(?:/[A-Za-z]+)?(?:\^[23])?)(?![\w^/'’])")
 
 
