@@ -53,6 +53,7 @@ def select(
     """Choose between the distilled and the reference response of one row.
 
     `row` has these columns of `SEED_SCHEMA`: instruction, reference_response, answer_kind, check.
+    White space at the end goes; at the start it stays, because it may be the indentation of code.
     `finish_reason` is "stop", "length" or "error"; `fits` returns whether a response fits a training row.
     """
     reason = _reason(row, distilled, finish_reason, fits)

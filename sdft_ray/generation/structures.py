@@ -1,7 +1,7 @@
 """Structured answers in responses: JSON values, function calls, Python code.
 
 Each `find_*` function takes the text of a response and returns the value, or None if there is none or if it is
-ambiguous. Numbers in JSON are exact: 0.1 is 1/10, and true is not 1.
+ambiguous, denied ("not {...}") or cut off. Numbers in JSON are exact: 0.1 is 1/10, and true is not 1.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from sdft_ray.generation.announcements import denied, rejected
 from sdft_ray.generation.numbers import MAX_DIGITS
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _MAX_JSON_CHARS = 200_000
 _MAX_STARTS = 200
+
+
+_STRAY = re.compile(r"\s*[}\]]")
+_INLINE = re.compile(r"`([^`\n]+)`")
 
 
 def fenced(text: str, languages: frozenset[str]) -> list[str]:
@@ -68,31 +73,43 @@ class Json:
 
 
 def find_json(text: str) -> Json | None:
-    """The JSON object or array of a response: the whole text, a code block, or the longest one within prose.
+    """The JSON value of a response: the whole text, a code block, or the longest object or array within prose.
 
-    Two different candidates of the same rank are no answer.
+    A string, number, true, false or null counts only as the whole text or a code block. Two different candidates of the
+    same rank are no answer.
     """
     text = text.strip()[:_MAX_JSON_CHARS]
-    for candidates in ([text], fenced(text, frozenset({"json", ""}))):
+    inline = _INLINE.fullmatch(text)
+    for candidates in ([inline[1] if inline else text], fenced(text, frozenset({"json", ""}))):
         values = [value for candidate in candidates if (value := _parsed(candidate)) is not None]
         if values:
             return values[0] if all(same_json(value.value, values[0].value) for value in values) else None
-    spans = sorted(_embedded(text), key=lambda span: -span[0])
-    if not spans or (len(spans) > 1 and spans[0][0] == spans[1][0] and not same_json(spans[0][1], spans[1][1])):
+    if text.count("```") % 2:
+        return None  # cut off within a code block
+    try:
+        spans = sorted(_embedded(text), key=lambda span: span[0] - span[1])
+    except _CutError:
         return None
-    return Json(spans[0][1])
+    if not spans or denied(text[: spans[0][0]]) or _STRAY.match(text, spans[0][1]) or rejected(text[spans[0][1] :]):
+        return None
+    found = spans[0][2]
+    rivals = [value for _, _, value in spans if isinstance(value, type(found))]
+    return Json(found) if all(same_json(value, found) for value in rivals) else None
 
 
 def _parsed(text: str) -> Json | None:
     try:
-        value = parse_json(text)
+        return Json(parse_json(text))
     except ValueError:
         return None
-    return Json(value) if isinstance(value, dict | list) else None
 
 
-def _embedded(text: str) -> Iterator[tuple[int, Any]]:
-    """Length and value of each object or array that is not nested in another."""
+class _CutError(Exception):
+    """The text ends within an object or array."""
+
+
+def _embedded(text: str) -> Iterator[tuple[int, int, Any]]:
+    """Start, end and value of each object or array that is not nested in another. Raises `_CutError`."""
     position = 0
     for _ in range(_MAX_STARTS):
         start = min((i for i in (text.find("{", position), text.find("[", position)) if i >= 0), default=-1)
@@ -100,10 +117,15 @@ def _embedded(text: str) -> Iterator[tuple[int, Any]]:
             return
         try:
             value, end = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            if error.pos >= len(text) or error.msg.startswith("Unterminated string"):
+                raise _CutError from None
+            position = start + 1
+            continue
         except (ValueError, RecursionError):
             position = start + 1
             continue
-        yield end - start, value
+        yield start, end, value
         position = end
 
 
@@ -127,14 +149,14 @@ class Call:
     arguments: dict[str, Any]
 
 
-_TAGGED = re.compile(r"<(tool_call|function_call)>(.*?)</\1>", re.DOTALL)
+_TAGGED = re.compile(r"<(tool_call|function_call)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 
 
 def find_calls(text: str) -> list[Call] | None:
     """The calls of a response, in order: `<tool_call>` tags, JSON in the usual forms, or Python keyword calls."""
-    tagged = [match[2] for match in _TAGGED.finditer(text)]
-    if tagged:
+    tagged = [match[2] if match[0].endswith(f"</{match[1]}>") else "" for match in _TAGGED.finditer(text)]
+    if tagged:  # one that is cut off is no call
         calls = [_calls_in(value.value) if (value := _parsed(one.strip())) else None for one in tagged]
         return None if None in calls else [call for some in calls for call in some or []]
     value = find_json(text)

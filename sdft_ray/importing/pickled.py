@@ -46,7 +46,7 @@ class PickledSource:
         Raises `ModelError`: a file that is no state dict, holds Python objects or is damaged, tensors that do not fit
         config.json, no tokenizer.
         """
-        config = read_config_file(folder)
+        config = read_config_file(folder, ignore_adapter=True)
         family_of(config)
         files = weight_files(folder)
         tensors: dict[str, torch.Tensor] = {}

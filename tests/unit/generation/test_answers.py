@@ -7,16 +7,14 @@ from fractions import Fraction
 import pytest
 
 from sdft_ray.errors import DataError
-from sdft_ray.generation.answers import Answer, equal, extract, normalize
+from sdft_ray.generation.answers import Answer, equal, extract
 from sdft_ray.generation.numbers import Number
+from sdft_ray.generation.texts import normalize
 
 
 def number(text: str) -> Fraction | None:
     answer = extract("number", text)
-    if answer is None:
-        return None
-    assert isinstance(answer.value, Number)
-    return answer.value.value
+    return answer.value.value if answer and isinstance(answer.value, Number) else None
 
 
 NUMBERS: list[tuple[str, str | None]] = [
@@ -115,7 +113,7 @@ NUMBERS: list[tuple[str, str | None]] = [
     ("1.5e-3", "3/2000"),
     ("1e999999999", None),
     ("9" * 5000, None),
-    ("1,23,456", None),
+    ("1,23,456", "123456"),
     ("0,125", None),
     ("version 1.2.3", None),
     ("at 10:30", None),
@@ -164,11 +162,11 @@ CHOICES: list[tuple[str, str | None]] = [
     ("Answer: I do not know", None),
     ("A or B", None),
     ("The answer is A or B", None),
-    ("Answer: A, B", None),
-    ("Both A and B are correct", None),
+    ("Answer: A, B", "AB"),
+    ("Both A and B are correct", "AB"),
     ("(A) is wrong, and (B) too", None),
-    ("K", None),
-    ("Answer: K", None),
+    ("K", "K"),
+    ("Answer: K", "K"),
     ("Answer: Because", None),
     ("Answer: B's", None),
     ("", None),
@@ -247,7 +245,7 @@ EQUAL: list[tuple[str, str, str, bool]] = [
     ("number", "#### 0.5", "#### 50%", True),
     ("number", "#### 0.5", "#### 0.5%", False),
     ("number", "#### 50%", "#### 0.5%", False),
-    ("number", "#### 2", "#### 2 dozen", True),
+    ("number", "#### 2", "#### 2 dozen", False),
     ("number", "#### 24", "#### 2 dozen", True),
     ("number", "#### 12", "#### 2 dozen", False),
     ("number", "#### 5000000", "#### $5 million", True),

@@ -22,6 +22,7 @@ ROWS = [
     (REFERENCE, "", "error", "number", "error"),
     (REFERENCE, "Apple after apple, " * 6 + "he has 7. #### 7", "stop", "number", "too_long"),
     ("Apples are red.", "Red fruit.", "stop", "none", "kept"),
+    ("Apples are red.", "    red = True\n    ripe = True \n", "stop", "none", "kept"),
     ("Apples are red.", "", "stop", "none", "empty"),
     ("Apples are red.", "Red fr", "length", "none", "truncated"),
     ("Answer: B", "It is blue. Answer: (b)", "stop", "choice", "kept"),
@@ -40,7 +41,7 @@ def test_reasons(reference: str, distilled: str, finish_reason: str, kind: str, 
     chosen = select(_row(reference, kind), distilled, finish_reason, fits=lambda text: len(text) < 100)
     assert chosen.reason == reason
     if reason == "kept":
-        assert (chosen.response, chosen.source) == (distilled.strip(), "distilled")
+        assert (chosen.response, chosen.source) == (distilled.rstrip(), "distilled")
     else:
         assert (chosen.response, chosen.source) == (reference, "reference")
 
