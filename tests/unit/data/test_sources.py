@@ -254,7 +254,7 @@ def test_missing_file_suggests_a_near_one(file: Path):
 def test_places_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "rows.csv").write_text("a,b")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"unknown file type → give a \.jsonl or \.parquet"):
+    with pytest.raises(DataError, match=r"unknown file type → give a \.jsonl, \.json or \.parquet"):
         read_rows(str(tmp_path / "rows.csv"))
     with pytest.raises(DataError, match="cannot read"):
         read_rows(str(tmp_path / "folder.jsonl"))
