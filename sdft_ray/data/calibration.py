@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdft_ray.data.chat import ChatFormat
-from sdft_ray.data.messages import row_prompt
+from sdft_ray.data.messages import ChatSettings, row_prompt
 from sdft_ray.data.packing import Document
 from sdft_ray.errors import DataError
 
@@ -27,7 +27,12 @@ class CalibrationBatch(NamedTuple):
 
 
 def calibration_batches(
-    rows: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, batch_tokens: int
+    rows: pa.Table,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    batch_tokens: int,
+    chat: ChatSettings | None = None,
 ) -> list[CalibrationBatch]:
     """Tokenize `rows` (SEED_SCHEMA) and batch them by length, shortest first, to minimise padding.
 
@@ -39,7 +44,7 @@ def calibration_batches(
     Raises `DataError` for no rows or a row without tokens, `ModelError` where a conversation needs a chat
     template and the tokenizer has none.
     """
-    documents = row_documents(rows, tokenizer, max_tokens)
+    documents = row_documents(rows, tokenizer, max_tokens, chat)
     if not documents:
         raise DataError("the calibration set has no rows", "give at least one row")
     documents.sort(key=_length)  # stable: rows of equal length stay in the order of the table
@@ -52,14 +57,16 @@ def calibration_batches(
     return batches
 
 
-def row_documents(rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Document]:
+def row_documents(
+    rows: pa.Table, tokenizer: PreTrainedTokenizerBase, max_tokens: int, settings: ChatSettings | None = None
+) -> list[Document]:
     """Every row, in the order of the table, truncated on the right to `max_tokens`.
 
     The loss mask marks the response of a conversation with its end of turn, or all of plain text. Raises like
     `calibration_batches`.
     """
     documents: list[Document] = []
-    chat = ChatFormat(tokenizer) if any(rows["instruction"].to_pylist()) else None
+    chat = ChatFormat(tokenizer, settings) if any(rows["instruction"].to_pylist()) else None
     for row in rows.select(["example_id", "instruction", "context", "reference_response"]).to_pylist():
         if chat and row["instruction"]:
             document = chat.encode(row_prompt(row), row["reference_response"])

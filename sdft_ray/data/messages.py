@@ -6,8 +6,10 @@ In a table a prompt is two columns: `instruction`, the text of its last user mes
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = Mapping[str, Any]
@@ -21,6 +23,32 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     return [dict(message) for message in prompt]
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """What a chat template is given beside the messages.
+
+    `system` is the text of a system turn for conversations that do not begin with one. `arguments` go to the template,
+    for example `{"enable_thinking": False}`. A template that prints the date prints `date`, at midnight; None: now.
+    """
+
+    system: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    date: datetime.date | None = None
+
+    def messages(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With the system turn."""
+        if not self.system or (messages and messages[0].get("role") in ("system", "developer")):
+            return messages
+        return [{"role": "system", "content": self.system}, *messages]
+
+    def for_template(self) -> dict[str, Any]:
+        """Keyword arguments of `apply_chat_template`."""
+        if self.date is None:
+            return dict(self.arguments)
+        moment = datetime.datetime.combine(self.date, datetime.time())
+        return {"strftime_now": moment.strftime, **self.arguments}
 
 
 def prompt_of(instruction: str, context: str) -> Prompt:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sdft_ray.data.chat import load_tokenizer, stop_ids
 from sdft_ray.engines.request import AnswerDelta, EngineFailedError, GenerationRequest, TokenScore
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
@@ -20,10 +21,11 @@ MAX_TOP_LOGPROBS = 20
 class VllmEngine:
     """`AsyncLLM` over a local checkpoint, with speculative decoding where a draft model is given."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, stop_ids: Collection[int]) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._llm = llm
+        self._stop_ids = sorted(stop_ids)
         self._dead: type[BaseException] = EngineDeadError
         self._numbers = itertools.count()
         config = llm.model_config
@@ -72,12 +74,13 @@ class VllmEngine:
         )
         disable_chunked_prefill(arguments)
         with _in_one_process(current_platform.is_cpu() and settings.tensor_parallel == 1 and cpus < 2):
-            return cls(AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER))
+            llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
+        return cls(llm, stop_ids(load_tokenizer(model_dir)))
 
     async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`."""
         outputs = self._llm.generate(
-            {"prompt_token_ids": list(ask.prompt_ids)}, _sampling_params(ask), str(next(self._numbers))
+            {"prompt_token_ids": list(ask.prompt_ids)}, _sampling_params(ask, self._stop_ids), str(next(self._numbers))
         )
         first = True
         try:
@@ -119,7 +122,7 @@ def _in_one_process(is_wanted: bool) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _sampling_params(ask: GenerationRequest) -> Any:
+def _sampling_params(ask: GenerationRequest, stop_ids: list[int]) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -132,6 +135,7 @@ def _sampling_params(ask: GenerationRequest) -> Any:
         frequency_penalty=ask.frequency_penalty,
         seed=ask.seed,
         stop=list(ask.stop),
+        stop_token_ids=stop_ids,
         logprobs=ask.top_logprobs,
         prompt_logprobs=ask.prompt_top_logprobs,
         output_kind=RequestOutputKind.DELTA if ask.stream else RequestOutputKind.FINAL_ONLY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 
+from sdft_ray.data.messages import ChatSettings
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.items import item_rows, outputs_of, written_of
 from sdft_ray.evaluation.lm import BatchedLM
@@ -45,7 +46,7 @@ class EvalConfig:
     and a task that fixes 0 keeps it, as in lm-eval. `metrics` names the primary metric of a task ("acc", or
     "exact_match,strict-match" with its filter); for the rule without it see `PREFERRED_METRICS`. `seed` draws
     few-shot examples and samples. `num_outputs` responses per generation task are stored for inspection. With
-    `samples`, several answers to each item of generation tasks are sampled as well.
+    `samples`, several answers to each item of generation tasks are sampled as well. `chat` goes to the chat template.
     """
 
     tasks: Sequence[str]
@@ -57,6 +58,7 @@ class EvalConfig:
     seed: int = 0
     num_outputs: int = 4
     samples: Samples | None = None
+    chat: ChatSettings = field(default_factory=ChatSettings)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def evaluate(
     """
 
     def create(counter: ItemCounter) -> BatchedLM:
-        lm = BatchedLM(model_dir, ask, counter, max_length=max_length)
+        lm = BatchedLM(model_dir, ask, counter, max_length=max_length, chat=config.chat)
         if config.apply_chat_template:
             lm.check_chat_prompt()
         return lm

@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoConfig
 
-from sdft_ray.data.chat import load_tokenizer
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.data.messages import ChatSettings
 from sdft_ray.errors import EvaluationError, ModelError
 from sdft_ray.evaluation.pass_at_k import Samples
 from sdft_ray.evaluation.progress import ItemCounter
@@ -52,10 +54,17 @@ class BatchedLM(TemplateLM):
     """
 
     def __init__(
-        self, model_dir: str | Path, ask: Ask, counter: ItemCounter | None = None, *, max_length: int | None = None
+        self,
+        model_dir: str | Path,
+        ask: Ask,
+        counter: ItemCounter | None = None,
+        *,
+        max_length: int | None = None,
+        chat: ChatSettings | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer: Any = load_tokenizer(Path(model_dir))
+        self._chat_settings = chat or ChatSettings()
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
         context_length = resolve_max_length(config, self.tokenizer)
         self.max_length = context_length if max_length is None else min(context_length, max_length)
@@ -86,17 +95,21 @@ class BatchedLM(TemplateLM):
         """As in lm-eval: if the template refuses a system turn, it is rendered without."""
 
         def rendered(turns: list[dict[str, str]]) -> str:
+            if add_generation_prompt:
+                return self._chat.prompt_text(turns)
+            settings = self._chat_settings
             return self.tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+                settings.messages(turns), tokenize=False, continue_final_message=True, **settings.for_template()
             )
 
         try:
             return rendered(chat_history)
-        except jinja2.TemplateError:
+        except (jinja2.TemplateError, ModelError):
             return rendered([turn for turn in chat_history if turn["role"] != "system"])
+
+    @cached_property
+    def _chat(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer, self._chat_settings)
 
     def check_chat_prompt(self) -> None:
         """Raises `ModelError` without a chat template, and when a prompt would start with two BOS tokens."""

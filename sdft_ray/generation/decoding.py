@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sdft_ray.data.chat import stop_ids
 from sdft_ray.data.signals import Signals
 from sdft_ray.generation.recording import SignalRecorder
 from sdft_ray.generation.sampler import SamplingParams
@@ -62,10 +63,10 @@ def choose_tokens(logits_BV: Tensor, params: Truncation, noise: Sequence[torch.G
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> set[int]:
-    """End-of-sequence token ids from the generation config of the model and from its tokenizer."""
+    """Token ids that end a response: from the generation config of the model, its chat template and its tokenizer."""
     ends = model.generation_config.eos_token_id
     own = [ends] if isinstance(ends, int) else list(ends or [])
-    return {*own, tokenizer.eos_token_id} - {None}
+    return {*own, *stop_ids(tokenizer)}
 
 
 def left_padded(prompts_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sdft_ray.data.messages import Prompt, messages_of
-from sdft_ray.errors import DataError, RecipeError, ResourceError
+from sdft_ray.errors import DataError, ModelError, RecipeError, ResourceError
 from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS, Generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sdft_ray.data.messages import ChatSettings
     from sdft_ray.data.signals import Signals
     from sdft_ray.generation.scoring import ScoreRequest, ScoreResult
 
@@ -48,9 +49,10 @@ class SamplingParams:
     """Sampling parameters. Temperature 0 is greedy and ignores `top_p`, `top_k` and the seeds.
 
     `top_p` in (0, 1] keeps the smallest set of tokens with at least that probability, `top_k` the k most likely tokens
-    (0: all). `max_tokens` limits the response. A response ends at the model's end-of-sequence tokens, at
-    `stop_token_ids`, and where its text contains one of the `stop` texts; it then includes that text, and possibly the
-    rest of the token in which it ends. `top_logprobs` (0 to 128; at most the vocabulary) and `hidden_states` request
+    (0: all). `max_tokens` limits the response. A response ends at the model's end-of-sequence tokens, at the end of
+    turn of its chat template, at `stop_token_ids`, and where its text contains one of the `stop` texts; it then
+    includes that text, and possibly the rest of the token in which it ends.
+    `top_logprobs` (0 to 128; at most the vocabulary) and `hidden_states` request
     `Signals`, whose values do not depend on the other fields, except through the sampled tokens.
     """
 
@@ -147,20 +149,30 @@ def prompt_error(prompt_ids: Sequence[int], max_model_tokens: int, vocab_size: i
 
 
 class LocalSampler:
-    """Base class of samplers with a local model. Prompts are tokenized once, by the chat format, so with one BOS."""
+    """Base class of samplers with a local model. Prompts are tokenized once, by the chat format, so with one BOS.
+
+    A model without a usable chat template takes token ids only.
+    """
 
     max_model_tokens: int
     vocab_size: int
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        from sdft_ray.data.chat import ChatFormat
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatSettings | None = None) -> None:
+        from sdft_ray.data.chat import ChatFormat, stop_ids
 
         self._tokenizer: Any = tokenizer
-        self._chat = ChatFormat(tokenizer)
+        self._chat: ChatFormat | ModelError
+        try:
+            self._chat = ChatFormat(tokenizer, chat)
+        except ModelError as reason:
+            self._chat = reason
+        self.stop_ids = stop_ids(tokenizer)
         self._tokenizing = threading.Lock()  # a call to a tokenizer changes its state
 
     def submit(self, prompt: Prompt, params: SamplingParams, seed: int) -> Future[Sampled]:
-        """See `Sampler.submit`."""
+        """See `Sampler.submit`. Raises `ModelError` where there is no usable chat template."""
+        if isinstance(self._chat, ModelError):
+            raise self._chat
         try:
             with self._tokenizing:
                 ids = self._chat.prompt_ids(prompt)
@@ -187,9 +199,10 @@ class LocalSampler:
         return [future.result() for future in futures]
 
     def text_of(self, token_ids: Sequence[int]) -> str:
-        """The decoded text of a response, without special tokens."""
+        """The decoded text of a response, without special tokens and without the token that ended it."""
+        ended = bool(token_ids) and token_ids[-1] in self.stop_ids
         with self._tokenizing:
-            return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+            return self._tokenizer.decode(list(token_ids[:-1] if ended else token_ids), skip_special_tokens=True)
 
     def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
         """Request the log-probabilities of given tokens, which must fit the context and be in the vocabulary."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sdft_ray.generation.sampler import LocalSampler, Sampled, SamplingParams
 
 if TYPE_CHECKING:
+    from sdft_ray.data.messages import ChatSettings
     from sdft_ray.generation.scoring import ScoreRequest, ScoreResult
 
 _Request = tuple[list[int], SamplingParams, int, Future[Sampled]]
@@ -34,6 +35,7 @@ class TransformersSampler(LocalSampler):
         device: str = "cpu",
         max_model_tokens: int | None = None,
         max_sequences: int = 32,
+        chat: ChatSettings | None = None,
     ) -> None:
         """Load model and tokenizer. Raises `ModelError` as `load_model` does.
 
@@ -44,7 +46,7 @@ class TransformersSampler(LocalSampler):
         from sdft_ray.generation.decoding import end_token_ids
         from sdft_ray.models.loading import load_model
 
-        super().__init__(load_tokenizer(Path(model_dir)))
+        super().__init__(load_tokenizer(Path(model_dir)), chat)
         model: Any = load_model(Path(model_dir), dtype)
         self._model = model.to(device)
         config = self._model.config.get_text_config()

@@ -21,6 +21,7 @@ from sdft_ray.generation.vllm_scoring import next_token, prompt_end, scoring_par
 from sdft_ray.recipe.recipe import MAX_TOP_LOGPROBS
 
 if TYPE_CHECKING:
+    from sdft_ray.data.messages import ChatSettings
     from sdft_ray.generation.scoring import ScoreRequest, ScoreResult
 
 _Request = tuple[list[int], Any, Future[Any], Callable[[Any], Any]]
@@ -49,6 +50,7 @@ class VllmSampler(LocalSampler):
         max_sequences: int = 128,
         enforce_eager: bool = True,
         tensor_parallel: int = 1,
+        chat: ChatSettings | None = None,
     ) -> None:
         """Start the engine. `kv_cache_bytes` is the size of the KV cache, not a fraction of the machine's memory.
 
@@ -72,7 +74,7 @@ class VllmSampler(LocalSampler):
         )
         disable_chunked_prefill(arguments)
         self._engine = LLM.from_engine_args(arguments).llm_engine
-        super().__init__(load_tokenizer(model_dir))
+        super().__init__(load_tokenizer(model_dir), chat)
         config = self._engine.model_config
         self.max_model_tokens = config.max_model_len
         self.vocab_size = config.get_vocab_size()
@@ -84,7 +86,8 @@ class VllmSampler(LocalSampler):
 
     def _enqueue(self, prompt_ids: list[int], params: SamplingParams, seed: int, future: Future[Sampled]) -> None:
         check_signals("vllm", params)
-        self._waiting.put((prompt_ids, _vllm_params(params, seed, self.vocab_size), future, self._finish))
+        stop_ids = {*params.stop_token_ids, *self.stop_ids}
+        self._waiting.put((prompt_ids, _vllm_params(params, seed, self.vocab_size, stop_ids), future, self._finish))
 
     def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
         """See `LocalSampler.submit_score`. One vLLM request per final token, unless only the finals are scored.
@@ -180,7 +183,7 @@ class VllmSampler(LocalSampler):
         return Signals(top=top_logprobs(ids_TK, logprobs_TK, self.vocab_size))
 
 
-def _vllm_params(params: SamplingParams, seed: int, vocab_size: int) -> Any:
+def _vllm_params(params: SamplingParams, seed: int, vocab_size: int, stop_ids: Iterable[int]) -> Any:
     from vllm import SamplingParams as VllmParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -190,7 +193,7 @@ def _vllm_params(params: SamplingParams, seed: int, vocab_size: int) -> Any:
         top_k=params.top_k,
         max_tokens=params.max_tokens,
         seed=seed if params.temperature > 0 else None,
-        stop_token_ids=list(params.stop_token_ids),
+        stop_token_ids=sorted(stop_ids),
         logprobs=min(params.top_logprobs, vocab_size) or None,
         flat_logprobs=True,  # plain lists instead of one object per token and rank
         # Detokenizing whole responses gives the same text as the other samplers and is cheaper.

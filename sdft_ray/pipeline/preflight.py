@@ -36,7 +36,7 @@ def preflight(
     `teacher` is the recipe's, where it has been resolved. `tell` gets what was understood of the rows, and what is
     left out.
     """
-    teacher = teacher or TeacherModel.of(recipe.teacher)
+    teacher = teacher or TeacherModel.of(recipe.teacher, recipe.chat)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
     check_strategy(recipe, resources)
@@ -57,7 +57,7 @@ def preflight(
         check_disk(recipe, store, described.size, sizes, generated, states)
     check_tasks(recipe)
     check_teacher(teacher.directory)
-    check_prompts(recipe, resources, teacher)
+    sentences += check_prompts(recipe, resources, teacher)
     check_calibration(recipe, teacher)
     check_forgetting(recipe, teacher)
     for sentence in sentences:  # an error stands alone

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from sdft_ray.data.chat import ChatFormat
 
 
-def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -> None:
+def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -> list[str]:
     """Raise `DataError` for a rewriting prompt that exceeds the context with its response, or an example `max_seq_len`.
 
     No tokenizer makes more tokens than there are bytes, so of a large set only the first rows, those of many bytes,
     those that spell out control tokens, and one with each order of roles are tokenized here. Also for a set of which
-    no row could be trained on; `ModelError` for messages that the template does not render.
+    no row could be trained on; `ModelError` for messages that the template does not render. Returns what may surprise
+    about the chat template.
     """
     from sdft_ray.data.documents import fits_surely
     from sdft_ray.data.messages import shape_of
@@ -34,8 +35,12 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -
     room = min(context - max_tokens, train.max_seq_len) - len(render_rewrite(template, "", "").encode())
     shapes: set[object] = set()
     any_fits = False
+    closing = chat.open_thinking[1] if chat.open_thinking else ""
+    num_rows = num_unclosed = 0
     for number, table in enumerate(read_source(recipe.seed_set, check_error, turns=train.turns)):
         for row in table.to_pylist():
+            num_rows += 1
+            num_unclosed += closing not in row["reference_response"]
             shape = shape_of(row["context"])
             is_short, is_known = fits_surely(chat, row, (row["reference_response"],), room), shape in shapes
             shapes.add(shape)
@@ -54,6 +59,21 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -
             f"{train.long_examples}, so nothing would be trained on",
             "raise train.max_seq_len",
         )
+    return _template_notes(recipe, chat, num_rows, num_unclosed)
+
+
+def _template_notes(recipe: Recipe, chat: ChatFormat, num_rows: int, num_unclosed: int) -> list[str]:
+    notes = []
+    if chat.prints_date:
+        notes.append(f"the chat template prints the date; in this run it is {recipe.chat.date} (chat.date)")
+    if chat.open_thinking and num_unclosed:
+        opening, closing = chat.open_thinking
+        notes.append(
+            f"the chat template opens a thinking block ({opening}), and {num_unclosed:,} of {num_rows:,} references do "
+            f"not close it ({closing}): students learn to answer inside it. If the template can leave it out, set "
+            "chat.template_arguments, for example enable_thinking: false"
+        )
+    return notes
 
 
 def _spells_control_token(chat: ChatFormat, row: Mapping[str, str]) -> bool:
@@ -128,4 +148,4 @@ def check_calibration(recipe: Recipe, teacher: TeacherModel) -> None:
             for index, (instruction, context) in enumerate(rows)
             if first.setdefault((bool(instruction), shape_of(context)), index) == index
         ]
-        row_documents(table.take(new), teacher.tokenizer, recipe.calibration.max_tokens)
+        row_documents(table.take(new), teacher.tokenizer, recipe.calibration.max_tokens, teacher.chat_settings)

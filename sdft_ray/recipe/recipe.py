@@ -6,11 +6,12 @@ content name the same artifacts, whatever file, machine or order of keys they co
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, ValidationInfo, model_validator
 from pydantic.functional_validators import AfterValidator, WrapValidator
 
 from sdft_ray.errors import RecipeError
@@ -59,6 +60,45 @@ class Teacher(StrictPart):
     """A copy of the model's config.json, so that `sdft explain` can compute sizes without the Hugging Face Hub."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     trust_remote_code: bool = False
+
+
+def _as_date(value: Any) -> Any:
+    return datetime.date.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> Any:
+    """Lists as JSON has them; see `as_frozen`."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _for_template(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    taken = sorted(_TEMPLATE_NAMES & value.keys())
+    if taken:
+        raise ValueError(f"{taken[0]} is set by the service; give only what this model's template asks for")
+    return value
+
+
+_TEMPLATE_NAMES = {
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
+    "continue_final_message", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
+    "return_assistant_tokens_mask", "strftime_now", "raise_exception", "bos_token", "eos_token",
+}  # fmt: skip
+"""What the service or transformers gives to a chat template."""
+
+
+class Chat(StrictPart):
+    """How conversations are rendered by the teacher's chat template, wherever that happens. Part of identity."""
+
+    system: str = ""
+    """The text of a system turn, for rows that have none of their own."""
+    template_arguments: Annotated[dict[str, JsonValue], BeforeValidator(_plain), AfterValidator(_for_template)] = Field(
+        default={}
+    )
+    """Further arguments of the template, for example `enable_thinking: false`."""
+    date: Annotated[datetime.date, BeforeValidator(_as_date)] = datetime.date(2026, 1, 1)
+    """The day that templates print which print one. It stays the same when a run goes on another day."""
 
 
 class RowSource(StrictPart):
@@ -238,7 +278,7 @@ class Speed(StrictPart):
         return self.batches[-1]
 
 
-_FIRST = ("name", "description", "replicate", "teacher", "seed_set", "calibration", "steps")
+_FIRST = ("name", "description", "replicate", "teacher", "chat", "seed_set", "calibration", "steps")
 """How a recipe begins on paper."""
 
 
@@ -268,6 +308,7 @@ class Recipe(Pruning):
     teacher: Teacher
     seed_set: SeedSet
     calibration: Calibration
+    chat: Chat = Chat()
     steps: tuple[PruningStep, ...] = ()
     """Earlier prunings, each with its recovery training, in order; the first starts from the teacher."""
     generate: Generate = Generate()

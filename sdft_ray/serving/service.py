@@ -302,7 +302,7 @@ def _too_much(reason: RefusedError) -> ApiError:
 def _chat_ids(model: LoadedModel, messages: list[dict[str, str]]) -> list[int]:
     if model.chat is None:
         raise DataError(f"{model.name} has no chat template", "use /v1/completions")
-    return model.chat.conversation_ids(messages)
+    return model.chat.prompt_ids(messages)
 
 
 def _prompt_ids(model: LoadedModel, prompt: str | list[int]) -> list[int]:

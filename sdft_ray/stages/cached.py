@@ -97,7 +97,7 @@ def _documents(job: StageContext) -> tuple[SignalDocuments, dict[_Place, int]]:
     from sdft_ray.generation.selection import selected_sample
 
     asked = train_view(job.step)
-    chat = ChatFormat(load_tokenizer(job.model("pruned")))
+    chat = ChatFormat(load_tokenizer(job.model("pruned")), job.teacher.chat_settings)
     answers = Answers(job.input("generate"), ["sample_index", "response_ids"])
     encoded = Documents()
     example_ids: list[str] = []

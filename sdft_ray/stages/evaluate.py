@@ -87,4 +87,5 @@ def eval_config(job: StageContext) -> EvalConfig:
         apply_chat_template=asked.apply_chat_template,
         seed=asked.seed,
         samples=Samples(**asked.samples.model_dump()) if asked.samples else None,
+        chat=job.teacher.chat_settings,
     )

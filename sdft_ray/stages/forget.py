@@ -59,7 +59,7 @@ def _texts(job: StageContext) -> tuple[int, dict[str, Named]]:
     asked = {name: value for name, value in job.slice.items() if name == "max_tokens"}
     max_tokens = view(Forgetting, asked, given={"source": ""}, absent=("source", "num_rows")).max_tokens
     table = pq.read_table(job.input("texts") / files.ROWS)
-    held_out = row_documents(table, job.teacher.tokenizer, max_tokens)
+    held_out = row_documents(table, job.teacher.tokenizer, max_tokens, job.teacher.chat_settings)
     texts = {"text": dict(zip(table["example_id"].to_pylist(), held_out, strict=True))}
     num_kept, rows = distilled_rows(job, view(Gap, job.slice["gap"]))
     if rows:

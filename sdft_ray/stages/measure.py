@@ -104,6 +104,7 @@ def calibration(job: StageContext) -> list[Any]:
         load_tokenizer(job.model("start")),
         max_tokens=job.slice["max_tokens"],
         batch_tokens=job.resources.measure.batch_tokens,
+        chat=job.teacher.chat_settings,
     )
     return list(batches)
 

@@ -10,6 +10,7 @@ from sdft_ray.recipe.resources import Engine
 from sdft_ray.stages.job import StageContext
 
 if TYPE_CHECKING:
+    from sdft_ray.data.messages import ChatSettings
     from sdft_ray.generation.sampler import LocalSampler, Sampler
 
 
@@ -43,10 +44,13 @@ def teacher_sampler(job: StageContext) -> Sampler:
             timeout_s=server.timeout_s,
             escape=job.teacher.chat.break_control_tokens,
         )
-    return local_sampler(job.model("teacher"), settings.sampler, settings, job.teacher.dtype)
+    chat = job.teacher.chat_settings
+    return local_sampler(job.model("teacher"), settings.sampler, settings, job.teacher.dtype, chat)
 
 
-def local_sampler(model_dir: Path, kind: str, settings: Engine, dtype: str) -> LocalSampler:
+def local_sampler(
+    model_dir: Path, kind: str, settings: Engine, dtype: str, chat: ChatSettings | None = None
+) -> LocalSampler:
     """`kind` is `vllm` or `transformers`."""
     if kind == "transformers":
         from sdft_ray.generation.transformers_sampler import TransformersSampler
@@ -57,6 +61,7 @@ def local_sampler(model_dir: Path, kind: str, settings: Engine, dtype: str) -> L
             device="cuda" if settings.gpus else "cpu",
             max_model_tokens=settings.max_model_tokens,
             max_sequences=settings.max_sequences,
+            chat=chat,
         )
     from sdft_ray.generation.vllm_sampler import VllmSampler
 
@@ -68,4 +73,5 @@ def local_sampler(model_dir: Path, kind: str, settings: Engine, dtype: str) -> L
         max_sequences=settings.max_sequences,
         enforce_eager=settings.enforce_eager,
         tensor_parallel=settings.tensor_parallel,
+        chat=chat,
     )

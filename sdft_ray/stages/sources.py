@@ -10,6 +10,7 @@ from sdft_ray.data.hub import NAMED_SETS, hub_commit
 from sdft_ray.errors import RecipeError
 from sdft_ray.models.source import ModelSource, resolve_source
 from sdft_ray.recipe.recipe import Forgetting, Recipe
+from sdft_ray.recipe.yaml_model import canonical
 from sdft_ray.stages.graph import Step
 from sdft_ray.stages.job import Places
 from sdft_ray.stages.teacher import TeacherModel
@@ -36,7 +37,7 @@ class Sources:
     @cached_property
     def teacher(self) -> TeacherModel:
         """Resolved once for the run. Raises `ModelError`."""
-        return TeacherModel.of(self._recipe.teacher)
+        return TeacherModel.of(self._recipe.teacher, self._recipe.chat)
 
     def places(self, step: Step) -> Places:
         """Where the sources of a step lie, and of no other."""
@@ -69,6 +70,8 @@ class Sources:
             flags = recipe.teacher.model_dump(include={"dtype", "trust_remote_code"}, exclude_defaults=True)
             if recipe.teacher.config is not None:
                 flags["expected_config"] = self.place("teacher.config", recipe.teacher.config)
+            if chat := canonical(recipe.chat):
+                flags["chat"] = chat
             return {**self._model(self.teacher.source), **flags}
         if name == "embedding":
             return self._model(self.embedding)

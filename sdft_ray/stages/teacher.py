@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdft_ray.data.messages import ChatSettings
 from sdft_ray.models.description import ModelDescription
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
-from sdft_ray.recipe.recipe import Teacher
+from sdft_ray.recipe.recipe import Chat, Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,12 +28,14 @@ class TeacherModel:
     dtype: str
     config_copy: str | None = None
     """The recipe's copy of the config, for a hub model that is not at hand."""
+    chat_settings: ChatSettings = field(default_factory=ChatSettings)
 
     @classmethod
-    def of(cls, teacher: Teacher) -> TeacherModel:
+    def of(cls, teacher: Teacher, chat: Chat) -> TeacherModel:
         """Raises `ModelError` for a model that is neither a directory nor a hub name with a commit."""
         source = resolve_source(teacher.model, teacher.revision)
-        return cls(teacher.model, source, teacher.dtype, teacher.config)
+        settings = ChatSettings(chat.system, chat.template_arguments, chat.date)
+        return cls(teacher.model, source, teacher.dtype, teacher.config, settings)
 
     @cached_property
     def described(self) -> ModelDescription | None:
@@ -62,7 +65,7 @@ class TeacherModel:
         """Its chat template. Raises `ModelError` where it has none."""
         from sdft_ray.data.chat import ChatFormat
 
-        return ChatFormat(self.tokenizer)
+        return ChatFormat(self.tokenizer, self.chat_settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TeacherModel, (self.name, self.source, self.dtype, self.config_copy)
+        return TeacherModel, (self.name, self.source, self.dtype, self.config_copy, self.chat_settings)

@@ -88,7 +88,7 @@ def _documents(job: StageContext, *, held_out: bool) -> tuple[list[Document | No
         ids = table["example_id"].to_pylist()
         chosen = nested_subset(ids, trial.num_rows)
         table = table.filter(pa.array([name in chosen for name in ids]))
-    chat = ChatFormat(load_tokenizer(job.model("pruned")))
+    chat = ChatFormat(load_tokenizer(job.model("pruned")), job.teacher.chat_settings)
     prompts = map(prompt_of, table["instruction"].to_pylist(), table["context"].to_pylist())
     conversations = zip(prompts, table[response].to_pylist(), strict=True)
     encoded = training_documents(chat, conversations, asked.max_seq_len, asked.long_examples)

@@ -26,8 +26,8 @@ TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), TEX
 def test_only_the_template_writes_control_tokens(turns: list[tuple[str, str]]) -> None:
     messages = [{"role": role, "content": content} for role, content in turns]
     harmless = [{"role": role, "content": "x"} for role, _ in turns]
-    ids = CHAT.conversation_ids(messages)
-    assert [i for i in ids if i in CONTROLS] == [i for i in CHAT.conversation_ids(harmless) if i in CONTROLS]
+    ids = CHAT.prompt_ids(messages)
+    assert [i for i in ids if i in CONTROLS] == [i for i in CHAT.prompt_ids(harmless) if i in CONTROLS]
     text = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     decoded = TOKENIZER.decode(ids)
     if TOKENIZER.decode(TOKENIZER(text, add_special_tokens=False)["input_ids"]) == text:
@@ -39,4 +39,4 @@ def test_only_the_template_writes_control_tokens(turns: list[tuple[str, str]]) -
 def test_without_control_tokens_it_is_what_transformers_makes(turns: list[tuple[str, str]]) -> None:
     messages = [{"role": role, "content": content.replace("<|", "< |")} for role, content in turns]
     expected = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert CHAT.conversation_ids(messages) == expected
+    assert CHAT.prompt_ids(messages) == expected

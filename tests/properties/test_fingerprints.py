@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 from pathlib import Path
@@ -127,7 +128,8 @@ def _changes(folder: Path) -> dict[str, Any]:
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,
         "train.weight_decay": 0.1, "train.max_grad_norm": 0.5, "train.ema_decay": 0.9, "train.long_examples": "drop",
         "train.tokens_per_step": None, "train.validation_fraction": 0.25, "teacher_correction": None,
-        "train.turns": "all",
+        "train.turns": "all", "chat.system": "Be brief.", "chat.template_arguments": {"enable_thinking": False},
+        "chat.date": datetime.date(2026, 3, 4),
         "train.arms.sft.data": "distilled", "train.arms.sft.learning_rate": 0.2, "train.arms.sft.seed": 3,
         "train.arms.sdft.data": "reference", "train.arms.sdft.learning_rate": 0.2, "train.arms.sdft.seed": 3,
         **{

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from tokenizers import AddedToken
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.data.messages import ChatSettings
 from sdft_ray.errors import DataError, ModelError
 from tests.support.tiny import BOS_ID, CHAT_TEMPLATE, EOS_ID, make_tokenizer
 
@@ -59,9 +61,13 @@ def test_prompt_ids_are_those_of_transformers(tokenizer: Any):
     assert ChatFormat(tokenizer).prompt_ids(QUESTION) == expected
 
 
-def test_a_template_with_two_bos_is_refused(tokenizer: Any):
-    with pytest.raises(ModelError, match="more than one BOS"):
-        ChatFormat(with_template(tokenizer, "{{ bos_token }}" + CHAT_TEMPLATE))
+def test_a_bos_that_opens_every_turn_is_as_good_as_another(tokenizer: Any):
+    tokenizer.bos_token = "<|user|>"
+    chat = ChatFormat(tokenizer)
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}] * 2
+    ids = chat.prompt_ids([*turns, turns[0]])
+    assert ids == tokenizer.apply_chat_template([*turns, turns[0]], add_generation_prompt=True, return_dict=False)
+    assert ids.count(tokenizer.bos_token_id) > 1
 
 
 def test_a_missing_template_is_refused_with_a_next_step(tokenizer: Any):
@@ -124,8 +130,15 @@ def test_control_tokens_that_a_model_wrote_are_seen_but_for_the_last(tokenizer: 
 
 
 def test_what_follows_the_end_of_turn_is_left_out(tokenizer: Any):
-    document = ChatFormat(with_template(tokenizer, CHATML)).encode(QUESTION, f"\n {ANSWER} \n")
+    document = ChatFormat(with_template(tokenizer, CHATML)).encode(QUESTION, f"{ANSWER} \n")
     assert answer_text(tokenizer, document) == ANSWER + "<|end|>"
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHATML, PLAIN])
+def test_an_answer_keeps_its_indentation(tokenizer: Any, template: str):
+    code = "    y = x + 1\n    return y"
+    document = ChatFormat(with_template(tokenizer, template)).encode(QUESTION, code + "\n")
+    assert answer_text(tokenizer, document).startswith(code)
 
 
 def test_a_template_without_an_end_of_turn_gets_eos(tokenizer: Any):
@@ -142,10 +155,85 @@ def test_an_end_of_turn_that_swallows_space_is_found(tokenizer: Any):
     assert answer_text(tokenizer, document) == ANSWER + "<|over|>"
 
 
-def test_a_prompt_that_the_answered_conversation_does_not_begin_with_is_refused(tokenizer: Any):
+def test_a_document_begins_with_the_prompt_though_the_answered_conversation_does_not(tokenizer: Any):
     template = CHAT_TEMPLATE.replace("'<|assistant|>' }}", "'<|assistant|>Think: ' }}")
-    with pytest.raises(ModelError, match="renders a prompt differently"):
-        ChatFormat(with_template(tokenizer, template)).encode(QUESTION, ANSWER)
+    chat = ChatFormat(with_template(tokenizer, template))
+    document = chat.encode(QUESTION, ANSWER)
+    assert tokenizer.decode(document.ids) == f"<|bos|><|user|>{QUESTION}<|end|><|assistant|>Think: {ANSWER}<|end|>"
+    assert answer_text(tokenizer, document) == ANSWER + "<|end|>"
+
+
+def test_the_header_of_an_answer_belongs_to_the_prompt(tokenizer: Any):
+    """A template that ignores `add_generation_prompt` leaves it to the model to write the header."""
+    template = CHATML.partition("{% if add")[0]
+    chat = ChatFormat(with_template(tokenizer, template))
+    assert chat.prompt_text(QUESTION).endswith("<|assistant|>\n")
+    assert answer_text(tokenizer, chat.encode(QUESTION, ANSWER)) == ANSWER + "<|end|>"
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}] * 2
+    assert chat.prompt_text(turns[:3]).endswith("<|assistant|>\n")
+
+
+def test_a_thinking_block_before_the_answer_is_written_by_the_model(tokenizer: Any):
+    tokenizer.add_tokens(["<think>", "</think>"])
+    lead = "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    chat = ChatFormat(with_template(tokenizer, CHATML.replace("|>\n{{ m", "|>\n" + lead + "{{ m")))
+    assert answer_text(tokenizer, chat.encode(QUESTION, ANSWER)) == f"<think>\n\n</think>\n\n{ANSWER}<|end|>"
+    thought = f"<think>\n12 - 5\n</think>\n\n{ANSWER}"
+    document = chat.encode(QUESTION, thought)
+    assert answer_text(tokenizer, document) == thought + "<|end|>"
+    opening, closing = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert document.ids.count(opening) == document.ids.count(closing) == 1
+    assert not {opening, closing} & set(chat.prompt_ids(thought)), "what a user writes stays text"
+    assert not chat.writes_control_tokens([opening, closing, EOS_ID])
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>", "[THINK]", "<|START_THINKING|>", "<Think>\n\n"])
+def test_a_prompt_that_opens_a_thinking_block_is_seen(tokenizer: Any, opening: str):
+    chat = ChatFormat(with_template(tokenizer, CHATML.replace("<|assistant|>\n", "<|assistant|>\n" + opening)))
+    assert chat.open_thinking is not None
+    assert chat.open_thinking[0] == opening.strip()
+    assert chat.open_thinking[1] in ("</think>", "[/THINK]", "<|END_THINKING|>", "</Think>")
+    assert ChatFormat(with_template(tokenizer, CHATML)).open_thinking is None
+
+
+def test_an_end_of_several_tokens_is_learnt_and_stops(tokenizer: Any):
+    tokenizer.add_tokens(["<|done|>"])
+    template = CHATML.replace("<|end|>", "{% if m.role == 'assistant' %}<|done|>{% endif %}<|end|>")
+    chat = ChatFormat(with_template(tokenizer, template))
+    document = chat.encode(QUESTION, ANSWER)
+    assert answer_text(tokenizer, document) == ANSWER + "<|done|><|end|>"
+    done = tokenizer.convert_tokens_to_ids("<|done|>")
+    assert chat.end_ids == (done, EOS_ID)
+    assert chat.stop_ids == {done, EOS_ID}
+
+
+def test_an_end_of_turn_that_is_not_the_tokenizers_eos_stops(tokenizer: Any):
+    """As in a ChatML model whose only EOS is the end of a text."""
+    tokenizer.add_tokens(["<|over|>"])
+    chat = ChatFormat(with_template(tokenizer, CHATML.replace("<|end|>", "<|over|>")))
+    over = tokenizer.convert_tokens_to_ids("<|over|>")
+    assert chat.encode(QUESTION, ANSWER).ids[-1] == over
+    assert chat.stop_ids == {over, EOS_ID}
+    ids = chat.prompt_ids("Say <|over|><|user|>")
+    assert ids.count(over) == 1, "an added token that is not special is text as well; the template ends the question"
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|user|>")) == 1
+
+
+def test_a_template_without_any_end_is_refused(tokenizer: Any):
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="nothing ends an answer"):
+        ChatFormat(with_template(tokenizer, PLAIN))
+
+
+def test_settings_reach_the_template(tokenizer: Any):
+    template = "{{ strftime_now('%d %B %Y') }}|{{ style }}|" + CHATML
+    settings = ChatSettings("Be brief.", {"style": "plain"}, datetime.date(2026, 3, 4))
+    chat = ChatFormat(with_template(tokenizer, template), settings)
+    assert chat.prints_date
+    assert chat.prompt_text(QUESTION).startswith("04 March 2026|plain|<|system|>\nBe brief.<|end|>")
+    own = chat.prompt_text([{"role": "system", "content": "Sing."}, {"role": "user", "content": QUESTION}])
+    assert own.startswith("04 March 2026|plain|<|system|>\nSing.<|end|>")
+    assert "Be brief." not in own
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHATML, PLAIN])
@@ -193,14 +281,14 @@ def test_conversations_are_those_of_transformers(
     chat = ChatFormat(with_template(tokenizer, template))
     messages = turns(conversation)
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert chat.conversation_ids(messages) == expected
+    assert chat.prompt_ids(messages) == expected
     assert messages == turns(conversation), "what was given stays as it is"
 
 
 def test_a_conversation_of_one_turn_is_a_prompt(tokenizer: Any) -> None:
     chat = ChatFormat(tokenizer)
     for text in (QUESTION, "What does <|end|> do?"):
-        assert chat.conversation_ids(turns([("user", text)])) == chat.prompt_ids(text)
+        assert chat.prompt_ids(turns([("user", text)])) == chat.prompt_ids(text)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -214,12 +302,12 @@ def test_control_tokens_spelt_in_any_turn_stay_text(tokenizer: Any, template: st
     def controls(ids: list[int]) -> list[int]:
         return [token for token in ids if token < 7]
 
-    ids = chat.conversation_ids(turns(spelt))
-    assert controls(ids) == controls(chat.conversation_ids(turns(plain)))
+    ids = chat.prompt_ids(turns(spelt))
+    assert controls(ids) == controls(chat.prompt_ids(turns(plain)))
     assert tokenizer.decode(ids) == tokenizer.apply_chat_template(
         turns(spelt), add_generation_prompt=True, tokenize=False
     )
-    everywhere = chat.conversation_ids(turns([(role, written) for role, _ in plain]))
+    everywhere = chat.prompt_ids(turns([(role, written) for role, _ in plain]))
     assert controls(everywhere) == controls(ids)
 
 
@@ -227,7 +315,7 @@ def test_an_order_of_turns_that_the_template_refuses_is_told(tokenizer: Any) -> 
     strict = "{% if messages[-1].role != 'user' %}{{ raise_exception('the user comes last') }}{% endif %}"
     chat = ChatFormat(with_template(tokenizer, "{% if messages | length == 3 %}" + strict + "{% endif %}" + PLAIN))
     with pytest.raises(ModelError, match="the user comes last"):
-        chat.conversation_ids(turns([("user", "a"), ("assistant", "b"), ("assistant", "c")]))
+        chat.prompt_ids(turns([("user", "a"), ("assistant", "b"), ("assistant", "c")]))
 
 
 def test_an_empty_answer_is_refused(tokenizer: Any):

@@ -39,7 +39,7 @@ class _Sampler:
         self.asked: list[tuple[str, int]] = []
         self._script = script or {}
 
-    def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+    def submit(self, prompt: Any, params: SamplingParams, seed: int) -> Future[Sampled]:
         number = sum(earlier == prompt for earlier, _ in self.asked)
         self.asked.append((prompt, seed))
         reasons = self._script.get(prompt, ["stop"])
@@ -72,7 +72,7 @@ def test_chunks_that_take_turns_do_not_mix_in_the_queue() -> None:
     """Three threads hand in ten rows each, to a sampler that lets the others run in between."""
 
     class Slow(_Sampler):
-        def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+        def submit(self, prompt: Any, params: SamplingParams, seed: int) -> Future[Sampled]:
             time.sleep(0.001)
             return super().submit(prompt, params, seed)
 
@@ -95,7 +95,7 @@ def test_signals_become_columns() -> None:
     hidden_TD = np.arange(6, dtype=np.uint16).reshape(2, 3)
 
     class Signalling(_Sampler):
-        def submit(self, prompt: str, params: SamplingParams, seed: int) -> Future[Sampled]:
+        def submit(self, prompt: Any, params: SamplingParams, seed: int) -> Future[Sampled]:
             signals = {"a": Signals(top, hidden_TD), "b": Signals(top), "c": None}[prompt]
             return finished(Sampled(prompt, (7, 8), "stop", "", 3, 2, signals))
 

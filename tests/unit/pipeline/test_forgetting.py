@@ -228,11 +228,11 @@ def test_identities_are_of_contents(world: Path, tmp_path: Path) -> None:
 
 
 def check(world: Path, **forgetting: Any) -> None:
-    check_forgetting(asked := recipe(world, forgetting), TeacherModel.of(asked.teacher))
+    check_forgetting(asked := recipe(world, forgetting), TeacherModel.of(asked.teacher, asked.chat))
 
 
 def test_good_ones_pass(world: Path) -> None:
-    check_forgetting(asked := recipe(world), TeacherModel.of(asked.teacher))
+    check_forgetting(asked := recipe(world), TeacherModel.of(asked.teacher, asked.chat))
     check(world, embedding=str(world / "embedder"))
     check(world, source=str(write_rows(world / "conversations.jsonl")))
 

@@ -275,11 +275,11 @@ class OneAtATime:
     def __init__(self) -> None:
         self.inside = self.most = 0
 
-    def conversation_ids(self, messages: list[dict[str, str]]) -> list[int]:
+    def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         self.inside += 1
         self.most = max(self.most, self.inside)
         time.sleep(0.02 if len(messages[0]["content"]) > 20_000 else 0)
-        ids = laboratory()[1].conversation_ids(messages)
+        ids = laboratory()[1].prompt_ids(messages)
         self.inside -= 1
         return ids
 
@@ -291,7 +291,7 @@ async def test_texts_are_tokenized_one_after_the_other_and_nothing_else_waits_fo
     room.service.models["student"].chat = watched
     long, short = f"a word {CONTROL} and more. " * 500, f"hi there {CONTROL}"
     contents = [long, short, "hi", long, short, "hi"]
-    alone = [laboratory()[1].conversation_ids([{"role": "user", "content": text}]) for text in contents]
+    alone = [laboratory()[1].prompt_ids([{"role": "user", "content": text}]) for text in contents]
     bodies = [body_of(messages=[{"role": "user", "content": text}]) for text in contents]
     async with room.client(**BEARER) as client:
         asked = [asyncio.create_task(client.post(CHAT, json=body)) for body in bodies]

@@ -1,0 +1,132 @@
+"""Public chat templates with a real tokenizer: what is rendered elsewhere is what is trained here."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.data.messages import ChatSettings
+from sdft_ray.errors import ModelError
+from tests.support.real import REAL, needs_real_data, real, real_rows, unpacked
+
+pytestmark = needs_real_data
+
+DAY = datetime.date(2026, 1, 2)
+NO_PLAIN_CHAT = {
+    "firefunction-v1": "wants functions",
+    "firefunction-v2": "wants functions",
+    "Hermes-2-Pro-Llama-3-8B-hfjs": "wants tools",
+    "MiroThinker": "fails on an answered conversation",
+}
+"""Templates that cannot render a question and its answer."""
+NO_HEADER: frozenset[str] = frozenset()
+"""Templates that ignore the generation prompt and print no header of the answer without one."""
+NEXT_HEADER_IN_TEXT = {"nemotron-mini-4b": "\n<extra_id_1>"}
+"""Templates that print the header of the next answer after each, and what of it ends an answer here."""
+NOT_KNOWN = (None, "unknown")
+QUESTION, ANSWER = {"role": "user", "content": "What is 2+2?"}, "It is 4."
+PROMPTS = {
+    "user_assistant": ([QUESTION], ANSWER),
+    "user_assistant_user_assistant": (
+        [QUESTION, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And 3+3?"}],
+        "It is 6.",
+    ),
+}
+"""Expected rendering -> what it consists of."""
+_LOOKS_LIKE_CONTROL = re.compile(
+    r"<\|[^|<>\s]+\|>|<｜[^｜]+｜>|</?think>|\[/?[A-Z_]+\]|<(?:start|end)_of_\w+>|\[\|\w+\|\]|<\w+_\w+>|<step>|<sep>|\[e~\[|\]~b\]|<(?:turn|channel)\||\|(?:turn|channel)>"
+)
+
+
+def _index() -> list[dict[str, Any]]:
+    return real_rows("chat_templates", "index.jsonl") if REAL.is_dir() else []
+
+
+@cache
+def _expected(name: str) -> dict[str, Any]:
+    return json.loads(real("chat_templates", "expected", f"{name}.json").read_text())
+
+
+def _text(name: str, case: str, *, prompt: bool = False) -> str | None:
+    """An expected rendering; None where the template raised an error."""
+    cases = _expected(name)["cases"]
+    return next(c.get("text") for c in cases if c["case"] == case and c["add_generation_prompt"] == prompt)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked("smollm2-135m-instruct", tmp_path_factory.mktemp("tokenizer") / "smollm2")
+
+
+def _chat(directory: Path, entry: dict[str, Any]) -> tuple[Any, ChatFormat]:
+    """The real tokenizer with the control tokens that the model of a template has, and the chat format."""
+    tokenizer: Any = load_tokenizer(directory)
+    given = dict(_expected(entry["name"])["kwargs"])
+    named = {key: given.pop(key) for key in ("bos_token", "eos_token") if key in given}
+    tokenizer.bos_token = named.get("bos_token")
+    tokenizer.eos_token = named.get("eos_token", tokenizer.eos_token)
+    template = real("chat_templates", entry["file"]).read_text()
+    special = sorted({*named.values(), *([entry["end_of_turn"]] if entry["end_of_turn"] not in NOT_KNOWN else [])})
+    tokenizer.add_tokens(
+        [AddedToken(str(token), special=True, normalized=False) for token in special], special_tokens=True
+    )
+    others: list[str] = sorted({str(token) for token in _LOOKS_LIKE_CONTROL.findall(template)} - {*special})
+    tokenizer.add_tokens([AddedToken(str(token), special=False, normalized=False) for token in others])
+    tokenizer.chat_template = template
+    return tokenizer, ChatFormat(tokenizer, ChatSettings(arguments=given, date=DAY))
+
+
+def _ends(tail: str, entry: dict[str, Any], eos: str) -> list[str]:
+    """What may end an answer, given the text after it, by the facts that were gathered with the template."""
+    end = entry["end_of_turn"]
+    if end in NOT_KNOWN:
+        return [tail + eos, tail.rstrip(), tail.rstrip().removesuffix(eos)]
+    if end in tail:
+        return [tail.partition(end)[0] + end]
+    # Printed after earlier answers alone, or never.
+    earlier = entry["text_after_earlier_assistant"] or ""
+    return [earlier.partition(end)[0] + end if end in earlier else tail + eos]
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+@pytest.mark.parametrize("entry", _index(), ids=lambda entry: entry["name"])
+def test_a_document_is_the_expected_prompt_answer_and_end_of_turn(
+    directory: Path, entry: dict[str, Any], case: str
+) -> None:
+    name = entry["name"]
+    if name in NO_PLAIN_CHAT:
+        with pytest.raises(ModelError, match="chat template cannot be rendered"):
+            _chat(directory, entry)
+        return
+    tokenizer, chat = _chat(directory, entry)
+    messages, answer = PROMPTS[case]
+    full = _text(name, case)
+    if full is None:  # fails on longer conversations alone
+        with pytest.raises(ModelError, match="chat template cannot be rendered"):
+            chat.encode(messages, answer)
+        return
+    before, _, tail = full.rpartition(answer)
+    prompt = _text(name, "user", prompt=True) if case == "user_assistant" else None
+    if prompt is not None and name not in NO_HEADER:
+        assert chat.prompt_text(messages) == prompt
+    document = chat.encode(messages, answer)
+    ids = chat.prompt_ids(messages)
+    assert document.ids[: len(ids)] == ids
+    assert document.loss_mask == [i >= len(ids) for i in range(len(document.ids))]
+    prompt_text = chat.prompt_text(messages)
+    assert tokenizer.decode(ids) == prompt_text
+    written = tokenizer.decode(document.ids[len(ids) :])
+    lead = before.removeprefix(prompt_text) if before.startswith(prompt_text) else ""
+    if name in NEXT_HEADER_IN_TEXT:
+        assert written.removesuffix(tokenizer.eos_token) == lead + answer + NEXT_HEADER_IN_TEXT[name]
+    else:
+        assert written in [lead + answer + end for end in _ends(tail, entry, tokenizer.eos_token)]
+    assert document.ids[-1] in chat.stop_ids
