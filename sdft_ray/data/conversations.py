@@ -22,7 +22,7 @@ _ROLES = {
     "function_call": "call", "tool_call": "call",
 }  # fmt: skip
 """Names of roles in data sets -> those of chat templates; `call` is an assistant's message that only calls a tool."""
-_ROLE_KEYS, _TEXT_KEYS = ("role", "from"), ("content", "value", "text")
+_ROLE_KEYS, _TEXT_KEYS = ("role", "from"), ("content", "value", "text", "parts")
 _PAIRS = (("input", "output"), ("user", "assistant"), ("human", "assistant"), ("instruction", "output"),
           ("question", "answer"), ("prompt", "response"), ("query", "response"))  # fmt: skip
 """Keys of question and answer, where one object holds both."""
@@ -216,7 +216,7 @@ def _why_not(prompt: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> 
     if not answer["content"].strip():
         return "the answer is empty"
     if "reasoning_content" in answer:
-        return "the answer has thoughts in a field of their own"
+        return "the answer has thoughts in a field of their own, not in its text"
     asked = [message for message in prompt if message["role"] == "user"]
     if not asked or not asked[-1]["content"].strip():
         return "there is no question"

@@ -1,12 +1,14 @@
 """The validation split: training rows that no arm trains on, so that learning rates are chosen without test tasks.
 
 The split depends only on a hash of the `example_id`: every arm holds out the same rows, in any order, and adding rows
-moves no other row between the splits. A larger fraction holds out the same rows and more.
+moves no other row between the splits. A larger fraction holds out the same rows and more. Of a conversation that gave
+several rows (ID#1, ID#2, ...) all are on one side, because a later prompt contains the earlier answers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +16,13 @@ import pyarrow as pa
 from sdft_ray.errors import DataError
 
 _SALT = b"held out:"  # hashed again, because ids may be given by users
+_TURN = re.compile(r"#\d+\Z", re.ASCII)
 
 
 def is_held_out(example_id: str, fraction: float) -> bool:
     """Whether the row is in the validation split, which is `fraction` in [0, 1] of the rows."""
-    digest = hashlib.sha256(_SALT + example_id.encode("utf-8", "surrogatepass")).digest()
+    whole = _TURN.sub("", example_id)
+    digest = hashlib.sha256(_SALT + whole.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 

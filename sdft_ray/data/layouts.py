@@ -21,15 +21,17 @@ COLUMNS = (
 """Our names, on the left of a mapping. `context` is further text of the question, `history` earlier questions and
 answers."""
 
-_CONVERSATIONS = ("messages", "conversations", "conversation")
+_CONVERSATIONS = ("messages", "conversations", "conversation", "contents")
 _LESS_CLEAR = ("dialogue", "dialog", "data")  # conversations where nothing else is a question
 _QUESTIONS = ("instruction", "question", "query", "prompt", "problem")
-_INPUTS = ("input", "inputs")  # the question itself where there is no other
+_INPUTS = ("input", "inputs")
+_SPEAKERS = ("human", "user")
+_LESS_CLEAR_QUESTIONS = (*_INPUTS, *_SPEAKERS)  # the question where there is no other
 _ADDITIONS = ("context", *_INPUTS, "passage", "document")
 _REFERENCES = ("reference", "reference_response")
 _ANSWERS = (
     "output", "outputs", "response", "answer", "completion", "solution", "target", "targets", "generated_solution",
-    "ideal",
+    "ideal", "assistant",
 )  # fmt: skip
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _HISTORIES = ("history",)
@@ -143,10 +145,10 @@ class _Choice:
             return self._mapped("instruction"), ()
         if self._plain_text and "reference" in self._columns:
             return next(iter(self._those(("instruction",))), ""), ()
-        found = self._those(_QUESTIONS) or self._those(_INPUTS)
+        found = self._those(_QUESTIONS) or self._those(_INPUTS) or self._those(_SPEAKERS)
         if found:
             return found[0], tuple(found[1:])
-        return next(iter(self._those((*_QUESTIONS, *_INPUTS), empty=not self._plain_text)), ""), ()
+        return next(iter(self._those((*_QUESTIONS, *_LESS_CLEAR_QUESTIONS), empty=not self._plain_text)), ""), ()
 
     def _answer(self, question: str) -> str:
         if "reference" in self._columns:
@@ -195,8 +197,10 @@ class _Choice:
     def _hint(self, ours: str, name: str) -> str:
         if ours == "reference" and (paths := list(_nested(self._record))):
             return f"give one text: `columns: {{{', '.join(paths)}}}`"
-        if chosen := self._those(("chosen",)):
-            role = "messages" if isinstance(self._record[chosen[0]], list) else ours
+        chosen = self._those(("chosen",))
+        is_conversation = bool(chosen) and isinstance(self._record[chosen[0]], list)
+        if chosen and (is_conversation or ours == "reference"):
+            role = "messages" if is_conversation else ours
             return f"of preferences, take the better answer: `columns: {{{role}: {chosen[0]}}}`"
         if near := difflib.get_close_matches(name, list(self._record), 1, cutoff=0.5):
             return f"did you mean `columns: {{{ours}: {near[0]}}}`?"
@@ -207,7 +211,7 @@ def _nested(record: Mapping[str, Any]) -> Iterator[str]:
     """Mappings into the first column that holds an answer inside an object or a list of objects."""
     for name, value in record.items():
         place, inner = (f"{name}.0", value[0]) if isinstance(value, list) and value else (name, value)
-        if not isinstance(inner, Mapping):
+        if not isinstance(inner, Mapping) or name.lower() in _QUESTIONS:
             continue
         answer = next((key for key in (*_REFERENCES, *_ANSWERS, "text") if key in inner), None)
         if answer is None:
@@ -263,22 +267,33 @@ def compose(record: Mapping[str, Any], layout: Layout) -> list[dict[str, Any]]:
 
 def _asked(record: Mapping[str, Any], layout: Layout) -> list[dict[str, Any]]:
     addition = text_of(record, layout.addition) if layout.addition else ""
-    value = value_at(record, layout.question)
+    value = _decoded(value_at(record, layout.question))
     if _holds_messages(value):
         if addition.strip():
             raise DataError(f"`{layout.addition}` cannot be joined to a list of messages", "write it into the question")
         return read_messages(value, layout.question)
     question = text_of(record, layout.question, "instruction")
-    if addition.strip():
+    if addition.strip() and addition.strip() not in question:
         question = f"{question}\n\n{addition}" if question.strip() else addition
     return [{"role": "user", "content": question}]
 
 
 def _answers(record: Mapping[str, Any], layout: Layout) -> list[dict[str, Any]]:
-    value = value_at(record, layout.answer)
+    value = _decoded(value_at(record, layout.answer))
     if _holds_messages(value):
         return read_messages(value, layout.answer)
     return pair("", text_of(record, layout.answer, "reference"))[1:]
+
+
+def _decoded(value: Any) -> Any:
+    """Messages that a column holds as JSON, else the value."""
+    if not isinstance(value, str) or not value.startswith('[{"'):
+        return value
+    try:
+        messages = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return messages if all(isinstance(item, Mapping) and {"role", "from"} & item.keys() for item in messages) else value
 
 
 def _holds_messages(value: Any) -> bool:
@@ -292,8 +307,18 @@ def text_of(record: Mapping[str, Any], path: str, ours: str = "") -> str:
         return ""
     if not isinstance(value, str):
         name = ours if ours and ours == path else f"{ours} (`{path}`)" if ours else f"`{path}`"
-        raise DataError(f"{name} must be text, not {kind_of(value)}", "write it as a string")
+        raise DataError(f"{name} must be text, not {kind_of(value)}", _take_part(value, path, ours))
     return value
+
+
+def _take_part(value: Any, path: str, ours: str) -> str:
+    """What to do about a value that is no text: it may hold one."""
+    key = next((key for key, part in value.items() if isinstance(part, str)), "") if isinstance(value, Mapping) else ""
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        key = "0"
+    if key and ours in ("", "instruction", "reference"):
+        return f"take a part of it: `columns: {{{ours or 'context'}: {path}.{key}}}`"
+    return f"write it as a string, or set `columns: {{{ours}: ''}}`" if ours in _OURS else "write it as a string"
 
 
 def _check_same(record: Mapping[str, Any], layout: Layout, messages: Sequence[Mapping[str, Any]]) -> None:

@@ -32,7 +32,7 @@ def file_records(source: str) -> Iterator[Record]:
             near = difflib.get_close_matches(source, NAMED_SETS, 1)
             known = f"did you mean {near[0]}?" if near else f"use one of {', '.join(NAMED_SETS)}"
             raise DataError(f"no file or data set {source!r}", known)
-        raise DataError(f"cannot read {source}: unknown file type", "give a .jsonl or .parquet file")
+        raise DataError(f"cannot read {source}: unknown file type", "give a .jsonl, .json or .parquet file")
     try:
         # typed Any: fsspec promises a file object, its stub another type
         with cast(Any, fsspec.open(source, "rb", compression="infer")) as stream:

@@ -171,9 +171,9 @@ class _Reader:
         self.reading = counted
         named = ", ".join(f"{name!r} ({first[name]} and {where})" for name, where in self.conflicts.items())
         num, more = self.num_conflicts, self.num_conflicts - len(self.conflicts)
-        rows = "row has the id of an earlier one" if num == 1 else "rows have the ids of earlier ones"
         return DataError(
-            f"{self.source}: {num:,} {rows} but another content: {named}" + (f" and {more:,} more" if more else ""),
+            f"{self.source}: rows with the id of an earlier row but another content ({num:,}): {named}"
+            + (f" and {more:,} more" if more else ""),
             "change these ids, or set `columns: {id: ''}` to identify rows by their content",
         )
 

@@ -32,6 +32,11 @@ def test_a_larger_fraction_holds_out_the_same_rows_and_more(name: str, a: float,
     assert not is_held_out(name, 0.0)
 
 
+@given(st.text(), st.integers(1, 99), fractions)
+def test_turns_of_a_conversation_are_on_one_side(name: str, turn: int, fraction: float) -> None:
+    assert is_held_out(f"{name}#{turn}", fraction) == is_held_out(f"{name}#{turn + 1}", fraction)
+
+
 @given(st.integers(0, 10**9), st.floats(0.01, 0.5))
 def test_the_fraction_is_about_right(first: int, fraction: float) -> None:
     """Within six standard deviations of a fair draw of 4,000 rows, whose ids are like those that people give."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from sdft_ray.data.messages import messages_of, row_prompt
 from sdft_ray.data.reading import Reading
 from sdft_ray.evaluation import forgetting
 from sdft_ray.evaluation.forgetting import Likeness
@@ -367,7 +368,7 @@ def _samples(rows: list[dict[str, Any]]) -> tuple[Sample, ...]:
     return tuple(
         Sample(
             example_id=row["example_id"],
-            instruction=row["instruction"],
+            instruction=_asked(row),
             reference=row["reference_response"],
             distilled=row["distilled_response"],
             reason=row["reason"],
@@ -375,6 +376,13 @@ def _samples(rows: list[dict[str, Any]]) -> tuple[Sample, ...]:
         )
         for row in chosen[:NUM_SAMPLES]
     )
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """What a row asks; of a conversation all messages with their roles."""
+    if not row.get("context"):  # tables of earlier versions do not have it
+        return row["instruction"]
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages_of(row_prompt(row)))
 
 
 def _speed(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Speed | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdft_ray.evaluation.card import Card, TaskCard
@@ -42,6 +42,8 @@ class Group:
     tasks: tuple[str, ...]
 
 
+_FEW = 0.25
+"""Share of kept rewrites below which a reader is warned."""
 TUNED, OFF_DOMAIN = "Tuned families", "Off-domain"
 
 
@@ -126,7 +128,18 @@ def warnings(data: ReportData) -> list[str]:
     """What a reader must know before believing the verdict."""
     failed = [f"The gate “{gate.name}” does not hold ({gate.bound})." for gate in data.gates if not gate.passed]
     unknown = (not_comparable(name, why) for name, why in data.retention.incomparable.items())
-    return [*failed, *unknown, *_truncated(data.truncation)]
+    return [*failed, *unknown, *_few_kept(data.selection), *_truncated(data.truncation)]
+
+
+def _few_kept(selection: Mapping[str, int]) -> list[str]:
+    """A warning where most rows of a distilled set are references after all."""
+    num_rows, num_kept = sum(selection.values()), selection.get("kept", 0)
+    if not selection or num_kept >= _FEW * num_rows:
+        return []
+    return [
+        f"Selection kept {num_kept:,} of {num_rows:,} rewrites: students of distilled data are trained on references "
+        "for all other rows."
+    ]
 
 
 def not_comparable(name: str, why: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
-from sdft_ray.data.documents import training_documents
+from sdft_ray.data.documents import fits_surely, training_documents
+from sdft_ray.data.messages import split_prompt
 from sdft_ray.data.packing import pack
 from sdft_ray.errors import DataError
 from tests.support.tiny import make_model
+from tests.unit.data.turns import turns
 
 LONG = " ".join(f"w{i}" for i in range(200))
 
@@ -52,6 +54,32 @@ def test_the_beginning_of_a_long_prompt_is_cut_and_its_answer_kept(chat: ChatFor
     kept = len(document.ids) - len(answer)
     start = next(i for i in range(kept) if document.ids[i:kept] == whole.ids[-len(answer) - (kept - i) : -len(answer)])
     assert start < 16, "but for the template's first tokens it is the end of the prompt"
+
+
+def test_the_oldest_turns_of_a_long_conversation_go_first(chat: ChatFormat) -> None:
+    system, last = turns("system", "Be kind."), turns("user", "And two?")
+    first, second = turns("user", LONG, "assistant", "1"), turns("user", "What is one?", "assistant", "1")
+    room = len(chat.encode([*system, *second, *last], "2").ids)
+    made = training_documents(chat, [([*system, *first, *second, *last], "2")], room, "truncate_prompt")
+    assert made.documents == [chat.encode([*system, *second, *last], "2")]
+    made = training_documents(chat, [([*system, *first, *second, *last], "2")], room - 1, "truncate_prompt")
+    assert made.documents == [chat.encode([*system, *last], "2")]
+    longer = turns("user", f"{LONG} And two?")
+    made = training_documents(chat, [([*system, *first, *longer], "2")], 64, "truncate_prompt")
+    (document,) = made.documents
+    assert document is not None
+    assert document.ids[:8] == chat.encode([*system, *last], "2").ids[:8], "the system message stays"
+    assert made.cut == [0]
+
+
+def test_what_surely_fits_does(chat: ChatFormat) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"é": "é" * 9}}, "id": "call00001"}
+    prompt = [*turns("system", "é", "user", "Why?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    instruction, context = split_prompt(prompt)
+    row = {"instruction": instruction, "context": context}
+    num_tokens = len(chat.encode(prompt, "So.").ids)
+    assert not fits_surely(chat, row, ("So.",), num_tokens - 1)
+    assert fits_surely(chat, row, ("So.",), 2_000)
 
 
 def test_an_answer_that_does_not_fit_alone_is_left_out_not_cut(chat: ChatFormat) -> None:

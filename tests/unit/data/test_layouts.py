@@ -95,6 +95,13 @@ SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
         Q,
     ),
     "null columns": ({"instruction": None, "reference": None, "messages": turns("user", Q, "assistant", A)}, Q),
+    "gemini": ({"contents": [{"role": "user", "parts": [{"text": Q}]}, {"role": "model", "parts": [{"text": A}]}]}, Q),
+    "speakers": ({"human": Q, "assistant": A}, Q),
+    "a prompt in json": ({"prompt": json.dumps(turns("system", "Be kind.", "user", Q)), "completion": A},
+                         turns("system", "Be kind.", "user", Q)),
+    "json that is text": ({"prompt": '[{"a": 1}] is what?', "completion": A}, '[{"a": 1}] is what?'),
+    "a passage that the question holds": ({"instruction": f"{Q} In a wood.", "input": "In a wood.", "output": A},
+                                          f"{Q} In a wood."),
     "a greeting first": ({"messages": turns("assistant", "Hi", "user", Q, "assistant", A)},
                          turns("assistant", "Hi", "user", Q)),
     "tools, openai": (
@@ -153,6 +160,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "squad": ({"question": Q, "context": "A wood.", "answers": {"text": [A], "answer_start": [1]}},
               r"\{reference: answers\.text\.0\}"),
+    "an answer in an object": (
+        {"question": Q, "answer": {"value": A}}, r"not an object → .*\{reference: answer\.value\}"
+    ),
+    "several answers": ({"question": Q, "answer": [A, "Elm."]}, r"not a list → .*\{reference: answer\.0\}"),
+    "an id that is none": ({"id": 1.5, "question": Q, "answer": A}, r"id must be text.* set `columns: \{id: ''\}`"),
     "a number": ({"question": Q, "answer": 4}, r"reference \(`answer`\) must be text, not a number"),
     "a list of questions": ({"instruction": ["a", "b"], "output": A}, r"instruction must be text, not a list"),
     "a message a row": ({"message_id": "1", "role": "prompter", "text": Q}, "no column 'instruction'"),

@@ -215,10 +215,10 @@ def test_twins_are_dropped_and_counted_whatever_their_ids(file: Path):
 
 def test_ids_of_several_contents_are_named_in_one_message(file: Path):
     rows = [{"id": i % 12, "instruction": f"q{i}", "reference": "a"} for i in range(24)]
-    with pytest.raises(DataError, match=r"12 rows have the ids of earlier ones.*'0' \(line 1 and line 13\)") as caught:
+    with pytest.raises(DataError, match=r"another content \(12\): '0' \(line 1 and line 13\)") as caught:
         read_rows(write(file, *rows))
     assert caught.value.message.endswith("'9' (line 10 and line 22) and 2 more")
-    with pytest.raises(DataError, match=r"1 row has the id of an earlier one.*'0' \(line 1 and line 2\)"):
+    with pytest.raises(DataError, match=r"another content \(1\): '0' \(line 1 and line 2\)"):
         read_rows(write(file, GOOD | {"id": 0}, GOOD | {"id": "0", "reference": "4"}))
     assert read_rows(write(file, *rows), columns={"id": ""}).num_rows == 24
 
@@ -254,7 +254,7 @@ def test_missing_file_suggests_a_near_one(file: Path):
 def test_places_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "rows.csv").write_text("a,b")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"unknown file type → give a \.jsonl or \.parquet"):
+    with pytest.raises(DataError, match=r"unknown file type → give a \.jsonl, \.json or \.parquet"):
         read_rows(str(tmp_path / "rows.csv"))
     with pytest.raises(DataError, match="cannot read"):
         read_rows(str(tmp_path / "folder.jsonl"))

@@ -129,6 +129,20 @@ def test_control_tokens_in_a_prompt_are_not_obeyed(server: _Server) -> None:
     assert not chat.spells_control_token(sent)
 
 
+def test_a_conversation_goes_out_as_openai_writes_it(sampler: ServerSampler, server: _Server) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}, "id": "call00001"}
+    prompt = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "200 stop"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "user", "content": "200 stop"},
+    ]
+    assert sampler.submit(prompt, GREEDY, 5).result().finish_reason == "stop"
+    (body,) = server.bodies
+    sent = {**call, "function": {"name": "f", "arguments": '{"x": 1}'}}
+    assert body["messages"] == [*prompt[:2], {**prompt[2], "tool_calls": [sent]}, prompt[3]]
+
+
 def test_no_server_is_a_failed_row() -> None:
     sampler = ServerSampler("http://127.0.0.1:9/v1", "teacher", max_retries=0)
     assert "Connection" in sampler.submit("x", GREEDY, 0).result().error

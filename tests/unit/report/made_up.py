@@ -351,6 +351,7 @@ def report_data() -> ReportData:
         grids={"sdft": GRID},
         correction=CORRECTION,
         forgetting=FORGETTING,
+        rows_read={"seed set": ("9,600 rows read: `instruction` and `input` ask, `output` answers (9,600 rows).",)},
         decontamination=Decontamination(
             ngram=13, num_rows=1012, num_questions=1400, num_contaminated=12, examples=("77aa02b1c3d4e5f6",)
         ),

@@ -78,6 +78,12 @@ def page() -> str:
 
 
 @pytest.mark.slow
+def test_how_rows_were_read_is_on_the_page() -> None:
+    told = ("7 rows read: `question` asks, `answer` answers (7 rows).", "Left out: 1 because the answer is empty.")
+    text = Reader(render(ReportData(name="x", selection={"kept": 6}, rows_read={"seed set": told}))).text
+    assert f"Seed set: {' '.join(told)}" in text
+
+
 def test_every_section_is_there(page: str) -> None:
     assert Reader(page).sections() == ALL_SECTIONS
 

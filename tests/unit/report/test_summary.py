@@ -146,3 +146,10 @@ def test_overlap_is_said_even_where_there_is_none(ngram: int, num: int, sentence
 
 def test_nothing_is_said_of_overlap_where_nothing_is_known() -> None:
     assert overlap(ReportData(name="x")) == ""
+
+
+def test_few_kept_rewrites_are_a_warning() -> None:
+    (warning,) = warnings(ReportData(name="x", selection={"kept": 12, "mismatch": 988}))
+    assert warning.startswith("Selection kept 12 of 1,000 rewrites")
+    assert warnings(ReportData(name="x", selection={"kept": 500, "mismatch": 500})) == []
+    assert warnings(ReportData(name="x")) == []

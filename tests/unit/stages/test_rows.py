@@ -20,6 +20,7 @@ from sdft_ray.store.store import Store
 from tests.support.jobs import make_job
 from tests.support.recipes import make_recipe
 from tests.support.staged import output_of
+from tests.unit.data.turns import turns
 
 LONG = "a train leaves the old station at nine and reaches the far coast at noon how fast is it"
 SHORT = "which of these four stones is the hardest one"
@@ -124,6 +125,46 @@ def test_tasks_without_data_are_an_error(folder: Path) -> None:
     (folder / "tasks/test.jsonl").unlink()
     with pytest.raises(EvaluationError, match=r"test\.jsonl"):
         _make(folder, _recipe(folder, ["clean"]))
+
+
+def test_earlier_messages_of_a_conversation_are_compared_too(folder: Path) -> None:
+    recipe = _recipe(folder, ["clean"])
+    rows = [
+        {"id": name, "messages": turns("user", first, "assistant", "fine", "user", "and now?", "assistant", "fine")}
+        for name, first in (("a", LONG), ("b", SHORT), ("c", "clean"))
+    ]
+    _write(folder / "rows.jsonl", rows)
+    made, kept = _make(folder, recipe)
+    assert kept == ["c"]
+    assert made.summary["decontamination"]["examples"] == ["a", "b"]
+
+
+def test_how_rows_were_read_is_in_the_summary(folder: Path) -> None:
+    recipe = _recipe(folder, ["clean"], decontaminate={"ngram": 0})
+    _write(
+        folder / "rows.jsonl",
+        [
+            {"id": "a", "messages": turns("user", "x", "assistant", "y", "user", "z", "assistant", "w")},
+            {"id": "b", "messages": turns("user", "x", "assistant", "y")},
+            {"id": "c", "messages": turns("user", "x")},
+        ],
+    )
+    made, kept = _make(folder, recipe)
+    assert kept == ["a", "b"]
+    assert made.summary["reading"] == {
+        "num_read": 3,
+        "left_out": {"the conversation ends with a user message": 1},
+        "num_earlier": 1,
+        "layouts": {"`messages` holds the conversation": 3},
+        "unused": [],
+    }
+    every = recipe.train.model_copy(update={"turns": "all"})
+    made, kept = _make(folder, recipe.model_copy(update={"train": every}))
+    assert kept == ["a#1", "a#2"]
+    assert made.summary["reading"]["left_out"] == {
+        "an earlier row has the same prompt and answer": 1,
+        "the conversation ends with a user message": 1,
+    }
 
 
 def test_calibration_rows_all_stay(folder: Path) -> None:
