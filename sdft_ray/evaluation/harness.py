@@ -44,8 +44,8 @@ class EvalConfig:
 
     `include` is a folder of task files whose `data_files` are relative to the file that names them, else to
     `working_dir`. `data` is a folder with the data sets of the hub (`task_data`). `limit` takes the first items of each
-    task, and of each member of a group; it is one number, or one for each of some tasks. `num_fewshot` is one number, or
-    one per task; None is the task's own, and a task that fixes 0 keeps it, as in lm-eval. `metrics` names the primary
+    task, and of each member of a group; it is one number, or one for each of some tasks. `num_fewshot` is one number,
+    or one per task; None is the task's own, and a task that fixes 0 keeps it, as in lm-eval. `metrics` names the primary
     metric of a task ("acc", or "exact_match,strict-match" with its filter); for the rule without it see
     `PREFERRED_METRICS`. `seed` draws few-shot examples and samples. `num_outputs` responses per generation task are
     stored for inspection. With `samples`, several answers to each item of generation tasks are sampled as well.

@@ -325,7 +325,11 @@ def _rows(data: HubData, **metadata: Any) -> dict[str, Any]:
     for split, files in data.splits.items():
         rows = _table(files, tuple(file.stat().st_mtime_ns for file in files))
         if data.subset is not None:
-            texts = [rows.data.column(name) for name in rows.column_names if rows.features[name].dtype == "string"]
+            texts = [
+                rows.data.column(name)
+                for name in rows.column_names
+                if getattr(rows.features[name], "dtype", "") == "string"
+            ]
             found = [np.flatnonzero(column.to_numpy() == data.subset) for column in texts]
             rows = rows.select(max(found, key=len, default=[]))
         if not len(rows):

@@ -243,7 +243,7 @@ class TaskFolder:
 
     def find(self, name: str) -> TaskFile | tuple[TaskFile, ...] | None:
         """The task or group of that name, else the tasks with that tag, by name; None for a name that nothing has."""
-        parsed = [file for path in self._candidates(name) if (file := self._parse(path)) is not None]
+        parsed = [file for path in self._candidates(name) if (file := self.parsed(path)) is not None]
         named = [file for file in parsed if file.kind and file.value(file.kind) == name]
         if len(named) > 1 and not self.is_large:
             raise EvaluationError(
@@ -268,7 +268,7 @@ class TaskFolder:
         if self.is_large:
             pattern = re.compile(r"^[\"']?(?:task|group)[\"']?:\s*[\"']?([^\s\"'\[#]+)", re.MULTILINE)
             return [name for path in self.paths for name in pattern.findall(path.read_text(encoding="utf-8"))]
-        files = [file for path in self.paths if (file := self._parse(path)) is not None and file.kind]
+        files = [file for path in self.paths if (file := self.parsed(path)) is not None and file.kind]
         return [name for file in files for name in (str(file.value(str(file.kind))), *sorted(file.tags))]
 
     def _candidates(self, name: str) -> list[Path]:
@@ -288,7 +288,8 @@ class TaskFolder:
                 mentions.setdefault(word, []).append(path)
         return mentions
 
-    def _parse(self, path: Path) -> TaskFile | None:
+    def parsed(self, path: Path) -> TaskFile | None:
+        """A file of the folder; None, and an entry in `broken`, for one that cannot be read."""
         if path not in self._parsed:
             try:
                 self._parsed[path] = read_task_file(path, Origin.of(self.root, self.root))
@@ -425,6 +426,11 @@ class TaskLibrary:
     def _unknown(self, name: str) -> EvaluationError:
         if self.folder is not None:
             self.folder.check_readable(None)
+            named = next((path for path in self.folder.paths if path.stem == name), None)
+            file = self.folder.parsed(named) if named else None
+            if file is not None and file.kind is not None:
+                other = file.value(file.kind)
+                return EvaluationError(f"no task named {name!r}: {file.path} defines {other!r}", f"ask for {other}")
         known = [*(self.folder.names() if self.folder else ()), *own_tasks().names()]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see `lm_eval ls tasks` for the names"

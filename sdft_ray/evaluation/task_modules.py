@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,17 +146,16 @@ def importable(tasks: Sequence[TaskPlan], origin: Origin) -> Iterator[None]:
 
     A process evaluates for one recipe after another, and two folders may both have a `utils.py`.
     """
-    folders = list(
-        dict.fromkeys(str(folder) for task in tasks if any(_functions(task)) for folder in _folders(task, origin))
-    )
+    files = {path for task in tasks for path in module_files(task, origin)}
+    folders = list(dict.fromkeys(str(folder) for task in tasks for folder in _folders(task, origin))) if files else []
     before = set(sys.modules)
     sys.path[:0] = folders
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path[:] = [entry for entry in sys.path if entry not in folders] if folders else sys.path
+        del sys.path[: len(folders)]
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and any(Path(file).is_relative_to(folder) for folder in folders):
+            if file and Path(os.path.abspath(file)) in files:
                 del sys.modules[name]
