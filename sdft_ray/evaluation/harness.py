@@ -14,6 +14,7 @@ import lm_eval
 import numpy as np
 import torch
 from lm_eval.api.group import Group
+from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import Task
 
 from sdft_ray.errors import EvaluationError
@@ -26,7 +27,7 @@ from sdft_ray.evaluation.task_files import TaskPlaces, tasks_of
 from sdft_ray.evaluation.task_modules import importable
 from sdft_ray.evaluation.tasks import check_metric, leaf_tasks, load_tasks
 from sdft_ray.evaluation.templates import compile_templates
-from sdft_ray.statistics.scores import Scores, TaskScore
+from sdft_ray.statistics.scores import Scores, TaskScore, is_share
 
 PREFERRED_METRICS = ("acc_norm", "acc", "exact_match")
 """The primary metric of a task is the first of these that it reports, else the first that it reports at all.
@@ -34,6 +35,9 @@ PREFERRED_METRICS = ("acc_norm", "acc", "exact_match")
 Its first filter is taken. This gives the metrics of the Open LLM Leaderboard v1: `acc_norm` for ARC and
 HellaSwag, `acc` for MMLU, TruthfulQA (mc2) and WinoGrande, strict `exact_match` for GSM8K.
 """
+
+_SCALES = {"bleu": 100.0, "chrf": 100.0, "chrf++": 100.0, "ter": 100.0}
+"""lm-eval's aggregations that give 0 to 100 (sacrebleu). Custom ones of that kind are not known by their name."""
 
 _BOOTSTRAP_DRAWS = 1000
 
@@ -45,8 +49,8 @@ class EvalConfig:
     `include` is a folder of task files whose `data_files` are relative to the file that names them, else to
     `working_dir`. `data` is a folder with the data sets of the hub (`task_data`). `limit` takes the first items of each
     task, and of each member of a group; it is one number, or one for each of some tasks. `num_fewshot` is one number,
-    or one per task; None is the task's own, and a task that fixes 0 keeps it, as in lm-eval. `metrics` names the primary
-    metric of a task ("acc", or "exact_match,strict-match" with its filter); for the rule without it see
+    or one per task; None is the task's own, and a task that fixes 0 keeps it, as in lm-eval. `metrics` names a task's
+    primary metric ("acc", or "exact_match,strict-match" with its filter); for the rule without it see
     `PREFERRED_METRICS`. `seed` draws few-shot examples and samples. `num_outputs` responses per generation task are
     stored for inspection. With `samples`, several answers to each item of generation tasks are sampled as well.
     """
@@ -224,12 +228,13 @@ def _score(
     if stats is not None and config.samples is not None:
         chances = pass_at_k(lm, leaves, metric, filtered_by, config.samples, config.seed)
         stats = replace(stats, pass_at_k=chances)
+    scale = _scale(leaves, metric, [float(metrics[key]), *(row["value"] for row in rows)])
     score = TaskScore(
         task=name,
         metric=metric,
         filter=filtered_by,
-        value=float(metrics[key]),
-        stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
+        value=float(metrics[key]) / (scale or 1),
+        stderr=float(stderr) / (scale or 1) if isinstance(stderr, (int, float)) else None,
         n=sum(len(part) for part in samples.values()),
         num_fewshot=shots.pop() if len(shots) == 1 else None,
         higher_is_better=higher is not False,
@@ -238,6 +243,7 @@ def _score(
         outputs=outputs_of(leaves, samples, metric, config.num_outputs),
         num_truncated=sum(lm.num_truncated[task.task_name] for task in leaves),
         written=stats,
+        scale=scale,
     )
     return score, rows
 
@@ -258,6 +264,19 @@ def _primary(task: str, keys: list[str], wanted: str | None) -> str:
 
 def _of_filter(samples: list[dict[str, Any]], filtered_by: str) -> list[dict[str, Any]]:
     return [sample for sample in samples if sample["filter"] == filtered_by]
+
+
+def _scale(leaves: Sequence[Task], metric: str, values: Sequence[float]) -> float | None:
+    """What a perfect answer scores: by the way in which lm-eval aggregates the metric, else 1 if all values allow it.
+
+    None where it is not known, or not the same for all tasks of a group.
+    """
+    aggregations = [aggregation.get(metric) for task in leaves if (aggregation := task.aggregation())]
+    scales = {next((top for name, top in _SCALES.items() if get_aggregation(name) is how), 1.0) for how in aggregations}
+    if len(scales) > 1:
+        return None
+    scale = scales.pop() if scales else 1.0
+    return scale if scale != 1.0 or is_share(values) else None
 
 
 def _chance(leaves: list[Task], samples: Mapping[str, list[dict[str, Any]]]) -> float | None:
