@@ -43,8 +43,8 @@ class TaskScore:
     """The primary metric of one task.
 
     `value` is as lm-eval gives it, divided by `scale`, in [0, 1] for accuracies; `stderr` is that of `value`, None
-    where lm-eval has none. `items` maps an item (its index in the test split; `subtask/index` in a group) to its own value,
-    0 or 1 for accuracies, and is empty for metrics that exist only over the whole set. `chance` is what
+    where lm-eval has none. `items` maps an item (its index in the test split; `subtask/index` in a group) to its own
+    value, 0 or 1 for accuracies, and is empty for metrics that exist only over the whole set. `chance` is what
     guessing scores: the mean of 1 / number of options, 0 for generated answers, None where it is unknown.
     `num_fewshot` is None for a group whose tasks have different numbers.
     `num_truncated` counts requests (an option of an item is one) whose prompt lost its beginning because the context
