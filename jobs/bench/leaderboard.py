@@ -1,11 +1,12 @@
 """A real model on the six leaderboard tasks with real questions, item by item beside plain lm-eval with its `hf` model.
 
-    python jobs/bench/leaderboard.py MODEL [--data DIR] [--only TASK ...] [--limit 100] [--quick] [--sampler NAME]
+    python jobs/bench/leaderboard.py [MODEL] [--data DIR] [--only TASK ...] [--limit 100] [--quick] [--sampler NAME]
 
-MODEL is a folder; DIR holds the data sets as files in the form of `evaluate.data` (`SDFT_REAL_DATA`, else
-`../shared/real`). Both sides read the same files in float32 on the CPU, take the first `--limit` items of each task (of
-MMLU as many of each subject as come to that number), and the same few-shot examples: fewer than the leaderboard's, for
-time. Ours goes through `evaluate.data` and an engine; the peer through task files of its own, with the paths in them.
+MODEL is a folder, without it a tiny model of random weights; DIR holds the data sets as files in the form of
+`evaluate.data` (`SDFT_REAL_DATA`, else `../shared/real`). Both sides read the same files in float32 on the CPU, take
+the first `--limit` items of each task (of MMLU as many of each subject as come to that number), and the same few-shot
+examples: fewer than the leaderboard's, for time. Ours goes through `evaluate.data` and an engine; the peer through task
+files of its own, with the paths in them.
 
 `ratio` is the share of items that score the same; a generated text must be the same too. `max_difference` is the
 largest difference of an option's log-likelihood, in nats. The last line is JSON.
@@ -35,6 +36,7 @@ from sdft_ray.evaluation.questions import Answer, Question
 from sdft_ray.recipe.resources import Engine
 from sdft_ray.stages.evaluators import answers
 from sdft_ray.stages.samplers import local_sampler
+from tests.support.tiny import make_model
 
 PEER = Path(__file__).with_name("peers") / "lm_eval_leaderboard.py"
 DATA = Path(os.environ.get("SDFT_REAL_DATA", Path(__file__).resolve().parents[3] / "shared" / "real"))
@@ -133,13 +135,23 @@ def compare(task: str, result: Result, lm: RecordingLM, theirs: dict[str, Any]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("model", type=Path, metavar="MODEL", nargs="?", help="without it: random weights")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of data sets")
     parser.add_argument("--only", nargs="+", choices=list(SHOTS), default=list(SHOTS), help="tasks")
     parser.add_argument("--limit", type=int, default=100, help="items of each task, at least")
     parser.add_argument("--quick", action="store_true", help="ten items of each task")
     parser.add_argument("--sampler", default="transformers", choices=["transformers", "vllm"], help="our engine")
     options = parser.parse_args()
+    if not options.data.is_dir():
+        print(json.dumps({"benchmark": "leaderboard", "ratio": None, "why": f"no data sets at {options.data}"}))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or make_model(Path(folder), max_position_embeddings=4096)
+        run(model, options)
+
+
+def run(model: Path, options: argparse.Namespace) -> None:
+    """All tasks, one after the other."""
     limit = 10 if options.quick else options.limit
     tasks: dict[str, Any] = {}
     table = Table(
@@ -148,9 +160,9 @@ def main() -> None:
     for task in options.only:
         each = -(-limit // NUM_SUBJECTS) if task == "mmlu" else limit
         start = time.perf_counter()
-        theirs = peer(options.model, options.data, task, each)
+        theirs = peer(model, options.data, task, each)
         middle = time.perf_counter()
-        found = compare(task, *ours(options.model, options.data, task, each, options.sampler), theirs)
+        found = compare(task, *ours(model, options.data, task, each, options.sampler), theirs)
         seconds = {"seconds": time.perf_counter() - middle, "peer_seconds": middle - start}
         tasks[task] = found | seconds
         counts = (str(SHOTS[task]), f"{found['num_items']}", f"{found['num_same']}", f"{found['max_difference']:.1e}")

@@ -23,10 +23,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import numpy as np
-import pyarrow.parquet as pq
-
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.task_files import Origin, TaskPlaces, TaskPlan
 from sdft_ray.store.fingerprint import listed_files
@@ -113,6 +109,8 @@ def _match(task: TaskPlan, written: str, places: Sequence[Path]) -> list[str]:
         if place.is_file():
             return [str(place)]
         if any(char in written for char in "*?["):
+            import fsspec
+
             found = [str(name) for name in fsspec.filesystem("file").glob(str(place)) if Path(name).is_file()]
             visible = sorted(name for name in found if not Path(name).name.startswith((".", "__")))
             if visible:
@@ -294,6 +292,8 @@ def _texts(file: Path, mtime_ns: int) -> frozenset[str]:
     """Short texts that are the value of a column of its own, whatever the row."""
     del mtime_ns  # part of the key
     if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
         rows = pq.read_table(file).to_pylist()
     else:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
@@ -320,6 +320,8 @@ def with_rows(task: TaskPlan, data: HubData) -> TaskPlan:
 
 def _rows(data: HubData, **metadata: Any) -> dict[str, Any]:
     """Rows by split. lm-eval hands over the metadata of the task."""
+    import numpy as np
+
     del metadata
     splits = {}
     for split, files in data.splits.items():
