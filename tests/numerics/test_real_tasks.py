@@ -1,4 +1,4 @@
-"""The leaderboard's six tasks on real questions in local files, item by item as plain lm-eval; and awkward task files."""
+"""The leaderboard's tasks on real questions in local files, item by item as plain lm-eval; and awkward task files."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_a_data_set_in_one_file_is_told_apart_by_a_column_or_refused(tmp_path: P
         check_tasks(["arc_easy"], places, {"arc_easy": 0}, {})
     for split in ("dev", "test"):
         write(tmp_path / f"cais/mmlu/{split}.jsonl", MMLU)
-    loaded = leaf_tasks(load_tasks(["mmlu_virology"], places, {"mmlu_virology": 1})["mmlu_virology"])[0]
+    loaded: Any = leaf_tasks(load_tasks(["mmlu_virology"], places, {"mmlu_virology": 1})["mmlu_virology"])[0]
     assert [doc["question"] for doc in loaded.eval_docs] == ["virology?"] * 3
     assert {doc["subject"] for doc in loaded.fewshot_docs()} == {"virology"}
     with pytest.raises(EvaluationError, match="cais/mmlu/abstract_algebra"):
