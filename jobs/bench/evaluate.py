@@ -8,7 +8,7 @@ compared one by one: right or wrong, and every text written.
 
 The peer's batch size is 64 unless said otherwise (lm-eval's own default is 1, which is slower). In float32 two programs
 that compute the same thing say the same; in bfloat16, the teacher's own, each rounds in its own way. `ratio` is the
-peer's seconds over ours on the generation tasks, by precision. The last line is JSON.
+peer's seconds over ours on the generation tasks, the smallest of all precisions. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def main() -> None:
     for dtype in options.dtype:
         figures[dtype] = measured(dtype, options)
         show(dtype, figures[dtype])
-    summary = {key: {dtype: result[key] for dtype, result in figures.items()} for key in ("ratio", "num_that_differ")}
+    by_dtype = {key: {dtype: result[key] for dtype, result in figures.items()} for key in ("ratio", "num_that_differ")}
+    summary = {"ratio": min(by_dtype["ratio"].values()), "ratios": by_dtype["ratio"]}
+    summary["num_that_differ"] = by_dtype["num_that_differ"]
     print(json.dumps({"benchmark": "evaluate", **vars(options), **summary, **figures}))
 
 

@@ -54,7 +54,8 @@ def main() -> None:
         body = chat_body(MODEL, "How many?", max_tokens=4)
         last = asyncio.run(press(f"{url}/v1", lambda _: body, clients=1, num_requests=1))
         assert last.statuses == {200: 1}, last.statuses
-    print(json.dumps({"benchmark": "fuzz", "cases": num_cases, "failures": num_failures}))
+    figures = {"ratio": num_failures / seed, "bound_ratio": 0.0, "cases": num_cases, "failures": num_failures}
+    print(json.dumps({"benchmark": "fuzz", **figures}))
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def show(runs: dict[str, list[dict[str, float]]]) -> None:
 
     speeds, startups = ratios("ours", "tokens_per_s"), ratios("ours", "startup_s")
     result: dict[str, Any] = {
-        "bench": "generate",
+        "benchmark": "generate",
         "ratio": statistics.median(speeds),
         "ratios": speeds,
         "bound_ratio": BOUND_RATIO,

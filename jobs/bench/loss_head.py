@@ -153,7 +153,7 @@ def show(results: dict[str, dict[str, Any]], sizes: tuple[int, int, int]) -> Non
     print(
         json.dumps(
             {
-                "bench": "loss_head",
+                "benchmark": "loss_head",
                 "ratio": max(figure["memory_ratio"] for figure in figures.values()),
                 "bound_ratio": BOUND_MEMORY,
                 "gradient_error": max(figure["gradient_error"] for figure in figures.values()),

@@ -84,10 +84,11 @@ def show(walls: dict[int, list[float]], peaks: dict[int, list[int]]) -> None:
     Console().print(table)
     small, large = min(walls), max(walls)
     figures: dict[str, Any] = {
-        "bench": "overhead",
+        "benchmark": "overhead",
         "rows_per_s": {str(size): rate for size, rate in rates.items()},
         "rows_per_s_all": {str(size): [size / wall_s for wall_s in values] for size, values in walls.items()},
         "ratio": rates[large] / BOUND_ROWS_PER_S,
+        "bound_ratio": 1.0,
         "bound_rows_per_s": BOUND_ROWS_PER_S,
         "memory_growth": statistics.median(peaks[large]) / statistics.median(peaks[small]),
         "bound_memory_growth": BOUND_MEMORY_GROWTH,

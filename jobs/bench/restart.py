@@ -79,7 +79,7 @@ def show(runs: list[dict[str, Any]]) -> None:
     largest = max(figures["rows"] for figures in runs if "ratio" in figures)
     ratios = [figures["ratio"] for figures in runs if figures["rows"] == largest]
     result = {
-        "bench": "restart",
+        "benchmark": "restart",
         "rows": largest,
         "ratio": max(ratios),
         "median_ratio": statistics.median(ratios),

@@ -261,9 +261,11 @@ def show(runs: Runs) -> None:
     precisions = [precision for precision in ("fp32", "bf16") if f"ours_{precision}" in runs]
     loops = {p: ratios(runs, f"ours_{p}", f"bare_{p}") for p in precisions}
     peers = [fastest(group, runs) for group in TRL]
+    ratio = min((statistics.median(values) for values in loops.values() if values), default=None)
     result: Figures = {
-        "bench": "train",
-        "bare_loop_ratio": min((statistics.median(values) for values in loops.values() if values), default=None),
+        "benchmark": "train",
+        "ratio": ratio,
+        "bare_loop_ratio": ratio,
         "bare_loop_ratios": loops,
         "bare_loop_cpu_ratios": {p: ratios(runs, f"ours_{p}", f"bare_{p}", "tokens_per_cpu_s") for p in precisions},
         "loss_differences": loss_differences(runs, "bare_fp32", "bare_bf16", "two_workers"),

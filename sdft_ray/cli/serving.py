@@ -196,6 +196,7 @@ def evaluate(
     include: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with additional lm-eval task files.")
     ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with the tasks' data sets as files.")] = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only this many items of each task, the first ones. Default: all.")
     ] = None,
@@ -216,7 +217,7 @@ def evaluate(
 
     key = os.environ.get(key_variable)
     server = Endpoint(endpoint.rstrip("/"), model, tokenizer, key=key, num_concurrent=num_concurrent)
-    config = EvalConfig(tasks, include, limit, num_fewshot, apply_chat_template=not no_chat_template)
+    config = EvalConfig(tasks, include, limit, num_fewshot, apply_chat_template=not no_chat_template, data=data)
     print_scores(evaluate_endpoint(server, config), as_json=as_json)
 
 

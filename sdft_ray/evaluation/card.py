@@ -39,8 +39,8 @@ class Comparison:
 class TaskCard:
     """One task. `written` has how the answers look, by model ("teacher", "pruned", "student"), where that is known.
 
-    Both recoveries are undefined where lower is better, where the teacher is not above 0 (or chance), and, corrected,
-    where chance is unknown.
+    `not_averaged` says why the task is in no mean; None where it is in them. Both recoveries are undefined for a task
+    in no mean, where the teacher is not above 0 (or chance), and, corrected, where chance is unknown.
     """
 
     task: str
@@ -49,6 +49,7 @@ class TaskCard:
     is_tuned: bool
     metric: str
     higher_is_better: bool
+    not_averaged: str | None
     num_items: int
     chance: float | None
     teacher: Estimate
@@ -92,7 +93,8 @@ class Card:
     """The whole. Overall figures are in the two `Recovery`: `mean`, and beside it `min` with `min_task`.
 
     Intervals belong to their means, and are None where a task has no values per item. `pruned_recovery` is the mean
-    before fine-tuning. `left_out` are tasks that no ratio can be built of: lower is better, or a score is no number.
+    before fine-tuning. `left_out` are tasks that no ratio can be built of: `TaskCard.not_averaged`, or a score is no
+    number.
     """
 
     tasks: tuple[TaskCard, ...]
@@ -178,6 +180,7 @@ def _task_card(models: _Models, task: str, whole: Recovery, corrected: Recovery,
         is_tuned=is_tuned,
         metric=teacher.metric,
         higher_is_better=teacher.higher_is_better,
+        not_averaged=next((score.not_averaged for score in scores.values() if score.not_averaged), None),
         num_items=teacher.n,
         chance=_finite(teacher.chance),
         teacher=_estimate(teacher),

@@ -14,6 +14,7 @@ import lm_eval
 import numpy as np
 import torch
 from lm_eval.api.group import Group
+from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import Task
 
 from sdft_ray.data.messages import ChatSettings
@@ -23,9 +24,11 @@ from sdft_ray.evaluation.lm import BatchedLM
 from sdft_ray.evaluation.pass_at_k import Samples, pass_at_k
 from sdft_ray.evaluation.progress import ItemCounter, OnItem, quiet
 from sdft_ray.evaluation.questions import Ask
-from sdft_ray.evaluation.tasks import leaf_tasks, load_tasks
+from sdft_ray.evaluation.task_files import TaskPlaces, tasks_of
+from sdft_ray.evaluation.task_modules import importable
+from sdft_ray.evaluation.tasks import check_metric, leaf_tasks, load_tasks
 from sdft_ray.evaluation.templates import compile_templates
-from sdft_ray.statistics.scores import Scores, TaskScore
+from sdft_ray.statistics.scores import Scores, TaskScore, is_share
 
 PREFERRED_METRICS = ("acc_norm", "acc", "exact_match")
 """The primary metric of a task is the first of these that it reports, else the first that it reports at all.
@@ -34,6 +37,9 @@ Its first filter is taken. This gives the metrics of the Open LLM Leaderboard v1
 HellaSwag, `acc` for MMLU, TruthfulQA (mc2) and WinoGrande, strict `exact_match` for GSM8K.
 """
 
+_SCALES = {"bleu": 100.0, "chrf": 100.0, "chrf++": 100.0, "ter": 100.0}
+"""lm-eval's aggregations that give 0 to 100 (sacrebleu). Custom ones of that kind are not known by their name."""
+
 _BOOTSTRAP_DRAWS = 1000
 
 
@@ -41,17 +47,19 @@ _BOOTSTRAP_DRAWS = 1000
 class EvalConfig:
     """The configuration of an evaluation: lm-eval tasks, tags or groups, and how they are run.
 
-    `include` is a folder of task files whose `data_files` are relative to the file that names them. `limit`
-    takes the first items of each task. `num_fewshot` is one number, or one per task; None is the task's own,
-    and a task that fixes 0 keeps it, as in lm-eval. `metrics` names the primary metric of a task ("acc", or
-    "exact_match,strict-match" with its filter); for the rule without it see `PREFERRED_METRICS`. `seed` draws
-    few-shot examples and samples. `num_outputs` responses per generation task are stored for inspection. With
-    `samples`, several answers to each item of generation tasks are sampled as well. `chat` goes to the chat template.
+    `include` is a folder of task files whose `data_files` are relative to the file that names them, else to
+    `working_dir`. `data` is a folder with the data sets of the hub (`task_data`). `limit` takes the first items of each
+    task, and of each member of a group; it is one number, or one for each of some tasks. `num_fewshot` is one number,
+    or one per task; None is the task's own, and a task that fixes 0 keeps it, as in lm-eval. `metrics` names a task's
+    primary metric ("acc", or "exact_match,strict-match" with its filter); for the rule without it see
+    `PREFERRED_METRICS`. `seed` draws few-shot examples and samples. `num_outputs` responses per generation task are
+    stored for inspection. With `samples`, several answers to each item of generation tasks are sampled as well. `chat` goes to
+    the chat template.
     """
 
     tasks: Sequence[str]
     include: str | Path | None = None
-    limit: int | None = None
+    limit: int | Mapping[str, int] | None = None
     num_fewshot: int | Mapping[str, int | None] | None = None
     metrics: Mapping[str, str | None] | None = None
     apply_chat_template: bool = True
@@ -59,6 +67,24 @@ class EvalConfig:
     num_outputs: int = 4
     samples: Samples | None = None
     chat: ChatSettings = field(default_factory=ChatSettings)
+    data: str | Path | None = None
+    working_dir: Path | None = None
+
+    @property
+    def places(self) -> TaskPlaces:
+        """Where the tasks and their data lie."""
+        include, data = (None if place is None else Path(place) for place in (self.include, self.data))
+        return TaskPlaces(include, data, self.working_dir)
+
+    @property
+    def shots(self) -> Mapping[str, int | None]:
+        """Number of few-shot examples by task; None: the task's own."""
+        asked = self.num_fewshot
+        return asked if isinstance(asked, Mapping) else dict.fromkeys(self.tasks, asked)
+
+    def limit_of(self, name: str) -> int | None:
+        """Items of each task behind a name; None: all."""
+        return self.limit.get(name) if isinstance(self.limit, Mapping) else self.limit
 
 
 @dataclass(frozen=True)
@@ -99,22 +125,27 @@ def evaluate_with(create: Callable[[ItemCounter], Any], config: EvalConfig, on_i
 
     Models without details on generated texts have an empty `texts`.
     """
-    if config.limit is not None and config.limit < 1:
-        raise EvaluationError(f"limit is {config.limit}", "make it 1 or more, or leave it out")
+    limits = config.limit.values() if isinstance(config.limit, Mapping) else [config.limit]
+    if (low := min((limit for limit in limits if limit is not None), default=1)) < 1:
+        raise EvaluationError(f"limit is {low}", "make it 1 or more, or leave it out")
     metrics = config.metrics or {}
-    with quiet() as terminal:
-        by_name = load_tasks(config.tasks, config.include)
+    plans = config.places.library().plans(config.tasks)
+    leaves = [task for parts in plans.values() for task in tasks_of(parts)]
+    with quiet() as terminal, importable(leaves, config.places.origin):
+        by_name = load_tasks(config.tasks, config.places, config.shots, plans)
         for name, parts in by_name.items():
-            fewshot = config.num_fewshot
-            _set_fewshot(leaf_tasks(parts), fewshot.get(name) if isinstance(fewshot, Mapping) else fewshot)
-            _check_metric(name, leaf_tasks(parts), metrics.get(name))
+            _set_fewshot(leaf_tasks(parts), config.shots.get(name))
+            check_metric(name, leaf_tasks(parts), metrics.get(name))
         loaded = [part for parts in by_name.values() for part in parts]
         for task in leaf_tasks(loaded):
             compile_templates(task)
-        total = sum(min(len(task.eval_docs), config.limit or sys.maxsize) for task in leaf_tasks(loaded))
-        lm = create(ItemCounter(total, on_item, terminal))
-        chat = config.apply_chat_template
-        results = _run(lm, loaded, limit=config.limit, apply_chat_template=chat, seed=config.seed)
+        counts = {
+            task.task_name: min(len(task.eval_docs), config.limit_of(name) or sys.maxsize)
+            for name, parts in by_name.items()
+            for task in leaf_tasks(parts)
+        }
+        lm = create(ItemCounter(sum(counts.values()), on_item, terminal))
+        results = _run(lm, loaded, config, counts)
         scored = [
             _score(part, results, metrics.get(name), config, lm)
             for name, parts in by_name.items()
@@ -125,11 +156,12 @@ def evaluate_with(create: Callable[[ItemCounter], Any], config: EvalConfig, on_i
     return Result(Scores(tasks, truncated, version("lm_eval")), [row for _, rows in scored for row in rows])
 
 
-def _run(lm: Any, loaded: list[Task | Group], *, limit: int | None, apply_chat_template: bool, seed: int) -> Any:
+def _run(lm: Any, loaded: list[Task | Group], config: EvalConfig, counts: Mapping[str, int]) -> Any:
     """The inner half of `simple_evaluate`, whose outer half also queries git, pip and the hub, and prints.
 
-    Seeds and few-shot examples are set here as its outer half sets them.
+    Seeds and few-shot examples are set here as its outer half sets them. `counts` are the items of each task.
     """
+    seed, limit = config.seed, config.limit
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -146,9 +178,10 @@ def _run(lm: Any, loaded: list[Task | Group], *, limit: int | None, apply_chat_t
             "tasks": {task.task_name: task for task in leaves},
             "groups": {group.name: group for group in groups},
         },
-        limit=limit,
+        limit=None if isinstance(limit, Mapping) else limit,
+        samples={name: list(range(num)) for name, num in counts.items()} if isinstance(limit, Mapping) else None,
         bootstrap_iters=_BOOTSTRAP_DRAWS,
-        apply_chat_template=apply_chat_template,
+        apply_chat_template=config.apply_chat_template,
         fewshot_as_multiturn=True,
     )
 
@@ -176,13 +209,6 @@ def _set_fewshot(leaves: Sequence[Task], num_fewshot: int | None) -> None:
             task.set_config(key="num_fewshot", value=num_fewshot)
 
 
-def _check_metric(name: str, leaves: Sequence[Task], metric: str | None) -> None:
-    """Raise `EvaluationError` for an unknown metric before the evaluation runs."""
-    known = sorted({metric for task in leaves for metric in (task.aggregation() or ())})
-    if metric is not None and known and metric.partition(",")[0] not in known:
-        raise EvaluationError(f"task {name!r} has no metric {metric!r}", f"it has {', '.join(known)}")
-
-
 def _score(
     part: Task | Group, results: Any, metric_name: str | None, config: EvalConfig, lm: Any
 ) -> tuple[TaskScore, list[dict[str, Any]]]:
@@ -205,12 +231,13 @@ def _score(
     if stats is not None and config.samples is not None:
         chances = pass_at_k(lm, leaves, metric, filtered_by, config.samples, config.seed)
         stats = replace(stats, pass_at_k=chances)
+    scale = _scale(leaves, metric, [float(metrics[key]), *(row["value"] for row in rows)])
     score = TaskScore(
         task=name,
         metric=metric,
         filter=filtered_by,
-        value=float(metrics[key]),
-        stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
+        value=float(metrics[key]) / (scale or 1),
+        stderr=float(stderr) / (scale or 1) if isinstance(stderr, (int, float)) else None,
         n=sum(len(part) for part in samples.values()),
         num_fewshot=shots.pop() if len(shots) == 1 else None,
         higher_is_better=higher is not False,
@@ -219,6 +246,7 @@ def _score(
         outputs=outputs_of(leaves, samples, metric, config.num_outputs),
         num_truncated=sum(lm.num_truncated[task.task_name] for task in leaves),
         written=stats,
+        scale=scale,
     )
     return score, rows
 
@@ -239,6 +267,19 @@ def _primary(task: str, keys: list[str], wanted: str | None) -> str:
 
 def _of_filter(samples: list[dict[str, Any]], filtered_by: str) -> list[dict[str, Any]]:
     return [sample for sample in samples if sample["filter"] == filtered_by]
+
+
+def _scale(leaves: Sequence[Task], metric: str, values: Sequence[float]) -> float | None:
+    """What a perfect answer scores: by the way in which lm-eval aggregates the metric, else 1 if all values allow it.
+
+    None where it is not known, or not the same for all tasks of a group.
+    """
+    aggregations = [aggregation.get(metric) for task in leaves if (aggregation := task.aggregation())]
+    scales = {next((top for name, top in _SCALES.items() if get_aggregation(name) is how), 1.0) for how in aggregations}
+    if len(scales) > 1:
+        return None
+    scale = scales.pop() if scales else 1.0
+    return scale if scale != 1.0 or is_share(values) else None
 
 
 def _chance(leaves: list[Task], samples: Mapping[str, list[dict[str, Any]]]) -> float | None:

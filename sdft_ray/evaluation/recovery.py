@@ -32,8 +32,8 @@ class Recovery:
     `off_domain` the same over the tasks that were and were not tuned on (None where there are none). `min` is
     the smallest ratio, of `min_task`, with that task's own error: as the smallest of several it is biased
     downwards. `teacher_mean`, `student_mean`, and the same off-domain, are the mean scores themselves, not
-    corrected for chance. `left_out` are tasks that no ratio can be built of: lower is better, or their chance
-    level is unknown and asked for.
+    corrected for chance. `left_out` are tasks that no ratio can be built of: lower is better, their scale is not
+    known, or their chance level is unknown and asked for.
     """
 
     tasks: dict[str, Estimate]
@@ -70,7 +70,7 @@ def recovery(
     _check_same(teacher, student)
     plain: dict[str, _Pair] = {}
     for name, score in teacher.tasks.items():
-        if score.higher_is_better:
+        if score.not_averaged is None and student.tasks[name].not_averaged is None:
             plain[name] = _pair(score, student.tasks[name])
     pairs = dict(plain)
     if chance_corrected:

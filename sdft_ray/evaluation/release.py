@@ -54,20 +54,21 @@ def judge(card: Card, bounds: Bounds) -> Judgement:
 def _undefined(card: Card, bounds: Bounds) -> list[str]:
     """Tasks without a recovery: no bound on tasks can hold, and a mean says nothing about a task that has none.
 
-    A mean leaves out the tasks where lower is better, which the card says, so it is not held against them.
+    A mean leaves out the tasks where lower is better or whose scale is not known, which the card says, so it is not
+    held against them.
     """
     if bounds.min_recovery is None and bounds.min_task_recovery is None:
         return []
     return [
         f"Recovery on {task.task} is undefined: {_why_undefined(task)}."
         for task in card.tasks
-        if task.recovery.value is None and (task.higher_is_better or bounds.min_task_recovery is not None)
+        if task.recovery.value is None and (task.not_averaged is None or bounds.min_task_recovery is not None)
     ]
 
 
 def _why_undefined(task: TaskCard) -> str:
-    if not task.higher_is_better:
-        return f"lower is better for {task.metric}"
+    if task.not_averaged is not None:
+        return task.not_averaged
     if None in (task.teacher.value, task.pruned.value, task.student.value):
         return "a score is not a number"
     return f"the teacher scores {task.teacher.value:g}"

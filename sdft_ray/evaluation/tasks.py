@@ -1,23 +1,23 @@
-"""lm-eval tasks by name: its own, and those of a folder of YAML files with their data beside them."""
+"""lm-eval tasks by name: its own, and those of a folder of YAML files, loaded from their plans (`task_files`)."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import yaml
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from jinja2 import TemplateError
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import Entry, Kind
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from sdft_ray.data.decontamination import MIN_WORDS, words
-from sdft_ray.errors import EvaluationError
+from sdft_ray.errors import EvaluationError, UserError
+from sdft_ray.evaluation.progress import quiet
+from sdft_ray.evaluation.task_data import hub_data, is_local, with_local_files, with_rows
+from sdft_ray.evaluation.task_files import GroupPlan, Plan, TaskPlaces, tasks_of
+from sdft_ray.evaluation.task_modules import importable, with_functions
 
 _CANNOT_LOAD = (
     OSError,
@@ -36,72 +36,59 @@ _NOT_HERE = (ConnectionError, DatasetNotFoundError)
 """What they raise when data of the hub cannot be had."""
 
 
-class FolderTaskManager(TaskManager):
-    """lm-eval's task manager over a folder in which `data_files` are relative to their YAML file.
+Plans = Mapping[str, Sequence[Plan]]
+Shots = Mapping[str, int | None]
+"""Number of few-shot examples by the name asked for; None or no entry: the task's own."""
 
-    lm-eval itself takes them relative to the working directory, which a task folder cannot know.
+
+def load_tasks(
+    names: Sequence[str], places: TaskPlaces, shots: Shots | None = None, plans: Plans | None = None
+) -> dict[str, list[Task | Group]]:
+    """What each name stands for, with its data; `plans` are those of `places` where they are known.
+
+    A task or group stands for itself, a tag for its tasks. A name in the folder of task files hides lm-eval's task of
+    the same name. Modules of task files are importable as long as the caller keeps `importable`. Raises
+    `EvaluationError` for an unknown name (with the nearest ones), a folder without task files, a task file that cannot
+    be read, and missing data.
     """
-
-    def __init__(self, folder: Path, *, include_defaults: bool) -> None:
-        """Index the folder, and lm-eval's own tasks too if asked, which takes ten seconds."""
-        super().__init__(include_path=folder, include_defaults=include_defaults)
-        for name, entry in list(self.task_index.items()):
-            if entry.yaml_path is not None and folder in Path(entry.yaml_path).parents and entry.kind is Kind.TASK:
-                config = load_yaml(entry.yaml_path, resolve_func=True)
-                if _make_absolute(config, Path(entry.yaml_path)):
-                    # Without a path lm-eval builds the task from the config given here.
-                    self.task_index[name] = Entry(name, entry.kind, None, config, entry.tags)
-
-
-def _make_absolute(config: dict[str, Any], yaml_path: Path) -> bool:
-    """Resolve the data files of a task config in place; False when it has none. Raises `EvaluationError`."""
-    kwargs = config.get("dataset_kwargs")
-    if not isinstance(kwargs, dict) or "data_files" not in kwargs:
-        return False
-
-    def resolve(files: Any) -> Any:
-        if isinstance(files, Mapping):
-            return {split: resolve(part) for split, part in files.items()}
-        if isinstance(files, (list, tuple)):
-            return [resolve(part) for part in files]
-        if "://" in files:
-            return files
-        path = yaml_path.parent / files
-        if not path.exists() and not any(char in files for char in "*?["):
-            raise EvaluationError(f"{yaml_path}: data file {files} does not exist", f"expected it at {path}")
-        return str(path)
-
-    config["dataset_kwargs"] = {**kwargs, "data_files": resolve(kwargs["data_files"])}
-    return True
-
-
-def load_tasks(names: Sequence[str], include: str | Path | None) -> dict[str, list[Task | Group]]:
-    """What each name stands for, with its data.
-
-    A task or group stands for itself, a tag for its tasks. A name in the folder `include` hides lm-eval's
-    task of the same name. Raises `EvaluationError` for an unknown name (with the nearest ones), a folder
-    without task files, a task file that cannot be read, and missing data.
-    """
-    manager = _manager(names, include)
+    plans = plans or places.library().plans(names)
+    manager = TaskManager(include_defaults=False)
     loaded: dict[str, list[Task | Group]] = {}
-    for name in names:
+    for name, parts in plans.items():
+        build = partial(_built, manager, places, (shots or {}).get(name))
         try:
-            found = manager.load([name])
+            loaded[name] = [build(plan) for plan in parts]
+        except UserError:
+            raise
         except _CANNOT_LOAD as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             if isinstance(error, _NOT_HERE):
                 raise EvaluationError(
                     f"the data of task {name!r} is not in the Hugging Face cache and cannot be downloaded: {reason}",
-                    "download it on a machine with a network and copy the cache (HF_HOME), or use local files in task "
-                    "files of your own (evaluate.include)",
+                    "give a folder with it (evaluate.data), or download it on a machine with a network and copy the "
+                    "cache (HF_HOME)",
                 ) from error
             raise EvaluationError(
                 f"task {name!r} cannot be loaded: {reason}",
                 "check the task file, and that its data can be downloaded from here",
             ) from error
-        groups = found.get("groups", {})
-        loaded[name] = [groups[name]] if name in groups else list(found["tasks"].values())
     return loaded
+
+
+def _built(manager: TaskManager, places: TaskPlaces, shots: int | None, plan: Plan) -> Task | Group:
+    """A task from its whole configuration, as lm-eval takes it; a group of such tasks."""
+    origin = places.origin
+    if isinstance(plan, GroupPlan):
+        config = {name: with_functions(part.value, origin) for name, part in plan.fields.items()}
+        group = Group.from_config({**config, "group": plan.name})
+        for member in plan.members:
+            group.add(_built(manager, places, shots, member))
+        return group
+    plan, _ = with_local_files(plan, origin)
+    if places.data is not None and (found := hub_data(plan, places.data, shots)) is not None:
+        plan = with_rows(plan, found)
+    config = {name: with_functions(part.value, origin) for name, part in plan.fields.items()}
+    return manager.load([config])["tasks"][plan.name]
 
 
 def leaf_tasks(loaded: Sequence[Task | Group]) -> list[Task]:
@@ -109,15 +96,17 @@ def leaf_tasks(loaded: Sequence[Task | Group]) -> list[Task]:
     return [task for part in loaded for task in (part.get_all_tasks() if isinstance(part, Group) else [part])]
 
 
-def task_questions(names: Sequence[str], include: str | Path | None) -> Iterator[tuple[str, ...]]:
+def task_questions(names: Sequence[str], places: TaskPlaces) -> Iterator[tuple[str, ...]]:
     """What the models are asked: the texts of every document that the tasks are scored on, one after the other.
 
     All documents count, whatever limit an evaluation has; few-shot examples do not. Raises as `load_tasks` does.
     """
-    for parts in load_tasks(names, include).values():
-        for task in leaf_tasks(parts):
-            for doc in task.eval_docs:
-                yield _question(task, doc)
+    plans = places.library().plans(names)
+    with importable([task for parts in plans.values() for task in tasks_of(parts)], places.origin):
+        for parts in load_tasks(names, places, dict.fromkeys(names, 0), plans).values():
+            for task in leaf_tasks(parts):
+                for doc in task.eval_docs:
+                    yield _question(task, doc)
 
 
 def _question(task: Any, doc: Any) -> tuple[str, ...]:
@@ -136,45 +125,20 @@ def _question(task: Any, doc: Any) -> tuple[str, ...]:
     return texts if any(len(words(text)) >= MIN_WORDS for text in texts) else (*texts, shown)
 
 
-def check_names(names: Sequence[str], include: str | Path | None) -> None:
-    """Raise `EvaluationError` for a name that neither the folder `include` nor lm-eval knows; loads no data."""
-    _manager(names, include)
+def check_tasks(names: Sequence[str], places: TaskPlaces, shots: Shots, metrics: Mapping[str, str | None]) -> None:
+    """Raise `EvaluationError` for what `load_tasks` would refuse, and for metrics that a task does not have.
+
+    Tasks whose data would have to be fetched from the hub are not loaded: of those, names and task files are checked.
+    """
+    plans = places.library().plans(names)
+    local = {name: parts for name, parts in plans.items() if all(is_local(task, places) for task in tasks_of(parts))}
+    with quiet(), importable([task for parts in local.values() for task in tasks_of(parts)], places.origin):
+        for name, parts in (load_tasks(list(local), places, shots, local) if local else {}).items():
+            check_metric(name, leaf_tasks(parts), metrics.get(name))
 
 
-def _manager(names: Sequence[str], include: str | Path | None) -> TaskManager:
-    if not names:
-        raise EvaluationError("no tasks are given", "name at least one lm-eval task")
-    folder = _task_folder(include) if include is not None else None
-    if folder is not None:
-        manager = FolderTaskManager(folder, include_defaults=False)
-        if set(names) <= set(manager.all_tasks):
-            return manager
-        _check_readable(folder)
-        manager = FolderTaskManager(folder, include_defaults=True)
-    else:
-        manager = TaskManager()
-    unknown = [name for name in names if name not in manager.task_index]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see `lm_eval ls tasks` for the names"
-        raise EvaluationError(f"no task named {unknown[0]!r}", hint)
-    return manager
-
-
-def _task_folder(include: str | Path) -> Path:
-    folder = Path(include).resolve()
-    if not folder.is_dir():
-        raise EvaluationError(f"the task folder {include} does not exist", "name a folder with lm-eval YAML files")
-    if not any(folder.glob("**/*.yaml")):
-        raise EvaluationError(f"the task folder {include} has no .yaml file", "put lm-eval task files into it")
-    return folder
-
-
-def _check_readable(folder: Path) -> None:
-    """lm-eval skips a task file that it cannot parse without a word; a missing task is then a puzzle."""
-    for path in sorted(folder.glob("**/*.yaml")):
-        try:
-            load_yaml(path, resolve_func=False)
-        except (yaml.YAMLError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise EvaluationError(f"the task file {path} cannot be read: {reason}", "correct or remove it") from error
+def check_metric(name: str, leaves: Sequence[Task], metric: str | None) -> None:
+    """Raise `EvaluationError` for a metric that the tasks behind a name do not have."""
+    known = sorted({metric for task in leaves for metric in (task.aggregation() or ())})
+    if metric is not None and known and metric.partition(",")[0] not in known:
+        raise EvaluationError(f"task {name!r} has no metric {metric!r}", f"it has {', '.join(known)}")

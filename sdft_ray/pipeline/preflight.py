@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sdft_ray.errors import DataError, EvaluationError, PlanError, RecipeError, ResourceError, StoreError
+from sdft_ray.errors import DataError, PlanError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import Config, check_patchable, num_blocks_of
@@ -16,7 +16,7 @@ from sdft_ray.pipeline.row_checks import check_calibration, check_prompts
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, check_inputs
-from sdft_ray.stages.sources import embedding_source
+from sdft_ray.stages.sources import embedding_source, task_places
 from sdft_ray.stages.spec import STAGES, DiskEstimate
 from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.store import Store
@@ -290,18 +290,12 @@ def check_forgetting(recipe: Recipe, teacher: TeacherModel) -> None:
 
 
 def check_tasks(recipe: Recipe) -> None:
-    """Raise `EvaluationError` for a task folder that is missing or empty, and for unknown tasks."""
-    include = recipe.evaluate.include
-    known: set[str] = set()
-    if include is not None:
-        folder = Path(include)
-        if not folder.is_dir():
-            raise EvaluationError(f"the task folder {include} does not exist", "check evaluate.include")
-        known = {path.stem for path in folder.glob("*.yaml")}
-        if not known:
-            raise EvaluationError(f"the task folder {include} has no .yaml file", "put lm-eval task files into it")
-    names = [task.name for task in recipe.evaluate.tasks]
-    if not known.issuperset(names):
-        from sdft_ray.evaluation.tasks import check_names
+    """Raise `EvaluationError` for unknown tasks, bad task files, and bad local data.
 
-        check_names(names, include)
+    Tasks whose data is here are loaded with it, so that what lm-eval would refuse is refused now.
+    """
+    from sdft_ray.evaluation.tasks import check_tasks as check_loaded
+
+    evaluate = recipe.evaluate
+    metrics = {task.name: task.metric for task in evaluate.tasks}
+    check_loaded([*evaluate.shots], task_places(recipe), evaluate.shots, metrics)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import ResourceError, StoreError
+from sdft_ray.evaluation.task_files import ORIGIN
+from sdft_ray.evaluation.task_inputs import task_inputs
 from sdft_ray.progress import open_view, parse_event
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.graph import steps
+from sdft_ray.stages.sources import task_places
 from sdft_ray.store.atomic import replacing
+from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.store import Store
 
 CARRIED_BYTES = 64 * 2**20
@@ -33,7 +39,6 @@ _PLACES = (
     ("calibration", "source"),
     ("forgetting", "source"),
     ("forgetting", "embedding"),
-    ("evaluate", "include"),
     ("gates",),
 )
 
@@ -125,7 +130,55 @@ def bundle(recipe: Recipe, folder: Path, store: Store) -> None:
         else:
             holder[field] = "./" + "_".join([*parts, field, source.name])
             _copy(source, folder / holder[field])
+    data["evaluate"] |= _carried_tasks(recipe, folder, store)
     (folder / "recipe.yaml").write_text(Recipe.parse(data).to_yaml(), encoding="utf-8")
+
+
+def _carried_tasks(recipe: Recipe, folder: Path, store: Store) -> dict[str, str]:
+    """Carry the folder of task files with all files that its tasks read elsewhere, and of the data sets what is read.
+
+    Files from elsewhere keep their place to each other in a tree that stands for the root of this machine.
+    """
+    places, carried = task_places(recipe), {}
+    if places.include is None and places.data is None:
+        return {}
+    read = task_inputs(recipe.evaluate.shots, places)
+    if places.include is not None:
+        include = Path(os.path.abspath(places.include))
+        files = [*(path for path in include.rglob("*") if path.is_file()), *read.outside]
+        if _sum(files) <= CARRIED_BYTES:
+            note = {ORIGIN: json.dumps({"working_dir": str(places.working_dir)})} if read.outside else {}
+            base = Path(include.anchor) if read.outside else include.parent
+            tree = _tree("evaluate_include", files, base, note, folder, store)
+            carried["include"] = str(tree / include.relative_to(base))
+    if places.data is not None and read.data and _sum(read.data) <= CARRIED_BYTES:
+        carried["data"] = str(_tree("evaluate_data", read.data, places.data, {}, folder, store))
+    return carried
+
+
+def _tree(name: str, files: Sequence[Path], base: Path, texts: Mapping[str, str], folder: Path, store: Store) -> Path:
+    """Copies of files in the same places below a folder of their own, and texts beside them; where the cluster has it.
+
+    In the store it is found under the digest of the whole.
+    """
+    content = {path.relative_to(base).as_posix(): path for path in files}
+    if not store.is_local:
+        _write_tree(folder / name, content, texts)
+        return Path(f"./{name}")
+    digests = {place: store.outside_digest(path) for place, path in content.items()}
+    target = Path(store.url) / "carried" / fingerprint([digests, dict(texts)])[:16] / name
+    if not target.exists():
+        with replacing(target) as partial:
+            _write_tree(partial, content, texts)
+    return target
+
+
+def _write_tree(tree: Path, content: Mapping[str, Path], texts: Mapping[str, str]) -> None:
+    for place, path in content.items():
+        (tree / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tree / place)
+    for place, text in texts.items():
+        (tree / place).write_text(text, encoding="utf-8")
 
 
 def _kept(source: Path, store: Store) -> Path:
@@ -141,9 +194,12 @@ def _copy(source: Path, target: Path) -> None:
     copy(source, target)
 
 
+def _sum(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return _sum(file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def _next_attempt(client: Any, name: str) -> int:

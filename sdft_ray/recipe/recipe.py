@@ -211,13 +211,20 @@ class Samples(StrictPart):
     top_p: float = Field(default=0.95, gt=0, le=1)
 
 
+_Items = Annotated[int, Field(ge=1)]
+
+
 class Evaluate(StrictPart):
     """Tasks for teacher, pruned model and students. `suite: NAME` sets the fields as in `sdft_ray.recipe.suites`."""
 
     tasks: tuple[Task, ...] = Field(min_length=1)
     include: Place | None = None
-    """A folder of further lm-eval task files."""
-    limit: int | None = Field(default=None, ge=1)
+    """A folder of further lm-eval task files. All files that its tasks read count, wherever they lie."""
+    data: Place | None = None
+    """A folder that holds the data sets of the hub as files, in the form of `sdft_ray.evaluation.task_data`; all tasks
+    then read their data there, and nothing is downloaded."""
+    limit: _Items | dict[str, _Items] | None = None
+    """Only the first items of each task, and of each member of a group: one number, or one by task for some tasks."""
     apply_chat_template: bool = True
     tuned: tuple[str, ...] = ()
     """Tasks of the same kind as the fine-tuning set; all others count as off-domain."""
@@ -229,14 +236,22 @@ class Evaluate(StrictPart):
     def _suite(cls, data: Any) -> Any:
         return with_suite(data)
 
+    @property
+    def shots(self) -> dict[str, int | None]:
+        """Few-shot examples by task; None: the task's own number."""
+        return {task.name: task.num_fewshot for task in self.tasks}
+
     @model_validator(mode="after")
-    def _tuned_are_tasks(self) -> Self:
+    def _names_are_tasks(self) -> Self:
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ValueError("a task is listed twice")
         stray = sorted(set(self.tuned) - set(names))
         if stray:
             raise ValueError(f"tuned lists {stray[0]!r}, which is not in tasks")
+        stray = sorted(set(self.limit if isinstance(self.limit, dict) else ()) - set(names))
+        if stray:
+            raise ValueError(f"limit has a number for {stray[0]!r}, which is not in tasks")
         return self
 
 

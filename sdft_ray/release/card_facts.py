@@ -124,6 +124,7 @@ def portable(recipe: Recipe) -> Recipe:
         "forgetting": forgetting.source if forgetting else None,
         "embedding": forgetting.embedding if forgetting else None,
         "tasks": recipe.evaluate.include,
+        "data": recipe.evaluate.data,
         "gates": recipe.gates,
     }
     local = {role: path for role, value in places.items() if value and (path := _local_path(value))}
@@ -142,7 +143,7 @@ def portable(recipe: Recipe) -> Recipe:
             "teacher": recipe.teacher.model_copy(update={"model": new["teacher"], "config": new["teacher_config"]}),
             "seed_set": recipe.seed_set.model_copy(update={"source": new["seed_set"]}),
             "calibration": recipe.calibration.model_copy(update={"source": new["calibration"]}),
-            "evaluate": recipe.evaluate.model_copy(update={"include": new["tasks"]}),
+            "evaluate": recipe.evaluate.model_copy(update={"include": new["tasks"], "data": new["data"]}),
             "gates": new["gates"],
         }
     )

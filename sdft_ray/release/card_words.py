@@ -88,9 +88,14 @@ def asked(recipe: Recipe, scores: Mapping[str, Scores]) -> str:
     version = next((found.harness for found in scores.values() if found.harness), "")
     harness = f"lm-eval {version}" if version else "lm-eval"
     chat = "in the model’s chat format" if recipe.evaluate.apply_chat_template else "as plain text"
-    limit = recipe.evaluate.limit
-    part = f"the first {limit:,} items of each task" if limit else "all items of each task"
+    part = _items(recipe.evaluate.limit)
     return f"Scored with {harness}, {part}, {chat}, teacher and student alike."
+
+
+def _items(limit: int | dict[str, int] | None) -> str:
+    if isinstance(limit, dict):
+        return f"the first items of some tasks ({', '.join(f'{num:,} of {task}' for task, num in limit.items())})"
+    return f"the first {limit:,} items of each task" if limit else "all items of each task"
 
 
 def limitations(data: ReportData, student: str, facts: CardFacts) -> list[str]:

@@ -23,7 +23,7 @@ from sdft_ray.release.card_facts import CardFacts, Origin
 from sdft_ray.report.run import words
 from sdft_ray.report.run.model import PRUNED, TEACHER, ReportData
 from sdft_ray.report.run.tables import selection_table
-from sdft_ray.report.run.words import mean_score, overlap, ranked_arms
+from sdft_ray.report.run.words import about_means, mean_score, overlap, ranked_arms
 from sdft_ray.report.toolbox.markdown import Raw, code, escaped, fenced, plain
 from sdft_ray.report.toolbox.numbers import count, number, percent, percent_error
 from sdft_ray.statistics.estimate import Estimate
@@ -225,11 +225,12 @@ def _table(data: ReportData, student: str, facts: CardFacts) -> list[_Row]:
     for task in data.tasks if student in data.scores else ():
         score = facts.scores[student].tasks[task]
         asked = f"{score.metric}, {_shots(score.num_fewshot)}, {score.n:,} items"
-        cells = [_figure(data.scores.get(name, {}).get(task)) for name in names]
+        unit = 1 if task in data.not_averaged else 100
+        cells = [_figure(data.scores.get(name, {}).get(task), unit) for name in names]
         table.append(_Row(code(task), asked, (*cells, _figure(kept.tasks.get(task) if kept else None))))
     if table:
         cells = [_figure(mean_score(data, name, data.tasks)) for name in names]
-        table.append(_Row("mean", "", (*cells, _figure(kept.mean if kept else None))))
+        table.append(_Row("mean", about_means(data), (*cells, _figure(kept.mean if kept else None))))
     return table
 
 
@@ -238,12 +239,12 @@ def _cells(cells: Sequence[str]) -> Raw:
     return Raw(" | ".join(escaped(cell) for cell in cells))
 
 
-def _figure(value: Estimate | None) -> str:
-    """91.5 ± 2.0, in per cent; a dash where nothing is known."""
+def _figure(value: Estimate | None, unit: float = 100) -> str:
+    """91.5 ± 2.0, in per cent unless `unit` is 1; a dash where nothing is known."""
     if value is None or value.value is None:
         return "–"
-    error = "" if value.stderr is None else f" ± {number(100 * value.stderr, 1)}"
-    return f"{number(100 * value.value, 1)}{error}"
+    error = "" if value.stderr is None else f" ± {number(unit * value.stderr, 1)}"
+    return f"{number(unit * value.value, 1)}{error}"
 
 
 def _shots(num_fewshot: int | None) -> str:

@@ -77,12 +77,14 @@ def eval_config(job: StageContext) -> EvalConfig:
     from sdft_ray.evaluation.harness import EvalConfig
     from sdft_ray.evaluation.pass_at_k import Samples
 
-    asked = view(Evaluate, job.slice.get("evaluate", job.slice), absent=("tuned", "include"))
+    asked = view(Evaluate, job.slice.get("evaluate", job.slice), absent=("tuned", "include", "data"))
     return EvalConfig(
         tasks=[task.name for task in asked.tasks],
-        include=job.places.task_folder,
+        include=job.places.tasks.include,
+        data=job.places.tasks.data,
+        working_dir=job.places.tasks.working_dir,
         limit=asked.limit,
-        num_fewshot={task.name: task.num_fewshot for task in asked.tasks},
+        num_fewshot=asked.shots,
         metrics={task.name: task.metric for task in asked.tasks},
         apply_chat_template=asked.apply_chat_template,
         seed=asked.seed,

@@ -90,7 +90,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
     def cut(part: BaseModel, **options: Any) -> dict[str, Any]:
         return {**canonical(part, **options), **replicate}
 
-    tasks = ("tasks",) if recipe.evaluate.include else ()
+    tasks = ("tasks",) if recipe.evaluate.include or recipe.evaluate.data else ()
     turns = {} if recipe.train.turns == "last" else {"turns": recipe.train.turns}
     seed = {**cut(recipe.seed_set, exclude={"source", "revision"}), **turns}
     if recipe.seed_set.decontaminate.ngram:
@@ -116,7 +116,7 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         yield Step("merge", {"kind": merge.kind, "t": t, **replicate}, arms, subject=name)
     patched = {"patched": "patch"} if recipe.patch else {}
     models = {"pruned": "prune", **patched, **student, **{name: f"merge:{name}" for name in recipe.merged}}
-    asked = cut(recipe.evaluate, exclude={"tuned", "include"})
+    asked = cut(recipe.evaluate, exclude={"tuned", "include", "data"})
     yield Step("evaluate", asked, {}, ("teacher", *tasks), subject="teacher")
     for name, step in models.items():
         yield Step("evaluate", asked, {"model": step}, ("teacher", *tasks), subject=name)
@@ -278,8 +278,8 @@ def _forgetting(recipe: Recipe, cut: Cut, models: dict[str, str]) -> Iterator[St
 def removal_step(recipe: Recipe, blocks: Sequence[int]) -> Step:
     """Beside the graph: what the model that the last pruning starts from scores without `blocks`."""
     listed = "+".join(map(str, blocks)) or "nothing"
-    asked = canonical(recipe.evaluate, exclude={"tuned", "include"})
-    tasks = ("tasks",) if recipe.evaluate.include else ()
+    asked = canonical(recipe.evaluate, exclude={"tuned", "include", "data"})
+    tasks = ("tasks",) if recipe.evaluate.include or recipe.evaluate.data else ()
     start = _start_of(recipe, len(recipe.steps))
     return Step("why", {"blocks": list(blocks), "evaluate": asked}, start, ("teacher", *tasks), listed)
 

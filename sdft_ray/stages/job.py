@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sdft_ray.evaluation.task_files import TaskPlaces
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.resources import Device, Resources
 from sdft_ray.stages.graph import Step
@@ -36,8 +37,8 @@ class Places:
 
     rows: tuple[str, str | None] | None = None
     """Source of the rows and its revision."""
-    task_folder: Path | None = None
-    """Folder of further lm-eval tasks."""
+    tasks: TaskPlaces = field(default_factory=TaskPlaces)
+    """Folders of further lm-eval tasks and of their data."""
     embedding: ModelSource | None = None
 
 

@@ -147,4 +147,4 @@ class _Sieve:
 def _questions(job: StageContext) -> Iterable[Sequence[str]]:
     from sdft_ray.evaluation.tasks import task_questions
 
-    return task_questions(job.slice["tasks"], job.places.task_folder)
+    return task_questions(job.slice["tasks"], job.places.tasks)

@@ -8,6 +8,8 @@ from typing import Any
 
 from sdft_ray.data.hub import NAMED_SETS, hub_commit
 from sdft_ray.errors import RecipeError
+from sdft_ray.evaluation.task_files import TaskPlaces
+from sdft_ray.evaluation.task_inputs import task_inputs
 from sdft_ray.models.source import ModelSource, resolve_source
 from sdft_ray.recipe.recipe import Forgetting, Recipe
 from sdft_ray.recipe.yaml_model import canonical
@@ -24,6 +26,14 @@ def embedding_source(asked: Forgetting) -> ModelSource:
     """Where the embedding model of a recipe that has one comes from. Raises `ModelError`."""
     assert asked.embedding is not None
     return resolve_source(asked.embedding, asked.embedding_revision, "forgetting.embedding_revision")
+
+
+def task_places(recipe: Recipe) -> TaskPlaces:
+    """Where the tasks of a recipe and their data lie, for work that may run elsewhere."""
+    include, data = (
+        None if place is None else Path(place) for place in (recipe.evaluate.include, recipe.evaluate.data)
+    )
+    return TaskPlaces(include, data, Path.cwd())
 
 
 class Sources:
@@ -48,7 +58,7 @@ class Sources:
                 rows = (part.source, part.revision)
         return Places(
             rows=rows,
-            task_folder=Path(str(recipe.evaluate.include)) if "tasks" in step.sources else None,
+            tasks=task_places(recipe) if "tasks" in step.sources else TaskPlaces(),
             embedding=self.embedding if "embedding" in step.sources else None,
         )
 
@@ -76,12 +86,25 @@ class Sources:
         if name == "embedding":
             return self._model(self.embedding)
         if name == "tasks":
-            return self.place(name, str(recipe.evaluate.include))
+            return self._tasks()
         if name == "gates":
             return self.place(name, str(recipe.gates))
         assert name in _ROW_SOURCES, name
         part = getattr(recipe, name)
         return self.place(name, part.source, part.revision)
+
+    def _tasks(self) -> dict[str, Any]:
+        """The whole folder of task files, files that tasks read elsewhere in the order in which they are named, and
+        files of the folder of data sets by their place in it."""
+        evaluate, places = self._recipe.evaluate, task_places(self._recipe)
+        read = task_inputs(evaluate.shots, places)
+        identity = self.place("evaluate.include", evaluate.include) if evaluate.include is not None else {}
+        if read.outside:
+            identity["outside"] = [{path.name: self._store.outside_digest(path)} for path in read.outside]
+        if places.data is not None:
+            data = {path.relative_to(places.data).as_posix(): self._store.outside_digest(path) for path in read.data}
+            identity["data"] = data
+        return identity
 
     def _model(self, source: ModelSource) -> dict[str, Any]:
         if source.directory is not None:

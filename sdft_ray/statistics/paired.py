@@ -177,7 +177,11 @@ def paired_scores(first: Scores, second: Scores, tasks: Sequence[str] | None) ->
         raise EvaluationError(
             f"the two models were not both scored on {min(stray)!r}", "evaluate both on the same tasks"
         )
-    names = tasks if tasks is not None else [name for name, score in first.tasks.items() if score.higher_is_better]
+    names = tasks
+    if names is None:
+        names = [
+            name for name, one in first.tasks.items() if one.not_averaged is second.tasks[name].not_averaged is None
+        ]
     if not names:
         raise EvaluationError("there is no task to compare the two models on", "evaluate both on the same tasks")
     pairs = [(first.tasks[name], second.tasks[name]) for name in names]

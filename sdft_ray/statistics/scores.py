@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,13 +42,14 @@ class GenerationStats:
 class TaskScore:
     """The primary metric of one task.
 
-    `value` is as lm-eval gives it, in [0, 1] for accuracies; `stderr` is that of `value`, None where lm-eval
-    has none. `items` maps an item (its index in the test split; `subtask/index` in a group) to its own value,
-    0 or 1 for accuracies, and is empty for metrics that exist only over the whole set. `chance` is what
+    `value` is as lm-eval gives it, divided by `scale`, in [0, 1] for accuracies; `stderr` is that of `value`, None
+    where lm-eval has none. `items` maps an item (its index in the test split; `subtask/index` in a group) to its own
+    value, 0 or 1 for accuracies, and is empty for metrics that exist only over the whole set. `chance` is what
     guessing scores: the mean of 1 / number of options, 0 for generated answers, None where it is unknown.
     `num_fewshot` is None for a group whose tasks have different numbers.
     `num_truncated` counts requests (an option of an item is one) whose prompt lost its beginning because the context
-    was too short for it. `written` is there for generation tasks alone.
+    was too short for it. `written` is there for generation tasks alone. `scale` is what a perfect answer scores in
+    lm-eval: 1, or 100 for BLEU and chrF; None where that is not known.
     """
 
     task: str
@@ -62,6 +65,19 @@ class TaskScore:
     outputs: tuple[Output, ...] = ()
     num_truncated: int = 0
     written: GenerationStats | None = None
+    scale: float | None = 1.0
+
+    @property
+    def not_averaged(self) -> str | None:
+        """Why the score cannot be averaged with those of other tasks; None where it can."""
+        if not self.higher_is_better:
+            return f"lower is better for {self.metric}"
+        return None if self.scale is not None else f"the scale of {self.metric} is not known"
+
+
+def is_share(values: Iterable[float]) -> bool:
+    """Whether all values lie in [0, 1], those that are numbers."""
+    return all(0 <= value <= 1 for value in values if math.isfinite(value))
 
 
 @dataclass(frozen=True)
@@ -89,5 +105,7 @@ class Scores:
                 "outputs": tuple(Output(**output) for output in fields["outputs"]),
                 "written": GenerationStats(**written) if written else None,
             }
+            if "scale" not in fields:  # written by an earlier version
+                parts["scale"] = 1.0 if is_share([fields["value"], *fields["items"].values()]) else None
             tasks[name] = TaskScore(**{**fields, **parts})
         return cls(tasks, data["num_truncated"], data.get("harness", ""))

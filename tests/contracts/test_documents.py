@@ -238,7 +238,7 @@ def test_the_training_that_the_docs_show_has_its_merges_and_terms(tmp_path: Path
 
 
 def test_the_evaluation_that_the_docs_show_is_the_leaderboard(tmp_path: Path) -> None:
-    (block,) = snippets("docs/evaluation.md", "recipe.yaml")
+    block, *_ = snippets("docs/evaluation.md", "recipe.yaml")
     recipe = recipe_of(block, tmp_path)
     written_out = Recipe.load(ROOT / "jobs/recipes/llama31_8b_instruct_depth6_sdft.yaml").evaluate
     assert recipe.evaluate.tasks == written_out.tasks

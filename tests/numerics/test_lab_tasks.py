@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sdft_ray.evaluation.task_files import TaskPlaces
 from sdft_ray.evaluation.tasks import load_tasks
 from sdft_ray.lab import sets
 from sdft_ray.lab.export import HELDOUT_PREFIX, TASK_PREFIX, export
@@ -22,7 +23,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", [name for name in FAMILIES if not sets.test_items(name)[0].options])
 def test_right_answers_are_right(laboratory: Path, prefix: str, family: str) -> None:
     name = prefix + family
-    (task,) = load_tasks([name], laboratory / "tasks")[name]
+    (task,) = load_tasks([name], TaskPlaces(laboratory / "tasks"))[name]
     lm_eval_task: Any = task
     docs = list(lm_eval_task.test_docs())
     assert docs

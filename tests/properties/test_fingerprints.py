@@ -140,6 +140,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         **{f"train.arms.{arm}.num_rows": 2 for arm in ("sft", "sdft")},
         "train.train_last_n_layers": None, "merges": {"both": {"arms": ("sft", "sdft")}},
         "evaluate.tasks": ({"name": "tiny_task", "num_fewshot": 1},), "evaluate.include": None, "evaluate.limit": 7,
+        "evaluate.data": str(folder / "data sets"),
         "evaluate.apply_chat_template": False, "evaluate.tuned": (), "evaluate.seed": 4,
         "evaluate.samples": {"num": 4}, "release": {"min_recovery": 0.5},
         "gates": str(folder / "other.jsonl"),

@@ -165,7 +165,7 @@ def ask_all(job: StageContext, actors: list[Any], kept: Path) -> None:
     from sdft_ray.evaluation.harness import evaluate as harness
 
     pool = evaluators.EngineClient(job, actors, kept)
-    harness(job.model("model"), EvalConfig(TASKS, job.places.task_folder), pool)
+    harness(job.model("model"), EvalConfig(TASKS, job.places.tasks.include), pool)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_step_with_its_reason(folder: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Figures:
 
 def _kind(result: Sequence[TaskScore]) -> Kind:
     """By what the scores tell: answers are generated where they were looked at, or where guessing scores nothing."""
-    if not all(score.higher_is_better and 0 <= score.value <= 1 for score in result):
+    if not all(score.not_averaged is None and 0 <= score.value <= 1 for score in result):
         return "other"
     if any(score.written or score.outputs or score.chance == 0 for score in result):
         return "generation"

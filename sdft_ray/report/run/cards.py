@@ -80,9 +80,10 @@ def _overall(mean: str, worst: str, result: Recovery, limits: Interval | None) -
 
 
 def _left_out(card: Card) -> str:
-    lower = joined(card.left_out)
+    whys = {task.task: task.not_averaged or "a score is not a number" for task in card.tasks}
+    lower = joined([f"{name} ({whys[name]})" for name in card.left_out])
     unknown = joined([task for task in card.chance_corrected.left_out if task not in card.left_out])
-    words = [f"Not in the mean, as lower is better or a score is not a number: {lower}."] if lower else []
+    words = [f"Not in the mean: {lower}."] if lower else []
     if unknown and _says_more(card):
         words.append(f"Not chance-corrected, as what guessing scores is not known: {unknown}.")
     return " ".join(words)

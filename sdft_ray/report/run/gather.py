@@ -99,6 +99,18 @@ def gather(
             plan for name, part in recipe.prunings.items() if name and (plan := _plan(part, manifests, f":{name}"))
         ),
         scores={model: _estimates(part) for model, part in scores.items()},
+        not_averaged={
+            task: score.not_averaged
+            for own in scores.values()
+            for task, score in own.tasks.items()
+            if score.not_averaged is not None
+        },
+        scales={
+            task: (score.metric, score.scale)
+            for own in scores.values()
+            for task, score in own.tasks.items()
+            if score.not_averaged is None and score.scale is not None and score.scale != 1
+        },
         recovery=recoveries(scores, recipe.evaluate.tuned),
         retention=retention(scores, recipe.evaluate.tuned, recipe.release),
         truncation=_truncation(recipe, store, manifests, scores),

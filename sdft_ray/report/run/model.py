@@ -262,7 +262,8 @@ class ReportData(_Part):
     """All that one page shows. Dictionaries are shown in their order.
 
     `created` is UTC, ISO 8601. `plan` is the last pruning's, its blocks counted in the model it starts from; `earlier`
-    are those before it. `scores` are by model (teacher, pruned, then arms) and task, `recovery` by model (pruned too),
+    are those before it. `scores` are by model (teacher, pruned, then arms) and task, `recovery` by model (pruned too).
+    `not_averaged` has the reason by task, `scales` metric and scale of tasks where lm-eval's is not 1;
     `grids` by arm that was trained several times, `selection` counts rows by reason.
     """
 
@@ -277,6 +278,8 @@ class ReportData(_Part):
     plan: Plan | None = None
     earlier: tuple[Plan, ...] = ()
     scores: dict[str, dict[str, Estimate]] = {}
+    not_averaged: dict[str, str] = {}
+    scales: dict[str, tuple[str, float]] = {}
     recovery: dict[str, Recovery] = {}
     retention: Retention = Retention()
     truncation: Truncation | None = None

@@ -37,6 +37,7 @@ def _context(data: ReportData) -> dict[str, object]:
         "kept": students(data),
         "scores": tables.score_table(data, tones),
         "num_items": tables.num_items(data),
+        "about_means": words.about_means(data),
         "sizes": tables.size_table(data),
         "speeds": tables.speed_tables(data),
         "loss": figures.loss_figure(data, tones),

@@ -35,7 +35,8 @@ def score_table(data: ReportData, tones: Mapping[str, str]) -> Table:
     known = [model for model in models(data) if model in data.scores]
 
     def row(name: str, scores: Sequence[Estimate | None], *, strong: bool = False) -> Row:
-        return Row(Cell(name), tuple(estimate(score, inline=True) for score in scores), strong)
+        is_share = name not in data.not_averaged
+        return Row(Cell(name), tuple(estimate(score, is_share=is_share, inline=True) for score in scores), strong)
 
     def mean(name: str, tasks: Sequence[str]) -> Row:
         return row(name, [mean_score(data, model, tasks) for model in known], strong=True)

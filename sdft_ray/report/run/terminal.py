@@ -10,7 +10,7 @@ from rich.text import Text
 from sdft_ray.evaluation import rounds
 from sdft_ray.evaluation.release import Judgement
 from sdft_ray.report.run.model import TEACHER, Grid, ReportData
-from sdft_ray.report.run.words import beyond_chance, groups, mean_score, models, ranked_arms, warnings
+from sdft_ray.report.run.words import about_means, beyond_chance, groups, mean_score, models, ranked_arms, warnings
 from sdft_ray.report.toolbox.numbers import THIN, change, count, nats, rate
 from sdft_ray.report.toolbox.table import Cell, Fitting, Group, Row, Table, estimate, for_terminal, names, without_notes
 
@@ -25,11 +25,11 @@ def result_table(data: ReportData) -> Fitting:
     """
     if not models(data):
         return Fitting([])
-    whole, note = _by_family(data), "Per cent, ± one standard error."
+    whole, note, means = _by_family(data), "Per cent, ± one standard error.", about_means(data)
     shapes = [
-        (whole, note),
-        (without_notes(whole), "Per cent."),
-        (_by_model(data), f"{note} Families are in the report."),
+        (whole, f"{note} {means}".strip()),
+        (without_notes(whole), f"Per cent. {means}".strip()),
+        (_by_model(data), f"{note} Families are in the report. {means}".strip()),
     ]
     return Fitting((for_terminal(table), words) for table, words in shapes)
 
@@ -44,7 +44,13 @@ def _by_family(data: ReportData) -> Table:
     shown = []
     for group in parts:
         rows = [
-            Row(Cell(task), tuple(estimate(data.scores.get(name, {}).get(task)) for name in columns))
+            Row(
+                Cell(task),
+                tuple(
+                    estimate(data.scores.get(name, {}).get(task), is_share=task not in data.not_averaged)
+                    for name in columns
+                ),
+            )
             for task in group.tasks
         ]
         if len(parts) > 1:

@@ -57,14 +57,24 @@ def groups(data: ReportData) -> tuple[Group, ...]:
 
 
 def mean_score(data: ReportData, model: str, tasks: Sequence[str]) -> Estimate | None:
-    """Plain mean over tasks, with the standard error of independent tasks; None unless all are known."""
-    result = [data.scores.get(model, {}).get(task) for task in tasks]
+    """Plain mean over the tasks that can be averaged, with the standard error of independent tasks; None unless all are
+    known."""
+    result = [data.scores.get(model, {}).get(task) for task in tasks if task not in data.not_averaged]
     known = [score for score in result if score is not None]
     if not known or len(known) < len(result):
         return None
     errors = [score.stderr for score in known if score.stderr is not None]
     stderr = math.sqrt(sum(error**2 for error in errors)) / len(known) if len(errors) == len(known) else None
     return Estimate(sum(score.known for score in known) / len(known), stderr)
+
+
+def about_means(data: ReportData) -> str:
+    """What means leave out and why, and whose scores were brought to shares; "" where there is nothing to say."""
+    words = []
+    if data.not_averaged:
+        words.append(f"Not in the means: {joined([f'{task} ({why})' for task, why in data.not_averaged.items()])}.")
+    words += [f"{metric} of {task} is shown as a share of {scale:g}." for task, (metric, scale) in data.scales.items()]
+    return " ".join(words)
 
 
 def models(data: ReportData) -> tuple[str, ...]:
@@ -153,7 +163,7 @@ def not_comparable(name: str, why: str) -> str:
 def is_share(task: TaskCard) -> bool:
     """Whether scores are shares of something good, which are shown in per cent."""
     values = [score.value for score in (task.teacher, task.pruned, task.student)]
-    return task.higher_is_better and all(value is None or 0 <= value <= 1 for value in values)
+    return task.not_averaged is None and all(value is None or 0 <= value <= 1 for value in values)
 
 
 def difference(value: float | None, *, is_share: bool = True) -> str:

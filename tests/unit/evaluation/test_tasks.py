@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sdft_ray.evaluation.task_files import TaskPlaces
 from sdft_ray.evaluation.tasks import task_questions
 
 HEAD = """\
@@ -42,6 +43,6 @@ def test_texts_of_a_question(form: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(2 * (json.dumps(ROW) + "\n"), encoding="utf-8")
     task = f"task: t\n{HEAD}{text}\ndoc_to_choice: choices\ndoc_to_target: 1\n"
     (tmp_path / "t.yaml").write_text(task, encoding="utf-8")
-    found = list(task_questions(["t"], tmp_path))
+    found = list(task_questions(["t"], TaskPlaces(tmp_path)))
     assert len(found) == 2
     assert tuple(text.strip() for text in found[0]) == expected

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sdft_ray.evaluation.task_files import TaskPlaces
 from sdft_ray.evaluation.tasks import leaf_tasks, load_tasks
 from sdft_ray.evaluation.templates import compile_templates
 
@@ -56,7 +57,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def loaded(folder: Path) -> Any:
-    (task,) = leaf_tasks(load_tasks(["t"], folder)["t"])
+    (task,) = leaf_tasks(load_tasks(["t"], TaskPlaces(folder))["t"])
     task.set_fewshot_seed(0)
     return task
 

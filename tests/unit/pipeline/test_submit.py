@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sdft_ray.errors import ResourceError
+from sdft_ray.pipeline.preflight import check_tasks
 from sdft_ray.pipeline.submit import _send, bundle
 from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.stages.sources import Sources
 from sdft_ray.store.store import Store
 from tests.support.recipes import make_recipe, write_rows
 
@@ -71,6 +74,44 @@ def test_held_out_text_and_its_embedding_model_go_along(tmp_path: Path, store: s
     assert Path(sent.source).read_bytes() == texts.read_bytes()
     assert sent.embedding != asked["embedding"]
     assert (Path(sent.embedding) / "config.json").is_file()
+
+
+@pytest.mark.parametrize("store", ["store", "memory://sdft"])
+@pytest.mark.parametrize("field", ["include", "data"])
+def test_what_tasks_read_goes_along_and_counts_as_the_same(tmp_path: Path, store: str, field: str) -> None:
+    """Files beside the folder of task files, named in each way; of the folder of data sets what is read."""
+    home = tmp_path / "home"
+    for name in ("outside", "absolute", "work/here"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / f"{name}.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 2, encoding="utf-8")
+    files = {"train": "../outside.jsonl", "validation": str(home / "absolute.jsonl"), "test": "here.jsonl"}
+    rest = {"output_type": "generate_until", "doc_to_text": "question", "doc_to_target": "answer", "test_split": "test"}
+    base = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}, **rest}
+    (home / "tasks").mkdir()
+    (home / "base.yaml").write_text(yaml.safe_dump(base).replace("../outside", "outside"), encoding="utf-8")
+    (home / "tasks/t.yaml").write_text("include: ../base.yaml\ntask: t\n", encoding="utf-8")
+    for name in ("gsm8k/test", "other/test"):
+        (home / "data" / name).parent.mkdir(parents=True)
+        (home / f"data/{name}.jsonl").write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
+    tasks = ({"name": "t"},) if field == "include" else ({"name": "gsm8k", "num_fewshot": 0},)
+    folder = home / ("tasks" if field == "include" else "data")
+    recipe = make_recipe(tmp_path, _teacher(tmp_path), evaluate={"tasks": tasks, field: str(folder)})
+    (tmp_path / "job").mkdir()
+    at = Store(store if "://" in store else str(tmp_path / store))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home / "work")
+        before = Sources(recipe, at)("tasks")
+        bundle(recipe, tmp_path / "job", at)
+    shutil.rmtree(home)
+    sent = Recipe.load(tmp_path / "job/recipe.yaml")
+    assert Sources(sent, at)("tasks") == before
+    check_tasks(sent)
+    if field == "data":
+        assert not [path for path in tmp_path.rglob("other") if path.is_dir()]
+    else:
+        assert [next(iter(part)) for part in before["outside"]] == [
+            "base.yaml", "here.jsonl", "outside.jsonl", "absolute.jsonl",
+        ]  # fmt: skip
 
 
 class _Cluster:

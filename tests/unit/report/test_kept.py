@@ -190,7 +190,7 @@ def test_what_is_left_out_is_told() -> None:
     scores = changed({model: {"facts": worse_when_high, "myths": {"chance": None}} for model in SCORES})
     one = student(shown(scores), "sft")
     assert one.left_out == (
-        "Not in the mean, as lower is better or a score is not a number: facts. "
+        "Not in the mean: facts (lower is better for word_perplexity). "
         "Not chance-corrected, as what guessing scores is not known: myths."
     )
     cells = row(one, "facts").cells

@@ -156,7 +156,7 @@ def test_places_are_those_of_the_step_alone(recipe: Recipe, tmp_path: Path) -> N
     for step in steps(offline):
         places = _job(offline, step, tmp_path).places
         assert (places.rows is not None) == bool({"seed_set", "calibration", "forgetting"} & set(step.sources))
-        assert (places.task_folder is not None) == ("tasks" in step.sources)
+        assert (places.tasks.include is not None) == ("tasks" in step.sources)
         assert (places.embedding is not None) == ("embedding" in step.sources)
 
 
