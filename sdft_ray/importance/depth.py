@@ -46,8 +46,8 @@ def measure(
     anywhere, whereas another grouping of rows into batches changes the forward pass by rounding errors.
     `watch` (`importance.width.watched`) records the same forward passes.
 
-    A token at which a hidden state is all zero has no direction: it is counted by its id, and left out of all means; the
-    last token of a sequence is then the last one that is not. The embedding rows of unused tokens can be so.
+    A token at which a hidden state is all zero has no direction: it is counted by its id, and left out of all means;
+    the last token of a sequence is then the last one that is not. Embedding rows of unused tokens can be so.
 
     Raises `DataError` for a batch that is not right-padded or has an empty row, `ModelError` for hidden
     states that are not finite (overflow in float16, damaged weights).
