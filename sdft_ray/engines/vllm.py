@@ -12,6 +12,7 @@ from typing import Any
 from sdft_ray.data.chat import load_tokenizer, stop_ids
 from sdft_ray.engines.request import AnswerDelta, EngineFailedError, GenerationRequest, TokenScore
 from sdft_ray.engines.settings import EngineSettings
+from sdft_ray.generation.engine_folder import EngineFolder
 from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
 
 MAX_TOP_LOGPROBS = 20
@@ -21,10 +22,11 @@ MAX_TOP_LOGPROBS = 20
 class VllmEngine:
     """`AsyncLLM` over a local checkpoint, with speculative decoding where a draft model is given."""
 
-    def __init__(self, llm: Any, stop_ids: Collection[int]) -> None:
+    def __init__(self, llm: Any, folder: EngineFolder, stop_ids: Collection[int]) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._llm = llm
+        self._folder = folder
         self._stop_ids = sorted(stop_ids)
         self._dead: type[BaseException] = EngineDeadError
         self._numbers = itertools.count()
@@ -73,9 +75,11 @@ class VllmEngine:
             **speculative,
         )
         disable_chunked_prefill(arguments)
-        with _in_one_process(current_platform.is_cpu() and settings.tensor_parallel == 1 and cpus < 2):
+        is_alone = current_platform.is_cpu() and settings.tensor_parallel == 1 and cpus < 2
+        folder = EngineFolder()
+        with _in_one_process(is_alone), folder.used():
             llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
-        return cls(llm, stop_ids(load_tokenizer(model_dir)))
+            return cls(llm, folder, stop_ids(load_tokenizer(model_dir)))
 
     async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`."""
@@ -99,7 +103,10 @@ class VllmEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._llm.shutdown()
+        try:
+            self._llm.shutdown()
+        finally:
+            self._folder.close()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 
 from sdft_ray.data.chat import load_tokenizer
 from sdft_ray.data.signals import Signals, top_logprobs
+from sdft_ray.generation.engine_folder import EngineFolder
 from sdft_ray.generation.sampler import EngineError, LocalSampler, Sampled, SamplingParams, check_signals
 from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
 from sdft_ray.generation.vllm_scoring import next_token, prompt_end, scoring_params, together
@@ -73,7 +74,9 @@ class VllmSampler(LocalSampler):
             logprobs_mode="raw_logprobs",  # of the model, before temperature and truncation
         )
         disable_chunked_prefill(arguments)
-        self._engine = LLM.from_engine_args(arguments).llm_engine
+        self._folder = EngineFolder()
+        with self._folder.used():
+            self._engine = LLM.from_engine_args(arguments).llm_engine
         super().__init__(load_tokenizer(model_dir), chat)
         config = self._engine.model_config
         self.max_model_tokens = config.max_model_len
@@ -112,7 +115,10 @@ class VllmSampler(LocalSampler):
         """Finish pending requests, stop the engine and free its memory."""
         self._waiting.put(None)
         self._thread.join()
-        self._engine.engine_core.shutdown()
+        try:
+            self._engine.engine_core.shutdown()
+        finally:
+            self._folder.close()
 
     def _serve(self) -> None:
         """Step the engine while there are requests. If the engine fails, all pending futures get the error."""

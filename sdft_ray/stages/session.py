@@ -13,6 +13,7 @@ import psutil
 import ray
 
 from sdft_ray.errors import ResourceError
+from sdft_ray.generation.engine_folder import remove_abandoned
 from sdft_ray.recipe.resources import Resources
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
     finally:
         if ours:
             ray.shutdown()
+            remove_abandoned()  # engines of steps that were cancelled, whose processes are gone now
 
 
 def _init(**options: Any) -> None:
