@@ -159,7 +159,9 @@ _PARTS = {
     "fourth": 4,
     "fifth": 5,
     "sixth": 6,
+    "seventh": 7,
     "eighth": 8,
+    "ninth": 9,
     "tenth": 10,
 }
 _WORD = rf"(?:{'|'.join([*_VALUES, *_POWERS])})"
