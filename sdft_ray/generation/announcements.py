@@ -110,7 +110,7 @@ _SET_ASIDE = re.compile(rf"(?:[,;(]\s*(?:and\s+)?not|instead\s+of|rather\s+than)
 """As in "8, not 9": the value before may be the answer."""
 _BOUNDED = re.compile(
     r"(?:[<>≤≥±~]=?|\\(?:leq?|geq?|lt|gt|leqslant|geqslant|pm|mp)\b|\b(?:(?:less|fewer|more|greater|larger|smaller"
-    r"|higher|lower|bigger|longer|shorter|other)\s+than(?:\s+or\s+equal\s+to)?|at\s+(?:least|most)|up\s+to|upwards?\s+of|in\s+excess\s+of|north\s+of|shy\s+of|at\s+the\s+very\s+(?:least|most)|at\s+(?:best|worst)|twice|double|triple|half(?:\s+of)?"
+    r"|higher|lower|bigger|longer|shorter|other)\s+than(?:\s+or\s+equal\s+to)?|at\s+(?:least|most)|than|up\s+to|upwards?\s+of|in\s+excess\s+of|north\s+of|shy\s+of|at\s+the\s+very\s+(?:least|most)|at\s+(?:best|worst)|twice|double|triple|half(?:\s+of)?"
     r"|(?:%|percent|quarter|third|fraction|multiple|power|square|root|cube|sum|product|factor|out|quotient)\s+of"
     r"|(?:divided|multiplied|divisible)\s+by|over|under"
     r"|below|above|almost|nearly|barely|hardly|scarcely|close\s+to|not\s+quite|exceed(?:s|ing)?|(?:minimum|maximum)\s+of|between|beyond"
