@@ -152,7 +152,7 @@ _REJECTED = re.compile(
 )
 _NEGATION = re.compile(
     r"\b(?:not|never|nowhere|neither|nor|cannot|impossible|incorrect|unlikely|doubt(?:s|ful)?|far\s+from|no\s+(?:way|longer)"
-    r"|fail(?:s|ed)?\s+to|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
+    r"|fail(?:s|ed)?\s+to|refus(?:e|es|ed|ing)|declin(?:e|es|ed)|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(

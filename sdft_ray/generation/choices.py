@@ -96,7 +96,7 @@ _LETTER = rf"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)\s+)?{_OPEN}(?P<lette
 _NAMED = re.compile(
     r"(?<![\w'’])\(?(?P<before>[A-Z])\b\)?\s+(?:is|was|must\s+be|has\s+to\s+be|would\s+be|seems|looks|appears)\s+(?:to\s+be\s+)?"
     r"(?:clearly\s+|definitely\s+)?"
-    r"(?:(?:the|my|only|single|most)\s+)*(?:correct|right|best|answer|option|choice|plausible|likely|suitable)\b"
+    r"(?:(?:the|my|only|single|most)\s+)*(?:correct|right|true|best|answer|option|choice|plausible|likely|suitable)\b"
     r"|(?:\A|(?<=[\s(]))(?P<found>[A-Z])\)?\s+it\s+is\b"
     r"|\b(?:[Cc]hoose|[Pp]ick|[Ss]elect|[Gg]o\s+with)\s+(?:option|choice|answer)?\s*[(\[]?(?P<after>[A-Z])\b(?!\s+[a-z])"
 )

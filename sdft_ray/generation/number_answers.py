@@ -75,7 +75,7 @@ _ANOTHER_NUMBER = re.compile(
     r"\s*(?:[,;&:/~–—-]|and\b|or\b|to\b|\+/-)?\s*[($-]?\d|\s*±"
     r"|\s*[^\W\d]+['\"]?\s*(?:,|,?\s*(?:and|or|to)\b|;)\s*[$-]?\d"
     r"|\s*[(,]?\s*(?:\w+\s+)?\(?\s*or\s+(?:maybe\s+|perhaps\s+|possibly\s+|even\s+|about\s+)?[$-]?(?:\d|[a-z]\s*=)"
-    r"|\s*(?:\w+\s+)?\(?or\s+(?:more|less|fewer|so|greater|higher|lower|larger|smaller|above|below)\b"
+    r"|\s*(?:\w+\s+)?[,(]?\s*or\b(?!\s+(?:equivalently|simply))"
     r"|\s*(?:\w+\s+)?(?:at\s+(?:least|most|minimum|maximum))\b"
     r"|\s+(?:\w+\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller|older|younger|longer|shorter)\s+than\s+[-$]?\d"
     r"|\s*,?\s*(?:with\s+|and\s+)?(?:an?\s+)?(?:remainder|rest|r)\s+(?:of\s+)?\d"
