@@ -110,7 +110,9 @@ _SET_ASIDE = re.compile(rf"(?:[,;(]\s*(?:and\s+)?not|instead\s+of|rather\s+than)
 """As in "8, not 9": the value before may be the answer."""
 _BOUNDED = re.compile(
     r"(?:[<>≤≥±~]=?|\\(?:leq?|geq?|lt|gt|leqslant|geqslant|pm|mp)\b|\b(?:(?:less|fewer|more|greater|larger|smaller"
-    r"|higher|lower|bigger|longer|shorter|other)\s+than(?:\s+or\s+equal\s+to)?|at\s+(?:least|most)|up\s+to|upwards?\s+of|in\s+excess\s+of|north\s+of|shy\s+of|at\s+the\s+very\s+(?:least|most)|over|under"
+    r"|higher|lower|bigger|longer|shorter|other)\s+than(?:\s+or\s+equal\s+to)?|at\s+(?:least|most)|than|up\s+to|upwards?\s+of|in\s+excess\s+of|north\s+of|shy\s+of|at\s+the\s+very\s+(?:least|most)|at\s+(?:best|worst)|twice|double|triple|half(?:\s+of)?"
+    r"|(?:%|percent|quarter|third|fraction|multiple|power|square|root|cube|sum|product|factor|out|quotient)\s+of"
+    r"|(?:divided|multiplied|divisible)\s+by|over|under"
     r"|below|above|almost|nearly|barely|hardly|scarcely|close\s+to|not\s+quite|exceed(?:s|ing)?|(?:minimum|maximum)\s+of|between|beyond"
     rf"|(?:plus|\+)\s*(?:or|/)?\s*(?:minus|-))){_OPEN}",
     re.IGNORECASE,
@@ -150,7 +152,7 @@ _REJECTED = re.compile(
 )
 _NEGATION = re.compile(
     r"\b(?:not|never|nowhere|neither|nor|cannot|impossible|incorrect|unlikely|doubt(?:s|ful)?|far\s+from|no\s+(?:way|longer)"
-    r"|fail(?:s|ed)?\s+to|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
+    r"|fail(?:s|ed)?\s+to|refus(?:e|es|ed|ing)|declin(?:e|es|ed)|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(

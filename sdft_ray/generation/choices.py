@@ -94,13 +94,14 @@ def _several(first: str, rest: str) -> str | None:
 
 _LETTER = rf"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)\s+)?{_OPEN}(?P<letter>[A-Z])\b{_CLOSE}"
 _NAMED = re.compile(
-    r"(?<![\w'’])\(?(?P<before>[A-Z])\b\)?\s+(?:is|was|must\s+be|has\s+to\s+be|would\s+be)\s+(?:clearly\s+|definitely\s+)?"
-    r"(?:the\s+)?(?:only\s+)?(?:correct|right|best|answer)\b"
+    r"(?<![\w'’])\(?(?P<before>[A-Z])\b\)?\s+(?:is|was|must\s+be|has\s+to\s+be|would\s+be|seems|looks|appears)\s+(?:to\s+be\s+)?"
+    r"(?:clearly\s+|definitely\s+)?"
+    r"(?:(?:the|my|only|single|most)\s+)*(?:correct|right|true|best|answer|option|choice|plausible|likely|suitable)\b"
     r"|(?:\A|(?<=[\s(]))(?P<found>[A-Z])\)?\s+it\s+is\b"
     r"|\b(?:[Cc]hoose|[Pp]ick|[Ss]elect|[Gg]o\s+with)\s+(?:option|choice|answer)?\s*[(\[]?(?P<after>[A-Z])\b(?!\s+[a-z])"
 )
 _CONCLUDED = re.compile(
-    r"(?:\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Cc]onsequently|[Tt]hink|[Bb]elieve|[Ss]ay|[Gg]uess|[Cc]hoose|[Pp]ick"
+    r"(?:\b(?:(?![Hh]ardly|[Pp]ossibly|[Uu]nlikely)[A-Za-z]+ly|[Nn]ot\b[^.!?]*?\bbut(?:\s+rather)?|[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Cc]onsequently|[Tt]hink|[Bb]elieve|[Ss]ay|[Gg]uess|[Cc]hoose|[Pp]ick"
     r"|[Ss]elect|go\s+with|[Ii]t['’]s|[Ii]t\s+is|[Ii]t\s+must\s+be|must\s+be|it\s+has\s+to\s+be|leaves?(?:\s+us\s+with)?"
     r"|leaving|[Oo]nly|is|be)[,:]?\s+(?:only\s+)?(?:it\s+is\s+|it['’]s\s+|it\s+must\s+be\s+)?)"
     rf"{_LETTER}\s*[.!]?\s*\Z"
@@ -113,7 +114,7 @@ _LETTERS_ALONE = re.compile(
 )
 _LEADING = re.compile(
     r"\s*(?:(?:option|choice|answer)\s+)?(?:\((?P<bracketed>[A-Z])\)|"
-    r"(?P<marked>[A-Z])(?:[).:](?=\s|$)|\s+(?:[-–—]|--)\s|,\s+(?:because|since|as)\b))",
+    r"(?P<marked>[A-Z])(?:[).:](?=\s|$)|\s+(?:[-–—]|--)\s|,\s+(?:because|since|as|[a-z]+ly)\b|\s+(?=\([^()]+\)\W*\Z)))",
     re.IGNORECASE,
 )
 _MARK = re.compile(r"(?<!\w)\(?([A-Z])(?:[).:](?=\s)|\s+[-–—]\s)")
@@ -140,6 +141,8 @@ def _unannounced(text: str) -> str | None:
     if _LETTERS_ALONE.fullmatch(short):
         return "".join(sorted(set(re.findall(r"\b[A-Z]\b", short))))
     named = list(_NAMED.finditer(text))
+    if any(negated(re.split(r"[.!?\n]", text[match.end() :], maxsplit=1)[0]) for match in named):
+        return None
     if named:
         return _agreed(text, [(match.start(match.lastgroup or 0), match[match.lastgroup or 0]) for match in named])
     concluded = _CONCLUDED.search(lines[-1])
@@ -148,7 +151,8 @@ def _unannounced(text: str) -> str | None:
     marked = set(_MARK.findall(text)) | set(re.findall(r"\(([A-Z])\)", text))
     if len(lines) == 1 and len(marked) <= 1 and (leading := _LEADING.match(lines[0])):
         letter, rest = leading["bracketed"] or leading["marked"], lines[0][leading.end() :]
-        return letter if letter.isupper() and not _MARK_REJECTED.match(rest) else None
+        written = leading["bracketed"] or leading[0].endswith(")") or letter.isupper()
+        return letter.upper() if written and not _MARK_REJECTED.match(rest) else None
     return _agreed(text, [(match.start(1), match[1]) for match in re.finditer(r"\(([A-Z])\)", text)])
 
 

@@ -39,6 +39,7 @@ _REWRITTEN = [
     (re.compile(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])"), lambda m: r"\pi "),
     (re.compile(r"\\(?:text|mathrm)\s*\{\s*(?:,?\s*(?:and|or))\s*\}"), lambda m: ","),
     (re.compile(r",?\s+(?:and|or)\s+"), lambda m: ", "),
+    (re.compile(r"\A\{([^{}]*)\}\Z"), lambda m: rf"\{{{m[1]}\}}"),
     (re.compile(r"\\[dtc]frac"), lambda m: r"\frac"),
     (re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;:! ]|~"), lambda m: " "),
     (re.compile(r"\{,\}(?=\d{3})|(?<=\d),(?=\d{3}(?!\d))(?![^(\[{]*[)\]}])"), lambda m: ""),
@@ -63,12 +64,12 @@ _FIGURES = re.compile(
 """A time, a ratio or a date: compared as it is written."""
 _MATRIX = re.compile(r"\\(?:begin|end)\{.matrix\}")
 _WORDS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-_LATEX = re.compile(r"\\(?!cdot|times|div)[a-z]{2}|[√π∞∪]|\A[(\[][^()\[\]]+,[^()\[\]]+[)\]]\Z")
 _BARE = re.compile(
-    rf"{_LATEX.pattern}|\A(?!.*\d\s?[eE])(?=.*\d)(?=.*(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))"
+    r"\\(?!cdot|times|div)[a-z]{2}|[√π∞∪]|\A(?:[(\[]|\\?\{)[^()\[\]]+,[^()\[\]]+[)\]}]\Z"
+    r"|\A-?\d[\d./]*(?:(?:,?\s+(?:and|or)\s+|,\s+)-?\d[\d./]*)+\Z|\A(?!.*\d\s?[eE])(?=.*\d)(?=.*(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z]))"
     r"|(?<![a-zA-Z])(?:sqrt|pi)(?![a-zA-Z])|(?<![a-zA-Z])[a-zA-Z]\s?[+*/^=]\s?[a-zA-Z](?![a-zA-Z])"
 )
-"""What makes bare text mathematics: a command, a pair in brackets, or a variable with a number."""
+"""What makes bare text mathematics: a command, a pair in brackets, several numbers, or a variable with a number."""
 _POWER = re.compile(r"\^\s*(?:\{([^{}]*)\}|(\d+|[a-zA-Z]|\\[a-z]+)|(.))")
 _SUBSCRIPT = re.compile(r"(?<![a-zA-Z])\s*_")
 _LOG_BASE = re.compile(r"\\log\s*_")

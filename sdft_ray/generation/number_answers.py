@@ -75,8 +75,11 @@ _ANOTHER_NUMBER = re.compile(
     r"\s*(?:[,;&:/~–—-]|and\b|or\b|to\b|\+/-)?\s*[($-]?\d|\s*±"
     r"|\s*[^\W\d]+['\"]?\s*(?:,|,?\s*(?:and|or|to)\b|;)\s*[$-]?\d"
     r"|\s*[(,]?\s*(?:\w+\s+)?\(?\s*or\s+(?:maybe\s+|perhaps\s+|possibly\s+|even\s+|about\s+)?[$-]?(?:\d|[a-z]\s*=)"
-    r"|\s*(?:\w+\s+)?\(?or\s+(?:more|less|fewer|so|greater|higher|lower|larger|smaller|above|below)\b"
+    r"|\s*(?:\w+\s+)?[,(]?\s*or\b(?!\s+(?:equivalently|simply))"
     r"|\s*(?:\w+\s+)?(?:at\s+(?:least|most|minimum|maximum))\b"
+    r"|\s+(?:\w+\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller|older|younger|longer|shorter)\s+than\s+[-$]?\d"
+    r"|\s*,?\s*(?:with\s+|and\s+)?(?:an?\s+)?(?:remainder|rest|r)\s+(?:of\s+)?\d"
+    r"|\s+and\s+(?:an?|one|two|three)[\s-]+(?:half|third|quarter|fourth|fifth|sixth|eighth|tenth)s?\b"
     r"|\s*(?:,|;|and|or)\s*[a-zA-Z](?:_\{?\w\}?)?\s*="
 )
 _CLOSED = re.compile(r"[^()\[\],;]*[)\]]")
@@ -159,7 +162,9 @@ _PARTS = {
     "fourth": 4,
     "fifth": 5,
     "sixth": 6,
+    "seventh": 7,
     "eighth": 8,
+    "ninth": 9,
     "tenth": 10,
 }
 _WORD = rf"(?:{'|'.join([*_VALUES, *_POWERS])})"
@@ -215,7 +220,7 @@ _VERB = (
 )
 _SIDE_BY_SIDE = re.compile(
     rf"\s*|\s*[,;/&|]\s*|\s*(?:[^\W\d]+['\"]?\s*)?(?:,?\s*and|or|to|–|—|-)\s*|\s*(?!{_VERB}\b)[^\W\d]+\.?,?\s*"
-    r"|\s*['\"′″]\s*|\s*(?:[-+*/×÷±]|\+/-)\s*|\s*[^\W\d]+\s*[-+*×÷]\s*",
+    r"|\s*['\"′″]\s*|\s*(?:[-+*/×÷±]|\+/-)\s*|\s*[^\W\d]+\s*(?:[-+*×÷x]|by)\s*",
     re.IGNORECASE,
 )
 """Between two numbers of one quantity, one range, one date, or one calculation without its result."""
