@@ -53,8 +53,8 @@ class EvalConfig:
     or one per task; None is the task's own, and a task that fixes 0 keeps it, as in lm-eval. `metrics` names a task's
     primary metric ("acc", or "exact_match,strict-match" with its filter); for the rule without it see
     `PREFERRED_METRICS`. `seed` draws few-shot examples and samples. `num_outputs` responses per generation task are
-    stored for inspection. With `samples`, several answers to each item of generation tasks are sampled as well. `chat` goes to
-    the chat template.
+    stored for inspection. With `samples`, several answers to each item of generation tasks are sampled as well. `chat`
+    goes to the chat template.
     """
 
     tasks: Sequence[str]

@@ -84,31 +84,31 @@ class StageSpec:
 
 
 STAGES: dict[str, StageSpec] = {
-    "seed": StageSpec(2, "rows", extra_cpus=_TEXT_CPUS),
-    "calibration": StageSpec(2, "rows"),
+    "seed": StageSpec(3, "rows", extra_cpus=_TEXT_CPUS),
+    "calibration": StageSpec(3, "rows"),
     "rate": StageSpec(1, "rate", workers="speed", runs_alone=True),
-    "measure": StageSpec(2, "measure", workers="measure"),
+    "measure": StageSpec(3, "measure", workers="measure"),
     "plan": StageSpec(1, "plan", output="value"),
-    "prune": StageSpec(1, "prune", workers="prune", writes=_checkpoint),
-    "patch": StageSpec(1, "patch", workers="measure", writes=_checkpoint),
+    "prune": StageSpec(2, "prune", workers="prune", writes=_checkpoint),
+    "patch": StageSpec(2, "patch", workers="measure", writes=_checkpoint),
     "generate": StageSpec(
-        2, "generate", workers="generate", num_workers="min_actors", one_at_a_time=True, writes=_generated
+        3, "generate", workers="generate", num_workers="min_actors", one_at_a_time=True, writes=_generated
     ),
-    "select": StageSpec(2, "select", extra_cpus=_TEXT_CPUS),
-    "gap": StageSpec(2, "gap", workers="gap"),
-    "correct": StageSpec(2, "correct", workers="train", num_workers="min_workers", writes=_training),
-    "train": StageSpec(2, "train", workers="train", num_workers="min_workers", writes=_training),
+    "select": StageSpec(3, "select", extra_cpus=_TEXT_CPUS),
+    "gap": StageSpec(3, "gap", workers="gap"),
+    "correct": StageSpec(3, "correct", workers="train", num_workers="min_workers", writes=_training),
+    "train": StageSpec(3, "train", workers="train", num_workers="min_workers", writes=_training),
     "choose": StageSpec(1, "choose", output="choice", reads_summaries=True),
-    "merge": StageSpec(1, "merge", workers="prune", writes=_checkpoint),
+    "merge": StageSpec(2, "merge", workers="prune", writes=_checkpoint),
     "evaluate": StageSpec(
-        3, "evaluate", workers="evaluate", num_workers="num_actors", extra_cpus=HARNESS_CPUS, keeps_engines=True
+        4, "evaluate", workers="evaluate", num_workers="num_actors", extra_cpus=HARNESS_CPUS, keeps_engines=True
     ),
-    "texts": StageSpec(1, "rows"),
-    "forget": StageSpec(1, "forget", workers="gap"),
+    "texts": StageSpec(2, "rows"),
+    "forget": StageSpec(2, "forget", workers="gap"),
     "likeness": StageSpec(1, "likeness", workers="gap"),
     "speed": StageSpec(2, "speed", workers="speed", runs_alone=True),
-    "why": StageSpec(2, "why", workers="evaluate"),
-    "report": StageSpec(2, reads_summaries=True),
+    "why": StageSpec(3, "why", workers="evaluate"),
+    "report": StageSpec(3, reads_summaries=True),
 }
 
 VERSIONS = {name: spec.version for name, spec in STAGES.items()}

@@ -387,5 +387,5 @@ def _defaults(model: type[BaseModel]) -> dict[str, Any]:
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             found[name] = _defaults(inner)
         else:
-            found[name] = "required" if info.is_required() else json.loads(json.dumps(info.default))
+            found[name] = "required" if info.is_required() else json.loads(json.dumps(info.default, default=str))
     return found
