@@ -368,6 +368,12 @@ class Recipe(Pruning):
         return self.train.model_copy(update={**own, "train_last_n_layers": None, "arms": {"teacher": arm}})
 
     @property
+    def trains_on_rewrites(self) -> bool:
+        """Whether the distilled set is trained on at all."""
+        corrected = self.teacher_correction is not None and self.teacher_correction.data == "distilled"
+        return corrected or any(arm.data == "distilled" for _, arm in self._arms())
+
+    @property
     def prunings(self) -> dict[str, Recipe]:
         """What each pruning in turn is made by: `step1`, `step2`, ..., as recipes without steps, and "", itself."""
         earlier = {}

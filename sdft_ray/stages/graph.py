@@ -54,6 +54,8 @@ class Step:
     trial: str = ""
     must_be_patchable: bool = False
     """Of a plan: refuse one whose cuts no patch can stand in for. It decides whether there is an output, not which."""
+    must_keep: bool = False
+    """Of a selection: refuse one that keeps nothing, because something is trained on it. Likewise."""
 
     @property
     def label(self) -> str:
@@ -148,7 +150,13 @@ def _prunings(recipe: Recipe, cut: Cut) -> Iterator[Step]:
         if number == 0:
             yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
             selected = {"row_tokens": recipe.train.max_seq_len, **_replicate(recipe)}
-            yield Step("select", selected, {"seed": "seed", "generate": "generate"}, ("teacher",))
+            yield Step(
+                "select",
+                selected,
+                {"seed": "seed", "generate": "generate"},
+                ("teacher",),
+                must_keep=recipe.trains_on_rewrites,
+            )
             yield from _correction(recipe, cut)
         if name:
             yield from _training(part, cut, name, start)

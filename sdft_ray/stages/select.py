@@ -49,7 +49,8 @@ def _select(job: StageContext) -> StageResult:
                 writer.write_table(pa.Table.from_pylist(chosen, schema=SELECTED_SCHEMA))
                 job.progress(reasons.total(), total, "rows")
         answers.check_end()
-        _check_kept(reasons, sources["distilled"])
+        if job.step.must_keep and not sources["distilled"]:
+            raise _nothing_kept(reasons)
         result.summary = {
             "num_rows": total,
             "reasons": dict(reasons.most_common()),
@@ -70,13 +71,11 @@ _NEXT_STEPS = {
 """Most frequent reason -> what to do where nothing was kept."""
 
 
-def _check_kept(reasons: Counter[str], num_kept: int) -> None:
-    """Raise `DataError` where no rewrite was kept: arms of distilled data would train on references alone."""
-    if num_kept:
-        return
+def _nothing_kept(reasons: Counter[str]) -> DataError:
+    """Arms of distilled data would train on references alone."""
     told = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
     (most, _), *_ = reasons.most_common(1)
-    raise DataError(
+    return DataError(
         f"none of the {reasons.total():,} rewrites was kept ({told}), so there is no distilled set to train on",
         _NEXT_STEPS.get(most, "look at the answers in the artifact of generate, and check seed_set.answer_kind"),
     )

@@ -82,6 +82,11 @@ def _documents(job: StageContext, *, held_out: bool) -> tuple[list[Document | No
     response = "response" if distilled else "reference_response"
     source = job.input("data") / (files.DISTILLED if distilled else files.ROWS)
     table = pq.read_table(source, columns=["example_id", "instruction", "context", response])
+    if distilled and not pq.read_table(source, columns=["source"], filters=[("source", "=", "distilled")]).num_rows:
+        raise DataError(
+            f"{job.step.name} is to be trained on rewrites, but selection kept none of {table.num_rows:,}",
+            "the summary of select counts the reasons; change generate or seed_set.answer_kind",
+        )
     if asked.validation_fraction:
         table = part(table, asked.validation_fraction, held_out=held_out)
     if trial.num_rows is not None and not held_out:

@@ -18,7 +18,7 @@ from sdft_ray.stages.select import _select
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST, Store
 from tests.support.jobs import make_job
-from tests.support.recipes import make_recipe
+from tests.support.recipes import make_recipe, recipe_data
 from tests.support.staged import output_of
 from tests.support.tiny import make_model
 from tests.unit.data.turns import turns
@@ -26,9 +26,12 @@ from tests.unit.data.turns import turns
 SEED, GENERATE = "seed/" + "1" * 16, "generate/" + "2" * 16
 
 
-def select(folder: Path, rows: list[dict[str, Any]], answers: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def select(
+    folder: Path, rows: list[dict[str, Any]], answers: list[tuple[str, str]], **train: Any
+) -> list[dict[str, Any]]:
     make_model(folder / "teacher", "llama", num_blocks=1)
-    recipe = make_recipe(folder, folder / "teacher")
+    asked = {**recipe_data(folder, folder / "teacher")["train"], **train}
+    recipe = make_recipe(folder, folder / "teacher", train=asked)
     store = Store(str(folder / "store"))
     seed = [
         {"example_id": f"r{i}", "context": "", "answer_kind": "number", "check": "", "family": "", **row}
@@ -60,6 +63,12 @@ def select(folder: Path, rows: list[dict[str, Any]], answers: list[tuple[str, st
     )
     _select(job)
     return pq.read_table(output_of(job) / files.DISTILLED).to_pylist()
+
+
+def test_nothing_kept_is_no_error_where_nothing_is_trained_on_it(tmp_path: Path) -> None:
+    arms = {"sft": {"data": "reference", "learning_rate": 1e-3}}
+    (found,) = select(tmp_path, [ROW], [("#### 2", "stop")], arms=arms)
+    assert found["source"] == "reference"
 
 
 ROW = {"instruction": "What is one?", "reference_response": "#### 1"}
