@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ class EngineFolder:
         self._lock: IO[str] = (fresh / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.path = fresh.rename(fresh.with_name(_PREFIX + fresh.name.lstrip(".")))
+        # Also at the end of a process that never closed its engine.
+        self._end = weakref.finalize(self, _remove, self.path, self._lock, os.getpid())
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -56,8 +59,13 @@ class EngineFolder:
 
     def close(self) -> None:
         """Remove the folder. Further calls do nothing."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        self._end()
+
+
+def _remove(path: Path, lock: IO[str], owner: int) -> None:
+    if os.getpid() == owner:  # not in a fork of it
+        shutil.rmtree(path, ignore_errors=True)
+        lock.close()
 
 
 def remove_abandoned() -> None:

@@ -54,6 +54,22 @@ def test_compiled_kernels_stay_for_the_next_engine(temporary: Path, monkeypatch:
     folder.close()
 
 
+_FORKED = """
+import os
+from sdft_ray.generation.engine_folder import EngineFolder
+folder = EngineFolder()
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+    assert folder.path.is_dir(), "the end of a fork is not the end of its parent"
+"""
+
+
+def test_a_process_that_ends_without_a_word(temporary: Path) -> None:
+    subprocess.run([sys.executable, "-c", _FORKED], check=True)
+    assert list(temporary.iterdir()) == []
+
+
 _LIVING = """
 import sys, time
 from sdft_ray.generation.engine_folder import EngineFolder
