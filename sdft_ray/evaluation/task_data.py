@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.evaluation.task_files import Origin, TaskPlaces, TaskPlan
+from sdft_ray.evaluation.task_files import Origin
+from sdft_ray.evaluation.task_plans import TaskPlaces, TaskPlan
 from sdft_ray.store.fingerprint import listed_files
 
 BUILDERS = {

@@ -11,8 +11,8 @@ import yaml
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.task_data import hub_data
-from sdft_ray.evaluation.task_files import TaskPlaces, tasks_of
 from sdft_ray.evaluation.task_inputs import TaskInputs, task_inputs
+from sdft_ray.evaluation.task_plans import TaskPlaces, tasks_of
 from sdft_ray.evaluation.tasks import check_tasks, leaf_tasks, load_tasks, task_questions
 
 ROWS = [{"question": f"How many are {i} and 2?", "answer": str(i + 2)} for i in range(4)]
