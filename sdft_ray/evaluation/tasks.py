@@ -62,6 +62,8 @@ def load_tasks(
             raise
         except _CANNOT_LOAD as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if isinstance(error, KeyError):
+                reason = f"there is no split or column {reason}"
             if isinstance(error, _NOT_HERE):
                 raise EvaluationError(
                     f"the data of task {name!r} is not in the Hugging Face cache and cannot be downloaded: {reason}",
