@@ -84,9 +84,11 @@ def write_files(run: StudyRun, data: StudyData, store: Store) -> dict[str, str]:
 
 
 def shared_words(shared: Shared) -> tuple[str, ...]:
-    """Sentences on how many artifacts the recipes share, and on the time they took."""
+    """Sentences on how many artifacts the recipes share, on the time they took, and on tasks left out."""
+    left_out = ", ".join(f"{task} ({why})" for task, why in shared.left_out.items())
     return (
         f"{shared.num_steps:,} steps of {shared.num_recipes:,} recipes share {shared.num_artifacts:,} artifacts; "
         f"this run computed {shared.num_made:,} of them.",
         f"One after another, all of them took {seconds(shared.wall_s)}.",
+        *([f"Tasks in no mean: {left_out}."] if left_out else []),
     )

@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sdft_ray.data.control import ControlTokens, Piece
-from sdft_ray.data.messages import ChatSettings, Prompt, messages_of
+from sdft_ray.data.messages import ChatSettings, Prompt, messages_of, with_arguments_as_text
 from sdft_ray.data.packing import Document
 from sdft_ray.data.turns import (
     ANSWER,
@@ -38,13 +38,15 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"{directory} is not a directory", "give the directory of a model")
     try:
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # tokenizers raises nothing narrower for a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"no tokenizer can be loaded from {directory}: {reason}", "copy the tokenizer files of the model"
         ) from error
 
 
+_RENDERING = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+"""What a template raises that does not take the messages."""
 _OPEN_THINKING = re.compile(r"([<\[](?:think|thinking|thought|reason|reasoning)[>\]]|<\|START_THINKING\|>)\s*$", re.I)
 """A thinking block at the end of a prompt, as the families of today write it."""
 
@@ -193,14 +195,21 @@ class ChatFormat:
         return not self._in_answers.ids.isdisjoint(response_ids[:-1])
 
     def _render(self, messages: list[dict[str, Any]], *, prompt: bool = False) -> str:
-        try:
+        def rendered(turns: list[dict[str, Any]]) -> str:
             return self._tokenizer.apply_chat_template(
-                self._settings.messages(messages),
-                tokenize=False,
-                add_generation_prompt=prompt,
-                **self._settings.for_template(),
+                turns, tokenize=False, add_generation_prompt=prompt, **self._settings.for_template()
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+
+        turns = self._settings.messages(messages)
+        try:
+            try:
+                return rendered(turns)
+            except _RENDERING:
+                as_text = with_arguments_as_text(turns)  # which some templates expect
+                if as_text == turns:
+                    raise
+                return rendered(as_text)
+        except _RENDERING as error:
             roles = " ".join(str(message.get("role")) for message in messages)
             raise ModelError(
                 f"the chat template cannot be rendered for the turns `{roles}`: {error or type(error).__name__}",

@@ -51,6 +51,23 @@ class ChatSettings:
         return {"strftime_now": moment.strftime, **self.arguments}
 
 
+def with_arguments_as_text(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages with the arguments of tool calls as JSON text."""
+
+    def written(call: Mapping[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        arguments = function.get("arguments")
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        return {**call, "function": {**function, "arguments": text}}
+
+    return [
+        {**message, "tool_calls": [written(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else dict(message)
+        for message in messages
+    ]
+
+
 def prompt_of(instruction: str, context: str) -> Prompt:
     """The prompt of a row: `instruction` takes its place among the messages of `context`.
 

@@ -24,8 +24,8 @@ from sdft_ray.evaluation.lm import BatchedLM
 from sdft_ray.evaluation.pass_at_k import Samples, pass_at_k
 from sdft_ray.evaluation.progress import ItemCounter, OnItem, quiet
 from sdft_ray.evaluation.questions import Ask
-from sdft_ray.evaluation.task_files import TaskPlaces, tasks_of
 from sdft_ray.evaluation.task_modules import importable
+from sdft_ray.evaluation.task_plans import TaskPlaces, tasks_of
 from sdft_ray.evaluation.tasks import check_metric, leaf_tasks, load_tasks
 from sdft_ray.evaluation.templates import compile_templates
 from sdft_ray.statistics.scores import Scores, TaskScore, is_share

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import EvaluationError
-from sdft_ray.evaluation.task_files import Origin, TaskPlaces, TaskPlan
+from sdft_ray.evaluation.task_files import Origin
+from sdft_ray.evaluation.task_plans import TaskPlaces, TaskPlan
 from sdft_ray.store.fingerprint import listed_files
 
 BUILDERS = {
@@ -132,8 +133,11 @@ def _missing(task: TaskPlan, written: str, places: Sequence[Path]) -> Evaluation
 
 def is_local(task: TaskPlan, places: TaskPlaces) -> bool:
     """Whether the data of a task is here: files that it names, or a folder of data sets."""
-    path = task.value("dataset_path")
-    return places.data is not None or bool(with_local_files(task, places.origin)[1]) or not isinstance(path, str)
+    if places.data is not None:
+        return True
+    if {"class", "custom_dataset"} & {name for name in task.fields if task.value(name) is not None}:
+        return False  # code of its own, which may fetch anything
+    return bool(with_local_files(task, places.origin)[1]) or not isinstance(task.value("dataset_path"), str)
 
 
 # --- files of a folder of data sets -------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdft_ray.evaluation.task_data import hub_data, with_local_files
-from sdft_ray.evaluation.task_files import TaskPlaces, files_of, is_own, tasks_of
+from sdft_ray.evaluation.task_files import is_own
 from sdft_ray.evaluation.task_modules import module_files
+from sdft_ray.evaluation.task_plans import TaskPlaces, files_of, tasks_of
 from sdft_ray.store.fingerprint import listed_files
 
 

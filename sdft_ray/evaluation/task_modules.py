@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.evaluation.task_files import Function, Origin, TaskPlan, functions_in, is_own, own_root
+from sdft_ray.evaluation.task_files import Function, Origin, functions_in, is_own, own_root
+from sdft_ray.evaluation.task_plans import TaskPlan
 
 _MAX_PATH_CHARS = 300
 

@@ -16,8 +16,8 @@ from sdft_ray.data.decontamination import MIN_WORDS, words
 from sdft_ray.errors import EvaluationError, UserError
 from sdft_ray.evaluation.progress import quiet
 from sdft_ray.evaluation.task_data import hub_data, is_local, with_local_files, with_rows
-from sdft_ray.evaluation.task_files import GroupPlan, Plan, TaskPlaces, tasks_of
 from sdft_ray.evaluation.task_modules import importable, with_functions
+from sdft_ray.evaluation.task_plans import GroupPlan, Plan, TaskPlaces, tasks_of
 
 _CANNOT_LOAD = (
     OSError,
@@ -62,6 +62,8 @@ def load_tasks(
             raise
         except _CANNOT_LOAD as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if isinstance(error, KeyError):
+                reason = f"there is no split or column {reason}"
             if isinstance(error, _NOT_HERE):
                 raise EvaluationError(
                     f"the data of task {name!r} is not in the Hugging Face cache and cannot be downloaded: {reason}",

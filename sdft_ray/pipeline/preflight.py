@@ -55,7 +55,8 @@ def preflight(
     if described and sizes:
         generated = pass_bytes(recipe.generate, described.config, num_rows)
         check_disk(recipe, store, described.size, sizes, generated, states)
-    check_tasks(recipe)
+    if any(state.status != "done" for state in states.values() if state.step.stage in {"seed", "evaluate"}):
+        check_tasks(recipe)
     check_teacher(teacher.directory)
     check_configs(recipe, teacher.fetched.config)
     sentences += check_prompts(recipe, resources, teacher)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Shared:
     """By this run; all others were there."""
     wall_s: float
     """Of making all artifacts, one after the other, whenever that was."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Tasks that have no rows, since they can be in no mean, and why."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def _rows(study: Study, group: Group, walk: GraphRun) -> list[dict[str, Any]]:
     """One per student and task."""
     manifests = {name: state.manifest for name, state in walk.states.items() if state.manifest is not None}
     scores = read_scores(walk.store, manifests)
+    left_out = _left_out(scores)
     blocks = len(_summary(walk, "plan")["plan"]["keep_blocks"])
     rows = []
     for arm in group.arms:
@@ -211,8 +214,16 @@ def _rows(study: Study, group: Group, walk: GraphRun) -> list[dict[str, Any]]:
                     "learning_rate": walk.recipe.train.trials[name].learning_rate,
                     "held_out_loss": _summary(walk, f"train:{name}").get("held_out_loss"),
                 }
-                rows += [{**facts, **row} for row in _scored(scores, name, walk.recipe.evaluate.tuned)]
+                scored = _scored(scores, name, walk.recipe.evaluate.tuned)
+                rows += [{**facts, **row} for row in scored if row["task"] not in left_out]
     return rows
+
+
+def _left_out(scores: Mapping[str, Scores]) -> dict[str, str]:
+    """Tasks that cannot be averaged, or have no values of items to pair, with the reason."""
+    every = [score for own in scores.values() for score in own.tasks.values()]
+    left_out = {score.task: "it has no values of items" for score in every if not score.items}
+    return left_out | {score.task: score.not_averaged for score in every if score.not_averaged is not None}
 
 
 def _scored(scores: Mapping[str, Scores], name: str, tuned: Collection[str]) -> list[dict[str, Any]]:
@@ -239,4 +250,8 @@ def _shared(walks: Sequence[GraphRun]) -> Shared:
     manifests = {state.address: state.manifest for state in wanted if state.manifest is not None}
     executed = {walk.states[name].address for walk in walks for name in walk.executed}
     wall_s = sum(manifest.usage.wall_s for manifest in manifests.values())
-    return Shared(len(walks), len(wanted), len(manifests), len(executed), wall_s)
+    left_out = {}
+    for walk in walks:
+        known = {name: state.manifest for name, state in walk.states.items() if state.manifest is not None}
+        left_out |= _left_out(read_scores(walk.store, known))
+    return Shared(len(walks), len(wanted), len(manifests), len(executed), wall_s, left_out)

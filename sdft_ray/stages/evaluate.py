@@ -66,6 +66,7 @@ def evaluate_model(job: StageContext, model_dir: Path, ask: Ask, output: StageRe
         output.summary = {
             "scores": {
                 name: {"value": score.value, "stderr": score.stderr, "n": score.n, "metric": score.metric}
+                | ({"not_averaged": score.not_averaged} if score.not_averaged else {})
                 for name, score in scores.tasks.items()
             },
             "num_truncated": scores.num_truncated,

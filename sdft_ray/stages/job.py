@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdft_ray.evaluation.task_files import TaskPlaces
+from sdft_ray.evaluation.task_plans import TaskPlaces
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.resources import Device, Resources
 from sdft_ray.stages.graph import Step

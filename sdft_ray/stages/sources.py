@@ -8,8 +8,8 @@ from typing import Any
 
 from sdft_ray.data.hub import NAMED_SETS, hub_commit
 from sdft_ray.errors import RecipeError
-from sdft_ray.evaluation.task_files import TaskPlaces
 from sdft_ray.evaluation.task_inputs import task_inputs
+from sdft_ray.evaluation.task_plans import TaskPlaces
 from sdft_ray.models.source import ModelSource, resolve_source
 from sdft_ray.recipe.recipe import Forgetting, Recipe
 from sdft_ray.recipe.yaml_model import canonical

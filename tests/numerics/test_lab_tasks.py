@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdft_ray.evaluation.task_files import TaskPlaces
+from sdft_ray.evaluation.task_plans import TaskPlaces
 from sdft_ray.evaluation.tasks import load_tasks
 from sdft_ray.lab import sets
 from sdft_ray.lab.export import HELDOUT_PREFIX, TASK_PREFIX, export

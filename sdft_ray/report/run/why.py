@@ -98,6 +98,13 @@ def _table(why: Why) -> tuple[Text, Table]:
     """The chosen removal among those that would have been next; damage in points below the whole model."""
     tasks = tuple(why.whole or ())
     note = f"; then points won or lost on each task, {_items(why.whole)} items" if why.whole else ""
+    every = [scores for scores in (why.whole, *(candidate.scores for candidate in why.candidates)) if scores]
+    left_out = {
+        task: scores[task]["not_averaged"] for scores in every for task in tasks if "not_averaged" in scores[task]
+    }
+    averaged = [task for task in tasks if task not in left_out]
+    if left_out:
+        note += f"; not in the mean: {', '.join(f'{task} ({reason})' for task, reason in left_out.items())}"
     title = (
         f"The first {len(why.candidates)} of {why.num_candidates} removals that the metric compares: {why.unit}{note}"
     )
@@ -109,13 +116,16 @@ def _table(why: Why) -> tuple[Text, Table]:
     if tasks:
         table.add_column("mean", justify="right")
     if why.whole:
-        cells = [f"{100 * why.whole[task]['value']:.1f}" for task in tasks]
-        table.add_row("nothing", "", *cells, f"{100 * _mean(why.whole, tasks):.1f}", style="dim")
+        whole = why.whole
+        cells = [f"{(1 if task in left_out else 100) * whole[task]['value']:.1f}" for task in tasks]
+        mean = f"{100 * _mean(whole, averaged):.1f}" if averaged else "–"
+        table.add_row("nothing", "", *cells, mean, style="dim")
     for candidate in why.candidates:
         lost: list[str] = []
         if candidate.scores is not None and why.whole is not None:
-            points = [candidate.scores[task]["value"] - why.whole[task]["value"] for task in tasks]
-            lost = [_points(change) for change in (*points, sum(points) / len(points))]
+            points = {task: candidate.scores[task]["value"] - why.whole[task]["value"] for task in tasks}
+            lost = [_points(points[task] / 100 if task in left_out else points[task]) for task in tasks]
+            lost.append(_points(sum(points[task] for task in averaged) / len(averaged)) if averaged else "–")
         name = _listed(candidate.blocks) + (" ← chosen" if candidate.chosen else "")
         score = "–" if candidate.score is None else f"{candidate.score:.4f}"
         table.add_row(name, score, *lost, style="bold" if candidate.chosen else "")

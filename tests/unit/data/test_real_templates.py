@@ -27,8 +27,6 @@ NO_PLAIN_CHAT = {
     "MiroThinker": "fails on an answered conversation",
 }
 """Templates that cannot render a question and its answer."""
-NO_HEADER: frozenset[str] = frozenset()
-"""Templates that ignore the generation prompt and print no header of the answer without one."""
 NEXT_HEADER_IN_TEXT = {"nemotron-mini-4b": "\n<extra_id_1>"}
 """Templates that print the header of the next answer after each, and what of it ends an answer here."""
 NOT_KNOWN = (None, "unknown")
@@ -41,6 +39,13 @@ PROMPTS = {
     ),
 }
 """Expected rendering -> what it consists of."""
+SYSTEM = {"role": "system", "content": "You are a terse assistant."}
+ASKED = {
+    "user": [QUESTION],
+    "system_user": [SYSTEM, QUESTION],
+    "system_user_assistant_user": [SYSTEM, *PROMPTS["user_assistant_user_assistant"][0]],
+}
+"""Expected rendering with generation prompt -> its messages."""
 _LOOKS_LIKE_CONTROL = re.compile(
     r"<\|[^|<>\s]+\|>|<｜[^｜]+｜>|</?think>|\[/?[A-Z_]+\]|<(?:start|end)_of_\w+>|\[\|\w+\|\]|<\w+_\w+>|<step>|<sep>|\[e~\[|\]~b\]|<(?:turn|channel)\||\|(?:turn|channel)>"
 )
@@ -96,37 +101,54 @@ def _ends(tail: str, entry: dict[str, Any], eos: str) -> list[str]:
     return [earlier.partition(end)[0] + end if end in earlier else tail + eos]
 
 
-@pytest.mark.parametrize("case", PROMPTS)
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", _index(), ids=lambda entry: entry["name"])
-def test_a_document_is_the_expected_prompt_answer_and_end_of_turn(
-    directory: Path, entry: dict[str, Any], case: str
-) -> None:
-    name = entry["name"]
-    if name in NO_PLAIN_CHAT:
+def test_a_document_is_the_expected_prompt_answer_and_end_of_turn(directory: Path, entry: dict[str, Any]) -> None:
+    if entry["name"] in NO_PLAIN_CHAT:
         with pytest.raises(ModelError, match="chat template cannot be rendered"):
             _chat(directory, entry)
         return
     tokenizer, chat = _chat(directory, entry)
+    for case, messages in ASKED.items():
+        expected = _text(entry["name"], case, prompt=True)
+        if expected is None:
+            with pytest.raises(ModelError, match="chat template cannot be rendered"):
+                chat.prompt_ids(messages)
+        else:
+            assert chat.prompt_text(messages) == expected
+            assert tokenizer.decode(chat.prompt_ids(messages)) == expected
+    for case in PROMPTS:
+        _check_document(tokenizer, chat, entry, case)
+
+
+def _check_document(tokenizer: Any, chat: ChatFormat, entry: dict[str, Any], case: str) -> None:
     messages, answer = PROMPTS[case]
-    full = _text(name, case)
+    full = _text(entry["name"], case)
     if full is None:  # fails on longer conversations alone
         with pytest.raises(ModelError, match="chat template cannot be rendered"):
             chat.encode(messages, answer)
         return
     before, _, tail = full.rpartition(answer)
-    prompt = _text(name, "user", prompt=True) if case == "user_assistant" else None
-    if prompt is not None and name not in NO_HEADER:
-        assert chat.prompt_text(messages) == prompt
-    document = chat.encode(messages, answer)
-    ids = chat.prompt_ids(messages)
+    document, ids, prompt = chat.encode(messages, answer), chat.prompt_ids(messages), chat.prompt_text(messages)
     assert document.ids[: len(ids)] == ids
     assert document.loss_mask == [i >= len(ids) for i in range(len(document.ids))]
-    prompt_text = chat.prompt_text(messages)
-    assert tokenizer.decode(ids) == prompt_text
     written = tokenizer.decode(document.ids[len(ids) :])
-    lead = before.removeprefix(prompt_text) if before.startswith(prompt_text) else ""
-    if name in NEXT_HEADER_IN_TEXT:
-        assert written.removesuffix(tokenizer.eos_token) == lead + answer + NEXT_HEADER_IN_TEXT[name]
+    lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+    if entry["name"] in NEXT_HEADER_IN_TEXT:
+        assert written.removesuffix(tokenizer.eos_token) == lead + answer + NEXT_HEADER_IN_TEXT[entry["name"]]
     else:
         assert written in [lead + answer + end for end in _ends(tail, entry, tokenizer.eos_token)]
     assert document.ids[-1] in chat.stop_ids
+
+
+@pytest.mark.parametrize("name", ["DeepSeek-V3", "Qwen2.5-7B-Instruct"])
+def test_tool_calls_are_rendered_whether_a_template_wants_arguments_as_text_or_not(directory: Path, name: str) -> None:
+    entry = next(entry for entry in _index() if entry["name"] == name)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    messages: list[dict[str, Any]] = [
+        QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "weather", "content": "-3 degrees"},
+    ]
+    text = _chat(directory, entry)[1].prompt_text(messages)
+    assert all(part in text for part in ("weather", "Oslo", "-3 degrees"))

@@ -83,6 +83,25 @@ def test_a_teacher_at_nothing_has_no_ratio_but_counts_in_the_mean() -> None:
     assert (nothing.mean, nothing.min, nothing.min_task) == (Estimate(None, None), Estimate(None, None), None)
 
 
+def test_metrics_of_unknown_scale_are_left_out() -> None:
+    """Also where only one model's values show that they are no shares."""
+    odd = fixed("odd", 0.9, metric="rouge")
+    other = fixed("odd", 41.0, metric="rouge", scale=None)
+    result = recovery(scores(fixed("a", 0.5), other), scores(fixed("a", 0.4), odd))
+    assert result.left_out == ("odd",)
+    assert result.teacher_mean.value == pytest.approx(0.5)
+    assert other.not_averaged == "the scale of rouge is not known"
+
+
+def test_scores_that_an_earlier_version_wrote() -> None:
+    """Without a scale: what is no share has none."""
+    data = scores(fixed("a", 0.5), fixed("chrf", 41.0)).to_json()
+    for fields in data["tasks"].values():
+        del fields["scale"]
+    found = Scores.from_json(data).tasks
+    assert (found["a"].scale, found["chrf"].scale) == (1.0, None)
+
+
 def test_metrics_that_should_be_low_are_left_out() -> None:
     low = fixed("ppl", 12.0, metric="perplexity", higher_is_better=False)
     result = recovery(scores(fixed("a", 0.5), low), scores(fixed("a", 0.4), low))

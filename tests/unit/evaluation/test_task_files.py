@@ -11,8 +11,8 @@ import yaml
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.task_data import hub_data
-from sdft_ray.evaluation.task_files import TaskPlaces, tasks_of
 from sdft_ray.evaluation.task_inputs import TaskInputs, task_inputs
+from sdft_ray.evaluation.task_plans import TaskPlaces, tasks_of
 from sdft_ray.evaluation.tasks import check_tasks, leaf_tasks, load_tasks, task_questions
 
 ROWS = [{"question": f"How many are {i} and 2?", "answer": str(i + 2)} for i in range(4)]
@@ -122,10 +122,12 @@ def test_only_tasks_asked_for_are_read(tmp_path: Path) -> None:
     write(tmp_path / "tasks/bad.yaml", "task: bad\nmetric_list: [unclosed")
     write(tmp_path / "tasks/lost.yaml", {"include": "nowhere.yaml", "task": "lost"})
     write(tmp_path / "tasks/data.yaml", task("data", {"test": "nowhere.jsonl"}))
+    write(tmp_path / "tasks/split.yaml", task("split", {"train": "x.jsonl"}))
     check_tasks(["good"], TaskPlaces(tmp_path / "tasks"), {}, {})
     for name, message in (
         ("bad", "bad.yaml cannot be read"),
         ("lost", "lost.yaml cannot be read: .*nowhere.yaml"),
+        ("split", "task 'split' cannot be loaded: there is no split or column 'test'"),
         ("data", "data.yaml: data file nowhere.jsonl does not exist"),
     ):
         with pytest.raises(EvaluationError, match=message):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdft_ray.evaluation.task_files import TaskPlaces
+from sdft_ray.evaluation.task_plans import TaskPlaces
 from sdft_ray.evaluation.tasks import task_questions
 
 HEAD = """\

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sdft_ray.evaluation.task_files import TaskPlaces
+from sdft_ray.evaluation.task_plans import TaskPlaces
 from sdft_ray.evaluation.tasks import leaf_tasks, load_tasks
 from sdft_ray.evaluation.templates import compile_templates
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sdft_ray.report.run.model import Gap, ReportData
 from sdft_ray.report.run.terminal import gap_line, grid_line, result_table, size_line
+from sdft_ray.statistics.estimate import Estimate
 from tests.unit.report.made_up import FAMILIES, GRID, report_data
 
 
@@ -103,3 +104,14 @@ def test_the_terminal_views_load_nothing_heavy() -> None:
     code = f"{imports}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_in_no_mean_is_said_and_shown_as_it_is() -> None:
+    scores = {"teacher": {"sums": Estimate(0.8), "ppl": Estimate(35.0), "chrf": Estimate(0.6)}}
+    left_out = {"ppl": "lower is better for word_perplexity"}
+    data = ReportData(name="r", scores=scores, not_averaged=left_out, scales={"chrf": ("chrf", 100.0)})
+    text = " ".join(" ".join(printed(data, 200)).split())
+    assert "ppl 35" in text
+    assert "mean 70.0" in text
+    assert "Not in the means: ppl (lower is better for word_perplexity)." in text
+    assert "chrf of chrf is shown as a share of 100." in text
