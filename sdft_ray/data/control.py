@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -26,10 +27,11 @@ class ControlTokens:
         self._tokens: dict[str, tuple[int, Any]] = {name: added[name] for name in names if name in added}
         self.ids = frozenset(index for index, _ in self._tokens.values())
         self._pattern = _any_of(self._tokens)
-        self._backend = _without(tokenizer, [name for name, (_, token) in self._tokens.items() if not token.special])
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tokens
+    @cached_property
+    def _backend(self) -> Any:
+        """Made when a text first needs it."""
+        return _without(self._tokenizer, [name for name, (_, token) in self._tokens.items() if not token.special])
 
     def id_of(self, name: str) -> int:
         return self._tokens[name][0]
@@ -59,7 +61,7 @@ class ControlTokens:
         """Token ids of a text in which no control token is one; nothing is added."""
         if not text:
             return []
-        if self._backend is not None:
+        if self.spelt_in(text) is not None and self._backend is not None:
             return self._backend.encode(text, add_special_tokens=False).ids
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
