@@ -10,7 +10,7 @@ from typing import get_args
 
 import pyarrow as pa
 
-from sdft_ray.recipe.recipe import AnswerKind
+from sdft_ray.recipe.inputs import AnswerKind
 
 ANSWER_KINDS: tuple[str, ...] = get_args(AnswerKind)
 """How the answer in a response is extracted and compared."""

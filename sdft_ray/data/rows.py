@@ -10,7 +10,7 @@ from sdft_ray.data.conversations import Turns
 from sdft_ray.data.reading import Reading
 from sdft_ray.data.sources import CheckError, read_tables
 from sdft_ray.data.subset import spread
-from sdft_ray.recipe.recipe import Calibration, Forgetting, RowSource
+from sdft_ray.recipe.inputs import Calibration, Forgetting, RowSource
 
 
 def read_source(

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from sdft_ray.errors import RecipeError
 from sdft_ray.recipe.arms import Objective, Rate
-from sdft_ray.recipe.recipe import Place, Recipe
+from sdft_ray.recipe.inputs import Place
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validation_error, read_yaml, with_present_names
 
 Changes = dict[str, Any]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from sdft_ray.recipe.recipe import Evaluate
+from sdft_ray.recipe.scoring import Evaluate
 from sdft_ray.stages.evaluators import EngineClient, acquire
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.views import view

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import ray
 
-from sdft_ray.recipe.recipe import Forgetting, Gap
+from sdft_ray.recipe.inputs import Forgetting
+from sdft_ray.recipe.recipe import Gap
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
 from sdft_ray.stages.seed_texts import distilled_rows, scored, text_documents
 from sdft_ray.stages.views import view

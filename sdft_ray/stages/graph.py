@@ -25,7 +25,8 @@ from pydantic import BaseModel
 
 from sdft_ray.errors import DivergenceError
 from sdft_ray.recipe.arms import Objective, Train
-from sdft_ray.recipe.recipe import Recipe, Speed
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.scoring import Speed
 from sdft_ray.recipe.yaml_model import canonical, old_names
 from sdft_ray.stages.names import StepName
 from sdft_ray.stages.spec import STAGES

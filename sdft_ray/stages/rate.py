@@ -14,7 +14,7 @@ import ray
 from sdft_ray.models.channels import config_with_sizes
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.pruning.target import Candidate, describe, first_that_meets, path
-from sdft_ray.recipe.recipe import Speed
+from sdft_ray.recipe.scoring import Speed
 from sdft_ray.stages.amounts import start_config
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
 from sdft_ray.stages.speed import speeds

@@ -23,7 +23,7 @@ from sdft_ray.data.reading import Reading
 from sdft_ray.data.rows import read_source, read_spread
 from sdft_ray.errors import DataError
 from sdft_ray.generation.checks import check_error
-from sdft_ray.recipe.recipe import Calibration, Forgetting, SeedSet
+from sdft_ray.recipe.inputs import Calibration, Forgetting, SeedSet
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
 from sdft_ray.stages.spec import STAGES
 from sdft_ray.stages.views import view

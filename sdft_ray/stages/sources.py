@@ -11,7 +11,8 @@ from sdft_ray.errors import RecipeError
 from sdft_ray.evaluation.task_inputs import task_inputs
 from sdft_ray.evaluation.task_plans import TaskPlaces
 from sdft_ray.models.source import ModelSource, resolve_source
-from sdft_ray.recipe.recipe import Forgetting, Recipe
+from sdft_ray.recipe.inputs import Forgetting
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import canonical
 from sdft_ray.stages.graph import Step
 from sdft_ray.stages.job import Places

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from sdft_ray.recipe.recipe import Speed
+from sdft_ray.recipe.scoring import Speed
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
 from sdft_ray.stages.views import view
 from sdft_ray.store import files

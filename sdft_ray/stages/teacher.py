@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdft_ray.data.messages import ChatSettings
 from sdft_ray.models.description import ModelDescription
 from sdft_ray.models.source import ModelSource, read_config, resolve_source
-from sdft_ray.recipe.recipe import Chat, Teacher
+from sdft_ray.recipe.inputs import Chat, Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from sdft_ray.pipeline.run import Run
-from sdft_ray.recipe.recipe import Recipe, Release
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.scoring import Release
 from sdft_ray.release.push import CARD, RECIPE, RECORD
 from tests.support.finished_run import CORRECT
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.card import Card, retention_card
 from sdft_ray.evaluation.release import Bounds, Judgement, judge
-from sdft_ray.recipe.recipe import Release
+from sdft_ray.recipe.scoring import Release
 from sdft_ray.report.run.model import PRUNED, TEACHER, BestVsNext, Retention
 from sdft_ray.report.run.words import not_comparable
 from sdft_ray.statistics.paired import paired_bootstrap

@@ -11,7 +11,8 @@ import pytest
 
 from sdft_ray.errors import DataError, ModelError, RecipeError
 from sdft_ray.pipeline.preflight import check_forgetting
-from sdft_ray.recipe.recipe import Forgetting, Recipe
+from sdft_ray.recipe.inputs import Forgetting
+from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, input_addresses, resolve, steps
 from sdft_ray.stages.sources import Sources, embedding_source

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sdft_ray.errors import RecipeError
-from sdft_ray.recipe.recipe import Recipe, Speed
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.scoring import Speed
 from sdft_ray.stages.graph import steps
 from tests.support.recipes import recipe_data
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdft_ray.evaluation.recovery import Recovery
 from sdft_ray.models.size import ModelSize
-from sdft_ray.recipe.recipe import Release
+from sdft_ray.recipe.scoring import Release
 from sdft_ray.report.run.model import (
     Arm,
     Correction,

@@ -13,7 +13,7 @@ import pytest
 
 from sdft_ray.evaluation.card import retention_card
 from sdft_ray.evaluation.release import Bounds, Judgement, judge
-from sdft_ray.recipe.recipe import Release
+from sdft_ray.recipe.scoring import Release
 from sdft_ray.report.run.cards import GENERATED, SCORED, Student, students
 from sdft_ray.report.run.model import ReportData, Retention
 from sdft_ray.report.run.page import render

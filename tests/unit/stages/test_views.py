@@ -12,7 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 import sdft_ray.stages
-from sdft_ray.recipe.recipe import Evaluate, Forgetting, Gap, Generate, Recipe, SeedSet, Speed
+from sdft_ray.recipe.inputs import Forgetting, SeedSet
+from sdft_ray.recipe.recipe import Gap, Generate, Recipe
+from sdft_ray.recipe.scoring import Evaluate, Speed
 from sdft_ray.recipe.yaml_model import canonical
 from sdft_ray.stages.evaluate import eval_config
 from sdft_ray.stages.graph import Step, steps
