@@ -227,13 +227,17 @@ class ChatFormat:
         return self._render([*messages, {"role": "assistant", "content": ANSWER}]).rpartition(ANSWER)[0]
 
     def _lead_of(self, messages: list[dict[str, Any]], prompt: str, response: str) -> str:
-        """What the template prints between this prompt and an answer, where the response does not begin with it."""
+        """What the template prints between this prompt and an answer, where the response does not begin with it.
+
+        A sampled response does, also with a single space; one with more than the template's begins with its own.
+        """
         if not self._turn.prints_header or not self._turn.lead:
             return ""
         before = self._before_answer(messages)
         lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        opening = next(iter(lead.split()), lead)
-        return "" if response.startswith((opening, lead)) else lead
+        if not lead.strip():
+            return "" if lead and response.startswith(lead) and not response[len(lead)].isspace() else lead
+        return "" if response.startswith((lead, lead.split()[0])) else lead
 
     def _continued(
         self, begin: list[int], whole: list[int], rest: str, pieces: Sequence[Piece] | None = None

@@ -55,7 +55,7 @@ SMALL: dict[str, Any] = {"num_rows": [8], "learning_rates": [1e-3], "rates_at": 
 def folder(world: Path) -> Path:
     data = world_data(world)
     data["train"] = {**data["train"], "validation_fraction": 0.3}
-    data["seed_set"] = {"source": str(write_rows(world / "many.jsonl", 24))}
+    data["seed_set"] = {**data["seed_set"], "source": str(write_rows(world / "many.jsonl", 24))}
     (world / "recipe.yaml").write_text(dump_yaml(json.loads(json.dumps(data))), encoding="utf-8")
     return world
 

@@ -138,7 +138,12 @@ def test_what_follows_the_end_of_turn_is_left_out(tokenizer: Any):
 def test_an_answer_keeps_its_indentation(tokenizer: Any, template: str):
     code = "    y = x + 1\n    return y"
     document = ChatFormat(with_template(tokenizer, template)).encode(QUESTION, code + "\n")
-    assert answer_text(tokenizer, document).startswith(code)
+    assert answer_text(tokenizer, document).startswith((" " if template == PLAIN else "") + code)
+
+
+def test_a_sampled_answer_has_the_space_of_the_template_once(tokenizer: Any):
+    chat = ChatFormat(with_template(tokenizer, PLAIN))
+    assert chat.encode(QUESTION, f" {ANSWER}") == chat.encode(QUESTION, ANSWER)
 
 
 def test_a_template_without_an_end_of_turn_gets_eos(tokenizer: Any):

@@ -66,9 +66,12 @@ def _text(name: str, case: str, *, prompt: bool = False) -> str | None:
     return next(c.get("text") for c in cases if c["case"] == case and c["add_generation_prompt"] == prompt)
 
 
-@pytest.fixture(scope="module")
-def real_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load_tokenizer(unpacked("smollm2-135m-instruct", tmp_path_factory.mktemp("tokenizer") / "smollm2"))
+@pytest.fixture(
+    scope="module",
+    params=["smollm2-135m-instruct", pytest.param("mistral-nemo-tekken-hf", marks=pytest.mark.nightly)],
+)
+def real_tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load_tokenizer(unpacked(request.param, tmp_path_factory.mktemp("tokenizer") / request.param))
 
 
 def _chat(real_tokenizer: Any, entry: dict[str, Any]) -> tuple[Any, ChatFormat]:
