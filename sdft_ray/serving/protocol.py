@@ -1,12 +1,14 @@
 """The request bodies of OpenAI's API that this service supports, and its error object.
 
 pydantic parses the bytes and rejects invalid UTF-8 and lone surrogates. An unknown field is an error, as in OpenAI's
-API: a client must not believe that an option is used when it is ignored.
+API: a client must not believe that an option is used when it is ignored. Clients also send fields that ask for nothing
+(`tools: []`); these are accepted.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -72,7 +74,27 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class _Body(BaseModel):
+    """No unknown fields. A field of `NEUTRAL` is accepted with a value that asks for nothing."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if not _is_neutral(cls.NEUTRAL.get(name), value)}
+
+
+ANYTHING: tuple[Any, ...] = ()
+"""For fields that never change an answer."""
+
+
+def _is_neutral(known: tuple[Any, ...] | None, value: Any) -> bool:
+    if known is None:
+        return False
+    return known == ANYTHING or value is None or any(type(value) is type(n) and value == n for n in known)
 
 
 class StreamOptions(_Body):
@@ -80,12 +102,27 @@ class StreamOptions(_Body):
 
 
 class TextPart(_Body):
+    NEUTRAL = {"cache_control": ANYTHING, "annotations": ([],)}
+
     type: Literal["text"]
     text: str
 
 
 class Message(_Body):
-    """One turn of a conversation. `developer` is OpenAI's newer name for `system`."""
+    """One turn of a conversation. `developer` is OpenAI's newer name for `system`.
+
+    Clients send back what they were answered, with all the fields that their library knows.
+    """
+
+    NEUTRAL = {
+        "refusal": (None,),
+        "tool_calls": ([],),
+        "function_call": (None,),
+        "audio": (None,),
+        "annotations": ([],),
+        "reasoning": (None,),
+        "reasoning_content": (None,),
+    }
 
     role: Role
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
@@ -101,6 +138,42 @@ class Message(_Body):
 
 class _Sampling(_Body):
     """Fields of both kinds of requests. Defaults are those of OpenAI's API."""
+
+    NEUTRAL = {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "response_format": ({"type": "text"},),
+        "logit_bias": ({},),
+        "logprobs": (False,),
+        "store": (False,),
+        "metadata": ANYTHING,
+        "modalities": (["text"],),
+        "service_tier": ("auto", "default"),
+        "reasoning_effort": (None,),
+        "best_of": (1,),
+        "top_k": (-1,),
+        "min_p": (0, 0.0),
+        "min_tokens": (0,),
+        "repetition_penalty": (1, 1.0),
+        "length_penalty": (1, 1.0),
+        "use_beam_search": (False,),
+        "ignore_eos": (False,),
+        "stop_token_ids": ([],),
+        "bad_words": ([],),
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True,),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+        "chat_template_kwargs": ({},),
+        "prediction": (None,),
+        "audio": (None,),
+        "suffix": (None, ""),
+        "extra_body": ({},),
+    }
+    """Fields of OpenAI's API and of vLLM's server with the values that ask for nothing; null is always one."""
 
     model: str = Field(min_length=1, max_length=512)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -122,13 +195,8 @@ class _Sampling(_Body):
 
     @property
     def include_usage(self) -> bool:
+        """In the last event of a stream; other answers have it anyway."""
         return bool(self.stream_options and self.stream_options.include_usage)
-
-    @model_validator(mode="after")
-    def _options_of_a_stream(self) -> Any:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
-        return self
 
 
 class ChatRequest(_Sampling):
