@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sdft_ray.generation.sampler import SamplingParams
+from sdft_ray.generation.transformers_sampler import TransformersSampler
 from sdft_ray.models.checkpoint import Checkpoint
 from sdft_ray.models.loading import load_model
-from tests.support.real import needs_real_data, unpacked
+from tests.support.real import needs_real_data, real, unpacked
 from tests.support.smollm2 import smollm2_gguf
 
 pytestmark = pytest.mark.slow
@@ -105,3 +108,30 @@ def test_its_tokenizer_is_the_one_that_was_read_before(run: Run, tmp_path: Path)
     ):
         assert ours(text)["input_ids"] == known(text)["input_ids"]
     assert ours.chat_template == known.chat_template
+
+
+@needs_real_data
+@pytest.mark.parametrize("is_special", [True, False])
+def test_the_end_of_turn_stops_whatever_the_tokenizer_calls_its_end(run: Run, tmp_path: Path, is_special: bool) -> None:
+    """As published models have it: a ChatML template, and a tokenizer whose only EOS is the end of a text."""
+    for path in run.folder.iterdir():
+        if path.name not in ("generation_config.json", "tokenizer_config.json"):
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copy(
+        real("cases", "templates", "chatml_eos_endoftext.tokenizer_config.json"), tmp_path / "tokenizer_config.json"
+    )
+    tokens = json.loads((run.folder / "tokenizer.json").read_text())
+    for token in tokens["added_tokens"]:
+        token["special"] = token["special"] and (is_special or token["content"] != "<|im_end|>")
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokens))
+    config = json.loads((run.folder / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 0}))
+    sampler = TransformersSampler(tmp_path, dtype="float32")
+    try:
+        sampled = sampler.submit("What is the capital of France?", SamplingParams(max_tokens=40), 0).result()
+    finally:
+        sampler.close()
+    assert (sampled.text, sampled.finish_reason) == ("The capital of France is Paris.", "stop")
+    assert sampler.stop_ids == {0, 2}
