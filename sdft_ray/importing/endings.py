@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
-from sdft_ray.data.chat import load_tokenizer
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.errors import ModelError
 from sdft_ray.models.json_file import read_json_object
 
 GENERATION_CONFIG = "generation_config.json"
-_ANSWER = "Qxresponsexq"
 
 
 def write_generation_config(directory: Path, config: dict[str, Any], end_ids: Sequence[int]) -> list[str]:
@@ -27,7 +23,7 @@ def write_generation_config(directory: Path, config: dict[str, Any], end_ids: Se
     known = read_json_object(path) if path.is_file() else {}
     fields = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")
               if config.get(name) is not None}  # fmt: skip
-    tokenizer = _tokenizer(directory)
+    tokenizer: Any = load_tokenizer(directory)
     notes, turn = _end_of_turn(tokenizer)
     ends = [*_ids(known.get("eos_token_id")), *_ids(fields.get("eos_token_id")), *end_ids, *_ids(turn)]
     ends = list(dict.fromkeys(ends or _ids(tokenizer.eos_token_id)))
@@ -39,31 +35,17 @@ def write_generation_config(directory: Path, config: dict[str, Any], end_ids: Se
     return notes
 
 
-def _tokenizer(directory: Path) -> Any:
-    try:
-        return load_tokenizer(directory)
-    except ModelError:
-        raise
-    except Exception as reason:  # noqa: BLE001  (tokenizers raises Exception itself for a damaged tokenizer.json)
-        raise ModelError(f"the tokenizer of the source is damaged: {reason}", "download that file again") from None
-
-
 def _end_of_turn(tokenizer: Any) -> tuple[list[str], int | None]:
-    """Notes, and the added token that closes an assistant turn, the last one where several follow one another."""
+    """Notes, and the token that closes an answer, the last one where several follow one another."""
     if not getattr(tokenizer, "chat_template", None):
         return [
             "there is no chat template: this is a base model, or the source lost it; put the model's "
             "chat_template.jinja into the folder before it is used with chats"
         ], None
-    messages = [{"role": "user", "content": "Qxquestionxq"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
-        return [f"the chat template cannot render a plain chat: {error}"], None
-    added = sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-    names = "|".join(map(re.escape, added))
-    run = re.search(f"(?:{names})+", text.rpartition(_ANSWER)[2]) if added else None
-    return [], None if run is None else tokenizer.convert_tokens_to_ids(re.findall(names, run[0])[-1])
+        return [], ChatFormat(tokenizer).end_ids[-1]
+    except ModelError as reason:
+        return [reason.message], None
 
 
 def _ids(value: Any) -> list[int]:

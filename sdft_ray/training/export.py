@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
+from sdft_ray.data.chat import ChatFormat, load_tokenizer
+from sdft_ray.errors import ModelError
 from sdft_ray.models.companions import copy_companions
 
 
@@ -21,7 +25,8 @@ def save_student(
     """Save `model` as safetensors in `directory`, with the other files that belong to it (`models.companions`).
 
     `tokenizer_dir` is the checkpoint that the student started from. `dtype` (`bfloat16`, `float16`, `float32`)
-    converts the parameters in place first; None keeps theirs. Adapters must be merged before.
+    converts the parameters in place first; None keeps theirs. Adapters must be merged before. The token that ends an
+    answer in the chat template is among the `eos_token_id` of generation_config.json, so that any engine stops there.
     """
     assert not hasattr(model, "merge_and_unload"), "merge the adapters first: training.lora.merged"
     if dtype is not None:
@@ -29,5 +34,24 @@ def save_student(
             param.data = param.data.to(getattr(torch, dtype))
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    # Its own is copied below: transformers refuses to save some that models are published with.
+    model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(directory, max_shard_size=max_shard_bytes)
     copy_companions(Path(tokenizer_dir), directory)
+    _name_end(directory)
+
+
+def _name_end(directory: Path) -> None:
+    """Add the end of turn, which the student has learnt, to the tokens that end generation."""
+    try:
+        end_id = ChatFormat(load_tokenizer(directory)).end_ids[-1]
+    except ModelError:  # no tokenizer or no usable template: nothing was trained on turns
+        return
+    path = directory / "generation_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = config.get("eos_token_id")
+    known_ids = known if isinstance(known, list) else [] if known is None else [known]
+    if end_id not in known_ids:
+        ids = [*known_ids, end_id]
+        config["eos_token_id"] = ids if len(ids) > 1 else ids[0]
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
