@@ -48,8 +48,8 @@ class Reading:
         """What to tell people, the columns first; [] where columns with our names were read and every row gave one."""
         if not (self.left_out or self.unused or self.num_earlier or set(self.layouts) - {AS_NAMED}):
             return []
-        layouts = [f"{words} ({number:,} rows)" for words, number in self.layouts.most_common()]
-        told = [f"{self.num_read:,} rows read: {'; '.join(layouts)}."] if layouts else []
+        layouts = [f"{words} ({_rows(number)})" for words, number in self.layouts.most_common()]
+        told = [f"{_rows(self.num_read)} read: {'; '.join(layouts)}."] if layouts else []
         if self.unused:
             names = [f"`{name}`" for name in self.unused][:_MAX_NAMES]
             more = len(self.unused) - len(names)
@@ -63,3 +63,7 @@ class Reading:
                 "train.turns: all trains on them too."
             )
         return told
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number:,} rows"

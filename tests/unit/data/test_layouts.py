@@ -217,7 +217,7 @@ def test_what_was_read_as_what_is_told(tmp_path: Path) -> None:
     read(tmp_path, first, {**first, "input": "In a wood."}, {**first, "output": ""}, first, reading=reading)
     assert reading.sentences() == [
         "4 rows read: `instruction` asks, `output` answers (3 rows); "
-        "`instruction` and `input` ask, `output` answers (1 rows).",
+        "`instruction` and `input` ask, `output` answers (1 row).",
         "Not read: `topic`.",
         "Left out: 1 because the answer is empty; 1 because an earlier row has the same prompt and answer.",
     ]

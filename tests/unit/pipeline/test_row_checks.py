@@ -100,6 +100,6 @@ def test_what_was_read_is_told(folder: Path) -> None:
     assert check_rows(recipe, tell=told.append) == 2
     assert told == [
         "seed set: 3 rows read: `messages` holds the conversation (2 rows); "
-        "`question` asks, `answer` answers (1 rows). "
+        "`question` asks, `answer` answers (1 row). "
         "Left out: 1 because the conversation ends with a user message."
     ]
