@@ -139,6 +139,7 @@ _TAKEN_BACK = re.compile(
     r"(?:n['’]t|\s+not)?(?:\s+(?:clearly|obviously|also|of\s+course|totally|completely))?\s+"
     r"(?:wrong|incorrect|not\s+(?:right|correct|true)|false|mistaken|impossible)\b"
     r"|\b(?:that|this|it|which)\s+(?:is|was)(?:n['’]t|\s+not)\s+(?:right|correct|true)\b"
+    r"|\b(?:that|this|it)\s+(?:can(?:not|['’]t)|could(?:n['’]t|\s+not)|does(?:n['’]t|\s+not))\s+(?:be|seem|look|sound)\s+(?:right|correct|true)\b"
     r"|\b(?:I|we)\s+(?:made\s+an?\s+(?:mistake|error)|was\s+wrong|were\s+wrong|miscalculated|miscounted|forgot)\b"
     r"|\b(?:mistake|error)\s+(?:here|above|somewhere)\b",
     re.IGNORECASE,
@@ -149,12 +150,12 @@ _REJECTED = re.compile(
     r"(?:(?:clearly|definitely|also|both|obviously|simply|just|plainly|certainly|far|way|much|still|slightly|a\s+(?:bit|little))\s+)*(?:wrong|incorrect|false|not\b"
     r"|impossible|ruled\s+out|excluded|eliminated|out\b|invalid|mistaken|too\s+\w+|a\s+mistake|never\b)"
     r"|(?:is|was|are|were|would|will)(?:n['’]t|\s+not|\s+never)\b|cannot\b|can\s*not\b|can['’]t\b|could(?:n['’]t|\s+not)\b"
-    r"|does(?:n['’]t|\s+not)\b|fails?\b)",
+    r"|does(?:n['’]t|\s+not)\b|fails?\b|until\b)",
     re.IGNORECASE,
 )
 _NEGATION = re.compile(
     r"\b(?:not|never|nowhere|neither|nor|cannot|impossible|incorrect|unlikely|doubt(?:s|ful)?|far\s+from|no\s+(?:way|longer)"
-    r"|(?<!at\s)least\s+\w+|worst|weakest|poorest|fail(?:s|ed)?\s+to|refus(?:e|es|ed|ing)|declin(?:e|es|ed)|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
+    r"|no\s+(?:reason|need|point|basis|evidence)|(?:would|could|should|might)(?:['’]ve|\s+have)\s+been|(?<!at\s)least\s+\w+|worst|weakest|poorest|fail(?:s|ed)?\s+to|refus(?:e|es|ed|ing)|declin(?:e|es|ed)|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(

@@ -66,7 +66,7 @@ def _stated(text: str) -> Expression | None:
 def _only_number(text: str) -> Number | None:
     """The number that a text consists of, but for a known unit."""
     sign = _SIGN.match(text)
-    if (words := _worded(text, sign.end() if sign else 0)) and words[0].value.denominator == 1:
+    if (words := _worded(text, sign.end() if sign else 0)) and (words[0].value.denominator == 1 or words[0].value > 1):
         return (-words[0] if sign else words[0]) if not text[words[1] :].strip(" .") else None
     parsed = compound_at(text, 0) or number_at(text, 0)
     unit = parsed[0].unit if parsed else ""
@@ -89,6 +89,7 @@ _ANOTHER_NUMBER = re.compile(
     r"|\s*[(,]?\s*(?:\w+\s+)?\(?\s*or\s+(?:maybe\s+|perhaps\s+|possibly\s+|even\s+|about\s+)?[$-]?(?:\d|[a-z]\s*=)"
     r"|\s*(?:\w+\s+)?[,(]?\s*or\b(?!\s+(?:equivalently|simply))"
     r"|\s*(?:\w+\s+)?(?:at\s+(?:the\s+)?(?:very\s+)?(?:least|most|minimum|maximum))\b"
+    r"|\s*(?:\w+\s+)?(?:plus|minus)\b(?!\s*[$\d])"
     r"|\s*(?:\w+)?,?\s+(?:if|unless|provided|assuming|depending)\b"
     r"|\s+(?:\w+\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller|older|younger|longer|shorter)\s+than\s+[-$]?\d"
     r"|\s*,?\s*(?:with\s+|and\s+)?(?:an?\s+)?(?:remainder|rest|r)\s+(?:of\s+)?\d"

@@ -156,7 +156,7 @@ _GLUED_BEFORE = re.compile(
     r"(?:[\w^\\√]|\d[.,:/–—~'’′\"″]|[a-zA-Z\d]-|[a-zA-Z)\]}]/|\\(?:log|ln|sin|cos|tan|sec|csc|cot|exp|dot|bar|overline)(?:_\w|_\{\w+\})?\s?\{?)\Z"
 )
 _GLUED_AFTER = re.compile(
-    r"[,.:\-–—^_~]\d|\.?\\[a-zA-Z]|\.{3}|\.\(|/\s?\d|/\s?[a-gi-zA-Z](?![a-zA-Z])|[\^_π√∞‰]|\((?:[\d+-]|[a-z]\b)"
+    r"%|[,.:\-–—^_~]\d|\.?\\[a-zA-Z]|\.{3}|\.\(|/\s?\d|/\s?[a-gi-zA-Z](?![a-zA-Z])|[\^_π√∞‰]|\((?:[\d+-]|[a-z]\b)"
     r"|\s?(?:π|√|pi\b|sqrt\b)|[xyzn](?![a-zA-Z])|[a-zA-Z]?\d|[eE][-+]?\d|['’\"″′]\s?\d|\+(?=\s*(?:\Z|[.,;:)\s]))"
     r"|-(?:something|ish|odd|plus)\b|\s?(?:repeating|recurring|choose|squared|cubed|factorial|doubled|tripled|halved|mod(?:ulo)?|tens|halves|thirds|fifths|tenths)\b"
 )
