@@ -33,7 +33,9 @@ _PHRASE = re.compile(
 )
 _CHOICE = re.compile(
     r"\b(?:correct|right|best|true|final|my)[ \t]+(?:option|choice|letter|alternative)s?\b\s*"
-    r"(?::|\b(?:is|are|would be|must be|has to be)\b)[ \t]*:?[ \t]*",
+    r"(?::|\b(?:is|are|would be|must be|has to be)\b)[ \t]*:?[ \t]*"
+    r"|\b(?:respuesta|antwort|réponse|risposta|resposta)(?:[ \t]+(?:correcta|correcte|corretta|correta|final))?\s*"
+    r"(?::|\b(?:es|ist|lautet|est|è|é)\b)[ \t]*:?[ \t]*(?:la[ \t]+)?",
     re.IGNORECASE,
 )
 _REST_OF_LINE = re.compile(r"\s*(.*)")
@@ -113,7 +115,7 @@ _BOUNDED = re.compile(
     r"|higher|lower|bigger|longer|shorter|other)\s+than(?:\s+or\s+equal\s+to)?|at\s+(?:least|most)|than|up\s+to|upwards?\s+of|in\s+excess\s+of|north\s+of|shy\s+of|at\s+the\s+very\s+(?:least|most)|at\s+(?:best|worst)|twice|double|triple|half(?:\s+of)?"
     r"|(?:%|percent|quarter|third|fraction|multiple|power|square|root|cube|sum|product|factor|out|quotient)\s+of"
     r"|(?:divided|multiplied|divisible)\s+by|over|under"
-    r"|below|above|almost|nearly|barely|hardly|scarcely|close\s+to|not\s+quite|exceed(?:s|ing)?|(?:minimum|maximum)\s+of|between|beyond"
+    r"|below|above|roughly|around|circa|almost|nearly|barely|hardly|scarcely|close\s+to|not\s+quite|exceed(?:s|ing)?|(?:minimum|maximum)\s+of|between|beyond"
     rf"|(?:plus|\+)\s*(?:or|/)?\s*(?:minus|-))){_OPEN}",
     re.IGNORECASE,
 )
@@ -130,13 +132,14 @@ _DENIED_ANNOUNCEMENT = re.compile(
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
-    r"[.!?,;:\n—–-]\s*(?:but\s+|oh,?\s+|hmm+,?\s+|oh\s+)?(?:wait|hold\s+on|scratch\s+that|correction|actually"
-    r"|oops|sorry|on\s+second\s+thought|however|never\s*mind|let\s+me\s+(?:re|double|check|try))\b"
+    r"[.!?,;:\n—–-]\s*(?:(?:but|oh|hmm+|no|well),?\s+)*(?:wait|hold\s+on|scratch\s+that|correction|actually"
+    r"|oops|sorry|on\s+(?:second\s+thought|(?:\w+\s+)?reflection)|come\s+to\s+think|I\s+mean\b|or\s+rather|however|never\s*mind|let\s+me\s+(?:re|double|check|try))\b"
     r"|[.!?\n]\s*no\b(?!\s+\w+\s+(?:is|are|was|were)\b)"
     r"|\b(?:that|this|it|which)(?:['’]s|\s+is|\s+was|\s+seems|\s+looks|\s+cannot\s+be|\s+can['’]t\s+be)"
     r"(?:n['’]t|\s+not)?(?:\s+(?:clearly|obviously|also|of\s+course|totally|completely))?\s+"
     r"(?:wrong|incorrect|not\s+(?:right|correct|true)|false|mistaken|impossible)\b"
     r"|\b(?:that|this|it|which)\s+(?:is|was)(?:n['’]t|\s+not)\s+(?:right|correct|true)\b"
+    r"|\b(?:that|this|it)\s+(?:can(?:not|['’]t)|could(?:n['’]t|\s+not)|does(?:n['’]t|\s+not))\s+(?:be|seem|look|sound)\s+(?:right|correct|true)\b"
     r"|\b(?:I|we)\s+(?:made\s+an?\s+(?:mistake|error)|was\s+wrong|were\s+wrong|miscalculated|miscounted|forgot)\b"
     r"|\b(?:mistake|error)\s+(?:here|above|somewhere)\b",
     re.IGNORECASE,
@@ -144,15 +147,15 @@ _TAKEN_BACK = re.compile(
 _REJECTED = re.compile(
     r"[)\]\"'”}*$.]*\s*(?:\w+\s+)?[,:]?\s*(?:which\s+|that\s+|as\s+an\s+answer\s+)?(?:(?:is|was|are|were|seems?|looks?|sounds?"
     r"|must\s+be|would\s+be|will\s+be)(?:n['’]t|\s+not)?\s+"
-    r"(?:(?:clearly|definitely|also|both|obviously|simply|just|plainly|certainly)\s+)*(?:wrong|incorrect|false|not\b"
+    r"(?:(?:clearly|definitely|also|both|obviously|simply|just|plainly|certainly|far|way|much|still|slightly|a\s+(?:bit|little))\s+)*(?:wrong|incorrect|false|not\b"
     r"|impossible|ruled\s+out|excluded|eliminated|out\b|invalid|mistaken|too\s+\w+|a\s+mistake|never\b)"
     r"|(?:is|was|are|were|would|will)(?:n['’]t|\s+not|\s+never)\b|cannot\b|can\s*not\b|can['’]t\b|could(?:n['’]t|\s+not)\b"
-    r"|does(?:n['’]t|\s+not)\b|fails?\b)",
+    r"|does(?:n['’]t|\s+not)\b|fails?\b|until\b)",
     re.IGNORECASE,
 )
 _NEGATION = re.compile(
     r"\b(?:not|never|nowhere|neither|nor|cannot|impossible|incorrect|unlikely|doubt(?:s|ful)?|far\s+from|no\s+(?:way|longer)"
-    r"|fail(?:s|ed)?\s+to|refus(?:e|es|ed|ing)|declin(?:e|es|ed)|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
+    r"|no\s+(?:reason|need|point|basis|evidence)|(?:would|could|should|might)(?:['’]ve|\s+have)\s+been|(?<!at\s)least\s+\w+|worst|weakest|poorest|fail(?:s|ed)?\s+to|refus(?:e|es|ed|ing)|declin(?:e|es|ed)|wrong(?:ly)?|false(?:ly)?)\b|n['’]t\b",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(

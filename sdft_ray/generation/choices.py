@@ -124,6 +124,10 @@ _MARK_REJECTED = re.compile(
     re.IGNORECASE,
 )
 """After "C)": the text of an option may itself have a negation, so only a verdict on the option counts."""
+_CONTRAST = re.compile(
+    r"[,;]\s*(?:yet|but|though|although)\s+(?:option\s+)?\(?(?:[B-HJ-Z]|A(?=\)?\s+(?:is|seems|looks|fits)))\b\)?"
+    r"(?!\s+(?:is|was|does|can|seems|looks)(?:n['’]t|\s*not|\s+wrong))"
+)
 _UNSURE = re.compile(
     r"\b(?:do\s+not|don['’]t|cannot|can['’]t)\s+(?:know|tell|say|be\s+sure)|\b(?:could|might|may)\s+be\b", re.IGNORECASE
 )
@@ -142,6 +146,8 @@ def _unannounced(text: str) -> str | None:
         return "".join(sorted(set(re.findall(r"\b[A-Z]\b", short))))
     named = list(_NAMED.finditer(text))
     if any(negated(re.split(r"[.!?\n]", text[match.end() :], maxsplit=1)[0]) for match in named):
+        return None
+    if named and _CONTRAST.search(text, named[-1].end()):
         return None
     if named:
         return _agreed(text, [(match.start(match.lastgroup or 0), match[match.lastgroup or 0]) for match in named])

@@ -19,7 +19,7 @@ from sdft_ray.generation.announcements import (
     taken_back,
 )
 from sdft_ray.generation.expressions import Expression, expression_in
-from sdft_ray.generation.numbers import Number, number_at, plain, scan
+from sdft_ray.generation.numbers import Number, compound_at, number_at, plain, scan
 
 
 def read_number(text: str) -> Number | Expression | None:
@@ -33,7 +33,7 @@ def read_number(text: str) -> Number | Expression | None:
             if value is not None:
                 return value
         written = plain(text)
-        return _only_number(written.strip()) or expression_in(text) or _last_number(written)
+        return _only_number(written.strip()) or expression_in(text) or _stated(text) or _last_number(written)
     except AmbiguousError:
         return None
 
@@ -54,9 +54,21 @@ def _announced_value(answer: Announced) -> Number | Expression | None:
     return value
 
 
+_STATED = re.compile(r"(?P<before>[^$\\\n\d.?!]{1,200}\b(?:is|are|equals)\s+)(?P<value>[^\n?!]{1,200})")
+
+
+def _stated(text: str) -> Expression | None:
+    """The expression that one sentence ends with: "The length is $3\\sqrt{5}$."."""
+    match = _STATED.fullmatch(text.strip())
+    return None if match is None or _refuses(match["before"]) else expression_in(match["value"])
+
+
 def _only_number(text: str) -> Number | None:
     """The number that a text consists of, but for a known unit."""
-    parsed = number_at(text, 0)
+    sign = _SIGN.match(text)
+    if (words := _worded(text, sign.end() if sign else 0)) and (words[0].value.denominator == 1 or words[0].value > 1):
+        return (-words[0] if sign else words[0]) if not text[words[1] :].strip(" .") else None
+    parsed = compound_at(text, 0) or number_at(text, 0)
     unit = parsed[0].unit if parsed else ""
     rest = text[parsed[1] :].strip(" .").lower() if parsed else "?"
     return parsed[0] if parsed and (not rest or (unit and rest.removesuffix("s") == unit.removesuffix("s"))) else None
@@ -76,7 +88,9 @@ _ANOTHER_NUMBER = re.compile(
     r"|\s*[^\W\d]+['\"]?\s*(?:,|,?\s*(?:and|or|to)\b|;)\s*[$-]?\d"
     r"|\s*[(,]?\s*(?:\w+\s+)?\(?\s*or\s+(?:maybe\s+|perhaps\s+|possibly\s+|even\s+|about\s+)?[$-]?(?:\d|[a-z]\s*=)"
     r"|\s*(?:\w+\s+)?[,(]?\s*or\b(?!\s+(?:equivalently|simply))"
-    r"|\s*(?:\w+\s+)?(?:at\s+(?:least|most|minimum|maximum))\b"
+    r"|\s*(?:\w+\s+)?(?:at\s+(?:the\s+)?(?:very\s+)?(?:least|most|minimum|maximum))\b"
+    r"|\s*(?:\w+\s+)?(?:plus|minus)\b(?!\s*[$\d])"
+    r"|\s*(?:\w+)?,?\s+(?:if|unless|provided|assuming|depending)\b"
     r"|\s+(?:\w+\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller|older|younger|longer|shorter)\s+than\s+[-$]?\d"
     r"|\s*,?\s*(?:with\s+|and\s+)?(?:an?\s+)?(?:remainder|rest|r)\s+(?:of\s+)?\d"
     r"|\s+and\s+(?:an?|one|two|three)[\s-]+(?:half|third|quarter|fourth|fifth|sixth|eighth|tenth)s?\b"
@@ -108,7 +122,12 @@ def _number_in_segment(segment: str, braced: bool = False, steps: int = _MAX_SEG
     lead = _LEAD.match(segment)
     start = lead.end() if lead else 0
     sign = _SIGN.match(segment, start)
-    parsed = number_at(segment, sign.end() if sign else start) or _worded(segment, sign.end() if sign else start)
+    start_of_number = sign.end() if sign else start
+    parsed = (
+        compound_at(segment, start_of_number)
+        or number_at(segment, start_of_number)
+        or _worded(segment, start_of_number)
+    )
     if parsed is None:
         first = re.search(r"\d", segment)
         before = segment[: first.start() if first else len(segment)]
@@ -195,7 +214,11 @@ def _worded(text: str, start: int) -> tuple[Number, int] | None:
     return Number(Fraction(total + group, parts)), match.end()
 
 
-_RESULT_IN_WORDS = re.compile(r"(?<!there )\b(?:is|equals|makes|gives|leaves|totals?|gets?)\s+(?=[a-z])", re.IGNORECASE)
+_RESULT_IN_WORDS = re.compile(
+    r"(?<!there )\b(?:is|equals|makes|gives|leaves|totals?|gets?|are|has|have|had|needs?|earns?"
+    r"|costs?|spends?|spent|takes?|pays?|paid|saves?|sold|sells?|buys?|bought|eats?|ate|makes?|made)\s+(?=[a-z])",
+    re.IGNORECASE,
+)
 
 
 def _last_worded(text: str) -> Number | None:
@@ -255,6 +278,8 @@ def _last_number(text: str) -> Number | None:
         if _SENTENCE_END.search(text, numbers[-2][2], numbers[-1][1]) or taken_back(text[numbers[-1][2] :]):
             raise AmbiguousError
         numbers.pop()
+    if len(numbers) > 1 and (compound := compound_at(text, numbers[-2][1])):
+        numbers[-2:] = [(compound[0], numbers[-2][1], compound[1])]
     number, start, end = numbers[-1]
     before, rest = text[max(0, start - 200) : start], text[end:]
     previous = numbers[-2] if len(numbers) > 1 else None

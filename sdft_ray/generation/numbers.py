@@ -79,6 +79,7 @@ _PARTS = re.compile(r"[-+]?\s*[\d.,]+|[-+]?\s*[\d.,]+\s*(?:%|[A-Za-z ]{2,})")
 _BAR = re.compile(r"(\.\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
 _DOTS = re.compile(r"(\.\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?")
 _SAID_TO_REPEAT = re.compile(r"(?<=\d)(\.)(\d)\s(?:repeating|recurring)\b")
+_ONE_IN = re.compile(r"(?<![\d.,/] )(?<![\w.,/$-])1 in (\d+)(?=[\s.)]*$)", re.MULTILINE)
 _COMBINING_BAR = re.compile("((?:\\d[\u0305\u0304])+)")
 _ELLIPSIS = re.compile(r"(\d{0,30}\.\d{0,30}?)(\d{1,12}?)(\2+)\.\.\.")
 
@@ -114,6 +115,7 @@ def plain(text: str) -> str:
         text = _LATEX_FRACTION.sub(_write_fraction, _LATEX_TEXT.sub(r" \1", text))
     text = _BAR.sub(r"\1(\2)", _DOTS.sub(r"\1(\2\3\4)", text))
     text = _SAID_TO_REPEAT.sub(r"\1(\2)", text)
+    text = _ONE_IN.sub(r"1/\1", text)
     text = _COMBINING_BAR.sub(lambda match: "(" + re.sub(r"\D", "", match[1]) + ")", text)
     for latex, written in _LATEX_WORDS.items():
         text = text.replace(latex, written)
@@ -154,7 +156,7 @@ _GLUED_BEFORE = re.compile(
     r"(?:[\w^\\√]|\d[.,:/–—~'’′\"″]|[a-zA-Z\d]-|[a-zA-Z)\]}]/|\\(?:log|ln|sin|cos|tan|sec|csc|cot|exp|dot|bar|overline)(?:_\w|_\{\w+\})?\s?\{?)\Z"
 )
 _GLUED_AFTER = re.compile(
-    r"[,.:\-–—^_~]\d|\.?\\[a-zA-Z]|\.{3}|\.\(|/\s?\d|/\s?[a-gi-zA-Z](?![a-zA-Z])|[\^_π√∞‰]|\((?:[\d+-]|[a-z]\b)"
+    r"%|[,.:\-–—^_~]\d|\.?\\[a-zA-Z]|\.{3}|\.\(|/\s?\d|/\s?[a-gi-zA-Z](?![a-zA-Z])|[\^_π√∞‰]|\((?:[\d+-]|[a-z]\b)"
     r"|\s?(?:π|√|pi\b|sqrt\b)|[xyzn](?![a-zA-Z])|[a-zA-Z]?\d|[eE][-+]?\d|['’\"″′]\s?\d|\+(?=\s*(?:\Z|[.,;:)\s]))"
     r"|-(?:something|ish|odd|plus)\b|\s?(?:repeating|recurring|choose|squared|cubed|factorial|doubled|tripled|halved|mod(?:ulo)?|tens|halves|thirds|fifths|tenths)\b"
 )
@@ -185,6 +187,28 @@ def number_at(text: str, start: int) -> tuple[Number, int] | None:
     unit = sign.lower() if sign and known(sign) else unit
     negative = ("-" in (match["sign1"], match["sign2"])) != (match["sign3"] == "-")
     return Number(-figure if negative else figure, scale, unit), end
+
+
+_THEN = re.compile(r"\s*[A-Za-z]+(?:,?\s+and|,)?\s+(?=\d)")
+
+
+def compound_at(text: str, start: int) -> tuple[Number, int] | None:
+    """The sum of "1 hour and 30 minutes", and the index of its last unit; None for one number.
+
+    In the smaller unit, money in the larger one.
+    """
+    first = number_at(text, start)
+    then = _THEN.match(text, first[1]) if first and first[0].unit else None
+    second = number_at(text, then.end()) if then else None
+    if first is None or second is None or not second[0].unit or not same_dimension(first[0].unit, second[0].unit):
+        return None
+    ratio = size(first[0].unit) / size(second[0].unit)
+    if first[0].figure < 0 or not 0 <= second[0].value < ratio:
+        return None
+    total = first[0].value * ratio + second[0].value
+    if same_dimension(first[0].unit, "$"):
+        return replace(first[0], figure=total / ratio, scale=Fraction(1)), second[1]
+    return replace(second[0], figure=total, scale=Fraction(1)), second[1]
 
 
 def _figure(match: re.Match[str]) -> Fraction | None:

@@ -44,7 +44,7 @@ NUMBERS: list[tuple[str, str | None]] = [
     ("#### 3/0", None),
     ("#### 1e3", "1000"),
     ("#### 12 (twelve)", "12"),
-    ("#### 12 hours and 30 minutes", None),
+    ("#### 12 hours and 30 minutes", "750"),
     ("#### 7 or 8", None),
     # boxed
     ("so \\boxed{42}", "42"),
