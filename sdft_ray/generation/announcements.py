@@ -115,7 +115,7 @@ _BOUNDED = re.compile(
     r"|higher|lower|bigger|longer|shorter|other)\s+than(?:\s+or\s+equal\s+to)?|at\s+(?:least|most)|than|up\s+to|upwards?\s+of|in\s+excess\s+of|north\s+of|shy\s+of|at\s+the\s+very\s+(?:least|most)|at\s+(?:best|worst)|twice|double|triple|half(?:\s+of)?"
     r"|(?:%|percent|quarter|third|fraction|multiple|power|square|root|cube|sum|product|factor|out|quotient)\s+of"
     r"|(?:divided|multiplied|divisible)\s+by|over|under"
-    r"|below|above|roughly|around|circa|almost|nearly|barely|hardly|scarcely|close\s+to|not\s+quite|exceed(?:s|ing)?|(?:minimum|maximum)\s+of|between|beyond"
+    r"|below|above|almost|nearly|barely|hardly|scarcely|close\s+to|not\s+quite|exceed(?:s|ing)?|(?:minimum|maximum)\s+of|between|beyond"
     rf"|(?:plus|\+)\s*(?:or|/)?\s*(?:minus|-))){_OPEN}",
     re.IGNORECASE,
 )

@@ -63,10 +63,18 @@ def _stated(text: str) -> Expression | None:
     return None if match is None or _refuses(match["before"]) else expression_in(match["value"])
 
 
+_OVER = re.compile(r"\A(\s*-?\d+)\s+over\s+(\d+)(?=[\s.!)]*\Z)", re.IGNORECASE)
+_CALCULATED = re.compile(r"([-$€£]*[\d.,]*\d)\s*=(?=[^-+*/×x]*\d\s*[-+*/×x]\s*[\d(])[\d\s.,$()+*/×x-]+")
+"""As in "84 = 7 * 12": the calculation follows the answer."""
+
+
 def _only_number(text: str) -> Number | None:
     """The number that a text consists of, but for a known unit."""
+    text = _OVER.sub(r"\1/\2", text)
+    if calculated := _CALCULATED.fullmatch(text):
+        text = calculated[1]
     sign = _SIGN.match(text)
-    if (words := _worded(text, sign.end() if sign else 0)) and (words[0].value.denominator == 1 or words[0].value > 1):
+    if words := _worded(text, sign.end() if sign else 0):
         return (-words[0] if sign else words[0]) if not text[words[1] :].strip(" .") else None
     parsed = compound_at(text, 0) or number_at(text, 0)
     unit = parsed[0].unit if parsed else ""
@@ -77,7 +85,7 @@ def _only_number(text: str) -> Number | None:
 # --- announced --------------------------------------------------------------------------------------------------
 
 _LEAD = re.compile(
-    r"[\s:=≈(\[\"'“]*(?:(?:about|approximately|exactly|only|just|simply|equal to|equals|a total of|answer:"
+    r"[\s:=≈(\[\"'“]*(?:(?:about|approximately|roughly|around|exactly|only|just|simply|equal to|equals|a total of|answer:"
     r"|answer is|[A-Za-z]\w{0,20}\s*=)[\s:=≈(\[\"'“]*)*"
 )
 _SIGN = re.compile(r"(?:negative|minus)\s+(?=[$€£\d.a-z])|[-–]\s+(?=[$€£\d.])", re.IGNORECASE)
@@ -117,6 +125,7 @@ _MAX_SEGMENT_STEPS = 3
 
 def _number_in_segment(segment: str, braced: bool = False, steps: int = _MAX_SEGMENT_STEPS) -> Number | None:
     """The number at the start of a segment; None if the segment is prose. Raises `AmbiguousError`."""
+    segment = _OVER.sub(r"\1/\2", segment)
     if contrast := _NOT_BUT.match(segment):
         segment = segment[contrast.end() :]
     lead = _LEAD.match(segment)
@@ -188,8 +197,8 @@ _PARTS = {
 }
 _WORD = rf"(?:{'|'.join([*_VALUES, *_POWERS])})"
 _WORDED = re.compile(
-    rf"(?P<whole>(?:{_WORD}|a(?=\s+(?:hundred|thousand|million|half|third|quarter)))(?:(?:\s+and\s+|\s+|-){_WORD}\b)*)?\b"
-    rf"(?:(?P<added>\s+and\s+(?:an?|one|two|three|five|seven))?[\s-]*\b(?P<part>{'|'.join(_PARTS)})s?\b)?(?=\s*(?:[^\W\d]+\s*)?(?:[.,;!)\"]|\Z|$))",
+    rf"(?P<whole>(?:{_WORD}|an?(?=\s+(?:hundred|thousand|million|{'|'.join(_PARTS)})\b))(?:(?:\s+and\s+|\s+|-){_WORD}\b)*)?\b"
+    rf"(?:(?P<added>\s+and\s+(?:an?|one|two|three|five|seven))?[\s-]*\b(?P<part>{'|'.join(_PARTS)})s?\b)?(?P<percent>\s+per\s?cent\b)?(?=\s*(?:[^\W\d]+\s*)?(?:[.,;!)\"]|\Z|$))",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -207,11 +216,21 @@ def _worded(text: str, start: int) -> tuple[Number, int] | None:
             if _POWERS[word] >= 1000:
                 total, group = total + group, 0
         else:
-            group += _VALUES.get(word, 1 if word == "a" else 0)
-    parts = _PARTS[_singular(match["part"])] if match["part"] else 1
+            group += _VALUES.get(word, 1 if word in ("a", "an") else 0)
+    part = (match["part"] or "").lower()
+    parts = _PARTS[part] if part else 1
+    if part and not match["added"] and not _counts(match, total + group):
+        return None
     if match["added"]:  # seven and three quarters
         return Number(total + group + Fraction(_VALUES.get(match["added"].split()[-1].lower(), 1), parts)), match.end()
-    return Number(Fraction(total + group, parts)), match.end()
+    scale = Fraction(1, 100) if match["percent"] else Fraction(1)
+    return Number(Fraction(total + group, parts), scale), match.end()
+
+
+def _counts(match: re.Match[str], count: int) -> bool:
+    """Whether the parts are counted, as in "two thirds": "third" and "twenty third" are ordinals."""
+    plural = match[0][: match.end("part") - match.start() + 1].endswith("s") or match["part"].lower() == "halves"
+    return match["part"].lower() == "half" if match["whole"] is None else plural == (count != 1)
 
 
 _RESULT_IN_WORDS = re.compile(
@@ -228,11 +247,6 @@ def _last_worded(text: str) -> Number | None:
     if found is None or found[0].value <= 1 or not re.fullmatch(r"\W*(?:\w+)?\W*", text[found[1] :]):
         return None
     return None if negated(text[: verbs[-1].end()]) or asked(text[verbs[-1].start() :]) else found[0]
-
-
-def _singular(part: str) -> str:
-    part = part.lower()
-    return part if part in _PARTS else part.removesuffix("s")
 
 
 # --- not announced ----------------------------------------------------------------------------------------------
@@ -255,6 +269,7 @@ _MONTH = (
     r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
     r"|Nov(?:ember)?|Dec(?:ember)?)\b\.?"
 )
+_ESTIMATED = re.compile(r"\b(?:about|approximately|approx\.?|roughly|around|circa)\s+[$€£]?\Z", re.IGNORECASE)
 _DAY_OF = re.compile(rf"{_MONTH}\s+\Z")
 _OF_MONTH = re.compile(rf"(?:\s+of)?\s+{_MONTH}")
 _LOOSE_MINUS = re.compile(rf"(?:\A|\b{_VERB}\s*|[=:]\s*)-\s+[$€£]?\Z", re.IGNORECASE)
@@ -287,7 +302,7 @@ def _last_number(text: str) -> Number | None:
         raise AmbiguousError
     if _LOOSE_MINUS.search(before) or _WORDED_MINUS.search(before):
         number, before = -number, before.rstrip(" -$€£")
-    if denied(before) or bounded(before) or negated(before) or rejected(rest):
+    if denied(before) or bounded(before) or _ESTIMATED.search(before) or negated(before) or rejected(rest):
         raise AmbiguousError
     if _DAY_OF.search(before) or _OF_MONTH.match(rest):
         raise AmbiguousError

@@ -52,6 +52,10 @@ def _is_article(words: list[str], i: int) -> bool:
     return i < len(words) - 1 and (words[i] != "A" or i == 0)
 
 
+_IT_IS = re.compile(r"\s*it(?:\s+is|\s+was|['’]s)\s+((?:(?:the|an?)\s+)?\S+(?:\s+\S+){0,3})\s*", re.IGNORECASE)
+"""A few words after "It is" are a name; more are a sentence."""
+
+
 def read_text(text: str) -> str | None:
     """The announced text, or the whole one; None if it is empty, denied, asked, taken back or cut off."""
     try:
@@ -61,7 +65,11 @@ def read_text(text: str) -> str | None:
                 return value
     except AmbiguousError:
         return None
-    return None if asked(text) and text.rstrip().endswith("?") else normalize(_unwrapped(text)) or None
+    if asked(text) and text.rstrip().endswith("?"):
+        return None
+    text = _unwrapped(text)
+    named = _IT_IS.fullmatch(text)
+    return normalize(named[1] if named and not _SENTENCE_END.search(text) else text) or None
 
 
 def _unwrapped(text: str) -> str:
@@ -100,6 +108,12 @@ def read_list(text: str) -> Items | None:
         return None
 
 
+_THEY_ARE = re.compile(
+    r"\s*(?:(?:the|these)\s+(?:numbers|values|items|elements|names|words|answers|solutions|results)|they)\s+are\s+",
+    re.IGNORECASE,
+)
+
+
 def _unannounced(text: str) -> Items | None:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines or taken_back(text) or asked(lines[-1]):
@@ -122,6 +136,8 @@ def _unannounced(text: str) -> Items | None:
         return _items(text[start:end]) or None
     if re.search(r"[\[\]]", text):
         raise AmbiguousError
+    if len(lines) == 1 and (stated := _THEY_ARE.match(text)) and not re.search(r"[.!?]\s+\S", text):
+        return _items(text[stated.end() :].removeprefix(":")) or None
     return _items(lines[-1].rsplit(":", 1)[-1]) or None
 
 
