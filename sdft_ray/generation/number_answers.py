@@ -57,14 +57,19 @@ def _announced_value(answer: Announced) -> Number | Expression | None:
 _STATED = re.compile(r"(?P<before>[^$\\\n\d.?!]{1,200}\b(?:is|are|equals)\s+)(?P<value>[^\n?!]{1,200})")
 
 
-def _stated(text: str) -> Expression | None:
-    """The expression that one sentence ends with: "The length is $3\\sqrt{5}$."."""
+def _stated(text: str) -> Number | Expression | None:
+    """The quantity, fraction or expression that one sentence ends with: "The length is $3\\sqrt{5}$."."""
     match = _STATED.fullmatch(text.strip())
-    return None if match is None or _refuses(match["before"]) else expression_in(match["value"])
+    if match is None or _refuses(match["before"]):
+        return None
+    number = _only_number(plain(match["value"]).strip())
+    if number is not None and (number.unit or number.value.denominator > 1):
+        return number
+    return expression_in(match["value"])
 
 
 _OVER = re.compile(r"\A(\s*-?\d+)\s+over\s+(\d+)(?=[\s.!)]*\Z)", re.IGNORECASE)
-_CALCULATED = re.compile(r"([-$€£]*[\d.,]*\d)\s*=(?=[^-+*/×x]*\d\s*[-+*/×x]\s*[\d(])[\d\s.,$()+*/×x-]+")
+_CALCULATED = re.compile(r"([-$€£]*[\d.,]*\d)\s*=(?=[^-+*/×x]*\d\s*[-+*/×x]\s*[\d(])[\d\s.,$()+*/×x-]*[\d)][\s.$]*")
 """As in "84 = 7 * 12": the calculation follows the answer."""
 
 
@@ -85,8 +90,8 @@ def _only_number(text: str) -> Number | None:
 # --- announced --------------------------------------------------------------------------------------------------
 
 _LEAD = re.compile(
-    r"[\s:=≈(\[\"'“]*(?:(?:about|approximately|roughly|around|exactly|only|just|simply|equal to|equals|a total of|answer:"
-    r"|answer is|[A-Za-z]\w{0,20}\s*=)[\s:=≈(\[\"'“]*)*"
+    r"[\s:=≈(\[\"'“]*(?:(?:about|approximately|roughly|around|exactly|only|just|simply|equal to|equals|a total of"
+    r"|answer:|answer is|[A-Za-z]\w{0,20}\s*=)[\s:=≈(\[\"'“]*)*"
 )
 _SIGN = re.compile(r"(?:negative|minus)\s+(?=[$€£\d.a-z])|[-–]\s+(?=[$€£\d.])", re.IGNORECASE)
 _STARTS_NUMERIC = re.compile(r"[-+]?[$€£¥₹₩]?\s?[-+]?\.?\d")
