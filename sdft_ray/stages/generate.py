@@ -39,7 +39,7 @@ from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Usage
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raise it when the same teacher, prompt and sampling would give other rows."""
 _WORK = pa.schema([("chunk", pa.string()), ("runs", pa.list_(pa.int32()))])
 _MAX_CHUNKS_PER_TASK = 16
