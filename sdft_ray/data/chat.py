@@ -74,11 +74,11 @@ class ChatFormat:
         self._tokenizer: Any = tokenizer
         self._settings = settings or ChatSettings()
         self._frames = render_frames(lambda messages, prompt: self._render(messages, prompt=prompt))
-        self._controls = ControlTokens(tokenizer, written_tokens(self._frames, tokenizer))
+        names = written_tokens(self._frames, tokenizer)
+        self._controls = ControlTokens(tokenizer, names)
         self._turn = learn_turn(self._frames, self._controls)
         thinking = thinking_tokens(self._frames, self._turn, tokenizer)
-        names = [name for name in written_tokens(self._frames, tokenizer) if name not in thinking]
-        self._in_answers = ControlTokens(tokenizer, names)
+        self._in_answers = ControlTokens(tokenizer, [name for name in names if name not in thinking])
         eos_id: int | None = self._tokenizer.eos_token_id
         ends = [self._controls.id_of(name) for name in self._controls.names_in(self._turn.end)]
         self._appends_eos = not ends and eos_id is not None
@@ -186,10 +186,6 @@ class ChatFormat:
             written[-1] = self.end_ids[0]
         return Document(begin + written, [False] * len(begin) + [True] * len(written))
 
-    def without_end(self, response_ids: Sequence[int]) -> Sequence[int]:
-        """Sampled token ids without the token that ended them."""
-        return response_ids[:-1] if response_ids and response_ids[-1] in self.stop_ids else response_ids
-
     def writes_control_tokens(self, response_ids: Sequence[int]) -> bool:
         """Whether a response has a control token before the one that ended it; the text does not show it."""
         return not self._in_answers.ids.isdisjoint(response_ids[:-1])
@@ -223,7 +219,7 @@ class ChatFormat:
         return self._before_answer(messages) or self._render(messages, prompt=True)
 
     def _before_answer(self, messages: list[dict[str, Any]]) -> str:
-        """The rendered conversation up to an answer that is there; "" if the template cannot render it."""
+        """The rendered conversation up to an answer that is there; "" if the template leaves the answer out."""
         return self._render([*messages, {"role": "assistant", "content": ANSWER}]).rpartition(ANSWER)[0]
 
     def _lead_of(self, messages: list[dict[str, Any]], prompt: str, response: str) -> str:
@@ -300,5 +296,10 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     try:
         return ChatFormat(tokenizer).stop_ids
     except ModelError:
-        eos_id: Any = tokenizer.eos_token_id
-        return frozenset({eos_id} - {None})
+        return end_of_text(tokenizer)
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokenizer's EOS token, if it has one."""
+    eos_id: Any = tokenizer.eos_token_id
+    return frozenset({eos_id} - {None})

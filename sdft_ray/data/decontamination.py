@@ -15,7 +15,10 @@ from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from sdft_ray.data.messages import context_texts
 
 MIN_WORDS = 8
 """Minimum number of words to search inside a text. GPT-3 uses n >= 8 for short tests, to avoid false positives."""
@@ -60,6 +63,17 @@ class OverlapIndex:
                     fits &= (lengths[text] == length) & (text < num_rows)
                 hit[text[fits & _is_in(grams, self._by_length[length])]] = True
         return hit[:num_rows] | hit[num_rows:]
+
+
+def contaminated_rows(index: OverlapIndex, rows: pa.Table) -> Flags:
+    """One flag per row of `SEED_SCHEMA`: instruction, reference, or an earlier message of its conversation."""
+    flags = index.contaminated(*(rows[name].to_pylist() for name in ("instruction", "reference_response")))
+    contexts = rows["context"].to_pylist()
+    texts = [(row, text) for row, context in enumerate(contexts) for text in context_texts(context)]
+    if texts:
+        places, said = zip(*texts, strict=True)
+        np.logical_or.at(flags, np.array(places), index.contaminated(said, [""] * len(said)))
+    return flags
 
 
 def words(text: str) -> list[str]:

@@ -29,9 +29,7 @@ def file_records(source: str) -> Iterator[Record]:
     kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         if "://" not in source and not Path(source).exists() and len(path.parts) == 1 and not path.suffix:
-            near = difflib.get_close_matches(source, NAMED_SETS, 1)
-            known = f"did you mean {near[0]}?" if near else f"use one of {', '.join(NAMED_SETS)}"
-            raise DataError(f"no file or data set {source!r}", known)
+            raise DataError(f"no file or data set {source!r}", meant(source, tuple(NAMED_SETS)))
         raise DataError(f"cannot read {source}: unknown file type", "give a .jsonl, .json or .parquet file")
     try:
         # typed Any: fsspec promises a file object, its stub another type
@@ -135,6 +133,12 @@ def _near_file(source: str) -> str:
         return "check the path"
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1)
     return f"did you mean {path.parent / near[0]}?" if near else "check the path"
+
+
+def meant(word: str, known: tuple[str, ...]) -> str:
+    """The known word that is nearest, or all of them."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
 
 
 def _one_line(reason: BaseException) -> str:

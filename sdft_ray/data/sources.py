@@ -5,7 +5,6 @@ Names of columns and shapes of conversations are those of `sdft_ray.data.layouts
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -17,7 +16,7 @@ from sdft_ray.data.example import ANSWER_KINDS, SEED_SCHEMA, example_id
 from sdft_ray.data.hub import LEFT_OUT, NAMED_SETS, hub_records
 from sdft_ray.data.layouts import COLUMNS, Layout, Mapped, compose, offers_tools, text_of, value_at
 from sdft_ray.data.reading import Reading
-from sdft_ray.data.row_files import Record, file_records
+from sdft_ray.data.row_files import Record, file_records, meant
 from sdft_ray.errors import DataError
 
 CheckError = Callable[[str, str], str]
@@ -62,9 +61,9 @@ def read_tables(
     columns = dict(columns or {})
     for ours in columns:
         if ours not in COLUMNS:
-            raise DataError(f"unknown column {ours!r} in the mapping", _meant(ours, COLUMNS))
+            raise DataError(f"unknown column {ours!r} in the mapping", meant(ours, COLUMNS))
     if answer_kind not in ANSWER_KINDS:
-        raise DataError(f"unknown answer kind {answer_kind!r}", _meant(answer_kind, ANSWER_KINDS))
+        raise DataError(f"unknown answer kind {answer_kind!r}", meant(answer_kind, ANSWER_KINDS))
     if source in NAMED_SETS and columns:
         raise DataError(f"{source} defines its columns itself", "remove `columns`, or give a file")
 
@@ -234,7 +233,7 @@ class _Reader:
         """Answer kind, check and family."""
         kind = self._own(record, "answer_kind") or self.answer_kind
         if kind not in ANSWER_KINDS:
-            raise DataError(f"unknown answer kind {kind!r}", _meant(kind, ANSWER_KINDS))
+            raise DataError(f"unknown answer kind {kind!r}", meant(kind, ANSWER_KINDS))
         check = self._own(record, "check") or (self.check if kind == self.answer_kind else "")
         if error := self.check_error(kind, check):
             raise DataError(error, "see the answer kinds in sdft_ray.generation.checks")
@@ -264,8 +263,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _meant(word: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdft_ray.data.chat import load_tokenizer
+from sdft_ray.data.chat import load_tokenizer, stop_ids
 from sdft_ray.engines.request import AnswerDelta, EngineFailedError, FinishReason, GenerationRequest, TokenScore
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.generation.decoding import batch_steps, choose_tokens, end_token_ids
@@ -35,7 +35,7 @@ class TransformersEngine:
         self.max_model_tokens: int = settings.max_model_tokens or config.max_position_embeddings
         self.vocab_size: int = config.vocab_size
         self._max_sequences = settings.max_sequences
-        self._end_ids = end_token_ids(model, tokenizer)
+        self._end_ids = end_token_ids(model, stop_ids(tokenizer))
         self._waiting: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="transformers-engine", daemon=True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sdft_ray.data.chat import stop_ids
 from sdft_ray.data.signals import Signals
 from sdft_ray.generation.recording import SignalRecorder
 from sdft_ray.generation.sampler import SamplingParams
@@ -62,11 +61,11 @@ def choose_tokens(logits_BV: Tensor, params: Truncation, noise: Sequence[torch.G
     return (truncated_logits(logits_BV, params) + gumbel_BV).argmax(dim=-1)
 
 
-def end_token_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Token ids that end a response: from the generation config of the model, its chat template and its tokenizer."""
+def end_token_ids(model: Any, stop_ids: Collection[int]) -> set[int]:
+    """Token ids that end a response: `stop_ids` of the chat format, and those of the model's generation config."""
     ends = model.generation_config.eos_token_id
     own = [ends] if isinstance(ends, int) else list(ends or [])
-    return {*own, *stop_ids(tokenizer)}
+    return {*own, *stop_ids}
 
 
 def left_padded(prompts_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

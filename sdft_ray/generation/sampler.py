@@ -158,15 +158,16 @@ class LocalSampler:
     vocab_size: int
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatSettings | None = None) -> None:
-        from sdft_ray.data.chat import ChatFormat, stop_ids
+        from sdft_ray.data.chat import ChatFormat, end_of_text
 
         self._tokenizer: Any = tokenizer
         self._chat: ChatFormat | ModelError
         try:
             self._chat = ChatFormat(tokenizer, chat)
+            self.stop_ids = self._chat.stop_ids
         except ModelError as reason:
             self._chat = reason
-        self.stop_ids = stop_ids(tokenizer)
+            self.stop_ids = end_of_text(tokenizer)
         self._tokenizing = threading.Lock()  # a call to a tokenizer changes its state
 
     def submit(self, prompt: Prompt, params: SamplingParams, seed: int) -> Future[Sampled]:

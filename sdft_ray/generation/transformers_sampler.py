@@ -53,7 +53,7 @@ class TransformersSampler(LocalSampler):
         self.max_model_tokens = max_model_tokens or config.max_position_embeddings
         self.vocab_size = config.vocab_size
         self._max_sequences = max_sequences
-        self._end_ids = end_token_ids(self._model, self._tokenizer)
+        self._end_ids = end_token_ids(self._model, self.stop_ids)
         self._waiting: queue.SimpleQueue[_Request | _ToScore | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="transformers", daemon=True)
         self._thread.start()

@@ -18,8 +18,8 @@ from sdft_ray.errors import ModelError
 from sdft_ray.importing.pickled import PickledSource, load_plain, read_shapes, weight_files
 from sdft_ray.importing.source import Origin, licence_in, linked, widest
 from sdft_ray.models.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from sdft_ray.models.companions import copy_companions
 from sdft_ray.models.json_file import read_json_object
-from sdft_ray.models.surgery import copy_companions
 from sdft_ray.models.vocabulary import check_vocabulary
 
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

@@ -17,12 +17,13 @@ from sdft_ray.errors import ModelError, StoreError
 from sdft_ray.importing import adapter, pickled
 from sdft_ray.importing.adapter import AdapterSource
 from sdft_ray.importing.card import CARD, SOURCE_CARD, card
-from sdft_ray.importing.endings import GENERATION_CONFIG, write_generation_config
+from sdft_ray.importing.endings import write_generation_config
 from sdft_ray.importing.gguf_file import GgufSource
 from sdft_ray.importing.pickled import PickledSource
 from sdft_ray.importing.source import Source, bars_on_terminals
 from sdft_ray.models.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from sdft_ray.models.families import family_of
+from sdft_ray.models.generation_config import GENERATION_CONFIG
 from sdft_ray.models.loading import check_finite
 from sdft_ray.models.size import DTYPE_BYTES, size_of
 from sdft_ray.store.atomic import replacing

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from sdft_ray.errors import ModelError
 from sdft_ray.importing.source import TORCH_DTYPES, Origin, bars_on_terminals, licence_in, widest
 from sdft_ray.models.checkpoint import Checkpoint, TensorInfo, read_config_file
+from sdft_ray.models.companions import copy_companions
 from sdft_ray.models.families import family_of
 from sdft_ray.models.json_file import read_json_object
-from sdft_ray.models.surgery import copy_companions
 
 SINGLE_FILE, INDEX_FILE = "pytorch_model.bin", "pytorch_model.bin.index.json"
 

@@ -10,15 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from numpy.typing import NDArray
 
-from sdft_ray.data.decontamination import OverlapIndex
+from sdft_ray.data.decontamination import OverlapIndex, contaminated_rows
 from sdft_ray.data.example import SEED_SCHEMA
-from sdft_ray.data.messages import context_texts
 from sdft_ray.data.reading import Reading
 from sdft_ray.data.rows import read_source, read_spread
 from sdft_ray.errors import DataError
@@ -108,23 +105,11 @@ class _Sieve:
         self._num_rows += rows.num_rows
         if self._index is None:
             return rows
-        texts = (rows[name].to_pylist() for name in ("instruction", "reference_response"))
-        contaminated = self._index.contaminated(*texts) | self._in_context(rows)
+        contaminated = contaminated_rows(self._index, rows)
         self._num_contaminated += int(contaminated.sum())
         room = NUM_EXAMPLES - len(self._examples)
         self._examples += rows.filter(pa.array(contaminated))["example_id"].slice(0, room).to_pylist()
         return rows.filter(pa.array(~contaminated))
-
-    def _in_context(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """Whether one of the earlier messages of a row is contaminated."""
-        assert self._index is not None
-        flags = np.zeros(rows.num_rows, np.bool_)
-        contexts = rows["context"].to_pylist()
-        texts = [(row, text) for row, context in enumerate(contexts) for text in context_texts(context)]
-        if texts:
-            places, said = zip(*texts, strict=True)
-            np.logical_or.at(flags, np.array(places), self._index.contaminated(said, [""] * len(said)))
-        return flags
 
     def summary(self) -> dict[str, Any]:
         """The count. Raises `DataError` when no row is left."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import GenerationConfig
 from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.errors import ModelError
 from sdft_ray.models.companions import copy_companions
+from sdft_ray.models.generation_config import add_end_ids
 
 
 def save_student(
@@ -47,11 +47,4 @@ def _name_end(directory: Path) -> None:
         end_id = ChatFormat(load_tokenizer(directory)).end_ids[-1]
     except ModelError:  # no tokenizer or no usable template: nothing was trained on turns
         return
-    path = directory / "generation_config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known = config.get("eos_token_id")
-    known_ids = known if isinstance(known, list) else [] if known is None else [known]
-    if end_id not in known_ids:
-        ids = [*known_ids, end_id]
-        config["eos_token_id"] = ids if len(ids) > 1 else ids[0]
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    add_end_ids(directory, [end_id])
