@@ -1,6 +1,7 @@
 """Stage `forget`: how surprising held-out texts and both texts of the seed set are to one model.
 
-Seed rows are the ones that nothing was trained on where the recipe holds any out, else at most `gap.num_rows` kept ones.
+Seed rows are the ones that nothing was trained on where the recipe holds any out, else kept ones; at most
+`gap.num_rows` of them.
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ from sdft_ray.store.store import Store, address_of
 
 _PRESENT_NAMES = old_names(Train) | old_names(Objective)
 """First name of a field, as in slices -> its present one, as in recipes."""
-_MEASURED = {"angular_distance", "block_influence", "perplexity"}
+_MEASURED = {"angular_distance", "block_influence", "perplexity", "best"}
+_MEASURED_BY_LOSS = {"perplexity", "best"}
+"""Metrics whose measurement depends on how many blocks go."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ def _surgery(recipe: Recipe, cut: Cut, subject: str, start: dict[str, str]) -> I
         asked = {**sizes, "depth": cut(recipe.depth), "speed": _rated(recipe, cut)}
         yield Step("rate", asked, dict(start), teacher, subject)
         rated = {"rate": named("rate")}
-    dropped = {} if recipe.depth.metric != "perplexity" else {"drops": {**sizes, "depth": cut(recipe.depth)}}
+    by_loss = recipe.depth.metric in _MEASURED_BY_LOSS
+    dropped = {"drops": {**sizes, "depth": cut(recipe.depth)}} if by_loss else {}
     yield Step(
         "measure",
         {"max_tokens": recipe.calibration.max_tokens, **watched, **dropped, **_replicate(recipe)},
