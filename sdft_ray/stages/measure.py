@@ -25,7 +25,7 @@ from sdft_ray.store import files
 from sdft_ray.store.manifest import Usage
 
 if TYPE_CHECKING:
-    from sdft_ray.importance.perplexity import DropMoments, SetLosses
+    from sdft_ray.importance.perplexity import DropMoments
 
 NUM_PARTS = 16
 """Parts of the calibration rows whose sums are stored apart, to tell how much a choice depends on the rows."""
@@ -87,7 +87,8 @@ def _stored(
         drops = _drops(shards)
         texts |= {files.DROP_LOSSES: reduce(add, drops).to_json(), files.DROP_PARTS: _listed(drops)}
     if compared:
-        texts[files.SET_LOSSES] = _set_losses(proposed, [seen[files.SET_LOSSES].decode() for seen, _ in compared])
+        texts[files.PROPOSALS] = json.dumps([asdict(proposal) for proposal in proposed])
+        texts[files.SET_LOSSES] = _set_losses([seen[files.SET_LOSSES].decode() for seen, _ in compared])
     result.summary = {"num_sequences": scores.num_sequences, "num_tokens": scores.num_tokens}
     if scores.zero_tokens:
         result.summary["zero_tokens"] = scores.zero_tokens
@@ -113,21 +114,11 @@ def _listed(parts: Sequence[Any]) -> str:
     return f"[{','.join(part.to_json() for part in parts)}]"
 
 
-def _set_losses(proposed: Sequence[Proposal], shards: Sequence[str]) -> str:
-    """The losses of all rows, and what was proposed by which metrics."""
+def _set_losses(shards: Sequence[str]) -> str:
+    """The losses of all rows without candidates, merged."""
     from sdft_ray.importance.perplexity import SetLosses
 
-    losses = reduce(add, map(SetLosses.from_json, shards))
-    return json.dumps({"proposals": [asdict(one) for one in proposed], "losses": json.loads(losses.to_json())})
-
-
-def read_set_losses(text: str) -> tuple[list[Proposal], SetLosses]:
-    """What `files.SET_LOSSES` holds."""
-    from sdft_ray.importance.perplexity import SetLosses
-
-    content = json.loads(text)
-    proposed = [Proposal(tuple(one["blocks"]), tuple(one["metrics"])) for one in content["proposals"]]
-    return proposed, SetLosses.from_json(json.dumps(content["losses"]))
+    return reduce(add, map(SetLosses.from_json, shards)).to_json()
 
 
 def _named(job: StageContext, zero_tokens: Mapping[int, int]) -> dict[str, int]:

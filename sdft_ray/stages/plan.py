@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdft_ray.importance.moments import DepthMoments
 from sdft_ray.models.channels import Channels, narrowed_sizes
@@ -15,8 +15,11 @@ from sdft_ray.pruning.width import choose_channels, resolve_sizes
 from sdft_ray.recipe.pruning import Depth, Width
 from sdft_ray.stages.amounts import amounts, start_config
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter
-from sdft_ray.stages.measure import read_scores, read_set_losses
+from sdft_ray.stages.measure import read_scores
 from sdft_ray.store import files
+
+if TYPE_CHECKING:
+    from sdft_ray.importance.perplexity import SetLosses
 
 
 def run(job: StageContext) -> StageResult:
@@ -46,7 +49,13 @@ def _scores(job: StageContext, depth: Depth) -> Measured | None:
         from sdft_ray.importance.perplexity import DropMoments
 
         return DropMoments.from_json(_read(job, files.DROP_LOSSES))
-    return read_set_losses(_read(job, files.SET_LOSSES))[1] if depth.metric == "best" else read_scores(job)
+    return _set_losses(job) if depth.metric == "best" else read_scores(job)
+
+
+def _set_losses(job: StageContext) -> SetLosses:
+    from sdft_ray.importance.perplexity import SetLosses
+
+    return SetLosses.from_json(_read(job, files.SET_LOSSES))
 
 
 def _read(job: StageContext, name: str) -> str:
@@ -64,13 +73,12 @@ def _certainty(job: StageContext, depth: Depth, plan: PruningPlan) -> dict[str, 
 
     found: dict[str, Any] = {}
     if depth.metric == "best" and plan.removed_blocks:
-        proposed, losses = read_set_losses(_read(job, files.SET_LOSSES))
-        candidates = losses.candidates(plan.removed_blocks)
-        found["candidates"] = [
-            {"blocks": one.blocks, "metrics": one.metrics, **candidates[one.blocks]} for one in proposed
-        ]
+        losses = _set_losses(job)
+        figures = losses.candidates(plan.removed_blocks)
+        proposed = json.loads(_read(job, files.PROPOSALS))
+        found["candidates"] = [{**one, **figures[tuple(one["blocks"])]} for one in proposed]
         found["compared"] = {"whole_loss": losses.loss_C[0], "num_rows": len(losses.row_R)}
-        sure = stability(*losses.parts(), [one.blocks for one in proposed])
+        sure = stability(*losses.parts(), losses.removed[1:])
     else:
         measured = _parts(job, depth, len(plan.removed_blocks))
         sure = stability(*measured) if measured else None

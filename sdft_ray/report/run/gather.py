@@ -147,6 +147,7 @@ def _plan(recipe: Recipe, manifests: Mapping[str, Manifest], about: str) -> Plan
         position=depth.position if depth.metric == "angular_distance" else "",
         widths=summary.get("widths", {}),
         residuals=tuple(tuple(patch) for patch in _summary(manifests, f"patch{about}").get("residuals", ())),
+        **{name: summary[name] for name in ("candidates", "compared", "stability") if name in summary},
     )
 
 
