@@ -83,8 +83,8 @@ def row_documents(
 
 def _padded(documents: list[Document], rows: list[int]) -> CalibrationBatch:
     width = max(len(document.ids) for document in documents)
-    tensors = (torch.zeros(len(documents), width, dtype=torch.int64) for _ in range(3))
-    batch = CalibrationBatch(*tensors, torch.tensor(rows))
+    ids, mask, said = (torch.zeros(len(documents), width, dtype=torch.int64) for _ in range(3))
+    batch = CalibrationBatch(ids, mask, said, torch.tensor(rows))
     for row, document in enumerate(documents):
         length = len(document.ids)
         batch.input_ids_BT[row, :length] = torch.tensor(document.ids)

@@ -174,9 +174,10 @@ def drop_losses_of_parts(
         run_SB = one_LB if num_removed == 1 else _finite(whole, runs)
         for part in np.unique(whole.rows_B % len(found)):
             mine_B = whole.rows_B % len(found) == part
-            sums = (sums_B[..., mine_B].sum(-1) for sums_B in (one_LB, run_SB))
+            one_sum_L, run_sum_S = (sums_B[..., mine_B].sum(-1) for sums_B in (one_LB, run_SB))
             tokens = int(whole.tokens_B[mine_B].sum())
-            found[part] = found[part] + DropMoments(float(whole_B[mine_B].sum()), *sums, num_removed, tokens)
+            seen = DropMoments(float(whole_B[mine_B].sum()), one_sum_L, run_sum_S, num_removed, tokens)
+            found[part] = found[part] + seen
     return found
 
 

@@ -41,7 +41,7 @@ def run(job: StageContext) -> StageResult:
     settings = job.resources.measure
 
     def everywhere(function: Callable[..., tuple[Seen, Usage]], *more: Any) -> list[tuple[Seen, Usage]]:
-        task = ray.remote(function).options(**remote_options(settings), max_retries=3)
+        task: Any = ray.remote(function).options(**remote_options(settings), max_retries=3)
         return ray.get([task.remote(job, index, settings.num_tasks, *more) for index in range(settings.num_tasks)])
 
     seen = everywhere(_shard)
