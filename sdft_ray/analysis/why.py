@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sdft_ray.errors import StoreError
 from sdft_ray.pipeline.compress import block_removal_scores
 from sdft_ray.pruning.alternatives import removals
+from sdft_ray.report.run.cut_words import UNITS
 from sdft_ray.report.run.model import Plan
 from sdft_ray.report.run.why import Candidate, Channel, Why
 from sdft_ray.store import files
 
 if TYPE_CHECKING:
     from sdft_ray.pipeline.run import Run
-    from sdft_ray.pruning.plan import DropLosses
+    from sdft_ray.pruning.plan import DropLosses, SetLosses
     from sdft_ray.recipe.resources import Resources
-
-UNITS = {
-    "angular_distance": "angular distance",
-    "block_influence": "sum of block influences",
-    "perplexity": "nats per token without them",
-}
 
 
 def why(
@@ -50,15 +46,17 @@ def why(
         chosen = [removal for removal in ranked if removal.blocks == plan.removed_blocks]
         others = [removal for removal in ranked if removal.blocks != plan.removed_blocks]
         first = sorted([*chosen, *others[: num_candidates - len(chosen)]], key=lambda removal: removal.score)
-        candidates = [Candidate(r.blocks, r.score, chosen=r.blocks == plan.removed_blocks) for r in first]
+        metrics = {candidate.blocks: candidate.metrics for candidate in plan.candidates}
+        candidates = [
+            Candidate(r.blocks, r.score, chosen=r.blocks == plan.removed_blocks, metrics=metrics.get(r.blocks, ()))
+            for r in first
+        ]
         if not chosen:  # a metric without scores may remove blocks that are not consecutive
             candidates.append(Candidate(plan.removed_blocks, None, chosen=True))
     if ask_tasks and candidates:
         options = [(), *(candidate.blocks for candidate in candidates)]
         whole, *scores = block_removal_scores(run, options, resources, limit=limit, view=view)
-        candidates = [
-            Candidate(c.blocks, c.score, score, c.chosen) for c, score in zip(candidates, scores, strict=True)
-        ]
+        candidates = [replace(candidate, scores=score) for candidate, score in zip(candidates, scores, strict=True)]
     return Why(
         plan=plan,
         distances=distances,
@@ -70,12 +68,17 @@ def why(
     )
 
 
-def _losses(run: Run) -> DropLosses | None:
+def _losses(run: Run) -> DropLosses | SetLosses | None:
+    """What a metric that goes by losses has measured."""
+    folder = run.store.path(run.manifests["measure"].address)
+    if run.recipe.depth.metric == "best":
+        from sdft_ray.importance.perplexity import SetLosses
+
+        return SetLosses.from_json((folder / files.SET_LOSSES).read_text(encoding="utf-8"))
     if run.recipe.depth.metric != "perplexity":
         return None
     from sdft_ray.importance.perplexity import DropMoments
 
-    folder = run.store.path(run.manifests["measure"].address)
     return DropMoments.from_json((folder / files.DROP_LOSSES).read_text(encoding="utf-8"))
 
 
@@ -124,6 +127,8 @@ def why_json(content: Why) -> str:
             "unit": content.unit,
             "whole": content.whole,
             "candidates": [vars(candidate) for candidate in content.candidates],
+            "compared": [candidate.model_dump() for candidate in content.plan.candidates],
+            "stability": content.plan.stability and content.plan.stability.model_dump(),
             "channels": [vars(channel) for channel in content.channels],
         }
     )

@@ -19,11 +19,13 @@ class CalibrationBatch(NamedTuple):
     """All int64, shape (B, T); the attention mask is 1 on real tokens and 0 on padding at the right (id 0).
 
     `response_mask_BT` is 1 on tokens that the model generates: responses with their end of turn, or all of plain text.
+    `row_B`, (B,), is where each row stands in the table, from 0.
     """
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
     response_mask_BT: Tensor
+    row_B: Tensor
 
 
 def calibration_batches(
@@ -47,12 +49,12 @@ def calibration_batches(
     documents = row_documents(rows, tokenizer, max_tokens, chat)
     if not documents:
         raise DataError("the calibration set has no rows", "give at least one row")
-    documents.sort(key=_length)  # stable: rows of equal length stay in the order of the table
+    order = sorted(range(len(documents)), key=lambda row: len(documents[row].ids))  # stable
     batches: list[CalibrationBatch] = []
     start = 0
-    for end in range(1, len(documents) + 1):
-        if end == len(documents) or (end - start + 1) * _length(documents[end]) > batch_tokens:
-            batches.append(_padded(documents[start:end]))
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end - start + 1) * len(documents[order[end]].ids) > batch_tokens:
+            batches.append(_padded([documents[row] for row in order[start:end]], order[start:end]))
             start = end
     return batches
 
@@ -79,15 +81,12 @@ def row_documents(
     return documents
 
 
-def _length(document: Document) -> int:
-    return len(document.ids)
-
-
-def _padded(documents: list[Document]) -> CalibrationBatch:
-    width = max(map(_length, documents))
-    batch = CalibrationBatch(*(torch.zeros(len(documents), width, dtype=torch.int64) for _ in range(3)))
+def _padded(documents: list[Document], rows: list[int]) -> CalibrationBatch:
+    width = max(len(document.ids) for document in documents)
+    ids, mask, said = (torch.zeros(len(documents), width, dtype=torch.int64) for _ in range(3))
+    batch = CalibrationBatch(ids, mask, said, torch.tensor(rows))
     for row, document in enumerate(documents):
-        length = _length(document)
+        length = len(document.ids)
         batch.input_ids_BT[row, :length] = torch.tensor(document.ids)
         batch.attention_mask_BT[row, :length] = 1
         batch.response_mask_BT[row, :length] = torch.tensor(document.loss_mask).long()

@@ -1,4 +1,4 @@
-"""Nested subsets of a set of rows, to compare quality over data-set sizes.
+"""Parts of a set of rows: nested subsets, to compare quality over data-set sizes; random samples; even spreads.
 
 Rows are ranked by a hash of their `example_id` and the first n are taken: every arm gets the same rows, in any order of
 the file, and a larger subset contains the smaller ones.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from sdft_ray.errors import DataError
 
 _SALT = b"subset:"  # independent of the validation split
+_DRAW = b"drawn:"  # independent of both
 
 
 def nested_subset(example_ids: Sequence[str], num_rows: int) -> frozenset[str]:
@@ -24,8 +25,13 @@ def nested_subset(example_ids: Sequence[str], num_rows: int) -> frozenset[str]:
     return frozenset(sorted(example_ids, key=_rank)[:num_rows])
 
 
-def _rank(example_id: str) -> bytes:
-    return hashlib.sha256(_SALT + example_id.encode("utf-8", "surrogatepass")).digest()
+def drawn(example_ids: Sequence[str]) -> list[int]:
+    """All positions in a random order that the ids alone decide: the first n of it are a random sample of n rows."""
+    return sorted(range(len(example_ids)), key=lambda position: (_rank(example_ids[position], _DRAW), position))
+
+
+def _rank(example_id: str, salt: bytes = _SALT) -> bytes:
+    return hashlib.sha256(salt + example_id.encode("utf-8", "surrogatepass")).digest()
 
 
 def spread(num_rows: int, num_wanted: int) -> list[int]:

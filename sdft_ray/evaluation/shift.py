@@ -89,26 +89,24 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
-    """One forward pass. Logits are taken from the token before the earliest response on: K of T positions."""
+    """One forward pass of the backbone; the output head sees the tokens before scored ones alone."""
     import torch
-    from torch.nn.functional import cross_entropy
 
-    scored_positions = [[t for t in range(1, len(document.ids)) if document.loss_mask[t]] for document in documents]
+    from sdft_ray.models.head import OutputHead
+
     width = max(len(document.ids) for document in documents)
-    first = min((positions[0] for positions in scored_positions if positions), default=width)
     ids_BT = torch.zeros(len(documents), width, dtype=torch.int64)
+    scored_BT = torch.zeros(len(documents), width, dtype=torch.bool)
     for row, document in enumerate(documents):
         ids_BT[row, : len(document.ids)] = torch.tensor(document.ids)
+        scored_BT[row, 1 : len(document.ids)] = torch.tensor(document.loss_mask[1:], dtype=torch.bool)
+    rows_N, columns_N = (index.to(model.device) for index in scored_BT.nonzero(as_tuple=True))
     ids_BT = ids_BT.to(model.device)
     # Right padding needs no attention mask: attention is causal and the pads are not scored.
-    logits_BKV = model(input_ids=ids_BT, use_cache=False, logits_to_keep=width - first + 1).logits
-    rows = []
-    for row, positions in enumerate(scored_positions):
-        index_N = torch.tensor(positions, dtype=torch.int64, device=model.device)
-        logits_NV = logits_BKV[row, index_N - first].float()
-        nats = cross_entropy(logits_NV, ids_BT[row, index_N], reduction="none").sum(dtype=torch.float64)
-        rows.append(ResponseNll(float(nats), len(positions)))
-    return rows
+    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    losses_N = OutputHead.of(model).token_losses(hidden_BTD[rows_N, columns_N - 1], ids_BT[rows_N, columns_N])
+    nats_B = losses_N.new_zeros(len(documents)).index_add_(0, rows_N, losses_N)
+    return [ResponseNll(*row) for row in zip(nats_B.tolist(), scored_BT.sum(1).tolist(), strict=True)]
 
 
 def mean_nll(rows: Sequence[ResponseNll]) -> Estimate:

@@ -17,7 +17,7 @@ from sdft_ray.importance.capture import backbone_and_blocks, residual_stream
 from sdft_ray.importance.moments import DepthMoments, DepthScores
 from sdft_ray.importance.width import Watch
 
-__all__ = ["DepthMoments", "DepthScores", "measure"]
+__all__ = ["DepthMoments", "DepthScores", "measure", "measure_parts"]
 
 STREAM_BYTES = 64 * 2**20
 """Activations kept alive for one forward pass: (L + 1) boundaries x tokens x hidden x bytes of the dtype."""
@@ -26,7 +26,6 @@ _UNITS_BYTES = {"cpu": 4 * 2**20, "cuda": 32 * 2**20}
 """Size of the unit vectors processed at once: about the cache of a CPU, or enough to occupy a GPU."""
 
 
-@torch.inference_mode()
 def measure(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -35,11 +34,27 @@ def measure(
     stream_bytes: int = STREAM_BYTES,
     watch: Watch | None = None,
 ) -> DepthMoments:
-    """Add the sums over `batches` for `model` to `moments` (None: start from zero), without the LM head.
+    """Like `measure_parts`, of a calibration set in one part; a batch is (input_ids_BT, attention_mask_BT)."""
+    start = DepthMoments.empty(len(backbone_and_blocks(model)[1])) if moments is None else moments
+    whole = ((ids_BT, mask_BT, torch.zeros(len(ids_BT), dtype=torch.int64)) for ids_BT, mask_BT in batches)
+    return measure_parts(model, whole, [start], stream_bytes=stream_bytes, watch=watch)[0]
 
-    A batch is (input_ids_BT, attention_mask_BT), right-padded, mask 1 on real tokens; padding is never counted.
-    `model` is a transformers causal LM, or its backbone, in eval mode; batches are moved to its device. A
-    batch whose residual stream would exceed `stream_bytes` is processed a few rows at a time (at least one).
+
+@torch.inference_mode()
+def measure_parts(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    moments: Sequence[DepthMoments],
+    *,
+    stream_bytes: int = STREAM_BYTES,
+    watch: Watch | None = None,
+) -> list[DepthMoments]:
+    """Add the sums over `batches` for `model` to `moments`, one for each part of the rows, without the LM head.
+
+    A batch is (input_ids_BT, attention_mask_BT, row_B), right-padded, mask 1 on real tokens; padding is never counted.
+    `row_B` are the numbers of its rows; row i of the calibration set belongs to part i mod K. `model` is a transformers
+    causal LM, or its backbone, in eval mode; batches are moved to its device. A batch whose residual stream would
+    exceed `stream_bytes` is processed a few rows at a time (at least one).
 
     Hidden states are widened to float32 and normalised, their cosines clamped to [-1, 1], and summed in
     float64. To distribute a calibration set over workers, distribute its *batches*: a batch gives the same sums
@@ -57,17 +72,25 @@ def measure(
     weight = next(backbone.parameters())
     boundary_bytes = cast(Any, backbone.config).hidden_size * weight.dtype.itemsize
     max_tokens = stream_bytes // (boundary_bytes * (len(blocks) + 1))
-    moments = DepthMoments.empty(len(blocks)) if moments is None else moments
+    found = list(moments)
     with residual_stream(blocks) as stream:
-        for batch in batches:
+        for *batch, row_B in batches:
+            row = 0
             for input_ids_BT, lengths_B in parts(*batch, max_tokens=max_tokens):
                 if watch is not None:
                     watch.start(lengths_B.to(weight.device))
                 # Padding is on the right and attention is causal: no real token attends to it, so no mask is needed.
                 backbone(input_ids=input_ids_BT.to(weight.device), use_cache=False)
-                moments = moments + _summed(stream, input_ids_BT.to(weight.device), lengths_B.to(weight.device))
+                mine_B = row_B[row : row + len(lengths_B)] % len(found)
+                row += len(lengths_B)
+                for part in mine_B.unique().tolist():
+                    rows = (mine_B == part).nonzero().squeeze(1)
+                    ids, lengths = (tensor[rows].to(weight.device) for tensor in (input_ids_BT, lengths_B))
+                    at = rows.to(weight.device)
+                    own = stream if len(rows) == len(mine_B) else [x_BTD[at] for x_BTD in stream]
+                    found[part] = found[part] + _summed(own, ids, lengths)
                 stream.clear()
-    return moments
+    return found
 
 
 def parts(input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:

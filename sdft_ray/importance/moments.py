@@ -114,6 +114,19 @@ class DepthMoments:
             zero_tokens={str(token): count for token, count in sorted(self.zero_tokens.items())},
         )
 
+    def run_sums(self, num_blocks: int, position: str) -> tuple[list[float], int]:
+        """By first block: the sum whose mean is the angular distance of a run, and how many it is over.
+
+        `position` is `last` (over sequences) or `mean` (over tokens).
+        """
+        is_last = position == "last"
+        sums = self.angular_last_sum if is_last else self.angular_mean_sum
+        return sums.diagonal(num_blocks).tolist(), self.num_sequences if is_last else self.num_tokens
+
+    def influence_sums(self) -> tuple[list[float], int]:
+        """By block: the sum whose mean is the block influence, and how many tokens it is over."""
+        return (self.num_tokens - self.cosine_sum).tolist(), self.num_tokens
+
     def to_json(self) -> str:
         """One JSON object; floats round-trip exactly, so merging stored parts equals merging in memory."""
         return json.dumps(

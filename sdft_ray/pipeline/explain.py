@@ -106,6 +106,8 @@ def _outcome(step: Step, summary: dict[str, Any]) -> str:
     if zero_tokens := summary.get("zero_tokens"):
         names = ", ".join(zero_tokens)
         return f"; {sum(zero_tokens.values())} tokens left out, whose hidden states are all zero: {names}"
+    if "stability" in summary:
+        return f"; the same blocks in {100 * summary['stability']['share']:.0f} % of resampled calibration rows"
     if "held_out_loss" in summary:
         return f"; held-out loss {summary['held_out_loss']:.3f}"
     return f"; chose {step.inputs[summary['chosen']]}" if STAGES[step.stage].output == "choice" else ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from sdft_ray.pruning.plan import BlockScores, DropLosses
+from sdft_ray.pruning.plan import BlockScores, DropLosses, SetLosses
 from sdft_ray.recipe.pruning import Depth
 
 
@@ -19,21 +20,23 @@ class Removal:
 
 
 def removals(
-    depth: Depth, scores: BlockScores, losses: DropLosses | None, num_blocks: int, num_removed: int
+    depth: Depth, scores: BlockScores, losses: DropLosses | SetLosses | None, num_blocks: int, num_removed: int
 ) -> list[Removal]:
     """All removals of `num_removed` blocks that the metric of the recipe compares, the chosen one first.
 
-    `perplexity`, from `losses`: nats per token without the blocks. Where single blocks are ranked (`block_influence`,
-    perplexity of `one`), the score is the sum over them, and the removals are the chosen set and those that differ from
-    it in one block. For metrics without a measurement the score is the mean angular distance.
+    `perplexity` and `best`, from `losses`: nats per token without the blocks. Where single blocks are ranked
+    (`block_influence`, perplexity of `one`), the score is the sum over them, and the removals are the chosen set and
+    those that differ from it in one block. For metrics without a measurement the score is the mean angular distance.
     """
     if depth.metric == "block_influence":
         return _swapped(scores.block_influence_L, num_removed)
     if depth.metric == "perplexity":
-        assert losses is not None, "metric perplexity is measured"
-        return (
-            _swapped(losses.one_loss_L, num_removed) if depth.drop == "one" else _runs(losses.run_loss_S, num_removed)
-        )
+        drops = cast(DropLosses, losses)
+        return _swapped(drops.one_loss_L, num_removed) if depth.drop == "one" else _runs(drops.run_loss_S, num_removed)
+    if depth.metric == "best":
+        sets = cast(SetLosses, losses)
+        found = [Removal(tuple(s), loss) for s, loss in zip(sets.removed, sets.loss_C, strict=True) if s]
+        return sorted(found, key=lambda removal: removal.score)
     is_last = depth.metric == "angular_distance" and depth.position == "last"
     matrix = scores.angular_last_LN if is_last else scores.angular_mean_LN
     distances = matrix[num_removed - 1][: num_blocks - num_removed + 1]

@@ -47,6 +47,19 @@ class DropLosses(Protocol):
     def run_loss_S(self) -> Sequence[float]: ...
 
 
+class SetLosses(Protocol):
+    """The losses that metric `best` reads, nats per token: without each of these sets of blocks."""
+
+    @property
+    def removed(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def loss_C(self) -> Sequence[float]: ...
+
+
+Measured = BlockScores | DropLosses | SetLosses
+"""What a metric reads."""
+
+
 @dataclass(frozen=True)
 class PruningPlan:
     """The kept blocks of a model of `num_blocks` blocks (0-based, strictly increasing, at least one), and the kept
@@ -118,7 +131,7 @@ class PruningPlan:
         return cls(str(content["model_type"]), content["num_blocks"], tuple(blocks), selection)
 
 
-def choose_blocks(depth: Depth, config: Config, scores: BlockScores | DropLosses | None = None) -> PruningPlan:
+def choose_blocks(depth: Depth, config: Config, scores: Measured | None = None) -> PruningPlan:
     """The plan for the `depth` of a recipe and a model with this config.
 
     - `angular_distance`: the n contiguous blocks [l, l + n) with the smallest distance, at the position given in the
@@ -127,6 +140,8 @@ def choose_blocks(depth: Depth, config: Config, scores: BlockScores | DropLosses
       (arXiv:2403.03853).
     - `perplexity`: the n contiguous blocks, or the n single ones, without which the calibration set's loss is lowest
       (arXiv:2407.14679, section 2.2); the first of equals.
+    - `best`: of the sets that these metrics propose (`pruning.proposals`) the one without which the loss is lowest; the
+      first of equals.
     - `tail`: the last n blocks, the very last included (reverse order, arXiv:2411.15558). The heuristic of
       arXiv:2403.17887, section 4.4, differs: it keeps the last block; use `explicit` for it.
     - `first`: the first n blocks, a lower bound: without block 0 a model does not work.
@@ -197,7 +212,7 @@ def _explicit(depth: Depth, num_blocks: int) -> set[int]:
     return removed
 
 
-def _chosen(depth: Depth, config: Config, scores: BlockScores | DropLosses | None) -> set[int]:
+def _chosen(depth: Depth, config: Config, scores: Measured | None) -> set[int]:
     num_blocks, num_removed = num_blocks_of(config), resolve_num_removed(depth, config)
     if depth.metric == "tail":
         return set(range(num_blocks - num_removed, num_blocks))
@@ -208,6 +223,8 @@ def _chosen(depth: Depth, config: Config, scores: BlockScores | DropLosses | Non
     assert scores is not None, f"metric {depth.metric} needs scores"
     if depth.metric == "perplexity":
         return _least_missed(depth, cast(DropLosses, scores), num_blocks, num_removed)
+    if depth.metric == "best":
+        return _best(cast(SetLosses, scores), num_removed)
     scores = cast(BlockScores, scores)
     _check_scores(scores, num_blocks)
     if depth.metric == "block_influence":
@@ -229,6 +246,13 @@ def _least_missed(depth: Depth, losses: DropLosses, num_blocks: int, num_removed
         return set(_lowest(losses.one_loss_L, num_removed))
     (start,) = _lowest(losses.run_loss_S, 1)
     return set(range(start, start + num_removed))
+
+
+def _best(losses: SetLosses, num_removed: int) -> set[int]:
+    candidates = {number: set(blocks) for number, blocks in enumerate(losses.removed) if blocks}
+    if not candidates or {len(blocks) for blocks in candidates.values()} != {num_removed}:
+        raise PlanError(f"the losses are not those without {num_removed} blocks", "measure this model")
+    return candidates[min(candidates, key=lambda number: (losses.loss_C[number], number))]
 
 
 def _lowest(values: Sequence[float], count: int) -> list[int]:

@@ -42,9 +42,11 @@ class Depth(StrictPart):
     stay at or under. With `metric: explicit`, `blocks` lists the removed blocks (0-based) and no size is given.
     """
 
-    metric: Literal["angular_distance", "block_influence", "perplexity", "tail", "first", "random", "explicit"] = (
-        "angular_distance"
-    )
+    metric: Literal[
+        "angular_distance", "block_influence", "perplexity", "best", "tail", "first", "random", "explicit"
+    ] = "angular_distance"
+    """`best` compares what the three before it would remove, at every position, by the loss on calibration
+    responses."""
     position: Literal["last", "mean"] = "last"
     """Angular distance at the last token (arXiv:2403.17887), or its mean over tokens (steadier on few rows)."""
     drop: Literal["run", "one"] = "run"

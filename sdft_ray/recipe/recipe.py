@@ -62,7 +62,9 @@ class Gap(StrictPart):
     """How far references and rewrites are from the teacher's distribution, measured before training."""
 
     num_rows: int = Field(default=512, ge=1)
-    """Maximum number of rows to score, among those with an accepted rewrite, spread evenly over the set."""
+    """Maximum number of rows to score, among those with an accepted rewrite."""
+    max_stderr: float = Field(default=0.05, gt=0)
+    """Scoring stops, at the earliest after 64 rows, when the gap's standard error is no more, in nats per token."""
 
 
 _FIRST = ("name", "description", "replicate", "teacher", "chat", "seed_set", "calibration", "steps")

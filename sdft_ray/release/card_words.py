@@ -163,6 +163,8 @@ def papers(data: ReportData, student: str, recipe: Recipe) -> list[Raw]:
     arms, parts = _all_arms(student, recipe), list(recipe.prunings.values())
     objectives = [arm.objective for arm in arms]
     metrics = {part.depth.metric for part in parts if part.depth.metric != "explicit"}
+    if "best" in metrics:  # it compares what these would remove
+        metrics |= {"angular_distance", "block_influence", "perplexity"}
     rewrites = uses_rewrites(student, recipe)
     online = any(objective.needs_teacher for objective in objectives)
     used = {

@@ -1,6 +1,7 @@
 """Stage `forget`: how surprising held-out texts and both texts of the seed set are to one model.
 
-Seed rows are the ones that nothing was trained on where the recipe holds any out, else kept rows as `gap` takes them.
+Seed rows are the ones that nothing was trained on where the recipe holds any out, else kept ones; at most
+`gap.num_rows` of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ray
 from sdft_ray.recipe.inputs import Forgetting
 from sdft_ray.recipe.recipe import Gap
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
-from sdft_ray.stages.seed_texts import distilled_rows, scored, text_documents
+from sdft_ray.stages.seed_texts import distilled_rows, scorer, text_documents
 from sdft_ray.stages.views import view
 from sdft_ray.store import files
 
@@ -37,7 +38,8 @@ def _forget(job: StageContext) -> StageResult:
     with UsageMeter(gpus=job.resources.gap.gpus) as meter, job.output(result) as directory:
         num_kept, texts = _texts(job)
         documents = [document for text in texts.values() for document in text.values()]
-        nlls = iter(scored(job, "model", documents, lambda done, total: job.progress(done, total, "texts")))
+        score = scorer(job, "model")
+        nlls = iter(score(documents, lambda done, total: job.progress(done, total, "texts")))
         found = {text: {name: next(nlls) for name in named} for text, named in texts.items()}
         figures = {text: mean_nll(list(rows.values())) for text, rows in found.items()}
         result.summary = {

@@ -1,12 +1,13 @@
 """The stages as data: a diamond of steps, each with a version, a slice of the recipe, and its inputs.
 
     teacher, calibration → measure → plan → prune ┐
-                                                  ├→ gap
-    teacher, seed → generate → select ────────────┴→ train:ARM (→ merge:NAME) → evaluate:ARM → report
+                                                  ├→ train:ARM (→ merge:NAME) → evaluate:ARM → report
+    teacher, seed → generate → select ────────────┴→ gap
 
 A recipe that prunes several times has `measure:step1` to `train:step1` before these, and so on; one whose target is a
 speed has `rate`, and one that patches the cut has `patch` between prune and train. An arm with several rates or seeds
-has a step `train:ARM@RATE#SEED` for each, and `choose:ARM`, whose output is that of the trial it chose. A teacher
+has a step `train:ARM@RATE#SEED` for each, and `choose:ARM`, whose output is that of the trial it chose. `gap` asks the
+teacher alone, so it waits for no plan; `gap:pruned` asks the pruned model about the same rows. A teacher
 that is corrected first takes `correct:teacher` and is measured by `gap:corrected`. A recipe with `forgetting` has
 `texts`, `forget:MODEL` for every model that is evaluated, and, with an embedding model, `likeness:MODEL` for all but
 the teacher.
@@ -36,7 +37,9 @@ from sdft_ray.store.store import Store, address_of
 
 _PRESENT_NAMES = old_names(Train) | old_names(Objective)
 """First name of a field, as in slices -> its present one, as in recipes."""
-_MEASURED = {"angular_distance", "block_influence", "perplexity"}
+_MEASURED = {"angular_distance", "block_influence", "perplexity", "best"}
+_MEASURED_BY_LOSS = {"perplexity", "best"}
+"""Metrics whose measurement depends on how many blocks go."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def _steps(recipe: Recipe) -> Iterator[Step]:
         sources=("calibration",),
     )
     yield from _prunings(recipe, cut)
-    yield Step("gap", cut(recipe.gap), {"pruned": "prune", "data": "select"}, ("teacher",))
+    yield Step("gap", cut(recipe.gap), {"data": "select"}, ("teacher",))
+    inputs = {"gap": "gap", "pruned": "prune", "data": "select"}
+    yield Step("gap", _replicate(recipe), inputs, ("teacher",), "pruned")
     yield from _training(recipe, cut, "", _start_of(recipe, len(recipe.steps)))
     student = {
         name: f"{'train' if len(arm.trials) == 1 else 'choose'}:{name}" for name, arm in recipe.train.arms.items()
@@ -187,7 +192,8 @@ def _surgery(recipe: Recipe, cut: Cut, subject: str, start: dict[str, str]) -> I
         asked = {**sizes, "depth": cut(recipe.depth), "speed": _rated(recipe, cut)}
         yield Step("rate", asked, dict(start), teacher, subject)
         rated = {"rate": named("rate")}
-    dropped = {} if recipe.depth.metric != "perplexity" else {"drops": {**sizes, "depth": cut(recipe.depth)}}
+    by_loss = recipe.depth.metric in _MEASURED_BY_LOSS
+    dropped = {"drops": {**sizes, "depth": cut(recipe.depth)}} if by_loss else {}
     yield Step(
         "measure",
         {"max_tokens": recipe.calibration.max_tokens, **watched, **dropped, **_replicate(recipe)},
@@ -275,7 +281,7 @@ def _forgetting(recipe: Recipe, cut: Cut, models: dict[str, str]) -> Iterator[St
     elsewhere = {"source", "revision", "max_tokens", "embedding", "embedding_revision"}
     yield Step("texts", cut(part, exclude=elsewhere), sources=("forgetting",))
     held_out = {"held_out": recipe.train.validation_fraction} if recipe.train.validation_fraction else {}
-    asked = {**cut(part, include={"max_tokens"}), "gap": cut(recipe.gap), **held_out}
+    asked = {**cut(part, include={"max_tokens"}), "gap": cut(recipe.gap, include={"num_rows"}), **held_out}
     for name, step in ({"teacher": ""} | models).items():
         model = {"model": step} if step else {}
         yield Step("forget", asked, {**model, "texts": "texts", "data": "select"}, ("teacher",), name)

@@ -26,15 +26,21 @@ def distilled_rows(job: StageContext, asked: Gap) -> tuple[int, list[dict[str, A
 
     Where the step's slice has `held_out`, only rows count that nothing was trained on.
     """
-    from sdft_ray.data.held_out import held_out_mask
     from sdft_ray.data.subset import spread
+
+    kept = kept_rows(job)
+    return len(kept), [kept[position] for position in spread(len(kept), asked.num_rows)]
+
+
+def kept_rows(job: StageContext) -> list[dict[str, Any]]:
+    """The rows whose rewrite was kept, in order; with `held_out` as for `distilled_rows`."""
+    from sdft_ray.data.held_out import held_out_mask
 
     columns = ["example_id", "instruction", "context", *TEXTS.values()]
     kept = pq.read_table(job.input("data") / files.DISTILLED, columns=columns, filters=[("source", "=", "distilled")])
     if fraction := job.slice.get("held_out"):
         kept = kept.filter(pa.array(held_out_mask(kept, fraction)))
-    chosen = pa.array(spread(kept.num_rows, asked.num_rows), pa.int64())
-    return kept.num_rows, kept.take(chosen).to_pylist()
+    return kept.to_pylist()
 
 
 def text_documents(chat: ChatFormat, rows: Sequence[dict[str, Any]]) -> dict[str, list[Document]]:
@@ -44,15 +50,18 @@ def text_documents(chat: ChatFormat, rows: Sequence[dict[str, Any]]) -> dict[str
     return {text: [chat.encode(row_prompt(row), row[column]) for row in rows] for text, column in TEXTS.items()}
 
 
-def scored(
-    job: StageContext, role: str, documents: Sequence[Document], on_batch: Callable[[int, int], None]
-) -> list[ResponseNll]:
-    """What `documents` cost the model that is the input `role`, or the teacher where there is no such input."""
+Score = Callable[[Sequence["Document"], Callable[[int, int], None]], list["ResponseNll"]]
+"""From documents, and a function that is told how many of how many are done, to what each costs a model."""
+
+
+def scorer(job: StageContext, role: str) -> Score:
+    """The model that is the input `role`, or the teacher where there is no such input, loaded once."""
     from sdft_ray.evaluation.shift import response_nll
     from sdft_ray.models.loading import load_model
 
     settings = job.resources.gap
-    model: Any = load_model(job.model(role), job.teacher.dtype)
-    return response_nll(
-        model.to("cuda" if settings.gpus else "cpu"), documents, batch_tokens=settings.batch_tokens, on_batch=on_batch
+    loaded: Any = load_model(job.model(role), job.teacher.dtype)
+    model = loaded.to("cuda" if settings.gpus else "cpu")
+    return lambda documents, on_batch: response_nll(
+        model, documents, batch_tokens=settings.batch_tokens, on_batch=on_batch
     )

@@ -95,7 +95,7 @@ STAGES: dict[str, StageSpec] = {
         3, "generate", workers="generate", num_workers="min_actors", one_at_a_time=True, writes=_generated
     ),
     "select": StageSpec(3, "select", extra_cpus=_TEXT_CPUS),
-    "gap": StageSpec(3, "gap", workers="gap"),
+    "gap": StageSpec(4, "gap", workers="gap"),
     "correct": StageSpec(3, "correct", workers="train", num_workers="min_workers", writes=_training),
     "train": StageSpec(3, "train", workers="train", num_workers="min_workers", writes=_training),
     "choose": StageSpec(1, "choose", output="choice", reads_summaries=True),

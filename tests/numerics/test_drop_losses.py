@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sdft_ray.errors import DataError, ModelError, PlanError
-from sdft_ray.importance.perplexity import DropMoments, drop_losses
+from sdft_ray.importance.perplexity import DropMoments, SetLosses, drop_losses, drop_losses_of_parts, set_losses
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks
 from tests.support.tiny import FAMILIES, build_model, make_model
@@ -99,6 +99,86 @@ def test_against_pruned_checkpoints(family: str, tmp_path: Path):
     assert double.run_loss_S == pytest.approx(expected_runs, abs=1e-5)
     apart = np.diff(np.sort([whole_loss(single), *expected, *expected_runs]))
     assert apart.min() > 2e-5, "candidates must differ by more than the tolerance, or the test shows little"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_set_of_blocks_against_pruned_checkpoints(family: str, tmp_path: Path):
+    """Row by row, of sets with holes, at the start, at the end, and of nothing."""
+    sets = [(), (0,), (3,), (0, 2), (1, 3), (0, 3), (0, 1, 3), (1, 2)]
+    source = make_model(tmp_path / "teacher", family, num_blocks=NUM_BLOCKS, tokenizer=False, **SETTINGS[family])
+    rows = documents()
+    batches = [
+        (*padded(rows[3:], 20), torch.ones(2, 20), torch.tensor([3, 4])),
+        (*padded(rows[:3], 21), torch.ones(3, 21), torch.tensor([0, 1, 2])),
+    ]
+    found = set_losses(load_model(source, "float32"), batches, sets)
+    assert found.row_R.tolist() == [0, 1, 2, 3, 4]
+    assert found.tokens_R.tolist() == [length - 1 for length in LENGTHS]
+    for number, removed in enumerate(sets):
+        drop_blocks(source, tmp_path / "pruned", [block for block in range(NUM_BLOCKS) if block not in removed])
+        pruned = load_model(tmp_path / "pruned", "float32")
+        with torch.no_grad():
+            expected = [
+                float(pruned(input_ids=row[None], labels=row[None]).loss) * (len(row) - 1) if len(row) > 1 else 0.0
+                for row in rows
+            ]
+        assert found.nats_RC[:, number] == pytest.approx(expected, abs=2e-4)
+        assert found.loss_C[number] == pytest.approx(theirs(pruned), abs=1e-5)
+
+
+def test_a_set_costs_the_blocks_behind_its_first():
+    model, calls = build_model(), [0] * NUM_BLOCKS
+    for number, block in enumerate(model.model.layers):
+
+        def count(*_: Any, number: int = number) -> None:
+            calls[number] += 1
+
+        block.register_forward_hook(count)
+    set_losses(model, [padded(documents(), 21)], [(), (1, 3), (2,)])
+    assert calls == [1, 1, 1 + 1, 1 + 1]
+
+
+def test_row_losses_merge_in_any_order():
+    model, sets = build_model(), [(), (0, 2)]
+    batches = [
+        (*padded([row], len(row)), torch.ones(1, len(row)), torch.tensor([i])) for i, row in enumerate(documents())
+    ]
+    whole = set_losses(model, batches, sets)
+    merged = set_losses(model, batches[3:], sets) + set_losses(model, batches[:3], sets)
+    assert merged.to_json() == whole.to_json() == SetLosses.from_json(whole.to_json()).to_json()
+    assert (SetLosses.empty(sets) + whole).to_json() == whole.to_json()
+    with pytest.raises(ModelError, match="same blocks"):
+        _ = whole + SetLosses.empty([()])
+    with pytest.raises(DataError, match="no loss was measured"):
+        _ = SetLosses.empty(sets).loss_C
+
+
+def test_a_candidate_is_compared_with_the_chosen_one_row_by_row():
+    """The standard error is that of a bootstrap over rows."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, 40, 300)
+    hard = rng.normal(2.0, 0.5, 300)
+    nats = np.stack([hard * tokens, (hard + rng.normal(0.3, 0.4, 300)) * tokens], axis=1)
+    found = SetLosses(((1, 2), (3,)), np.arange(300), tokens, nats).candidates((1, 2))
+    drawn = rng.integers(300, size=(3000, 300))
+    resampled = (nats[drawn, 1] - nats[drawn, 0]).sum(1) / tokens[drawn].sum(1)
+    other = found[(3,)]
+    assert found[(1, 2)]["beyond"] == found[(1, 2)]["stderr"] == 0
+    assert other["loss"] == pytest.approx(nats[:, 1].sum() / tokens.sum())
+    assert other["beyond"] == pytest.approx((nats[:, 1] - nats[:, 0]).sum() / tokens.sum())
+    assert other["stderr"] == pytest.approx(resampled.std(), rel=0.06)
+
+
+def test_parts_of_the_rows_add_up():
+    """Row i counts in part i mod K, whichever batch it comes in."""
+    model = build_model()
+    rows = documents()
+    batch = (*padded(rows, 21), torch.ones(5, 21), torch.tensor([0, 1, 2, 3, 4]))
+    parts = drop_losses_of_parts(model, [batch], 2, [DropMoments.empty(NUM_BLOCKS, 2)] * 3)
+    for number, part in enumerate(parts):
+        own = [row for i, row in enumerate(rows) if i % 3 == number]
+        assert_close(part, drop_losses(model, [padded(own, 21)], 2), within=1e-6)
+    assert_close(sum(parts, start=DropMoments.empty(NUM_BLOCKS, 2)), drop_losses(model, [batch[:2]], 2), within=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

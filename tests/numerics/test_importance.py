@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sdft_ray.importance.depth import DepthScores, measure
+from sdft_ray.importance.depth import DepthMoments, DepthScores, measure, measure_parts
 from tests.support.tiny import FAMILIES, build_model
 
 LENGTHS = (13, 5, 21, 1, 20)
@@ -97,6 +97,28 @@ def test_sharding_changes_nothing():
     assert np.abs(merged.angular_mean_sum - whole.angular_mean_sum).max() / whole.num_tokens < 1e-12
     assert np.abs(merged.angular_last_sum - whole.angular_last_sum).max() / whole.num_sequences < 1e-12
     assert np.abs(merged.cosine_sum - whole.cosine_sum).max() / whole.num_tokens < 1e-12
+
+
+def test_parts_of_the_rows_are_measured_apart():
+    """Row i counts in part i mod K; a part has what its rows alone have."""
+    model, documents = build_model(), rows()
+    batches = [
+        (*padded(documents[3:], 20), torch.tensor([3, 4])),
+        (*padded(documents[:3], 21), torch.tensor([0, 1, 2])),
+    ]
+    parts = measure_parts(model, batches, [DepthMoments.empty(4)] * 2)
+    for number, part in enumerate(parts):
+        own = [row for i, row in enumerate(documents) if i % 2 == number]
+        alone = measure(model, [padded(own, 21)])
+        assert (part.num_sequences, part.num_tokens) == (alone.num_sequences, alone.num_tokens)
+        for name in ("angular_last_sum", "angular_mean_sum", "cosine_sum"):
+            np.testing.assert_allclose(getattr(part, name), getattr(alone, name), atol=1e-5)
+    scores = (parts[0] + parts[1]).scores()
+    for position, matrix in (("last", scores.angular_last_LN), ("mean", scores.angular_mean_LN)):
+        sums, counts = zip(*(part.run_sums(2, position) for part in parts), strict=True)
+        assert (np.sum(sums, axis=0) / sum(counts)).tolist() == pytest.approx(matrix[1][:3])
+    sums, counts = zip(*(part.influence_sums() for part in parts), strict=True)
+    assert (np.sum(sums, axis=0) / sum(counts)).tolist() == pytest.approx(scores.block_influence_L)
 
 
 def test_many_tokens_are_summed_exactly():

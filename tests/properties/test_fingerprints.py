@@ -122,7 +122,7 @@ def _changes(folder: Path) -> dict[str, Any]:
         "steps": ({"width": {"mlp": 0.5}, "arm": {"data": "reference", "learning_rate": 0.1}, "num_steps": 1},),
         "generate.template": "own_words_detailed", "generate.temperature": 0.5, "generate.top_p": 0.5,
         "generate.max_tokens": 17, "generate.seed": 7, "generate.num_samples": 2, "generate.attempt": 2,
-        "gap.num_rows": 3, "forgetting": {"source": str(folder / "other.jsonl")},
+        "gap.num_rows": 3, "gap.max_stderr": 0.1, "forgetting": {"source": str(folder / "other.jsonl")},
         "generate.top_logprobs": 4, "generate.hidden_states": True,
         "train.lora": None, "train.max_seq_len": 256, "train.global_batch_size": 3, "train.num_steps": 3,
         "train.num_epochs": None, "train.optimizer": "muon", "train.schedule": "wsd", "train.warmup_fraction": 0.3,

@@ -27,7 +27,7 @@ ARM = {"data": "reference", "learning_rate": 1e-3, "objective": {"forward_kl": 1
 @pytest.fixture(scope="module")
 def run(world: Path) -> Run:
     data = world_data(world)
-    first = {"depth": {"metric": "perplexity", "remove_blocks": 1}, "arm": ARM, "num_steps": 1}
+    first = {"depth": {"metric": "best", "remove_blocks": 1}, "arm": ARM, "num_steps": 1}
     recipe = Recipe.parse(
         {
             **data,
@@ -59,6 +59,9 @@ def test_each_step_starts_from_the_student_of_the_one_before(run: Run) -> None:
     assert of["train:kd"].inputs["online_teacher"] == previous
     blocks = {step: len(of[step].summary["plan"]["keep_blocks"]) for step in ("plan:step1", "plan")}
     assert blocks == {"plan:step1": 3, "plan": 2}
+    compared = of["plan:step1"].summary["candidates"]
+    (chosen,) = set(range(4)) - set(of["plan:step1"].summary["plan"]["keep_blocks"])
+    assert min(compared, key=lambda one: one["loss"])["blocks"] == [chosen]
     student = load_model(run.student_path("kd"), "float32")
     assert student.config.num_hidden_layers == 2
     sizes = of["prune"].summary["sizes"]

@@ -125,7 +125,7 @@ def gather(
         decontamination=_decontamination(manifests),
         selection=manifests["select"].summary["reasons"] if "select" in manifests else {},
         samples=_samples(distilled),
-        gap=TypeAdapter(Gap).validate_python(manifests["gap"].summary) if "gap" in manifests else None,
+        gap=_gap(manifests),
         speed=_speed(recipe, manifests),
         stages=tuple(_stage(step, manifest, step in skipped) for step, manifest in manifests.items()),
         versions=next((m.versions for m in manifests.values() if m.created == newest), {}),
@@ -147,6 +147,7 @@ def _plan(recipe: Recipe, manifests: Mapping[str, Manifest], about: str) -> Plan
         position=depth.position if depth.metric == "angular_distance" else "",
         widths=summary.get("widths", {}),
         residuals=tuple(tuple(patch) for patch in _summary(manifests, f"patch{about}").get("residuals", ())),
+        **{name: summary[name] for name in ("candidates", "compared", "stability") if name in summary},
     )
 
 
@@ -236,6 +237,16 @@ def _grids(recipe: Recipe, manifests: Mapping[str, Manifest]) -> dict[str, Grid]
         )
         for arm, choice in choices.items()
     }
+
+
+def _gap(manifests: Mapping[str, Manifest]) -> Gap | None:
+    """The teacher's figures, and those of the pruned model where it was asked."""
+    summary = _summary(manifests, "gap")
+    if not summary:
+        return None
+    pruned = _summary(manifests, "gap:pruned")
+    models = {name: {**summary[name], **pruned.get(name, {})} for name in ("nll", "gaps")}
+    return TypeAdapter(Gap).validate_python({**summary, **models})
 
 
 def _correction(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Correction | None:

@@ -58,13 +58,44 @@ class Distances(_Part):
         return self
 
 
+class CutCandidate(_Part):
+    """A set of blocks that `metric: best` compared: the loss without it, in nats per response token.
+
+    It is `beyond` that of the chosen set by >= 0, with a standard error over rows, None with a single one. `metrics`
+    would have removed it, by the names of `pruning.proposals`.
+    """
+
+    blocks: tuple[int, ...]
+    metrics: tuple[str, ...]
+    loss: float
+    beyond: float
+    stderr: float | None
+
+
+class Compared(_Part):
+    """What the losses of candidates are of: `num_rows` calibration rows, on which the whole model has `whole_loss`."""
+
+    whole_loss: float
+    num_rows: int
+
+
+class Stability(_Part):
+    """How sure the choice of blocks is; fields as in `pruning.stability.Stability`, which loads numpy."""
+
+    share: float
+    runner_up: tuple[int, ...]
+    difference: float
+    stderr: float
+    num_parts: int
+
+
 class Plan(_Part):
     """The blocks that stay, 0-based, and how they were chosen.
 
     `position` is "last" or "mean" where `metric` is the angular distance, else "". `widths` has, for every channel
     space that shrank, how many members stayed and of how many. `residuals` has, for every patch, its block in the
     pruned model and the squared error of the residual stream behind the cut before and after, as shares of the
-    stream's square.
+    stream's square. `candidates` and `compared` are for `metric: best`. `stability` is None where it was not measured.
     """
 
     num_blocks: int
@@ -73,6 +104,9 @@ class Plan(_Part):
     position: str = ""
     widths: dict[str, tuple[int, int]] = {}
     residuals: tuple[tuple[int, float, float], ...] = ()
+    candidates: tuple[CutCandidate, ...] = ()
+    compared: Compared | None = None
+    stability: Stability | None = None
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:

@@ -73,13 +73,15 @@ def _cut(text: str) -> str:
 def _blocks(data: ReportData) -> dict[str, object]:
     """The distances at the position that the plan used with the influence bars, and the other ones for comparison."""
     removed = words.pruning_words(data)
+    candidates = tables.candidate_table(data)
     if data.distances is None:
-        return {"removed_words": removed}
+        return {"removed_words": removed, "candidates": candidates}
     positions = {False: "Angular distance at the last token", True: "Angular distance, mean over all tokens"}
     used = data.plan is not None and data.plan.position == "mean"
     first = f"{positions[used]}: {removed}"
     return {
         "removed_words": removed,
+        "candidates": candidates,
         "heat_title": positions[used],
         "heat": figures.blocks_figure(first, data.distances, data.plan, mean=used, strip=True),
         "other_title": positions[not used],

@@ -10,6 +10,7 @@ from sdft_ray.evaluation.forgetting import HELD_OUT
 from sdft_ray.evaluation.rounds import BatchSpeed, Summary
 from sdft_ray.generation.selection import MEANINGS
 from sdft_ray.models.size import ModelSize
+from sdft_ray.report.run.cut_words import listed
 from sdft_ray.report.run.model import Forgetting, Grid, ReportData, Speed, TrialRow
 from sdft_ray.report.run.words import groups, mean_score, models, size_rows
 from sdft_ray.report.toolbox.numbers import (
@@ -197,6 +198,32 @@ def selection_table(data: ReportData) -> Table:
     )
     columns = names("Reason", "rows", "share", Cell("share as a bar", kind="wide"))
     return Table("Rows by reason", columns, (Group("", tuple(rows)),))
+
+
+# --- blocks -------------------------------------------------------------------------------------------------
+
+
+def candidate_table(data: ReportData) -> Table | None:
+    """What `metric: best` compared, the chosen set first; None for other metrics."""
+    plan = data.plan
+    if plan is None or plan.compared is None:
+        return None
+    columns = names("Without blocks", "loss", "beyond the chosen", Cell("removed by", kind="text"))
+    rows = tuple(
+        Row(
+            Cell(listed(one.blocks)),
+            (
+                Cell(nats(one.loss)),
+                _nats(Estimate(one.beyond, one.stderr)),
+                Cell("; ".join(one.metrics) or DASH, kind="text"),
+            ),
+            one.blocks == plan.removed_blocks,
+        )
+        for one in sorted(plan.candidates, key=lambda one: one.loss)
+    )
+    whole = Row(Cell("none"), (Cell(nats(plan.compared.whole_loss)), Cell(), Cell()))
+    caption = f"Loss without candidates on {plan.compared.num_rows:,} calibration rows, in nats per response token"
+    return Table(caption, columns, (Group("", (*rows, whole)),))
 
 
 # --- surprise -----------------------------------------------------------------------------------------------

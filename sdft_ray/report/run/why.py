@@ -29,6 +29,8 @@ class Candidate:
     """None where the metric does not compare it."""
     scores: Scored | None = None
     chosen: bool = False
+    metrics: tuple[str, ...] = ()
+    """For `metric: best`: the metrics that would remove it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,9 @@ def _table(why: Why) -> tuple[Text, Table]:
         table.add_column(task, justify="right")
     if tasks:
         table.add_column("mean", justify="right")
+    says_who = any(candidate.metrics for candidate in why.candidates)
+    if says_who:
+        table.add_column("removed by")
     if why.whole:
         whole = why.whole
         cells = [f"{(1 if task in left_out else 100) * whole[task]['value']:.1f}" for task in tasks]
@@ -128,7 +133,9 @@ def _table(why: Why) -> tuple[Text, Table]:
             lost.append(_points(sum(points[task] for task in averaged) / len(averaged)) if averaged else "–")
         name = _listed(candidate.blocks) + (" ← chosen" if candidate.chosen else "")
         score = "–" if candidate.score is None else f"{candidate.score:.4f}"
-        table.add_row(name, score, *lost, style="bold" if candidate.chosen else "")
+        who = ["; ".join(candidate.metrics)] if says_who else []
+        lost += [""] * (len(table.columns) - 2 - len(lost) - len(who))
+        table.add_row(name, score, *lost, *who, style="bold" if candidate.chosen else "")
     return Text(title), table
 
 

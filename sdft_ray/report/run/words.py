@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sdft_ray.evaluation.card import Card, TaskCard
 from sdft_ray.models.size import ModelSize
+from sdft_ray.report.run.cut_words import how_sure, listed
 from sdft_ray.report.run.model import (
     PATCHED,
     PRUNED,
@@ -373,7 +374,7 @@ def removed_words(plan: Plan) -> str:
         if patches
         else ""
     )
-    return f"{_removed_blocks(plan)}{narrower}{mended}"
+    return f"{_removed_blocks(plan)}{how_sure(plan)}{narrower}{mended}"
 
 
 def _removed_blocks(plan: Plan) -> str:
@@ -385,6 +386,7 @@ def _removed_blocks(plan: Plan) -> str:
         "angular_distance": f"the run of {len(removed)} with the smallest angular distance{tokens}",
         "block_influence": "those of the lowest block influence",
         "perplexity": "without which the calibration set surprises the model least",
+        "best": "of what all metrics would remove, that which raises the loss on calibration responses least",
         "tail": "the last ones",
         "first": "the first ones",
         "random": "drawn at random",
@@ -392,18 +394,4 @@ def _removed_blocks(plan: Plan) -> str:
     }.get(plan.metric, plan.metric)
     subject, verb = ("Block", "was") if len(removed) == 1 else ("Blocks", "were")
     reason = f": {rule}" if rule else ""
-    return f"{subject} {_listed(removed)} of {plan.num_blocks} {verb} removed{reason}."
-
-
-def _listed(blocks: tuple[int, ...]) -> str:
-    """0, 3 to 6 and 9."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and block == runs[-1][1] + 1:
-            runs[-1][1] = block
-        else:
-            runs.append([block, block])
-    parts = []
-    for first, last in runs:
-        parts += [f"{first} to {last}"] if last > first + 1 else [str(block) for block in range(first, last + 1)]
-    return joined(parts)
+    return f"{subject} {listed(removed)} of {plan.num_blocks} {verb} removed{reason}."

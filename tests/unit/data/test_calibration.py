@@ -59,8 +59,9 @@ def test_batches_hold_every_row_once_within_the_budget(tokenizer: PreTrainedToke
     expected = [tokenizer.encode(text) for text in rows["reference_response"].to_pylist()]
     assert real_rows(batches) == sorted(expected, key=len)
     assert len(batches) > 5
+    assert [expected[row] for batch in batches for row in batch.row_B.tolist()] == real_rows(batches)
     for batch in batches:
-        ids, mask, _ = batch
+        ids, mask, *_ = batch
         assert ids.dtype == mask.dtype == torch.int64
         assert ids.shape == mask.shape
         assert ids.numel() <= 100

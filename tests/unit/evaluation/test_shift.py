@@ -76,7 +76,9 @@ def test_the_batch_size_does_not_matter(batch_tokens: int, dtype: str, documents
 def test_no_batch_holds_more_positions_than_asked(documents: list[Document]) -> None:
     model: Any = build_model()
     sizes: list[int] = []
-    model.register_forward_pre_hook(lambda _m, _a, kw: sizes.append(kw["input_ids"].numel()), with_kwargs=True)
+    model.base_model.register_forward_pre_hook(
+        lambda _m, _a, kw: sizes.append(kw["input_ids"].numel()), with_kwargs=True
+    )
     longest = max(len(document.ids) for document in documents)
     told: list[tuple[int, int]] = []
     response_nll(model, documents, batch_tokens=longest, on_batch=lambda done, total: told.append((done, total)))

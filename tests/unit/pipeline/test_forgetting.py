@@ -183,7 +183,8 @@ def test_all_fields_are_tried_above(world: Path) -> None:
 
 def test_rows_of_the_seed_set_are_part_of_the_identity(world: Path, tmp_path: Path) -> None:
     plain: dict[str, Any] = {"forgetting": {}}
-    assert moved(world, tmp_path, plain, {**plain, "gap": {"num_rows": 3}}) == {"gap"} | FORGETS
+    assert moved(world, tmp_path, plain, {**plain, "gap": {"num_rows": 3}}) == {"gap", "gap:pruned"} | FORGETS
+    assert moved(world, tmp_path, plain, {**plain, "gap": {"max_stderr": 0.1}}) == {"gap", "gap:pruned"}
     train = recipe_data(world, world / "teacher")["train"]
     held_out = {**plain, "train": {**train, "validation_fraction": 0.3}}
     assert moved(world, tmp_path, plain, held_out) >= FORGETS

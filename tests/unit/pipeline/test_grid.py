@@ -206,7 +206,7 @@ def test_arms_with_one_trial_have_the_steps_that_they_always_had(world: Path) ->
     assert by_name["train:a@0.002"].slice["arm"] == {"data": "reference", "learning_rate": 2e-3}
     plain = {step.name: step for step in steps(recipe(world, {"b": arm(seed=4)}))}
     assert "held_out" not in plain["train:b"].slice
-    assert not [name for name in plain if name.startswith(("choose", "correct", "gap:"))]
+    assert not [name for name in plain if name.startswith(("choose", "correct", "gap:corrected"))]
 
 
 def test_a_trial_that_diverged_has_no_model_for_a_recipe_of_its_own(world: Path, tmp_path: Path) -> None:

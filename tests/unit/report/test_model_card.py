@@ -217,6 +217,7 @@ def test_speed_is_told_for_each_batch() -> None:
         ({"width": {"mlp": 0.5}}, {"2407.14679"}, {"2408.11796"}),
         ({"depth": {"remove_blocks": 1}}, {"2403.17887"}, {"2403.03853"}),
         ({"depth": {"metric": "block_influence", "remove_blocks": 1}}, {"2403.03853"}, {"2403.17887"}),
+        ({"depth": {"metric": "best", "remove_blocks": 1}}, {"2403.03853", "2403.17887", "2407.14679"}, {"2408.11796"}),
     ],
 )
 def test_the_methods_that_were_used_are_cited(

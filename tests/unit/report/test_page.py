@@ -15,6 +15,7 @@ from sdft_ray import report
 from sdft_ray.generation.selection import MEANINGS, Reason
 from sdft_ray.report.run.model import Gap, Plan, ReportData, Retention, Sample
 from sdft_ray.report.run.page import render
+from sdft_ray.report.run.words import removed_words
 from tests.unit.report.made_up import FAMILIES, distances, report_data
 from tests.unit.report.test_figures import contrast
 
@@ -273,3 +274,45 @@ def test_colours_of_text_have_enough_contrast_in_both_themes() -> None:
             assert contrast(theme["ink"], theme[ground]) >= 4.5, ground
         for mark in ("teacher", "pruned", "neutral", "good", *(f"arm{i}" for i in range(6))):
             assert contrast(theme[mark], theme["paper"]) >= 2.9, mark
+
+
+def _compared() -> Plan:
+    candidates = [
+        {"blocks": (3, 4, 5), "metrics": ("block influence",), "loss": 3.4, "beyond": 0.9, "stderr": 0.2},
+        {"blocks": (2, 5, 6), "metrics": ("perplexity of single blocks",), "loss": 2.5, "beyond": 0.0, "stderr": 0.0},
+        {"blocks": (1, 2, 3), "metrics": (), "loss": 2.6, "beyond": 0.1, "stderr": 0.08},
+    ]
+    sure = {"share": 0.82, "runner_up": (1, 2, 3), "difference": 0.1, "stderr": 0.08, "num_parts": 64}
+    return Plan.model_validate(
+        {
+            "num_blocks": 8, "keep_blocks": (0, 1, 3, 4, 7), "metric": "best", "candidates": candidates,
+            "compared": {"whole_loss": 1.25, "num_rows": 64}, "stability": sure,
+        }
+    )  # fmt: skip
+
+
+def test_what_was_compared_is_in_a_table_and_how_sure_the_choice_is_in_words() -> None:
+    page = render(ReportData(name="x", plan=_compared()))
+    words = removed_words(_compared())
+    assert "of what all metrics would remove" in words
+    assert "82" in words
+    assert "1, 2 and 3, 0.1 ± 0.08 behind (nats per token), so the two cannot be told apart" in words.replace(
+        "1 to 3", "1, 2 and 3"
+    )
+    assert page.index("2.500") < page.index("2.600") < page.index("3.400") < page.index("1.250")
+    for text in ("perplexity of single blocks", "64 calibration rows", "0.900"):
+        assert text in page
+
+
+def test_a_measured_choice_says_how_sure_it_is() -> None:
+    sure = {"share": 1.0, "runner_up": (1, 2), "difference": 0.01, "stderr": 0.001, "num_parts": 16}
+    plan = Plan.model_validate(
+        {
+            "num_blocks": 6,
+            "keep_blocks": (0, 1, 2, 5),
+            "metric": "angular_distance",
+            "position": "last",
+            "stability": sure,
+        }
+    )
+    assert "0.01 ± 0.001 behind (angular distance)." in removed_words(plan)

@@ -26,7 +26,6 @@ from sdft_ray.models.loading import load_model
 from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.forget import _forget
-from sdft_ray.stages.gap import _gap
 from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.likeness import _likeness
 from sdft_ray.stages.rows import make
@@ -149,21 +148,6 @@ def test_three_kinds_of_text_are_scored_under_one_model(root: Path, model: str) 
     assert list(written["rows"]["reference"]) == [row["example_id"] for row in chosen]
     assert told[-1] == (25, 25, "texts")
     assert made.usage.num_tokens == sum(len(d.ids) for documents in expected.values() for d in documents)
-
-
-def test_the_rows_are_those_of_the_gap(root: Path) -> None:
-    _texts(root)
-    asked: dict[str, Any] = {"gap": {"num_rows": 6}}
-    job = _job(root, "forget:pruned", FORGET, {"texts": TEXTS, "data": SELECT, "model": PRUNE}, **asked)
-    _forget(job)
-    rows = json.loads((output_of(job) / files.FORGET).read_text(encoding="utf-8"))["rows"]
-    gap = "gap/" + "9" * 16
-    gap_job = _job(root, "gap", gap, {"data": SELECT, "pruned": PRUNE}, **asked)
-    _gap(gap_job)
-    of_gap = json.loads((output_of(gap_job) / files.GAP).read_text(encoding="utf-8"))["rows"]
-    for text in ("reference", "distilled"):
-        expected = {row["example_id"]: pytest.approx(row["pruned"][text], rel=1e-5) for row in of_gap}
-        assert rows[text] == expected
 
 
 def test_rows_that_are_held_out_come_first(root: Path) -> None:

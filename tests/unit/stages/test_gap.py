@@ -29,7 +29,7 @@ from tests.support.tiny import make_model
 from tests.support.worlds import RESOURCES
 
 KD = {"data": "reference", "objective": {"forward_kl": 1.0}}
-SELECT, PRUNE, GAP = "select/" + "5" * 16, "prune/" + "6" * 16, "gap/" + "7" * 16
+SELECT, PRUNE, GAP, MEASURED = "select/" + "5" * 16, "prune/" + "6" * 16, "gap/" + "7" * 16, "gap/" + "8" * 16
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def _job(root: Path, rows: list[dict[str, Any]], step: str = "gap", **changes: A
     (folder / MANIFEST).write_text("{}", encoding="utf-8")
     return make_job(
         step, GAP, store.url, make_recipe(root, root / "teacher", **changes), RESOURCES,
-        ModelSource(directory=str(root / "teacher")), {"data": SELECT, "pruned": PRUNE},
+        ModelSource(directory=str(root / "teacher")), {"data": SELECT},
         lambda done, total, unit: told.append((done, total, unit)),
     )  # fmt: skip
 
@@ -55,7 +55,11 @@ def _job(root: Path, rows: list[dict[str, Any]], step: str = "gap", **changes: A
 told: list[tuple[int, int, str]] = []
 
 
-def test_kept_rows_are_scored_with_both_texts_and_models(root: Path) -> None:
+def _written(job: StageContext) -> dict[str, Any]:
+    return json.loads((output_of(job) / files.GAP).read_text(encoding="utf-8"))
+
+
+def test_both_texts_of_kept_rows_are_scored_by_the_teacher_and_then_by_the_pruned_model(root: Path) -> None:
     rows = [selected_row(i, kept=i % 3 != 0) for i in range(30)]
     told.clear()
     job = _job(root, rows, gap={"num_rows": 8})
@@ -63,24 +67,56 @@ def test_kept_rows_are_scored_with_both_texts_and_models(root: Path) -> None:
     assert made.summary["num_kept"] == 20
     assert made.summary["num_rows"] == 8
     assert "two standard errors" in made.summary["verdict"]
-    written = json.loads((output_of(job) / files.GAP).read_text(encoding="utf-8"))
+    assert told[-1] == (16, 16, "responses")
+    (root / "store" / MEASURED).mkdir(parents=True)
+    (output_of(job) / files.GAP).rename(root / "store" / MEASURED / files.GAP)
+    (root / "store" / MEASURED / MANIFEST).write_text("{}", encoding="utf-8")
+    told.clear()
+    second = _job(root, rows, "gap:pruned")
+    of_pruned = _gap(replace(second, inputs={"data": SELECT, "pruned": PRUNE, "gap": MEASURED}))
+    assert "verdict" not in of_pruned.summary
+    assert told[-1] == (16, 16, "responses")
+    written = json.loads((root / "store" / MEASURED / files.GAP).read_text(encoding="utf-8"))
     assert {name: written[name] for name in made.summary} == made.summary
-    chosen = [row for row in rows if row["example_id"] in {part["example_id"] for part in written["rows"]}]
-    assert len(chosen) == 8
+    names = [row["example_id"] for row in written["rows"]]
+    by_name = {row["example_id"]: row for row in rows}
+    chosen = [by_name[name] for name in names]
+    assert len(set(names)) == 8
     assert {row["source"] for row in chosen} == {"distilled"}
+    assert [row["example_id"] for row in _written(second)["rows"]] == names
     chat = ChatFormat(load_tokenizer(root / "teacher"))
-    for model, directory in (("teacher", root / "teacher"), ("pruned", root / "store" / PRUNE)):
+    for model, directory, summary, parts in (
+        ("teacher", root / "teacher", made.summary, written["rows"]),
+        ("pruned", root / "store" / PRUNE, of_pruned.summary, _written(second)["rows"]),
+    ):
+        assert set(summary["nll"]) == set(summary["gaps"]) == {model}
         for text, column in (("reference", "reference_response"), ("distilled", "distilled_response")):
             documents = [chat.encode(row["instruction"], row[column]) for row in chosen]
             alone = response_nll(load_model(directory, "float32"), documents, batch_tokens=1)
-            figure = made.summary["nll"][model][text]
+            figure = summary["nll"][model][text]
             assert figure["value"] == pytest.approx(mean_nll(alone).value, rel=1e-5)
             assert figure["stderr"] == pytest.approx(mean_nll(alone).stderr, rel=1e-4)
-            nats = [part[model][text]["nats"] for part in written["rows"]]
-            assert nats == pytest.approx([row.nats for row in alone], rel=1e-5)
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert told[-1] == (32, 32, "responses")
+            assert [part[model][text]["nats"] for part in parts] == pytest.approx([r.nats for r in alone], rel=1e-5)
     assert made.usage.num_tokens > 0
+
+
+def test_rows_are_drawn_until_the_gap_is_known_well_enough(root: Path) -> None:
+    rows = [selected_row(i, kept=True) for i in range(150)]
+    told.clear()
+    every = _gap(_job(root, rows, gap={"max_stderr": 1e-9})).summary
+    assert every["num_rows"] == 150
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert told[-1] == (300, 300, "responses")
+    few = _gap(few_job := _job(root, rows, gap={"max_stderr": 1e9})).summary
+    assert few["num_rows"] == 64, "fewer give no error to rely on"
+    error = few["gaps"]["teacher"]["stderr"]
+    assert every["gaps"]["teacher"]["stderr"] < 0.99 * error
+    drawn = [row["example_id"] for row in _written(few_job)["rows"]]
+    assert drawn != sorted(drawn)
+    more = _gap(_job(root, rows, gap={"max_stderr": 0.99 * error})).summary
+    assert more["num_rows"] in (128, 150)
+    other = _gap(_job(root, rows[::-1], gap={"max_stderr": 1e9})).summary
+    assert other["gaps"]["teacher"]["value"] == pytest.approx(few["gaps"]["teacher"]["value"], rel=1e-5)
 
 
 def test_a_set_without_rewrites_loads_no_model_and_says_so(root: Path) -> None:
@@ -104,7 +140,7 @@ def test_a_corrected_teacher_is_measured_on_held_out_rows(root: Path) -> None:
     assert made.summary["num_rows"] == made.summary["num_kept"] == len(chosen) > 2
     chat = ChatFormat(load_tokenizer(root / "teacher"))
     for text, column in (("reference", "reference_response"), ("distilled", "distilled_response")):
-        documents = [chat.encode(row["instruction"], row[column]) for row in chosen]
+        documents = [chat.encode(row["instruction"], row[column]) for row in chosen]  # their order does not matter
         before, after = (
             response_nll(load_model(directory, "float32"), documents)
             for directory in (root / "teacher", root / "store" / corrected)

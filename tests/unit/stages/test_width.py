@@ -95,7 +95,7 @@ def test_the_most_active_channels_of_a_run_stay(recipe: Recipe, tmp_path: Path) 
 def test_without_width_nothing_more_is_measured(recipe: Recipe, tmp_path: Path) -> None:
     narrow = recipe.model_copy(update={"width": None})
     plain = _job(tmp_path, narrow, "measure", MEASURE, calibration=CALIBRATION)
-    assert set(measure._shard(plain, 0, 1)[0]) == {files.DEPTH_SCORES}
+    assert set(measure._shard(plain, 0, 1)[0]) == {files.DEPTH_PARTS}
 
 
 def test_a_plan_for_another_model_is_refused(recipe: Recipe, tmp_path: Path) -> None:
