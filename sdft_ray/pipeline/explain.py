@@ -61,7 +61,8 @@ def _num_seed_rows(recipe: Recipe, seed: State) -> int | None:
     """Rows of the seed set: as committed, else counted in a local file, else at most its limit; unchecked."""
     if seed.manifest is not None:
         return seed.manifest.summary["num_rows"]
-    path, limit = Path(recipe.seed_set.source), recipe.seed_set.limit
+    path = Path(recipe.seed_set.source)
+    limit = min((most for most in (recipe.seed_set.limit, recipe.seed_set.sample) if most), default=None)
     if not path.is_file():
         return limit
     if path.suffix.lower() == ".parquet":
