@@ -26,6 +26,10 @@ def study(
     resources: ResourcesOpt = None,
     store: StoreOpt = None,
     data: DataOpt = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", metavar="NAME", help="Only this variant; may be given several times. Default: all."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the number of recipes and trainings, and start nothing.")
     ] = False,
@@ -40,7 +44,7 @@ def study(
     from sdft_ray.pipeline.study import plan_study, run_study
     from sdft_ray.recipe.study import Study
 
-    definition, profile, view = Study.load(file), load_resources(resources), view_name(progress)
+    definition, profile, view = Study.load(file).only(variant or ()), load_resources(resources), view_name(progress)
     at, folder = open_store(store, profile), data_folder(data)
     plan = plan_study(definition, at, data=folder)
     if not as_json:

@@ -151,10 +151,12 @@ def rows_file(rows: pa.Table) -> bytes:
 def _walk(
     study: Study, group: Group, recipe: Recipe, stage: str, store: Store, resources: Resources, data: Path | None
 ) -> GraphRun:
-    """Over what the steps of one stage need, and no more: no page, no speed."""
+    """Over what the steps of one stage need, and no more: no page, no speed. Where students are evaluated, what they
+    have forgotten is measured too, if the recipe asks for it."""
     recipe = from_folder(recipe, data)
     known = steps(recipe)
-    wanted = needed_steps(known, {step.name for step in known if step.stage == stage})
+    asked = {stage, "forget"} if stage == "evaluate" else {stage}
+    wanted = needed_steps(known, {step.name for step in known if step.stage in asked})
     walk = GraphRun(recipe, store, resources, f"{study.name}-{group.name}", known, wanted, label=group.name)
     walk.refresh()
     return walk
