@@ -30,7 +30,7 @@ class Comparison:
 
     `interval` is by `paired_bootstrap` and `standard` by the usual methods, for comparison; both are None where the
     score is not the mean of its items. `test` exists only where items are right or wrong; in it the other model is the
-    first one. `p_value` is two-sided: the mid-p value of that test, else that of the difference over its standard error.
+    first one. `p_value` is two-sided: the mid-p value of that test, else of the difference over its standard error.
     """
 
     difference: float | None
@@ -112,9 +112,9 @@ class Card:
     """The whole. Overall figures are in the two `Recovery`: `mean`, and beside it `min` with `min_task`.
 
     Intervals belong to their means, and are None where a task has no values per item. `pruned_recovery` is the mean
-    before fine-tuning. `flips` are those of teacher to student, over all tasks with right or wrong items, and
-    `pruned_flips` those of teacher to pruned model. `left_out` are tasks that no ratio can be built of: `TaskCard.not_averaged`, or a score is no
-    number.
+    before fine-tuning. `left_out` are tasks that no ratio can be built of: `TaskCard.not_averaged`, or a score is no
+    number. `flips` are from teacher to student, over all tasks whose items are right or wrong, `pruned_flips` from
+    teacher to pruned model.
     """
 
     tasks: tuple[TaskCard, ...]

@@ -63,7 +63,7 @@ def response_nll(
     import torch
 
     nll_by_index: dict[int, ResponseNll] = {}
-    for batch in _batches([len(document.ids) for document in documents], batch_tokens):
+    for batch in batches([len(document.ids) for document in documents], batch_tokens):
         with torch.inference_mode():
             scored = _score(model, [documents[index] for index in batch])
         nll_by_index.update(zip(batch, scored, strict=True))
@@ -76,7 +76,7 @@ def response_nll(
     return [nll_by_index[index] for index in range(len(documents))]
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of the documents of each batch, the shortest documents first."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
@@ -89,11 +89,29 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
-    """One forward pass. Logits are taken from the token before the earliest response on: K of T positions."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    scored_positions = [[t for t in range(1, len(document.ids)) if document.loss_mask[t]] for document in documents]
+    rows = []
+    for document, logits_NV in zip(documents, response_logits(model, documents), strict=True):
+        ids_N = torch.tensor([document.ids[t] for t in _scored(document)], dtype=torch.int64, device=model.device)
+        nats = cross_entropy(logits_NV.float(), ids_N, reduction="none").sum(dtype=torch.float64)
+        rows.append(ResponseNll(float(nats), len(ids_N)))
+    return rows
+
+
+def _scored(document: Document) -> list[int]:
+    return [t for t in range(1, len(document.ids)) if document.loss_mask[t]]
+
+
+def response_logits(model: Any, documents: Sequence[Document]) -> Iterator[Any]:
+    """Of each document, (N, V) logits for the N tokens that `loss_mask` marks, in the model's dtype.
+
+    One forward pass. Logits are taken from the token before the earliest response on: K of T positions.
+    """
+    import torch
+
+    scored_positions = [_scored(document) for document in documents]
     width = max(len(document.ids) for document in documents)
     first = min((positions[0] for positions in scored_positions if positions), default=width)
     ids_BT = torch.zeros(len(documents), width, dtype=torch.int64)
@@ -102,13 +120,9 @@ def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
     ids_BT = ids_BT.to(model.device)
     # Right padding needs no attention mask: attention is causal and the pads are not scored.
     logits_BKV = model(input_ids=ids_BT, use_cache=False, logits_to_keep=width - first + 1).logits
-    rows = []
     for row, positions in enumerate(scored_positions):
         index_N = torch.tensor(positions, dtype=torch.int64, device=model.device)
-        logits_NV = logits_BKV[row, index_N - first].float()
-        nats = cross_entropy(logits_NV, ids_BT[row, index_N], reduction="none").sum(dtype=torch.float64)
-        rows.append(ResponseNll(float(nats), len(positions)))
-    return rows
+        yield logits_BKV[row, index_N - first]
 
 
 def mean_nll(rows: Sequence[ResponseNll]) -> Estimate:

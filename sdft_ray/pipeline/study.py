@@ -94,7 +94,7 @@ class Planned:
 
 
 def plan_study(study: Study, store: Store, *, data: Path | None = None) -> Planned:
-    """Starts nothing; `data` as in `run_study`. Raises `RecipeError`, also when the grid asks for more than the study's budget."""
+    """Starts nothing; `data` as in `run_study`. Raises `RecipeError`, also when the grid exceeds the study's budget."""
     size, done = size_of_study(study), set()
     resources = Resources()
     for group in groups(study):
@@ -128,14 +128,18 @@ def run_study(
     chosen: list[GraphRun | None] = [None] * len(parts)
     if len(study.learning_rates) > 1:
         chosen = [_walk(study, group, rate_recipe(study, group), "choose", store, resources, data) for group in parts]
-    trained = [_seed_walk(study, group, walk, store, resources, data) for group, walk in zip(parts, chosen, strict=True)]
+    trained = [
+        _seed_walk(study, group, walk, store, resources, data) for group, walk in zip(parts, chosen, strict=True)
+    ]
     sentences: list[str] = []
     for walk in trained:
         if walk.missing():
             preflight(walk.recipe, store, resources, walk.states, walk.teacher, tell=sentences.append)
     rated = [walk for walk in chosen if walk is not None]
     _run(rated, resources, view, dict.fromkeys(sentences))
-    trained = [_seed_walk(study, group, walk, store, resources, data) for group, walk in zip(parts, chosen, strict=True)]
+    trained = [
+        _seed_walk(study, group, walk, store, resources, data) for group, walk in zip(parts, chosen, strict=True)
+    ]
     _run(trained, resources, view)
     rows = [row for group, walk in zip(parts, trained, strict=True) for row in _rows(study, group, walk)]
     return StudyRun(study, pa.Table.from_pylist(rows, schema=ROWS), _shared([*rated, *trained]))

@@ -49,10 +49,14 @@ def scored(
 ) -> list[ResponseNll]:
     """What `documents` cost the model that is the input `role`, or the teacher where there is no such input."""
     from sdft_ray.evaluation.shift import response_nll
+
+    batch_tokens = job.resources.gap.batch_tokens
+    return response_nll(loaded(job, role), documents, batch_tokens=batch_tokens, on_batch=on_batch)
+
+
+def loaded(job: StageContext, role: str) -> Any:
+    """The model that is the input `role`, or the teacher where there is no such input, where the stage runs."""
     from sdft_ray.models.loading import load_model
 
-    settings = job.resources.gap
     model: Any = load_model(job.model(role), job.teacher.dtype)
-    return response_nll(
-        model.to("cuda" if settings.gpus else "cpu"), documents, batch_tokens=settings.batch_tokens, on_batch=on_batch
-    )
+    return model.to("cuda" if job.resources.gap.gpus else "cpu")

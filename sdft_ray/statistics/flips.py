@@ -1,7 +1,7 @@
 """Flips: items that one model answers rightly and another wrongly, and the other way round.
 
-Two models may have the same accuracy and answer differently, which a difference of means does not show (arXiv:2407.09141
-finds that compressed models do). A share of flips is binomial over the items; its limits are Wilson's (1927, JASA 22).
+Two models may have the same accuracy and answer differently, which a difference of means does not show; compressed
+models do (arXiv:2407.09141). A share of flips is binomial over the items; its limits are Wilson's (1927, JASA 22).
 Over several tasks the counts are added up, so each item weighs the same; limits of the sum are then slightly too wide,
 since tasks are fixed.
 """
@@ -34,9 +34,7 @@ class Flips:
 
 def is_binary(*scores: TaskScore) -> bool:
     """Whether every item of the scores is right or wrong, and right is better."""
-    return all(
-        score.higher_is_better and score.items and set(score.items.values()) <= {0.0, 1.0} for score in scores
-    )
+    return all(score.higher_is_better and score.items and set(score.items.values()) <= {0.0, 1.0} for score in scores)
 
 
 def flips(pairs: Iterable[tuple[TaskScore, TaskScore]], *, level: float = 0.95) -> Flips | None:

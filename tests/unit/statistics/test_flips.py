@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -93,4 +93,6 @@ def test_the_detectable_difference_is_seen_four_times_in_five(num_items: list[in
 def test_what_no_difference_would_show() -> None:
     assert detectable_difference([10], 0.2) is None
     more = [detectable_difference([count], 0.2) for count in (100, 400, 1600)]
-    assert all(one is not None and other is not None and one > other for one, other in zip(more, more[1:], strict=False))
+    assert all(
+        one is not None and other is not None and one > other for one, other in pairwise(more)
+    )
