@@ -9,6 +9,7 @@ from typing import Any
 
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.size import ModelSize
+from sdft_ray.pipeline.detectable import Detectable, detectable
 from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.graph import State, Step, nearest, resolve
@@ -39,6 +40,7 @@ class Explanation:
     teacher: ModelSize | None
     pruned: ModelSize | None
     generated: PassBytes | None
+    detectable: Detectable
 
 
 def explain(recipe: Recipe, store: Store) -> Explanation:
@@ -54,6 +56,7 @@ def explain(recipe: Recipe, store: Store) -> Explanation:
         teacher.size if teacher else None,
         planned_size(recipe, teacher.config) if teacher else None,
         generated,
+        detectable(recipe, store, states),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,19 @@ def run_study(
     _run(trained, resources, view)
     rows = [row for group, walk in zip(parts, trained, strict=True) for row in _rows(study, group, walk)]
     return StudyRun(study, pa.Table.from_pylist(rows, schema=ROWS), _shared([*rated, *trained]))
+
+
+def walks_of(study: Study, store: Store, *, data: Path | None = None) -> Iterator[tuple[Group, GraphRun]]:
+    """Over what a study asks for, finished or not: of each group all rates, then all seeds at the chosen ones, if these
+    are chosen. Starts nothing; `data` as in `run_study`."""
+    resources = Resources()
+    for group in groups(study):
+        rated = None
+        if len(study.learning_rates) > 1:
+            rated = _walk(study, group, rate_recipe(study, group), "choose", store, resources, data)
+            yield group, rated
+        if _chosen(study, group, rated) is not None:
+            yield group, _seed_walk(study, group, rated, store, resources, data)
 
 
 def rows_file(rows: pa.Table) -> bytes:

@@ -93,6 +93,4 @@ def test_the_detectable_difference_is_seen_four_times_in_five(num_items: list[in
 def test_what_no_difference_would_show() -> None:
     assert detectable_difference([10], 0.2) is None
     more = [detectable_difference([count], 0.2) for count in (100, 400, 1600)]
-    assert all(
-        one is not None and other is not None and one > other for one, other in pairwise(more)
-    )
+    assert all(one is not None and other is not None and one > other for one, other in pairwise(more))
