@@ -137,8 +137,8 @@ def _row(name: str, teacher: Entry, models: Sequence[Entry], losses: Sequence[fl
     mean = nats(statistics.fmean(part["mean"]["value"] for part in kl)) if kl else DASH
     error = f"± {nats(kl[0]['mean']['stderr'])}" if len(kl) == 1 and kl[0]["mean"]["stderr"] is not None else ""
     high = nats(statistics.fmean(part["p99"]["value"] for part in kl)) if kl else DASH
-    ends = [kl[0]["p99"][end] for end in ("low", "high")] if len(kl) == 1 else [None]
-    limits = f"({nats(ends[0])} to {nats(ends[1])})" if None not in ends else ""
+    low, high = (kl[0]["p99"][end] for end in ("low", "high")) if len(kl) == 1 else (None, None)
+    limits = "" if low is None or high is None else f"({nats(low)} to {nats(high)})"
     cells = (_share(lost), _share(gained), Cell(mean, error), Cell(high, limits))
     loss = Cell(nats(statistics.fmean(losses)) if losses else DASH)
     return Row(Cell(name), (*cells, loss, Cell(_tokens(teacher, models))))

@@ -118,7 +118,15 @@ def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:
 
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
-    from sdft_ray.report.run.terminal import gap_line, grid_line, release_lines, result_table, size_line
+    from sdft_ray.report.run.terminal import (
+        divergence_line,
+        flip_lines,
+        gap_line,
+        grid_line,
+        release_lines,
+        result_table,
+        size_line,
+    )  # fmt: skip
     from sdft_ray.report.run.words import overlap, rows_read
 
     console = _console()
@@ -127,6 +135,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
     console.print(result_table(data))
     console.print(size_line(data))
     for line in release_lines(data):
+        console.print(line, soft_wrap=True)
+    for line in flip_lines(data):
         console.print(line, soft_wrap=True)
     for paragraph in rows_read(data):
         console.print(Text(paragraph), soft_wrap=True)
@@ -140,6 +150,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
         console.print(data.correction.verdict, soft_wrap=True)
     if data.forgetting is not None:
         console.print(data.forgetting.verdicts["text"], soft_wrap=True)
+        if data.forgetting.kl:
+            console.print(divergence_line(data), soft_wrap=True)
     if stages:
         console.print(_stage_table(run))
     num_run = sum(not stage["skipped"] for stage in run.stages())
