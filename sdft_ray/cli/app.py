@@ -14,12 +14,14 @@ import typer
 from sdft_ray.cli.compare import compare
 from sdft_ray.cli.import_model import import_model
 from sdft_ray.cli.options import (
+    DataOpt,
     JsonOpt,
     RecipeArg,
     ResourcesOpt,
     RunArg,
     StoreOpt,
     ViewOpt,
+    load_recipe,
     load_resources,
     open_store,
     store_url,
@@ -49,6 +51,7 @@ def compress(
     resources: ResourcesOpt = None,
     store: StoreOpt = None,
     name: RunNameOpt = None,
+    data: DataOpt = None,
     progress: ViewOpt = "auto",
 ) -> None:
     """Run a recipe from end to end.
@@ -57,10 +60,9 @@ def compress(
     """
     from sdft_ray.cli.render import print_result
     from sdft_ray.pipeline.compress import compress as run_recipe
-    from sdft_ray.recipe.recipe import Recipe
 
     profile = load_resources(resources)
-    run = run_recipe(Recipe.load(recipe), store_url(store, profile), profile, name=name, view=view_name(progress))
+    run = run_recipe(load_recipe(recipe, data), store_url(store, profile), profile, name=name, view=view_name(progress))
     if progress != "none":
         print_result(run)
 
@@ -89,13 +91,12 @@ def retry(
         print_result(run)
 
 
-def explain(recipe: RecipeArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+def explain(recipe: RecipeArg, store: StoreOpt = None, data: DataOpt = None, as_json: JsonOpt = False) -> None:
     """Show which steps would run and why, which are in the store, and the resulting model sizes. Starts nothing."""
     from sdft_ray.cli.render import explanation_json, print_explanation
     from sdft_ray.pipeline.explain import explain as explain_recipe
-    from sdft_ray.recipe.recipe import Recipe
 
-    explanation = explain_recipe(Recipe.load(recipe), open_store(store))
+    explanation = explain_recipe(load_recipe(recipe, data), open_store(store))
     if as_json:
         typer.echo(json.dumps(explanation_json(explanation)))
     else:

@@ -13,6 +13,7 @@ from sdft_ray.errors import UserError
 
 if TYPE_CHECKING:
     from sdft_ray.progress import ViewName
+    from sdft_ray.recipe.recipe import Recipe
     from sdft_ray.recipe.resources import Resources
     from sdft_ray.store.store import Store
 
@@ -29,6 +30,14 @@ StoreOpt = Annotated[
 ResourcesOpt = Annotated[
     Path | None,
     typer.Option("--resources", metavar="FILE", help="Resources YAML file. Default: all CPUs of this machine."),
+]
+DataOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Folder that holds, as local files, what the recipe names on the hub. Default: $SDFT_DATA, else the hub.",
+    ),
 ]
 ViewOpt = Annotated[
     str,
@@ -47,6 +56,25 @@ def open_store(given: str | None, resources: Resources | None = None) -> Store:
     from sdft_ray.store.store import Store
 
     return Store(store_url(given, resources))
+
+
+def data_folder(given: Path | None) -> Path | None:
+    """The first that is set: `--data`, $SDFT_DATA; None for the hub."""
+    named = os.environ.get("SDFT_DATA")
+    return given or (Path(named) if named else None)
+
+
+def load_recipe(path: Path, data: Path | None = None) -> Recipe:
+    """The recipe in a file, with what it names on the hub replaced by the files of `data_folder(data)`, if there is
+    one. Raises `RecipeError`."""
+    from sdft_ray.recipe.recipe import Recipe
+
+    recipe, folder = Recipe.load(path), data_folder(data)
+    if folder is None:
+        return recipe
+    from sdft_ray.pipeline.local_data import from_folder
+
+    return from_folder(recipe, folder)
 
 
 def check_extra(name: str, module: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sdft_ray.generation.footprint import PassBytes
     from sdft_ray.models.size import ModelSize
+    from sdft_ray.pipeline.detectable import Detectable
     from sdft_ray.pipeline.explain import Explanation
     from sdft_ray.pipeline.run import Run
     from sdft_ray.report.run.why import Why
@@ -54,6 +55,7 @@ def print_explanation(explanation: Explanation) -> None:
     console.print(f"\n{done} of {len(explanation.lines)} steps are done.")
     if explanation.generated is not None:
         console.print(_pass_line(explanation.generated), soft_wrap=True)
+    console.print(_detectable_line(explanation.detectable), soft_wrap=True)
     if explanation.teacher is not None and explanation.pruned is None:
         console.print(
             "The size of the pruned model is known only after the step `rate`, which measures decoding speeds."
@@ -81,6 +83,26 @@ def _pass_line(generated: PassBytes) -> str:
     return bound.replace(THIN, " ")
 
 
+def _detectable_line(found: Detectable) -> str:
+    """What the evaluation can tell apart, and by which assumption."""
+    unknown = [name for name, number in found.num_items.items() if number is None]
+    total = sum(number or 0 for number in found.num_items.values())
+    tasks = f"{len(found.num_items)} task{'s' * (len(found.num_items) != 1)}"
+    if found.smallest is None and unknown:
+        return f"evaluate asks {tasks}; what it can tell apart is known once the number of items is (evaluate.limit)"
+    part = f", {', '.join(unknown)} not counted" if unknown else ""
+    items = f"evaluate asks {tasks}, {'at most ' if found.is_limit else ''}{total:,} items{part}"
+    how = f"measured on {found.num_pairs} pairs of models" if found.num_pairs else "an assumption"
+    given = f"{100 * found.discordant:.0f} % of the items are right in exactly one of the two ({how})"
+    sure = f"with a power of {100 * found.power:.0f} % at the {100 * found.level:.0f} % level, if {given}"
+    if found.smallest is None:
+        return f"{items}: too few to tell two models apart {sure}"
+    fewest = f"{100 * found.smallest:.1f} points on the task with the fewest items"
+    mean = "" if found.mean is None else f"{100 * found.mean:.1f} points in the mean of the tasks and "
+    several = f"{mean}{fewest}" if len(found.num_items) > 1 else f"{100 * found.smallest:.1f} points"
+    return f"{items}: it tells two models apart that differ by {several}, {sure}; other seeds come on top"
+
+
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
     return asdict(explanation)
 
@@ -96,7 +118,15 @@ def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:
 
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
-    from sdft_ray.report.run.terminal import gap_line, grid_line, release_lines, result_table, size_line
+    from sdft_ray.report.run.terminal import (
+        divergence_line,
+        flip_lines,
+        gap_line,
+        grid_line,
+        release_lines,
+        result_table,
+        size_line,
+    )  # fmt: skip
     from sdft_ray.report.run.words import overlap, rows_read
 
     console = _console()
@@ -105,6 +135,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
     console.print(result_table(data))
     console.print(size_line(data))
     for line in release_lines(data):
+        console.print(line, soft_wrap=True)
+    for line in flip_lines(data):
         console.print(line, soft_wrap=True)
     for paragraph in rows_read(data):
         console.print(Text(paragraph), soft_wrap=True)
@@ -118,6 +150,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
         console.print(data.correction.verdict, soft_wrap=True)
     if data.forgetting is not None:
         console.print(data.forgetting.verdicts["text"], soft_wrap=True)
+        if data.forgetting.kl:
+            console.print(divergence_line(data), soft_wrap=True)
     if stages:
         console.print(_stage_table(run))
     num_run = sum(not stage["skipped"] for stage in run.stages())

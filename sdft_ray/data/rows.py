@@ -9,7 +9,7 @@ import pyarrow as pa
 from sdft_ray.data.conversations import Turns
 from sdft_ray.data.reading import Reading
 from sdft_ray.data.sources import CheckError, read_tables
-from sdft_ray.data.subset import spread
+from sdft_ray.data.subset import nested_subset, spread
 from sdft_ray.recipe.inputs import Calibration, Forgetting, RowSource
 
 
@@ -18,9 +18,10 @@ def read_source(
 ) -> Iterator[pa.Table]:
     """Stream the rows of a part, in tables of `SEED_SCHEMA`; only sets that measure may hold plain text.
 
-    Raises `DataError` as `read_tables`, which says what the other arguments are.
+    With `source.sample` all rows are in memory at once. Raises `DataError` as `read_tables`, which says what the other
+    arguments are.
     """
-    return read_tables(
+    tables = read_tables(
         source.source,
         columns=source.columns,
         answer_kind=source.answer_kind,
@@ -32,6 +33,16 @@ def read_source(
         revision=source.revision,
         reading=reading,
     )
+    return tables if source.sample is None else _sampled(tables, source.sample)
+
+
+def _sampled(tables: Iterator[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    table = pa.concat_tables(tables)
+    if table.num_rows > num_rows:
+        ids = table["example_id"].to_pylist()
+        chosen = nested_subset(ids, num_rows)
+        table = table.filter(pa.array([name in chosen for name in ids]))
+    yield table
 
 
 def read_spread(source: Forgetting, check_error: CheckError, *, reading: Reading | None = None) -> Iterator[pa.Table]:

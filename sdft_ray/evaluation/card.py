@@ -15,9 +15,13 @@ from dataclasses import dataclass, replace
 from sdft_ray.evaluation.capabilities import capability_of
 from sdft_ray.evaluation.recovery import Recovery, recovery
 from sdft_ray.statistics.estimate import Estimate, Interval, McNemar, Standard
+from sdft_ray.statistics.flips import Flips, flips
+from sdft_ray.statistics.multiple import holm
 from sdft_ray.statistics.scores import GenerationStats, Scores, TaskScore
 
 _UNDEFINED = Estimate(None, None)
+_LEVEL = 0.05
+"""Of a test, after Holm's correction."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,24 @@ class Comparison:
 
     `interval` is by `paired_bootstrap` and `standard` by the usual methods, for comparison; both are None where the
     score is not the mean of its items. `test` exists only where items are right or wrong; in it the other model is the
-    first one.
+    first one. `p_value` is two-sided: the mid-p value of that test, else of the difference over its standard error.
     """
 
     difference: float | None
     interval: Interval | None
     test: McNemar | None
     standard: Standard | None = None
+
+    @property
+    def p_value(self) -> float | None:
+        """None where there are no values per item, or a single one."""
+        if self.test is not None:
+            return self.test.mid_p
+        if self.standard is None or self.standard.stderr is None:
+            return None
+        if self.standard.stderr == 0:
+            return 0.0 if self.standard.value else 1.0
+        return math.erfc(abs(self.standard.value) / self.standard.stderr / math.sqrt(2))
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,8 @@ class TaskCard:
     from_teacher: Comparison
     from_pruned: Comparison
     written: dict[str, GenerationStats]
+    flips: Flips | None = None
+    """From the teacher to the student; None where items are not just right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +96,15 @@ class CapabilityCard:
 class Reversal:
     """A task on which the fine-tuned student is worse than the merely pruned model.
 
-    `is_beyond_chance`: the whole 95 % interval of the difference lies on the wrong side of 0; None where there is no
-    interval. Of many tasks, one in forty on which nothing changed looks so by chance.
+    `p_holm` is the p-value of the difference after Holm's correction for all tasks of the card that have one, so that
+    of many tasks on which nothing changed hardly any looks worse. `is_beyond_chance`: it is below 0.05, and the whole
+    95 % interval of the difference lies on the wrong side of 0; None where there is no interval.
     """
 
     task: str
     comparison: Comparison
     is_beyond_chance: bool | None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +113,8 @@ class Card:
 
     Intervals belong to their means, and are None where a task has no values per item. `pruned_recovery` is the mean
     before fine-tuning. `left_out` are tasks that no ratio can be built of: `TaskCard.not_averaged`, or a score is no
-    number.
+    number. `flips` are from teacher to student, over all tasks whose items are right or wrong, `pruned_flips` from
+    teacher to pruned model.
     """
 
     tasks: tuple[TaskCard, ...]
@@ -106,6 +126,8 @@ class Card:
     pruned_recovery: Estimate
     reversals: tuple[Reversal, ...]
     left_out: tuple[str, ...]
+    flips: Flips | None = None
+    pruned_flips: Flips | None = None
 
 
 def retention_card(teacher: Scores, pruned: Scores, student: Scores, *, tuned: Collection[str] = ()) -> Card:
@@ -136,7 +158,13 @@ def retention_card(teacher: Scores, pruned: Scores, student: Scores, *, tuned: C
         pruned_recovery=before.mean,
         reversals=_reversals(tasks),
         left_out=tuple(name for name in teacher.tasks if name not in whole.tasks),
+        flips=_flips(teacher, student, list(teacher.tasks)),
+        pruned_flips=_flips(teacher, pruned, list(teacher.tasks)),
     )
+
+
+def _flips(first: Scores, second: Scores, tasks: Sequence[str]) -> Flips | None:
+    return flips((first.tasks[task], second.tasks[task]) for task in tasks)
 
 
 @dataclass(frozen=True)
@@ -191,6 +219,7 @@ def _task_card(models: _Models, task: str, whole: Recovery, corrected: Recovery,
         from_teacher=_comparison(models.teacher, models.student, task),
         from_pruned=_comparison(models.pruned, models.student, task),
         written={name: score.written for name, score in scores.items() if score.written is not None},
+        flips=_flips(models.teacher, models.student, [task]),
     )
 
 
@@ -234,13 +263,16 @@ def _recovery_interval(numbers: _Models, tasks: Sequence[str], *, chance_correct
 
 def _reversals(tasks: Sequence[TaskCard]) -> tuple[Reversal, ...]:
     reversals = []
+    adjusted = holm({card.task: p for card in tasks if (p := card.from_pruned.p_value) is not None})
     for card in tasks:
         comparison, sign = card.from_pruned, 1 if card.higher_is_better else -1
         if comparison.difference is None or sign * comparison.difference >= 0:
             continue
         interval = comparison.interval
         edge = None if interval is None else interval.high if card.higher_is_better else interval.low
-        reversals.append(Reversal(card.task, comparison, None if edge is None else sign * edge < 0))
+        p_holm = adjusted.get(card.task)
+        beyond = None if edge is None else sign * edge < 0 and (p_holm is None or p_holm < _LEVEL)
+        reversals.append(Reversal(card.task, comparison, beyond, p_holm))
     return tuple(reversals)
 
 

@@ -21,8 +21,9 @@ class Bounds:
     None asks for nothing. Under either bound a task on which the teacher scores nothing is a reason: its recovery is
     undefined, and the mean would count whatever the student scores there as kept. `no_task_below_pruned` refuses a
     student whose fine-tuning made a task worse beyond chance: the whole 95 % interval of student less pruned lies below
-    zero (above it, where lower is better), or there is no interval to tell. A task that is lower within noise is among
-    the card's `reversals` and no reason here.
+    zero (above it, where lower is better), and its p-value stays below 0.05 after Holm's correction for the tasks of
+    the card; or there is no interval to tell. A task that is lower within noise is among the card's `reversals` and no
+    reason here.
     """
 
     min_recovery: float | None = None
@@ -105,7 +106,8 @@ def _reversed(reversal: Reversal) -> str:
     if interval is None:
         return f"{sentence}, and without values per item it cannot be told whether that is chance."
     ends = f"{_signed(interval.low)} to {_signed(interval.high)}"
-    return f"{sentence} ({100 * interval.level:g} % interval of the difference {ends})."
+    corrected = "" if reversal.p_holm is None else f"; p = {reversal.p_holm:.2g} after Holm's correction for all tasks"
+    return f"{sentence} ({100 * interval.level:g} % interval of the difference {ends}{corrected})."
 
 
 def _below(value: float, bound: float, reach: str) -> str:

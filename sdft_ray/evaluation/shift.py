@@ -63,7 +63,7 @@ def response_nll(
     import torch
 
     nll_by_index: dict[int, ResponseNll] = {}
-    for batch in _batches([len(document.ids) for document in documents], batch_tokens):
+    for batch in batches([len(document.ids) for document in documents], batch_tokens):
         with torch.inference_mode():
             scored = _score(model, [documents[index] for index in batch])
         nll_by_index.update(zip(batch, scored, strict=True))
@@ -76,7 +76,7 @@ def response_nll(
     return [nll_by_index[index] for index in range(len(documents))]
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of the documents of each batch, the shortest documents first."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
@@ -94,6 +94,27 @@ def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
 
     from sdft_ray.models.head import OutputHead
 
+    states = response_states(model, documents)
+    counts_B = torch.tensor(states.counts, device=states.hidden_ND.device)
+    losses_N = OutputHead.of(model).token_losses(states.hidden_ND, states.targets_N)
+    rows_N = torch.arange(len(counts_B), device=counts_B.device).repeat_interleave(counts_B)
+    nats_B = losses_N.new_zeros(len(documents)).index_add_(0, rows_N, losses_N)
+    return [ResponseNll(*row) for row in zip(nats_B.tolist(), states.counts, strict=True)]
+
+
+class ResponseStates(NamedTuple):
+    """What predicts the tokens that `loss_mask` marks: hidden states after the final norm, (N, D), and these tokens,
+    (N,), document by document; `counts` says how many each document has."""
+
+    hidden_ND: Any
+    targets_N: Any
+    counts: list[int]
+
+
+def response_states(model: Any, documents: Sequence[Document]) -> ResponseStates:
+    """One forward pass of the backbone over `documents`."""
+    import torch
+
     width = max(len(document.ids) for document in documents)
     ids_BT = torch.zeros(len(documents), width, dtype=torch.int64)
     scored_BT = torch.zeros(len(documents), width, dtype=torch.bool)
@@ -104,9 +125,7 @@ def _score(model: Any, documents: Sequence[Document]) -> list[ResponseNll]:
     ids_BT = ids_BT.to(model.device)
     # Right padding needs no attention mask: attention is causal and the pads are not scored.
     hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    losses_N = OutputHead.of(model).token_losses(hidden_BTD[rows_N, columns_N - 1], ids_BT[rows_N, columns_N])
-    nats_B = losses_N.new_zeros(len(documents)).index_add_(0, rows_N, losses_N)
-    return [ResponseNll(*row) for row in zip(nats_B.tolist(), scored_BT.sum(1).tolist(), strict=True)]
+    return ResponseStates(hidden_BTD[rows_N, columns_N - 1], ids_BT[rows_N, columns_N], scored_BT.sum(1).tolist())
 
 
 def mean_nll(rows: Sequence[ResponseNll]) -> Estimate:

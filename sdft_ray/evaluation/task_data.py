@@ -241,7 +241,7 @@ def _dataset_folder(task: TaskPlan, folder: Path, path: str, config: str) -> tup
     own = [] if config in _PLAIN else [config]
     own += [task.name, task.name.rstrip("0123456789")]
     for option in [part for name in shared for part in (f"{name}/{config}", name)] + own:
-        for place in _below(folder, option):
+        for place in folders_below(folder, option):
             if not split_files(place):
                 continue
             if config in _PLAIN or option not in shared or _plain(option) in map(_plain, own):
@@ -255,7 +255,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9/]+", "_", name.lower())
 
 
-def _below(folder: Path, option: str) -> list[Path]:
+def folders_below(folder: Path, option: str) -> list[Path]:
     """Folders of that name, a part after the other, whatever capitals and hyphens they have."""
     places = [folder]
     for part in _plain(option).split("/"):

@@ -27,7 +27,7 @@ def module_files(task: TaskPlan, origin: Origin) -> tuple[Path, ...]:
     """
     folders = _folders(task, origin)
     found: dict[Path, None] = {}
-    left = [path for function in _functions(task) if (path := _path_of(function, origin)) is not None]
+    left = [path for function in _functions(task) if (path := path_of(function, origin)) is not None]
     while left:
         path = left.pop(0)
         if path not in found and not is_own(path):
@@ -42,7 +42,7 @@ def _functions(task: TaskPlan) -> Iterator[Function]:
         yield from functions_in(part.value)
 
 
-def _path_of(function: Function, origin: Origin) -> Path | None:
+def path_of(function: Function, origin: Origin) -> Path | None:
     """The module's file; None for an installed module."""
     if function.path is not None:
         return function.path
@@ -52,7 +52,7 @@ def _path_of(function: Function, origin: Origin) -> Path | None:
 
 def _folders(task: TaskPlan, origin: Origin) -> list[Path]:
     """Where modules of a task are imported from, apart from installed ones."""
-    own = [path.parent for function in _functions(task) if (path := _path_of(function, origin)) is not None]
+    own = [path.parent for function in _functions(task) if (path := path_of(function, origin)) is not None]
     found = dict.fromkeys([*own, *(path.parent for path in task.files), origin.carried(origin.working_dir)])
     return [folder for folder in found if not is_own(folder)]
 
@@ -114,7 +114,7 @@ def with_functions(value: Any, origin: Origin) -> Any:
 
 
 def _load(function: Function, origin: Origin) -> Any:
-    path = _path_of(function, origin)
+    path = path_of(function, origin)
     if path is None:
         module = importlib.import_module(function.module)
     elif is_own(path):

@@ -17,6 +17,7 @@ from sdft_ray.errors import EvaluationError, UserError
 from sdft_ray.evaluation.progress import quiet
 from sdft_ray.evaluation.task_data import hub_data, is_local, with_local_files, with_rows
 from sdft_ray.evaluation.task_modules import importable, with_functions
+from sdft_ray.evaluation.task_needs import check_needs
 from sdft_ray.evaluation.task_plans import GroupPlan, Plan, TaskPlaces, tasks_of
 
 _CANNOT_LOAD = (
@@ -61,6 +62,11 @@ def load_tasks(
         except UserError:
             raise
         except _CANNOT_LOAD as error:
+            if isinstance(error, ModuleNotFoundError):
+                raise EvaluationError(
+                    f"task {name!r} needs the Python module {error.name}, which is not installed",
+                    "install it; `pip install 'sdft_ray[eval]'` brings those of lm-eval's own tasks",
+                ) from error
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             if isinstance(error, KeyError):
                 reason = f"there is no split or column {reason}"
@@ -86,6 +92,7 @@ def _built(manager: TaskManager, places: TaskPlaces, shots: int | None, plan: Pl
         for member in plan.members:
             group.add(_built(manager, places, shots, member))
         return group
+    check_needs(plan, origin)
     plan, _ = with_local_files(plan, origin)
     if places.data is not None and (found := hub_data(plan, places.data, shots)) is not None:
         plan = with_rows(plan, found)

@@ -50,12 +50,15 @@ class OutputHead:
         losses = [hidden_ND.new_zeros(0, dtype=torch.float64)]
         chunks = zip(hidden_ND.split(self.chunk_tokens), targets_N.split(self.chunk_tokens), strict=True)
         for hidden_CD, targets_C in chunks:
-            logits_CV = self.linear(hidden_CD if norm is None else norm(hidden_CD))
-            logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-            if self.softcap is not None:
-                logits_CV = torch.tanh(logits_CV / self.softcap) * self.softcap
+            logits_CV = self.logits(hidden_CD if norm is None else norm(hidden_CD))
             losses.append(F.cross_entropy(logits_CV, targets_C, reduction="none").double())
         return torch.cat(losses)
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """(C, V) logits of all tokens at once, in float32 (float64 stays)."""
+        logits_CV = self.linear(hidden_CD)
+        logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+        return logits_CV if self.softcap is None else torch.tanh(logits_CV / self.softcap) * self.softcap
 
 
 def load_head(directory: str | Path, dtype: str) -> tuple[nn.Linear, float | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.size import ModelSize
+from sdft_ray.pipeline.detectable import Detectable, detectable
 from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.graph import State, Step, nearest, resolve
@@ -39,6 +40,7 @@ class Explanation:
     teacher: ModelSize | None
     pruned: ModelSize | None
     generated: PassBytes | None
+    detectable: Detectable
 
 
 def explain(recipe: Recipe, store: Store) -> Explanation:
@@ -54,6 +56,7 @@ def explain(recipe: Recipe, store: Store) -> Explanation:
         teacher.size if teacher else None,
         planned_size(recipe, teacher.config) if teacher else None,
         generated,
+        detectable(recipe, store, states),
     )
 
 
@@ -61,7 +64,8 @@ def _num_seed_rows(recipe: Recipe, seed: State) -> int | None:
     """Rows of the seed set: as committed, else counted in a local file, else at most its limit; unchecked."""
     if seed.manifest is not None:
         return seed.manifest.summary["num_rows"]
-    path, limit = Path(recipe.seed_set.source), recipe.seed_set.limit
+    path = Path(recipe.seed_set.source)
+    limit = min((most for most in (recipe.seed_set.limit, recipe.seed_set.sample) if most), default=None)
     if not path.is_file():
         return limit
     if path.suffix.lower() == ".parquet":

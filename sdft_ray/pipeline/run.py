@@ -72,7 +72,7 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """For machines: `stages`, `scores`, `recovery` of all students, `release`, `reversals`, `gap`, `grids`,
-        `correction`, `forgetting`, `sizes`.
+        `correction`, `forgetting`, `flips` (from the teacher), `sizes`.
 
         Fractions are in [0, 1], intervals (`low` to `high`) at 95 %, None where they cannot be told.
         """
@@ -102,6 +102,7 @@ class Run:
             "grids": {arm: grid.model_dump(mode="json") for arm, grid in data.grids.items()},
             "correction": plain(vars(data.correction)) if data.correction else {},
             "forgetting": plain(data.forgetting) or {},
+            "flips": {arm: plain(card.flips) for arm, card in cards.items() if card.flips},
             "sizes": data.sizes.model_dump() if data.sizes else {},
             "report": str(self.report_path),
         }

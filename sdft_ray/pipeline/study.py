@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdft_ray.pipeline.local_data import from_folder
 from sdft_ray.pipeline.preflight import preflight
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
 from sdft_ray.pipeline.step import needed_steps
@@ -92,22 +93,31 @@ class Planned:
         return {**asdict(self.size), "num_trainings": self.size.num_trainings, "num_done": self.num_done}
 
 
-def plan_study(study: Study, store: Store) -> Planned:
-    """Starts nothing. Raises `RecipeError`, also when the grid asks for more than the study's budget."""
+def plan_study(study: Study, store: Store, *, data: Path | None = None) -> Planned:
+    """Starts nothing; `data` as in `run_study`. Raises `RecipeError`, also when the grid exceeds the study's budget."""
     size, done = size_of_study(study), set()
     resources = Resources()
     for group in groups(study):
-        walks = [_walk(study, group, rate_recipe(study, group), "train", store, resources)]
+        walks = [_walk(study, group, rate_recipe(study, group), "train", store, resources, data)]
         rates = _chosen(study, group, walks[0])
         if rates is not None:
-            walks.append(_walk(study, group, seed_recipe(study, group, rates), "train", store, resources))
+            walks.append(_walk(study, group, seed_recipe(study, group, rates), "train", store, resources, data))
         states = [state for walk in walks for state in walk.states.values()]
         done |= {state.address for state in states if state.step.stage == "train" and state.status == "done"}
     return Planned(size, len(done))
 
 
-def run_study(study: Study, store: Store, resources: Resources | None = None, *, view: ViewName = "auto") -> StudyRun:
+def run_study(
+    study: Study,
+    store: Store,
+    resources: Resources | None = None,
+    *,
+    data: Path | None = None,
+    view: ViewName = "auto",
+) -> StudyRun:
     """Run every recipe of a study, side by side as the cluster allows. What is in the store is taken over.
+
+    `data` is a folder with what the recipes name on the hub (`local_data`).
 
     Raises `UserError` before any worker starts, and `StageError`, as `compress` does.
     """
@@ -117,18 +127,35 @@ def run_study(study: Study, store: Store, resources: Resources | None = None, *,
     parts = groups(study)
     chosen: list[GraphRun | None] = [None] * len(parts)
     if len(study.learning_rates) > 1:
-        chosen = [_walk(study, group, rate_recipe(study, group), "choose", store, resources) for group in parts]
-    trained = [_seed_walk(study, group, walk, store, resources) for group, walk in zip(parts, chosen, strict=True)]
+        chosen = [_walk(study, group, rate_recipe(study, group), "choose", store, resources, data) for group in parts]
+    trained = [
+        _seed_walk(study, group, walk, store, resources, data) for group, walk in zip(parts, chosen, strict=True)
+    ]
     sentences: list[str] = []
     for walk in trained:
         if walk.missing():
             preflight(walk.recipe, store, resources, walk.states, walk.teacher, tell=sentences.append)
     rated = [walk for walk in chosen if walk is not None]
     _run(rated, resources, view, dict.fromkeys(sentences))
-    trained = [_seed_walk(study, group, walk, store, resources) for group, walk in zip(parts, chosen, strict=True)]
+    trained = [
+        _seed_walk(study, group, walk, store, resources, data) for group, walk in zip(parts, chosen, strict=True)
+    ]
     _run(trained, resources, view)
     rows = [row for group, walk in zip(parts, trained, strict=True) for row in _rows(study, group, walk)]
     return StudyRun(study, pa.Table.from_pylist(rows, schema=ROWS), _shared([*rated, *trained]))
+
+
+def walks_of(study: Study, store: Store, *, data: Path | None = None) -> Iterator[tuple[Group, GraphRun]]:
+    """Over what a study asks for, finished or not: of each group all rates, then all seeds at the chosen ones, if these
+    are chosen. Starts nothing; `data` as in `run_study`."""
+    resources = Resources()
+    for group in groups(study):
+        rated = None
+        if len(study.learning_rates) > 1:
+            rated = _walk(study, group, rate_recipe(study, group), "choose", store, resources, data)
+            yield group, rated
+        if _chosen(study, group, rated) is not None:
+            yield group, _seed_walk(study, group, rated, store, resources, data)
 
 
 def rows_file(rows: pa.Table) -> bytes:
@@ -138,19 +165,26 @@ def rows_file(rows: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _walk(study: Study, group: Group, recipe: Recipe, stage: str, store: Store, resources: Resources) -> GraphRun:
-    """Over what the steps of one stage need, and no more: no page, no speed."""
+def _walk(
+    study: Study, group: Group, recipe: Recipe, stage: str, store: Store, resources: Resources, data: Path | None
+) -> GraphRun:
+    """Over what the steps of one stage need, and no more: no page, no speed. Where students are evaluated, what they
+    have forgotten is measured too, if the recipe asks for it."""
+    recipe = from_folder(recipe, data)
     known = steps(recipe)
-    wanted = needed_steps(known, {step.name for step in known if step.stage == stage})
+    asked = {stage, "forget"} if stage == "evaluate" else {stage}
+    wanted = needed_steps(known, {step.name for step in known if step.stage in asked})
     walk = GraphRun(recipe, store, resources, f"{study.name}-{group.name}", known, wanted, label=group.name)
     walk.refresh()
     return walk
 
 
-def _seed_walk(study: Study, group: Group, rated: GraphRun | None, store: Store, resources: Resources) -> GraphRun:
+def _seed_walk(
+    study: Study, group: Group, rated: GraphRun | None, store: Store, resources: Resources, data: Path | None
+) -> GraphRun:
     """Over all seeds at the chosen rates; while these are not known, at one that will do to check the recipe."""
     rates = _chosen(study, group, rated) or dict.fromkeys(_rated_names(study, group), study.learning_rates[0])
-    return _walk(study, group, seed_recipe(study, group, rates), "evaluate", store, resources)
+    return _walk(study, group, seed_recipe(study, group, rates), "evaluate", store, resources, data)
 
 
 def _run(walks: Sequence[GraphRun], resources: Resources, view: ViewName, sentences: Iterable[str] = ()) -> None:

@@ -103,6 +103,10 @@ class RowSource(StrictPart):
     check: str = ""
     """Likewise: a JSON schema, Python tests, or `module:function`, as the answer kind requires."""
     limit: int | None = Field(default=None, ge=1)
+    """Only the first rows of the source."""
+    sample: int | None = Field(default=None, ge=1)
+    """At most this many of these rows, drawn by a hash of their ids and kept in order: for a source that is sorted. A
+    larger sample contains the smaller ones."""
 
 
 class Decontaminate(StrictPart):

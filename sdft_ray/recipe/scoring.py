@@ -31,7 +31,8 @@ _Items = Annotated[int, Field(ge=1)]
 
 
 class Evaluate(StrictPart):
-    """Tasks for teacher, pruned model and students. `suite: NAME` sets the fields as in `sdft_ray.recipe.suites`."""
+    """Tasks for teacher, pruned model and students. `suite: NAME`, or a list of names, sets the fields as in
+    `sdft_ray.recipe.suites`; `tasks` beside it are further ones."""
 
     tasks: tuple[Task, ...] = Field(min_length=1)
     include: Place | None = None

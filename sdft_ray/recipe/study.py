@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -80,6 +80,15 @@ class Study(StrictPart):
     def rated_sizes(self) -> tuple[int, ...]:
         """Sizes at which all rates are tried."""
         return self.num_rows if self.rates_at is None else (self.rates_at,)
+
+    def only(self, variants: Collection[str]) -> Study:
+        """The part with these variants; the whole for none. Raises `RecipeError` for one that it does not have."""
+        for name in variants:
+            if name not in self.variants:
+                known = f"it has {', '.join(self.variants)}" if self.variants else "it has none"
+                raise RecipeError(f"study {self.name} has no variant {name!r}", known)
+        kept = {name: changes for name, changes in self.variants.items() if name in variants}
+        return self.model_copy(update={"variants": kept}) if kept else self
 
     @classmethod
     def load(cls, path: str | Path) -> Study:

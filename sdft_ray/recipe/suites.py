@@ -35,6 +35,27 @@ SUITES: dict[str, dict[str, Any]] = {
         "limit": 100,
         "apply_chat_template": False,
     },
+    # What models below a billion parameters can do at all: options compared by likelihood, without examples.
+    "small": {
+        "tasks": (
+            _task("arc_easy", 0, "acc_norm"),
+            _task("piqa", 0, "acc_norm"),
+            _task("hellaswag", 0, "acc_norm"),
+            _task("winogrande", 0, "acc"),
+            _task("openbookqa", 0, "acc_norm"),
+            _task("boolq", 0, "acc"),
+        ),
+        "limit": 500,
+        "apply_chat_template": False,
+    },
+    # Answers that are written: a mean over options hides that a model can no longer write (arXiv:2602.01997).
+    "generative": {
+        "tasks": (
+            _task("gsm8k", 5, "exact_match,strict-match"),
+            _task("ifeval", 0, "prompt_level_strict_acc"),
+        ),
+        "limit": 500,
+    },
     # The laboratory's tests; `include` names the folder that `sdft lab export` writes.
     "lab": {"tasks": tuple({"name": f"lab_{family}"} for family in _LAB)},
 }
@@ -42,18 +63,34 @@ SUITES: dict[str, dict[str, Any]] = {
 
 
 def with_suite(data: Any) -> Any:
-    """Fields of `evaluate` with the suite that they name filled in; what is given beside it stands.
+    """Fields of `evaluate` with the suites that they name filled in; what is given beside them stands.
 
-    Raises `ValueError` for an unknown suite, and for tasks beside one.
+    `suite` is a name or a list of names; `tasks` beside it come after those of the suites. Raises `ValueError` for an
+    unknown suite, and for suites that differ in a field that is not given.
     """
     if not isinstance(data, dict) or "suite" not in data:
         return data
-    given = {name: value for name, value in data.items() if name != "suite"}
-    name = data["suite"]
+    given = {name: value for name, value in data.items() if name not in ("suite", "tasks")}
+    asked = data["suite"] if isinstance(data["suite"], (list, tuple)) else (data["suite"],)
+    suites = {name: _suite(name) for name in asked}
+    filled: dict[str, Any] = {}
+    for field in dict.fromkeys(field for suite in suites.values() for field in suite if field != "tasks"):
+        values = {name: suite.get(field, _DEFAULTS[field]) for name, suite in suites.items()}
+        if field not in given and len(set(values.values())) > 1:
+            differ = " and ".join(f"{name}: {value}" for name, value in values.items())
+            raise ValueError(f"the suites differ in {field} ({differ}): give {field} beside them")
+        filled[field] = next(iter(values.values()))
+    tasks = [task for suite in suites.values() for task in suite["tasks"]]
+    return {**filled, **given, "tasks": (*tasks, *(data.get("tasks") or ()))}
+
+
+_DEFAULTS = {"limit": None, "apply_chat_template": True}
+"""Of `evaluate`, for suites that leave a field out."""
+
+
+def _suite(name: Any) -> dict[str, Any]:
     if name not in SUITES:
         near = difflib.get_close_matches(str(name), SUITES, 1)
         known = f"did you mean {near[0]}?" if near else f"known: {', '.join(SUITES)}"
         raise ValueError(f"no suite {name!r}; {known}")
-    if "tasks" in given:
-        raise ValueError(f"give suite {name} or tasks, not both")
-    return {**SUITES[name], **given}
+    return SUITES[name]

@@ -57,11 +57,14 @@ Score = Callable[[Sequence["Document"], Callable[[int, int], None]], list["Respo
 def scorer(job: StageContext, role: str) -> Score:
     """The model that is the input `role`, or the teacher where there is no such input, loaded once."""
     from sdft_ray.evaluation.shift import response_nll
+
+    model, batch_tokens = loaded(job, role), job.resources.gap.batch_tokens
+    return lambda documents, on_batch: response_nll(model, documents, batch_tokens=batch_tokens, on_batch=on_batch)
+
+
+def loaded(job: StageContext, role: str) -> Any:
+    """The model that is the input `role`, or the teacher where there is no such input, where the stage runs."""
     from sdft_ray.models.loading import load_model
 
-    settings = job.resources.gap
-    loaded: Any = load_model(job.model(role), job.teacher.dtype)
-    model = loaded.to("cuda" if settings.gpus else "cpu")
-    return lambda documents, on_batch: response_nll(
-        model, documents, batch_tokens=settings.batch_tokens, on_batch=on_batch
-    )
+    model: Any = load_model(job.model(role), job.teacher.dtype)
+    return model.to("cuda" if job.resources.gap.gpus else "cpu")

@@ -104,11 +104,11 @@ STAGES: dict[str, StageSpec] = {
         4, "evaluate", workers="evaluate", num_workers="num_actors", extra_cpus=HARNESS_CPUS, keeps_engines=True
     ),
     "texts": StageSpec(2, "rows"),
-    "forget": StageSpec(2, "forget", workers="gap"),
+    "forget": StageSpec(3, "forget", workers="gap"),
     "likeness": StageSpec(1, "likeness", workers="gap"),
     "speed": StageSpec(2, "speed", workers="speed", runs_alone=True),
     "why": StageSpec(3, "why", workers="evaluate"),
-    "report": StageSpec(3, reads_summaries=True),
+    "report": StageSpec(4, reads_summaries=True),
 }
 
 VERSIONS = {name: spec.version for name, spec in STAGES.items()}

@@ -144,8 +144,11 @@ def mcnemar(first: TaskScore, second: TaskScore) -> McNemar:
         )
     only_first = sum(value > second.items[item] for item, value in first.items.items())
     only_second = sum(value < second.items[item] for item, value in first.items.items())
-    tail = bdtr(min(only_first, only_second), only_first + only_second, 0.5)
-    return McNemar(only_first, only_second, min(1.0, 2 * float(tail)))
+    fewer, both = min(only_first, only_second), only_first + only_second
+    tail = float(bdtr(fewer, both, 0.5))
+    below = float(bdtr(fewer - 1, both, 0.5)) if fewer else 0.0
+    mid_p = 1.0 if only_first == only_second else tail + below
+    return McNemar(only_first, only_second, min(1.0, 2 * tail), mid_p)
 
 
 # --- pairs of values ----------------------------------------------------------------------------------------

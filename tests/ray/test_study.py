@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from sdft_ray.analysis.digest import collect, merged, read_digest, unpacked, write_digest
+from sdft_ray.analysis.digest_page import digest_page
 from sdft_ray.cli.render_study import print_study
 from sdft_ray.pipeline.study import StudyRun, plan_study, run_study
 from sdft_ray.recipe.resources import Resources
@@ -133,6 +135,25 @@ def test_running_it_again_makes_nothing_and_draws_the_same(
     assert "tiny_study" in page
     assert str(folder) not in page
     assert Path(output["Figure"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_digest_has_what_is_finished_once(
+    done: StudyRun, study: Study, store: Store, is_whole: bool, tmp_path: Path
+) -> None:
+    found = collect(study, store)
+    rows = {(row["arm"], row["num_rows"], row["seed"]): row for row in done.rows.to_pylist()}
+    assert len(found["students"]) == len(rows) == (8 if is_whole else 2)
+    assert len(found["trainings"]) == (10 if is_whole else 2)
+    for key, entry in found["students"].items():
+        row = rows[entry["arm"], entry["num_rows"], entry["seed"]]
+        assert unpacked(found["evaluations"][key]["tasks"]["tiny_task"]["items"]) == row["items"]
+        assert unpacked(found["evaluations"][entry["teacher"]]["tasks"]["tiny_task"]["items"]) == row["teacher_items"]
+        assert entry["held_out_loss"] == pytest.approx(row["held_out_loss"])
+    write_digest(found, tmp_path / "digest.json")
+    assert merged(read_digest(tmp_path / "digest.json"), collect(study, store)) == (found, 0)
+    assert "## tiny_study" in digest_page(found, "Results")
+    other = Store(str(tmp_path / "other"))
+    assert collect(study, other)["students"] == {}
 
 
 def test_two_sets_for_one_cache_are_rewritten_in_turn(folder: Path, tmp_path: Path) -> None:

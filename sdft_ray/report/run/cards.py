@@ -10,11 +10,12 @@ from sdft_ray.evaluation.card import CapabilityCard, Card, Comparison, TaskCard
 from sdft_ray.evaluation.recovery import Recovery
 from sdft_ray.evaluation.release import Judgement
 from sdft_ray.report.run.model import ReportData
-from sdft_ray.report.run.words import difference, groups, interval, is_share, ranked_arms, reversals
-from sdft_ray.report.toolbox.numbers import number, p_words, plain
+from sdft_ray.report.run.words import difference, groups, interval, is_share, percents, ranked_arms, reversals
+from sdft_ray.report.toolbox.numbers import number, p_words, percent, plain
 from sdft_ray.report.toolbox.table import DASH, Cell, Group, Row, Table, estimate, fact, names, share
 from sdft_ray.report.toolbox.words import joined
 from sdft_ray.statistics.estimate import Estimate, Interval
+from sdft_ray.statistics.flips import Flips
 from sdft_ray.statistics.scores import GenerationStats
 
 GENERATED, SCORED = "Generated answers", "Answers chosen by likelihood"
@@ -62,7 +63,19 @@ def _facts(card: Card) -> tuple[tuple[str, str, str], ...]:
     facts = _overall("Mean recovery", "Worst task", card.recovery, card.recovery_interval)
     if _says_more(card):
         facts += _overall("Chance-corrected", "Worst of these", card.chance_corrected, card.chance_corrected_interval)
-    return (*facts, ("After pruning", fact(card.pruned_recovery), estimate(card.pruned_recovery).note))
+    facts.append(("After pruning", fact(card.pruned_recovery), estimate(card.pruned_recovery).note))
+    return (*facts, *_flips(card))
+
+
+def _flips(card: Card) -> list[tuple[str, str, str]]:
+    """Items that the teacher gets right and the student does not, and the reverse, as shares of all."""
+    if card.flips is None:
+        return []
+    lost, gained = card.flips.right_to_wrong, card.flips.wrong_to_right
+    return [
+        ("Right to wrong", percent(lost.value or 0.0), f"{percents(lost)} of {card.flips.num_items:,} items"),
+        ("Wrong to right", percent(gained.value or 0.0), f"{percents(gained)}, from teacher to student"),
+    ]
 
 
 def _says_more(card: Card) -> bool:
@@ -95,7 +108,7 @@ def _left_out(card: Card) -> str:
 def _tasks(name: str, card: Card, *, mark_tuned: bool) -> Table:
     columns = names(
         "Task", "teacher", "pruned", "student", "recovery", Cell("recovery", "corrected"),
-        Cell("difference", "to teacher"), "p", Cell("difference", "to pruned"),
+        Cell("difference", "to teacher"), "p", Cell("flips", "lost / gained"), Cell("difference", "to pruned"),
     )  # fmt: skip
     groups = (
         Group(GENERATED, tuple(_task(task, mark_tuned) for task in card.tasks if task.is_generative)),
@@ -114,10 +127,16 @@ def _task(task: TaskCard, mark_tuned: bool) -> Row:
         estimate(task.chance_corrected),
         _difference(task.from_teacher, is_share(task)),
         Cell(DASH if test is None else p_words(test.p_value)),
+        Cell(DASH) if task.flips is None else _flipped(task.flips),
         _difference(task.from_pruned, is_share(task)),
     )
     tag = "tuned" if task.is_tuned and mark_tuned else ""
     return Row(Cell(task.task, f"{task.metric}, {task.num_items:,} items", tag=tag), cells)
+
+
+def _flipped(found: Flips) -> Cell:
+    shares = (share(part.value or 0.0) for part in (found.right_to_wrong, found.wrong_to_right))
+    return Cell(" / ".join(shares))
 
 
 def _difference(result: Comparison, is_share: bool) -> Cell:

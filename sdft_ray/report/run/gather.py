@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from sdft_ray.data.messages import messages_of, row_prompt
 from sdft_ray.data.reading import Reading
 from sdft_ray.evaluation import forgetting
+from sdft_ray.evaluation.divergence import TeacherKl
 from sdft_ray.evaluation.forgetting import Likeness
 from sdft_ray.evaluation.recovery import Recovery, recovery
 from sdft_ray.evaluation.rounds import ModelSpeed
@@ -277,6 +278,11 @@ def read_forgetting(store: Store, manifests: Mapping[str, Manifest]) -> Forgetti
         likeness={
             model: likeness.validate_python(manifest.summary)
             for model, manifest in by_label(manifests, "likeness").items()
+        },
+        kl={
+            model: TypeAdapter(TeacherKl).validate_python(manifest.summary["kl"])
+            for model, manifest in steps.items()
+            if "kl" in manifest.summary
         },
         verdicts={text: words for text in forgetting.NAMES if (words := forgetting.verdict(figures, text))},
     )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from sdft_ray.evaluation import forgetting
 from sdft_ray.evaluation.card import Card
+from sdft_ray.evaluation.divergence import TeacherKl
 from sdft_ray.evaluation.recovery import Recovery
 from sdft_ray.evaluation.release import Judgement
 from sdft_ray.evaluation.rounds import BatchSpeed, ModelSpeed
@@ -205,10 +206,11 @@ class Correction(_Part):
 
 @dataclass(frozen=True)
 class Forgetting(forgetting.Forgetting):
-    """`held_out`: rows of the seed set were kept out of training. `verdicts` are by kind of text."""
+    """`held_out`: rows of the seed set were kept out of training. `verdicts` are by kind of text; `kl` is by model."""
 
     held_out: bool = False
     likeness: dict[str, forgetting.Likeness] = field(default_factory=dict)
+    kl: dict[str, TeacherKl] = field(default_factory=dict)
     verdicts: dict[str, str] = field(default_factory=dict)
 
 

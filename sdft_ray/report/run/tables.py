@@ -271,6 +271,8 @@ def forgetting_table(data: ReportData, tones: Mapping[str, str]) -> Table | None
     columns = [Cell(TEXTS[text], f"{result.num_rows[text]:,} rows") for text in texts]
     if HELD_OUT in texts:
         columns.insert(1, Cell("perplexity", "× the teacher’s"))
+    if result.kl:
+        columns += [Cell("KL to the teacher", "nats per token"), Cell("99 % of tokens", "KL at most")]
     columns += [Cell("answers", "similarity")] if result.likeness else []
     rows = (Row(Cell(m, swatch=tones.get(m, "neutral")), tuple(_forgotten(result, m, texts))) for m in result.nll)
     caption = "Negative log-likelihood of held-out text, references and rewrites per model, in nats per token"
@@ -285,6 +287,12 @@ def _forgotten(result: Forgetting, model: str, texts: Sequence[str]) -> list[Cel
         # Decimals of a large ratio mean nothing.
         large = ratio.value is not None and ratio.value >= 1000
         cells.insert(1, Cell(count(ratio.known) if large else _with_error(ratio, 2)))
+    if result.kl:
+        far = result.kl.get(model)
+        cells.append(Cell(_with_error(far.mean, 3) if far else DASH))
+        low, high = (far.p99.low, far.p99.high) if far else (None, None)
+        limits = "" if low is None or high is None else f"{number(low, 2)} to {number(high, 2)}"
+        cells.append(Cell(number(far.p99.value, 2) if far and far.p99.value is not None else DASH, limits))
     if result.likeness:
         alike = result.likeness.get(model)
         low = f"5 % below {number(alike.low, 3)}" if alike and alike.low is not None else ""

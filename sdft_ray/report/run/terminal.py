@@ -10,7 +10,16 @@ from rich.text import Text
 from sdft_ray.evaluation import rounds
 from sdft_ray.evaluation.release import Judgement
 from sdft_ray.report.run.model import TEACHER, Grid, ReportData
-from sdft_ray.report.run.words import about_means, beyond_chance, groups, mean_score, models, ranked_arms, warnings
+from sdft_ray.report.run.words import (
+    about_means,
+    beyond_chance,
+    groups,
+    mean_score,
+    models,
+    percents,
+    ranked_arms,
+    warnings,
+)  # fmt: skip
 from sdft_ray.report.toolbox.numbers import THIN, change, count, nats, rate
 from sdft_ray.report.toolbox.table import Cell, Fitting, Group, Row, Table, estimate, for_terminal, names, without_notes
 
@@ -124,6 +133,36 @@ def _judged(name: str, judgement: Judgement) -> Text:
     reasons, more = " ".join(judgement.reasons[:MAX_REASONS]), len(judgement.reasons) - MAX_REASONS
     rest = f" {more} more in the report." if more > 0 else ""
     return Text(f"{name}: ").append("not releasable", style="red").append(f". {reasons}{rest}")
+
+
+def flip_lines(data: ReportData) -> list[Text]:
+    """What a difference of means hides, a line for each student.
+
+    sft: of 1,400 items 9.3 % (7.9 to 10.9 %) went from right to wrong and 4.1 % (3.2 to 5.3 %) back, ...
+    """
+    lines = []
+    for name, card in data.retention.students.items():
+        if card.flips is not None:
+            lost, gained = (
+                f"{100 * (part.value or 0.0):.1f} % ({percents(part)})"
+                for part in (card.flips.right_to_wrong, card.flips.wrong_to_right)
+            )
+            went = f"{lost} went from right to wrong and {gained} back, against the teacher"
+            lines.append(Text(f"{name}: of {card.flips.num_items:,} items {went}"))
+    return lines
+
+
+def divergence_line(data: ReportData) -> Text:
+    """KL to the teacher on its own answers, nats per token: pruned 0.912 ± 0.021 (99 % of tokens below 6.2), ..."""
+    known = data.forgetting.kl if data.forgetting else {}
+    if not known:
+        return Text("")
+    parts = []
+    for name, far in known.items():
+        error = "" if far.mean.stderr is None else f" ± {nats(far.mean.stderr)}"
+        parts.append(f"{name} {nats(far.mean.known)}{error} (99 % of tokens below {nats(far.p99.value or 0.0)})")
+    held_out = "held-out " if data.forgetting and data.forgetting.held_out else ""
+    return Text(f"KL to the teacher on its own {held_out}answers, nats per token: {', '.join(parts)}")
 
 
 def gap_line(data: ReportData) -> Text:

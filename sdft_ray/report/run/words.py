@@ -181,6 +181,11 @@ def interval(result: Interval | None, *, is_share: bool = True) -> str:
     return " to ".join(difference(end, is_share=is_share) for end in (result.low, result.high))
 
 
+def percents(result: Interval) -> str:
+    """8.1 to 10.6 %: the limits of a share."""
+    return f"{100 * (result.low or 0.0):.1f} to {100 * (result.high or 0.0):.1f} %"
+
+
 def reversals(name: str, card: Card) -> list[tuple[str, bool]]:
     """Sentences on tasks where a student is worse than the pruned model: beyond chance (True), then within it."""
     tasks = {task.task: task for task in card.tasks}

@@ -52,12 +52,30 @@ def test_the_laboratory_suite_is_what_the_quickstart_asks(tmp_path: Path) -> Non
     assert asked.tasks == Recipe.load(QUICKSTART).evaluate.tasks
 
 
+def test_the_small_suite_is_likelihoods_of_options_and_the_generative_one_is_written(tmp_path: Path) -> None:
+    small = recipe(tmp_path, {"suite": "small"}).evaluate
+    assert [task.name for task in small.tasks] == ["arc_easy", "piqa", "hellaswag", "winogrande", "openbookqa", "boolq"]
+    assert (small.limit, small.apply_chat_template) == (500, False)
+    written = recipe(tmp_path, {"suite": "generative"}).evaluate
+    assert [task.name for task in written.tasks] == ["gsm8k", "ifeval"]
+    assert written.apply_chat_template
+
+
+def test_several_suites_and_further_tasks_are_one_list(tmp_path: Path) -> None:
+    asked = {"suite": ("small", "generative"), "tasks": ({"name": "truthfulqa_mc2"},), "apply_chat_template": True}
+    names = [task.name for task in recipe(tmp_path, asked).evaluate.tasks]
+    assert names == [task["name"] for name in ("small", "generative") for task in SUITES[name]["tasks"]] + [
+        "truthfulqa_mc2"
+    ]
+
+
 @pytest.mark.parametrize(
     ("evaluate", "message"),
     [
         ({"suite": "open-llm-leaderboard"}, "did you mean open-llm-leaderboard-v1"),
-        ({"suite": "x"}, "no suite 'x'; known: open-llm-leaderboard-v1, quick, lab"),
-        ({"suite": "quick", "tasks": ({"name": "gsm8k"},)}, "give suite quick or tasks, not both"),
+        ({"suite": "x"}, "no suite 'x'; known: open-llm-leaderboard-v1, quick, small, generative, lab"),
+        ({"suite": "quick", "tasks": ({"name": "gsm8k"},)}, "a task is listed twice"),
+        ({"suite": ("small", "generative")}, "differ in apply_chat_template .*give apply_chat_template beside them"),
         ({"suite": "quick", "tuned": ("hellaswag",)}, "tuned lists 'hellaswag'"),
     ],
 )

@@ -84,8 +84,21 @@ def test_a_task_below_the_pruned_model_counts_beyond_chance_alone() -> None:
     ends = f"\u2212{-interval.low:.3f} to \u2212{-interval.high:.3f}"
     assert reason == (
         "Fine-tuning made facts worse than pruning alone: by 0.200 (95 % interval of the difference "
-        f"{ends})."
+        f"{ends}; p = 9.5e-07 after Holm's correction for all tasks)."
     )  # fmt: skip
+
+
+def test_one_of_many_tasks_that_looks_worse_by_chance_is_no_reason() -> None:
+    """Six items lost of 100 and none gained: beyond chance by itself, not among eight tasks."""
+    alone = card({"facts": 90}, {"facts": 80}, {"facts": 74})
+    assert [reversal.is_beyond_chance for reversal in alone.reversals] == [True]
+    others = dict.fromkeys((f"same{i}" for i in range(7)), 50)
+    many = card({"facts": 90, **others}, {"facts": 80, **others}, {"facts": 74, **others})
+    (reversal,) = many.reversals
+    assert reversal.is_beyond_chance is False
+    assert reversal.p_holm == pytest.approx(8 * (alone.reversals[0].p_holm or 0))
+    assert judge(many, Bounds(no_task_below_pruned=True)).releasable
+    assert not judge(alone, Bounds(no_task_below_pruned=True)).releasable
 
 
 def test_a_reversal_that_nobody_can_test_is_no_pass() -> None:

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
+from sdft_ray.evaluation.divergence import TeacherKl
 from sdft_ray.evaluation.forgetting import Likeness
 from sdft_ray.evaluation.shift import ResponseNll, mean_nll, paired_gap
 from sdft_ray.report.run.gather import gather, read_forgetting
 from sdft_ray.report.run.model import ReportData
 from sdft_ray.report.run.page import render
 from sdft_ray.report.run.tables import forgetting_table
+from sdft_ray.report.run.terminal import divergence_line
 from sdft_ray.report.run.words import similarity
 from sdft_ray.report.toolbox.table import Cell
-from sdft_ray.statistics.estimate import Estimate
+from sdft_ray.statistics.estimate import Estimate, Interval, plain
 from sdft_ray.store import files
 from sdft_ray.store.fingerprint import fingerprint
 from sdft_ray.store.manifest import Manifest, Usage
@@ -125,3 +127,24 @@ def test_large_ratios_and_missing_figures_are_written_shortly() -> None:
     assert cells["sft"][1] == Cell("–")
     assert cells["sft"][-1] == Cell("–")
     assert "No task asked for a written answer" in similarity(data)
+
+
+def test_the_divergence_from_the_teacher_has_columns_and_a_line(store: Store, manifests: dict[str, Manifest]) -> None:
+    kl = plain(TeacherKl(8, 120, Estimate(0.2514, 0.0123), Interval(3.456, 2.9, 4.1)))
+    summary = {**manifests["forget:sft"].summary, "kl": kl}
+    found = read_forgetting(store, {**manifests, "forget:sft": replace(manifests["forget:sft"], summary=summary)})
+    assert found is not None
+    assert list(found.kl) == ["sft"]
+    data = ReportData(name="x", forgetting=found)
+    assert ReportData.from_json(data.to_json()).forgetting == found
+    table = forgetting_table(data, {})
+    assert table is not None
+    (mean, high) = (i for i, column in enumerate(table.columns) if "KL" in column.text + column.note)
+    by_model = {row.head.text: (row.cells[mean - 1], row.cells[high - 1]) for row in table.groups[0].rows}
+    assert by_model["sft"] == (Cell("0.251 ± 0.012"), Cell("3.46", "2.90 to 4.10"))
+    assert [cell.text for cell in by_model["teacher"]] == ["–", "–"]
+    line = str(divergence_line(data))
+    assert line == (
+        "KL to the teacher on its own answers, nats per token: sft 0.251 ± 0.012 (99 % of tokens below 3.456)"
+    )
+    assert str(divergence_line(ReportData(name="x"))) == ""

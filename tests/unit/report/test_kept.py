@@ -18,8 +18,8 @@ from sdft_ray.report.run.cards import GENERATED, SCORED, Student, students
 from sdft_ray.report.run.model import ReportData, Retention
 from sdft_ray.report.run.page import render
 from sdft_ray.report.run.retention import retention
-from sdft_ray.report.run.terminal import release_lines
-from sdft_ray.report.run.words import beyond_chance, released, reversals
+from sdft_ray.report.run.terminal import flip_lines, release_lines
+from sdft_ray.report.run.words import beyond_chance, percents, released, reversals
 from sdft_ray.report.toolbox.table import DASH, Cell, Row
 from sdft_ray.statistics.estimate import Estimate
 from sdft_ray.statistics.paired import paired_bootstrap
@@ -162,7 +162,8 @@ def test_generated_answers_come_first_and_the_best_student_does() -> None:
 def test_a_row_by_hand() -> None:
     cells = row(student(shown(evaluated()), "sft"), "facts").cells
     assert [cell.text for cell in cells[:6]] == ["96.5", "88.0", "84.5", "87.6", "83.2", "−12.0"]
-    assert cells[7].text == "−3.5"
+    assert cells[7].text == "14.0 / 2.0"
+    assert cells[8].text == "−3.5"
     assert cells[5].note == "−17.7 to −6.9"
     assert cells[0].note.replace("\u202f", " ") == "± 1.3"
     assert cells[6] == Cell("<0.001")
@@ -177,12 +178,17 @@ def test_facts_have_the_mean_beside_the_worst_task() -> None:
     assert facts["Worst task"] == ("88.1 %", "lists")
     assert facts["Chance-corrected"][0] == "90.6 %"
     assert facts["After pruning"][0] == "67.2 %"
+    scores = evaluated()
+    pairs = [(scores["teacher"].tasks[task], scores["sdft"].tasks[task]) for task in FAMILIES]
+    lost = sum(value > other.items[item] for one, other in pairs for item, value in one.items.items())
+    assert facts["Right to wrong"][0] == f"{100 * lost / 1400:.1f} %"
+    assert facts["Right to wrong"][1].endswith(" of 1,400 items")
 
 
 def test_tasks_without_chance_have_no_second_mean() -> None:
     scores = changed({model: {task: {"chance": 0.0} for task in FAMILIES} for model in SCORES})
     labels = [label for label, *_ in student(shown(scores), "sft").facts]
-    assert labels == ["Mean recovery", "Worst task", "After pruning"]
+    assert labels == ["Mean recovery", "Worst task", "After pruning", "Right to wrong", "Wrong to right"]
 
 
 def test_what_is_left_out_is_told() -> None:
@@ -194,7 +200,7 @@ def test_what_is_left_out_is_told() -> None:
         "Not chance-corrected, as what guessing scores is not known: myths."
     )
     cells = row(one, "facts").cells
-    assert [cell.text for cell in cells] == ["3.25", "3.25", "3.25", DASH, DASH, "0", DASH, "0"]
+    assert [cell.text for cell in cells] == ["3.25", "3.25", "3.25", DASH, DASH, "0", DASH, DASH, "0"]
 
 
 def test_capabilities_stand_below_where_one_has_several_tasks() -> None:
@@ -253,7 +259,7 @@ def test_a_dash_where_items_are_missing() -> None:
     data = shown(changed({"sft": {"facts": {"items": {}}}}), RELEASE)
     one = student(data, "sft")
     cells = row(one, "facts").cells
-    assert (cells[5], cells[6], cells[7]) == (Cell("−12.0", DASH), Cell(DASH), Cell("−3.5", DASH))
+    assert cells[5:] == (Cell("−12.0", DASH), Cell(DASH), Cell(DASH), Cell("−3.5", DASH))
     assert one.facts[0][2] == "no interval"
     assert any("cannot be told whether" in said for said, _ in one.reversals)
     assert any("cannot be told whether" in reason for reason in data.retention.judgements["sft"].reasons)
@@ -365,3 +371,15 @@ def test_all_headings_and_tables_are_in_order() -> None:
     levels = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch(r"h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert sum(tag == "table" for tag, _ in reader.tags) == sum(tag == "caption" for tag, _ in reader.tags)
+
+
+def test_flips_are_told_in_the_terminal() -> None:
+    sft, _ = (str(line) for line in flip_lines(shown(evaluated())))
+    found = kept().students["sft"].flips
+    assert found is not None
+    lost, gained = found.right_to_wrong, found.wrong_to_right
+    assert sft == (
+        f"sft: of 1,400 items {100 * (lost.value or 0):.1f} % ({percents(lost)}) went from right to wrong and "
+        f"{100 * (gained.value or 0):.1f} % ({percents(gained)}) back, against the teacher"
+    )
+    assert flip_lines(ReportData(name="x")) == []

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdft_ray.cli.render import print_explanation
+from sdft_ray.pipeline.detectable import Detectable
 from sdft_ray.pipeline.explain import Explanation
 from sdft_ray.report.run.tables import size_table
 from sdft_ray.report.toolbox import numbers
@@ -96,7 +97,8 @@ def test_ticks_start_at_zero_cover_the_largest_and_are_few(largest: float) -> No
 def test_explain_and_the_report_write_one_number_in_one_way(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = report_data().sizes
     assert sizes is not None
-    print_explanation(Explanation((), sizes.teacher, sizes.pruned, None))
+    told = Detectable({"facts": 200}, True, 0.2, 0, 0.09, 0.09)
+    print_explanation(Explanation((), sizes.teacher, sizes.pruned, None, told))
     lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
     for row in size_table(report_data()).groups[0].rows[:4]:
         assert [spaced(cell.text) for cell in (row.head, *row.cells[:3])] in lines

@@ -18,6 +18,7 @@ from sdft_ray.data.held_out import is_held_out
 from sdft_ray.data.rows import read_source, read_spread
 from sdft_ray.data.subset import spread
 from sdft_ray.errors import EvaluationError
+from sdft_ray.evaluation.divergence import teacher_kl, token_kl
 from sdft_ray.evaluation.items import ITEMS
 from sdft_ray.evaluation.shift import mean_nll, response_nll
 from sdft_ray.evaluation.similarity import embed, load_embedder
@@ -146,7 +147,15 @@ def test_three_kinds_of_text_are_scored_under_one_model(root: Path, model: str) 
         assert made.summary["nll"][text]["stderr"] == pytest.approx(mean_nll(alone).stderr, rel=1e-4)
     assert list(written["rows"]["text"]) == table["example_id"].to_pylist()
     assert list(written["rows"]["reference"]) == [row["example_id"] for row in chosen]
-    assert told[-1] == (25, 25, "texts")
+    assert told[-1] == ((8, 8, "answers") if model == "pruned" else (25, 25, "texts"))
+    if model == "teacher":
+        assert "kl" not in made.summary
+    else:
+        apart = teacher_kl(token_kl(load_model(root / "teacher", "float32"), loaded, expected["distilled"]))
+        assert apart is not None
+        assert made.summary["kl"]["mean"]["value"] == pytest.approx(apart.mean.value, rel=1e-4)
+        assert made.summary["kl"]["p99"]["value"] == pytest.approx(apart.p99.value, rel=1e-4)
+        assert made.summary["kl"]["num_tokens"] == made.summary["num_tokens"]["distilled"]
     assert made.usage.num_tokens == sum(len(d.ids) for documents in expected.values() for d in documents)
 
 
