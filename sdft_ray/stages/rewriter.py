@@ -55,7 +55,7 @@ class Rewriter:
         from sdft_ray.generation.sampler import SamplingParams
 
         self._recipe = view(Generate, job.slice)
-        self._rows = _Rows(job.input("seed") / files.ROWS)
+        self._rows = Rows(job.input("seed") / files.ROWS)
         self._cache = RowCache(cache_url)
         self._buffer = CommitBuffer(self._commit, rows_at_a_time(job, most=64))
         self._params = SamplingParams(
@@ -155,7 +155,7 @@ def rows_at_a_time(job: StageContext, *, most: int) -> int:
     return max(1, min(most, _HELD_BYTES // row_bytes))
 
 
-class _Rows:
+class Rows:
     """Rows of a Parquet file by position; the row groups touched last stay in memory."""
 
     def __init__(self, path: Path, *, num_groups: int = 4) -> None:
