@@ -119,8 +119,10 @@ class Kept:
         (most, _), *_ = ((reason, number) for reason, number in self.reasons.most_common() if reason != "kept")
         first = f"{NEXT_STEPS[most]}; or " if most in NEXT_STEPS else ""
         return DataError(
-            f"{told}, and the resources ask for {100 * min_share:g} % (generate.min_kept): {self._counts()}; {self._for_example()}",
-            f"{first}compare templates with `sdft try RECIPE`, or lower generate.min_kept in the resources; finished rows are reused",
+            f"{told}, and the resources ask for {100 * min_share:g} % (generate.min_kept): {self._counts()}; "
+            f"{self._for_example()}",
+            f"{first}compare templates with `sdft try RECIPE`, or lower generate.min_kept in the resources; finished "
+            "rows are reused",
         )
 
     def _counts(self) -> str:

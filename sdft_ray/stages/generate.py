@@ -56,7 +56,7 @@ _ACTIVE_S = 60.0
 def run(job: StageContext) -> StageResult:
     """Answer every row that no earlier run has answered, then store all answers."""
     result = StageResult()
-    identity = _cache_identity(job)
+    identity = cache_identity(job)
     cache_id = fingerprint(identity)[:16]
     with UsageMeter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
         cache = RowCache(job.store.url_of(f"rows/{cache_id}"))
@@ -91,7 +91,7 @@ def run(job: StageContext) -> StageResult:
     return result
 
 
-def _cache_identity(job: StageContext) -> dict[str, Any]:
+def cache_identity(job: StageContext) -> dict[str, Any]:
     """What an answer depends on besides its row. Names and sizes of actors, recipe and seed set are not in it."""
     asked = view(Generate, job.slice)
     return {

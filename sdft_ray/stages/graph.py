@@ -59,7 +59,7 @@ class Step:
     """Of a generation and its selection: refuse to keep too few rewrites, because something is trained on them.
     Likewise."""
     row_tokens: int = 0
-    """Of a generation: tokens of a packed row, which a prompt and its rewrite must fit together to be kept. Likewise."""
+    """Of a generation: tokens of a packed row, which a rewrite that is kept fits with its prompt. Likewise."""
 
     @property
     def label(self) -> str:

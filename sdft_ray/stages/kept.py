@@ -14,10 +14,10 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from sdft_ray.generation.chunks import CHUNK_ROWS, Ledger, row_key
+from sdft_ray.generation.chunks import CHUNK_ROWS, Ledger
 from sdft_ray.generation.kept import Kept, chosen
 from sdft_ray.stages.job import StageContext
-from sdft_ray.stages.rewriter import KEY_COLUMNS, Rows, rows_at_a_time
+from sdft_ray.stages.rewriter import Rows, key_of, rows_at_a_time
 from sdft_ray.stages.select import fitting
 from sdft_ray.store import files
 
@@ -38,7 +38,7 @@ class KeptWatch:
         self._open: dict[bytes, dict[str, Any]] = {}
         if len(self.drawn):
             rows = Rows(job.input("seed") / files.ROWS).take(np.sort(self.drawn))
-            self._open = {_key(row): row for row in rows}
+            self._open = {key_of(row): row for row in rows}
         self._num_looks = max(1, len(self.drawn) // CHUNK_ROWS)
         self._next_look = CHUNK_ROWS
         self._kept = Kept()
@@ -49,7 +49,7 @@ class KeptWatch:
         return bool(self._open)
 
     def look(self, answers: pa.Table) -> None:
-        """Judge those of the sample's rows that are among `answers`. Raises `DataError` when too few are surely kept."""
+        """Judge the sample's rows that are among `answers`. Raises `DataError` when too few are surely kept."""
         samples: dict[bytes, list[dict[str, Any]]] = {}
         for answer in answers.select(COLUMNS).to_pylist():
             if answer["row_key"] in self._open:
@@ -73,7 +73,3 @@ def _judged(
     fits = fitting(job, job.step.row_tokens)
     names = ("example_id", "distilled_response", "reason")
     return [{name: row[name] for name in names} for row in (chosen(row, own, fits) for row, own in rows)]
-
-
-def _key(row: Mapping[str, Any]) -> bytes:
-    return row_key(*(row[name] for name in KEY_COLUMNS), context=row["context"])

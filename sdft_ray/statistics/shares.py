@@ -36,7 +36,7 @@ def is_surely_below(count: int, total: int, bound: float, error: float) -> bool:
 
 
 def mcnemar_counts(only_first: int, only_second: int) -> McNemar:
-    """The exact two-sided test that a row on which two differ is as likely to be the one's as the other's (McNemar 1947).
+    """The exact two-sided test that rows on which two differ are as likely one's as the other's (McNemar 1947).
 
     The p-value is 1 where they differ nowhere.
     """

@@ -27,7 +27,7 @@ ANSWER = "The farmer begins with {0} hens and {1} of them go, which leaves a few
 
 
 def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table], must_keep: bool = False) -> StageContext:
-    """The stage's job over a seed set that is committed here. Without `must_keep` rewrites may be as bad as they are."""
+    """The stage's job over a seed set that is committed here. Without `must_keep` rewrites may be bad."""
     seed = "seed/" + "5" * 16
     if store.manifest(seed) is None:
         work = store.work(seed) / "output"

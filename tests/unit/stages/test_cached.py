@@ -16,11 +16,11 @@ from sdft_ray.data.example import GENERATED_SCHEMA, SELECTED_SCHEMA
 from sdft_ray.data.packing import PackedRows
 from sdft_ray.data.signals import encode_hidden, encode_top, top_logprobs
 from sdft_ray.errors import DataError
+from sdft_ray.generation.kept import chosen
 from sdft_ray.models.source import ModelSource
 from sdft_ray.models.surgery import drop_blocks
 from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import StageContext
-from sdft_ray.generation.kept import chosen
 from sdft_ray.stages.training_rows import training_rows
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST
