@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sdft_ray.report.toolbox.numbers import MINUS, THIN, p_words, percent, seconds
+from sdft_ray.report.toolbox.numbers import MINUS, THIN, number, p_words, percent, seconds
 from sdft_ray.statistics.estimate import Estimate, plain
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def advice(found: Rehearsal) -> str:
 def _interval(trial: TemplateTrial) -> str:
     low, high = trial.own.low, trial.own.high
     assert low is not None and high is not None, "there are rows"  # noqa: PT018
-    return f"{percent(low, 0)} to {percent(high, 0)}".replace(THIN, " ")
+    return f"{number(100 * low, 0)} to {percent(high, 0)}".replace(THIN, " ")
 
 
 def _plain_table(*columns: str, left: int = 1) -> Table:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sdft_ray.generation.pace import Pace
 from sdft_ray.models.size import ModelSize
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step
-from sdft_ray.stages.probes import TaskTime, Timed, TrainTimes
 from sdft_ray.stages.spec import STAGES, demand
 from sdft_ray.stages.views import train_view, trial_view
 from sdft_ray.training.plan import arm_plan
+
+if TYPE_CHECKING:
+    from sdft_ray.stages.probes import TaskTime, Timed, TrainTimes
 
 _BYTES_PER_S = 300 * 2**20
 """At least what a disk takes of a checkpoint: a part of a stage that is short beside the rest."""
@@ -248,8 +250,3 @@ def _fits(step: Step, others: Sequence[Step], resources: Resources, cpus: float,
         want.cpus + sum(other.cpus for other in held) <= cpus + slack
         and want.gpus + sum(other.gpus for other in held) <= gpus + slack
     )
-
-
-def plain_seconds(value: float | None) -> Any:
-    """For JSON: a tenth of a second is enough."""
-    return None if value is None else round(value, 1)
