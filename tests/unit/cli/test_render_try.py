@@ -74,8 +74,7 @@ def test_it_is_readable_in_a_terminal_and_plain_in_a_pipe(width: int) -> None:
 def test_the_advice_is_a_line_for_the_recipe_where_the_difference_can_be_told() -> None:
     told = advice(rehearsal("++++++++", "--------"))
     assert (
-        "own_words keeps most: 8 of 8 rows (68 to 100 %), for 0 of the recipe's own_words_detailed (p = 0.008)"
-        in told
+        "own_words keeps most: 8 of 8 rows (68 to 100 %), for 0 of the recipe's own_words_detailed (p = 0.008)" in told
     )
     assert told.endswith("generate: {template: own_words}")
 

@@ -366,3 +366,32 @@ def test_the_good_recipe_passes_every_check(world: Path) -> None:
     resources = Resources.model_validate({"train": {"num_workers": 1}})
     preflight(recipe, store, resources, resolve(recipe, store, Sources(recipe, store)))
     assert write_rows(world / "more.jsonl").exists()
+
+
+REHEARSALS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "no such folder": ({"teacher": {"model": "./nowhere"}}, ("no model directory", "nowhere")),
+    "empty seed set": ({"seed_set": {"source": "empty.jsonl"}}, ("empty.jsonl", "no rows")),
+    "unknown template": ({"generate": {"template": "own_wrods"}}, ("own_wrods", "own_words")),
+    "unknown field": ({"generate": {"min_keep": 0.5}}, ("min_keep",)),
+}
+
+
+@pytest.mark.parametrize("case", REHEARSALS)
+def test_a_rehearsal_says_what_is_wrong_before_any_worker_starts(
+    case: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, says = REHEARSALS[case]
+    (world / "empty.jsonl").write_text("", encoding="utf-8")
+    error = _fails(monkeypatch, capsys, "try", _recipe(world, **changes), "--store", world / "store")
+    for part in says:
+        assert part in error
+
+
+def test_a_rehearsal_without_the_hub_says_so(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    recipe = _recipe(world, teacher={"model": "nobody/no-model"})
+    error = _fails(monkeypatch, capsys, "try", recipe, "--store", world / "store")
+    assert "nobody/no-model" in error
+    assert "pin teacher.revision" in error
