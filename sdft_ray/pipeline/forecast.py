@@ -60,6 +60,8 @@ class Measured:
     """By what `train_key` says of a step."""
     speed: Timed | None = None
     engine_start_s: float = 0.0
+    engine_change_s: float = 0.0
+    """Engines of an evaluation, until they answer: with the first model, and with the next."""
     tasks: Sequence[TaskTime] = ()
 
 
@@ -202,7 +204,9 @@ class Forecast:
             return None
         asking_s = sum(task.item_s * task.num_items for task in self._found.tasks)
         starting_s = sum(task.start_s for task in self._found.tasks)
-        return self._found.engine_start_s + starting_s + self._ratio(step) * asking_s
+        found = self._found  # the teacher is the first, and the engines stay up for the others
+        engine_s = found.engine_start_s if step.subject == "teacher" else found.engine_change_s
+        return engine_s + starting_s + self._ratio(step) * asking_s
 
     def _speed(self, step: Step) -> float | None:
         probe = self._found.speed

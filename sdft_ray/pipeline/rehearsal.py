@@ -247,8 +247,8 @@ class _Rehearsal:
         if "speed" in missing:
             found = replace(found, speed=self._speed())
         if "evaluate" in missing:
-            start_s, tasks = self._evaluate()
-            found = replace(found, engine_start_s=start_s, tasks=tasks)
+            start_s, change_s, tasks = self._evaluate()
+            found = replace(found, engine_start_s=start_s, engine_change_s=change_s, tasks=tasks)
         return found
 
     def _measure(self) -> Timed | None:
@@ -305,7 +305,8 @@ class _Rehearsal:
             return ray.get(task.remote(self._job("speed"), self._recipe.speed, time.time()))
         return None
 
-    def _evaluate(self) -> tuple[float, tuple[TaskTime, ...]]:
+    def _evaluate(self) -> tuple[float, float, tuple[TaskTime, ...]]:
+        """Seconds until engines answer, and until they do with another model; the tasks."""
         import ray
 
         from sdft_ray.stages.evaluators import acquire, release_idle
@@ -314,11 +315,11 @@ class _Rehearsal:
         with self._probe("evaluate"):
             job = self._job("evaluate:teacher")
             with acquire(self._resources.evaluate, TimedHarness) as crew:
-                start_s: Any = ray.get(crew.harness.open.remote(job, crew.engines, time.time()))
+                start_s, change_s = ray.get(crew.harness.open.remote(job, crew.engines, time.time()))
                 tasks: Any = ray.get(crew.harness.time.remote(job, crew.engines, _ITEMS))
             release_idle()
-            return start_s, tuple(tasks)
-        return 0.0, ()
+            return start_s, change_s, tuple(tasks)
+        return 0.0, 0.0, ()
 
     def _texts(self, tried: _Tried) -> Texts:
         """What the rows say of the whole seed set."""

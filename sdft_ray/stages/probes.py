@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import ray
 
+from sdft_ray.models.source import ModelSource
 from sdft_ray.recipe.scoring import Speed
 from sdft_ray.stages.evaluate import Harness, eval_config
 from sdft_ray.stages.evaluators import EngineClient
@@ -196,14 +198,15 @@ class TaskTime:
 class TimedHarness(Harness):
     """Asks a few items of every task, and counts all."""
 
-    def open(self, job: StageContext, engines: list[Any], submitted: float) -> float:
-        """Seconds until every engine has answered a question."""
-        from sdft_ray.evaluation.questions import LoglikelihoodQuestion
-
-        for engine in engines:
-            ask = EngineClient(job, [engine], _NOWHERE)
-            list(ask([LoglikelihoodQuestion((0,), 0, (0,))]))
-        return time.time() - submitted
+    def open(self, job: StageContext, engines: list[Any], submitted: float) -> tuple[float, float]:
+        """Seconds until every engine has answered a question, and until it has one of another model."""
+        _ask_all(job, engines)
+        start_s = time.time() - submitted
+        began = time.perf_counter()
+        # The same files by another path are another model to an engine.
+        again = ModelSource(directory=f"{job.teacher.directory}/.")
+        _ask_all(replace(job, teacher=replace(job.teacher, source=again)), engines)
+        return start_s, time.perf_counter() - began
 
     def time(self, job: StageContext, engines: list[Any], num_items: int) -> list[TaskTime]:
         """Tasks one after another; a run asks all at once, which is a little faster."""
@@ -226,6 +229,13 @@ class TimedHarness(Harness):
             factor = 1 + (config.samples.num if config.samples and ask.writes else 0)
             found.append(TaskTime(name, start_s, factor * ask.wall_s / num_asked, sum(sizes)))
         return found
+
+
+def _ask_all(job: StageContext, engines: list[Any]) -> None:
+    """A question to every engine, at the same time."""
+    from sdft_ray.evaluation.questions import LoglikelihoodQuestion
+
+    ray.get([engine.answer.remote(job, [LoglikelihoodQuestion((0,), 0, (0,))]) for engine in engines])
 
 
 class _TimedAsk:

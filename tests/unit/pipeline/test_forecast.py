@@ -62,10 +62,16 @@ def test_training_takes_its_steps(recipe: Recipe) -> None:
 
 
 def test_evaluations_scale_with_the_model(recipe: Recipe) -> None:
-    found = Measured(1.0, 0.5, engine_start_s=20.0, tasks=(TaskTime("a", 1.0, 0.5, 100), TaskTime("b", 2.0, 1.0, 10)))
+    found = Measured(
+        1.0,
+        0.5,
+        engine_start_s=20.0,
+        engine_change_s=8.0,
+        tasks=(TaskTime("a", 1.0, 0.5, 100), TaskTime("b", 2.0, 1.0, 10)),
+    )
     told = forecast(recipe, found)
     assert told.seconds(step(recipe, "evaluate:teacher")) == 20 + 3 + 60
-    assert told.seconds(step(recipe, "evaluate:sft")) == pytest.approx(20 + 3 + 0.75 * 60)
+    assert told.seconds(step(recipe, "evaluate:sft")) == pytest.approx(8 + 3 + 0.75 * 60)
 
 
 def test_what_no_probe_told_has_no_time(recipe: Recipe) -> None:
