@@ -103,6 +103,32 @@ def explain(recipe: RecipeArg, store: StoreOpt = None, data: DataOpt = None, as_
         print_explanation(explanation)
 
 
+def try_recipe(
+    recipe: RecipeArg,
+    resources: ResourcesOpt = None,
+    store: StoreOpt = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the seed set to rewrite, drawn over all of it.")] = 32,
+    progress: ViewOpt = "auto",
+    as_json: JsonOpt = False,
+) -> None:
+    """Rehearse a recipe: rewrite a few rows by every template, and tell how long the run takes.
+
+    Shows how many rewrites each template has kept, why not the others, examples, and how far they are from the teacher.
+    Nothing is committed to the store; a run reuses the rewrites of its template.
+    """
+    from sdft_ray.cli.render_try import print_rehearsal, rehearsal_text
+    from sdft_ray.pipeline.rehearsal import rehearse
+    from sdft_ray.recipe.recipe import Recipe
+
+    profile = load_resources(resources)
+    at = open_store(store, profile)
+    found = rehearse(Recipe.load(recipe), at, profile, num_rows=rows, view=view_name(progress))
+    if as_json:
+        typer.echo(rehearsal_text(found))
+    else:
+        print_rehearsal(found)
+
+
 def list_runs(store: StoreOpt = None, as_json: JsonOpt = False) -> None:
     """List the runs in a store."""
     from sdft_ray.cli.render import print_runs
@@ -232,11 +258,11 @@ def lab_gates(
         raise typer.Exit(1)
 
 
-_NAMES = {list_runs: "ls", import_model: "import"}
+_NAMES = {list_runs: "ls", import_model: "import", try_recipe: "try"}
 # The order of `sdft --help`.
 for _panel, _commands in {
     "Prepare a model": (import_model,),
-    "Run a recipe": (explain, compress, submit, study, retry),
+    "Run a recipe": (explain, try_recipe, compress, submit, study, retry),
     "Look at results": (list_runs, show, why, compare, verify),
     "Use the models": (serve, evaluate, bench_serve, push),
 }.items():

@@ -12,6 +12,7 @@ few numpy arrays of 24 bytes per row, whatever the length of the texts.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,17 +112,34 @@ class Ledger:
         """All recorded sources."""
         return self._sources
 
+    def sources_of(self, positions: NDArray[np.int32]) -> list[Any]:
+        """The sources that answer any of the rows at `positions`."""
+        return [self._sources[source] for source in np.unique(self._source_of[positions]) if source >= 0]
+
     def missing(self) -> NDArray[np.int32]:
         """Positions without an answer, ascending."""
         return np.flatnonzero(self._source_of < 0).astype(np.int32)
 
-    def chunks(self) -> Iterator[Chunk]:
-        """The missing rows in chunks of at most `CHUNK_ROWS`."""
+    def draw(self, num_rows: int, seed: int) -> NDArray[np.int32]:
+        """Positions of a random sample of all rows, in random order; fewer rows are the beginning of more.
+
+        Which rows are drawn follows from their keys and `seed`: rows that come or go change nothing about the others.
+        """
+        keys = self._keys.tobytes()
+        places = range(0, len(keys), KEY_BYTES)
+        drawn = heapq.nsmallest(num_rows, places, key=lambda place: _rank(keys[place : place + KEY_BYTES], seed))
+        return np.array(drawn, dtype=np.int32) // KEY_BYTES
+
+    def chunks(self, first: NDArray[np.int32] | None = None) -> Iterator[Chunk]:
+        """The missing rows in chunks of at most `CHUNK_ROWS`: those at the positions `first`, in that order, before all
+        others."""
         missing = self.missing()
-        for start in range(0, len(missing), CHUNK_ROWS):
-            positions = missing[start : start + CHUNK_ROWS]
-            digest = hashlib.blake2b(self._keys[positions].tobytes(), digest_size=8)
-            yield Chunk(digest.hexdigest(), positions)
+        drawn = missing[:0] if first is None else first[np.isin(first, missing)]
+        for part in (drawn, np.setdiff1d(missing, drawn, assume_unique=True)):
+            for start in range(0, len(part), CHUNK_ROWS):
+                positions = np.sort(part[start : start + CHUNK_ROWS])
+                digest = hashlib.blake2b(self._keys[positions].tobytes(), digest_size=8)
+                yield Chunk(digest.hexdigest(), positions)
 
     def assemble(self, load: Callable[[Any], pa.Table], *, window_rows: int = 4096) -> Iterator[pa.Table]:
         """All answers in the order of the seed set, one window of rows at a time; every row must have a source.
@@ -141,6 +159,10 @@ class Ledger:
                 places.append(np.repeat(needed, counts))
             # Stable: samples of the same row stay in order.
             yield pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
+
+
+def _rank(key: bytes, seed: int) -> bytes:
+    return hashlib.blake2b(key, digest_size=8, key=str(seed).encode()).digest()
 
 
 def _rows_of(table: pa.Table, needed: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

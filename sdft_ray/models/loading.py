@@ -54,10 +54,16 @@ def load_model(directory: str | Path, dtype: str | torch.dtype, *, attn: str = "
 
 def write_random(config: Config, directory: Path, dtype: str) -> None:
     """Write a checkpoint of this config with random initial weights in `dtype`, for speed measurements."""
-    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    loaded = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     with quiet():
-        AutoModelForCausalLM.from_config(loaded, dtype=getattr(torch, dtype)).save_pretrained(str(directory))
+        random_model(config, dtype).save_pretrained(str(directory))
+
+
+def random_model(config: Config, dtype: str) -> PreTrainedModel:
+    """A model of this config with random initial weights in `dtype`, in eval mode on the CPU, for measurements."""
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        loaded = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(loaded, dtype=getattr(torch, dtype)).eval()
 
 
 def check_config(config: Config, name: str, hint: str) -> None:

@@ -283,7 +283,7 @@ class Scheduler:
         failure = future.exception()
         name = walk.shown(state.step.name)
         if failure is not None:
-            error = _as_ours(name, failure)
+            error = as_ours(name, failure)
             self._show(Event("stage_failed", name, detail=str(error)))
             self._error = self._error or error
             return
@@ -297,7 +297,7 @@ class Scheduler:
                     self._show(Event("stage_skipped", other.shown(twin)))
 
 
-def _as_ours(step: str, failure: BaseException) -> SdftError:
+def as_ours(step: str, failure: BaseException) -> SdftError:
     """What a worker died of, out of Ray's wrappings: a user's error as it is, anything else as `StageError`."""
     seen = failure
     while (inner := _inside(seen)) is not None:

@@ -68,6 +68,12 @@ class Generate(Engine):
     """Chunks of 64 rows that one actor works on at a time; None: enough for twice `max_sequences`, plus one."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     """The run stops when more than this share of the rows of the seed set fails."""
+    min_kept: float = Field(default=0.25, ge=0, le=1)
+    """The run stops when selection keeps less than this share of the rewrites, where something is trained on them.
+
+    With the share k of the rows rewritten, training moves by about k times what rewriting all of them would, and to see
+    a difference k times as large takes 1/k^2 times as many test items: 16 times as many at the default. Below that, an
+    arm on the distilled set is fine-tuning on references under another name. 0 asks for one rewrite."""
     scripted_delay_s: float = Field(default=0.0, ge=0)
     """Time that the scripted sampler takes for a row."""
 

@@ -2,8 +2,9 @@
 
 The driver cuts what is missing into chunks of 64 rows and sends descriptions of them. An actor reads its rows
 from the seed set itself, keeps several chunks in its engine at once, and commits finished rows to the row
-cache. Only receipts come back: texts never pass through the driver or Ray's object store. At the end all
-answers are written out in the order of the seed set.
+cache. Only receipts come back: texts never pass through the driver or Ray's object store, but for a sample of
+the rows, which is answered first to see how many rewrites are kept. At the end all answers are written out in
+the order of the seed set.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,6 +35,7 @@ from sdft_ray.generation.prompts import resolve_template
 from sdft_ray.recipe import resources
 from sdft_ray.recipe.recipe import Generate
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, remote_options
+from sdft_ray.stages.kept import COLUMNS, KeptWatch
 from sdft_ray.stages.metrics import GenerationMetrics
 from sdft_ray.stages.rewriter import KEY_COLUMNS, RECEIPT, Rewriter, rows_at_a_time
 from sdft_ray.stages.views import view
@@ -52,7 +56,7 @@ _ACTIVE_S = 60.0
 def run(job: StageContext) -> StageResult:
     """Answer every row that no earlier run has answered, then store all answers."""
     result = StageResult()
-    identity = _cache_identity(job)
+    identity = cache_identity(job)
     cache_id = fingerprint(identity)[:16]
     with UsageMeter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
         cache = RowCache(job.store.url_of(f"rows/{cache_id}"))
@@ -61,10 +65,17 @@ def run(job: StageContext) -> StageResult:
         damaged = _find_finished(job, cache, cache_id, ledger)
         tally = _Tally(job, ledger.num_rows, reused=ledger.num_rows - len(ledger.missing()))
         tally.tell()
-        chunks = {chunk.name: chunk.positions for chunk in ledger.chunks()}
-        for receipt in _answer(job, cache.url, chunks):
-            ledger.place(("parts", tuple(receipt["parts"])), chunks.pop(receipt["chunk"]))
+        watch = KeptWatch(job, ledger, view(Generate, job.slice).seed)
+        for source in ledger.sources_of(watch.drawn):
+            watch.look(_load(job, cache, source, COLUMNS))
+        chunks = {chunk.name: chunk.positions for chunk in ledger.chunks(watch.drawn)}
+        num_drawn = -(-int(np.isin(watch.drawn, ledger.missing()).sum()) // CHUNK_ROWS)
+        for receipt in _answer(job, cache.url, chunks, num_drawn):
+            source = ("parts", tuple(receipt["parts"]))
+            ledger.place(source, chunks.pop(receipt["chunk"]))
             tally.add(receipt)
+            if watch.is_open:
+                watch.look(_load(job, cache, source, COLUMNS))
         assert not chunks, "every chunk comes back once"
         with job.output(result) as directory:
             counts = _write(job, cache, ledger, directory)
@@ -80,7 +91,7 @@ def run(job: StageContext) -> StageResult:
     return result
 
 
-def _cache_identity(job: StageContext) -> dict[str, Any]:
+def cache_identity(job: StageContext) -> dict[str, Any]:
     """What an answer depends on besides its row. Names and sizes of actors, recipe and seed set are not in it."""
     asked = view(Generate, job.slice)
     return {
@@ -118,13 +129,14 @@ def _find_finished(job: StageContext, cache: RowCache, cache_id: str, ledger: Le
     return damaged
 
 
-def _load(job: StageContext, cache: RowCache, source: Any) -> pa.Table:
+def _load(job: StageContext, cache: RowCache, source: Any, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a source, with all or some columns."""
     kind, *where = source
     if kind == "artifact":
         address, group = where
         with pq.ParquetFile(job.store.path(address) / files.GENERATED) as table:
-            return table.read_row_group(group)
-    tables = [cache.read(name) for name in where[0]]
+            return table.read_row_group(group, columns=columns)
+    tables = [cache.read(name, columns) for name in where[0]]
     assert all(table is not None for table in tables), "parts were sound when they were written or found"
     return pa.concat_tables(tables)
 
@@ -153,13 +165,14 @@ def _write(job: StageContext, cache: RowCache, ledger: Ledger, directory: Path) 
 # -- the pool ------------------------------------------------------------------------------------------------
 
 
-def _answer(job: StageContext, cache_url: str, chunks: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _answer(job: StageContext, cache_url: str, chunks: dict[str, Any], num_drawn: int) -> Iterator[dict[str, Any]]:
     """Stream receipts of chunks from the pool, in the order they finish."""
     if not chunks:
         return
     settings = job.resources.generate
     with DataContext.current(_data_context()):
-        dataset = ray.data.from_blocks(_tasks(chunks, chunks_per_task(len(chunks), settings))).map_batches(
+        tasks = _tasks(chunks, chunks_per_task(len(chunks), settings), num_drawn)
+        dataset = ray.data.from_blocks(tasks).map_batches(
             Rewriter,
             fn_constructor_args=(job, cache_url),
             batch_format="pyarrow",
@@ -200,11 +213,13 @@ def chunks_per_task(num_chunks: int, settings: resources.Generate) -> int:
     return max(1, min(_MAX_CHUNKS_PER_TASK, num_chunks // (16 * _calls(settings) * settings.max_actors)))
 
 
-def _tasks(chunks: dict[str, Any], per_task: int) -> list[pa.Table]:
+def _tasks(chunks: dict[str, Any], per_task: int, num_alone: int) -> list[pa.Table]:
+    """The first `num_alone` chunks have a task each, so that their receipts come at once."""
     names = list(chunks)
+    starts = [*range(num_alone), *range(num_alone, len(names), per_task), len(names)]
     return [
         pa.table({"chunk": some, "runs": [runs_of(chunks[name]) for name in some]}, schema=_WORK)
-        for some in (names[start : start + per_task] for start in range(0, len(names), per_task))
+        for some in (names[start:end] for start, end in pairwise(starts))
     ]
 
 

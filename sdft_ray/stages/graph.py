@@ -59,7 +59,10 @@ class Step:
     must_be_patchable: bool = False
     """Of a plan: refuse one whose cuts no patch can stand in for. It decides whether there is an output, not which."""
     must_keep: bool = False
-    """Of a selection: refuse one that keeps nothing, because something is trained on it. Likewise."""
+    """Of a generation and its selection: refuse to keep too few rewrites, because something is trained on them.
+    Likewise."""
+    row_tokens: int = 0
+    """Of a generation: tokens of a packed row, which a rewrite that is kept fits with its prompt. Likewise."""
 
     @property
     def label(self) -> str:
@@ -150,19 +153,16 @@ def _prunings(recipe: Recipe, cut: Cut) -> Iterator[Step]:
 
     The teacher's own words and its correction, which recovery may want, are made in between: they wait for no pruning.
     """
+    must_keep = recipe.trains_on_rewrites
     for number, (name, part) in enumerate(recipe.prunings.items()):
         start = _start_of(recipe, number)
         yield from _surgery(part, cut, name, start)
         if number == 0:
-            yield Step("generate", cut(recipe.generate), {"seed": "seed"}, ("teacher",))
-            selected = {"row_tokens": recipe.train.max_seq_len, **_replicate(recipe)}
-            yield Step(
-                "select",
-                selected,
-                {"seed": "seed", "generate": "generate"},
-                ("teacher",),
-                must_keep=recipe.trains_on_rewrites,
-            )
+            row_tokens = recipe.train.max_seq_len
+            asked, selected = cut(recipe.generate), {"row_tokens": row_tokens, **_replicate(recipe)}
+            yield Step("generate", asked, {"seed": "seed"}, ("teacher",), must_keep=must_keep, row_tokens=row_tokens)
+            inputs = {"seed": "seed", "generate": "generate"}
+            yield Step("select", selected, inputs, ("teacher",), must_keep=must_keep)
             yield from _correction(recipe, cut)
         if name:
             yield from _training(part, cut, name, start)

@@ -7,8 +7,9 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,10 @@ from sdft_ray.stages.job import StageContext, node_id, rss_bytes
 from sdft_ray.stages.samplers import prepare_process, teacher_sampler
 from sdft_ray.stages.views import view
 from sdft_ray.store import files
+
+if TYPE_CHECKING:
+    from sdft_ray.generation.rewriting import RewriteRequest
+    from sdft_ray.generation.sampler import SamplingParams
 
 KEY_COLUMNS = ("example_id", "instruction", "reference_response", "answer_kind", "check")
 """Columns of the seed set that shape the answers to a row, beside `context`."""
@@ -52,19 +57,12 @@ class Rewriter:
     def __init__(self, job: StageContext, cache_url: str) -> None:
         prepare_process()
         from sdft_ray.generation.rewriting import CommitBuffer
-        from sdft_ray.generation.sampler import SamplingParams
 
         self._recipe = view(Generate, job.slice)
-        self._rows = _Rows(job.input("seed") / files.ROWS)
+        self._rows = Rows(job.input("seed") / files.ROWS)
         self._cache = RowCache(cache_url)
         self._buffer = CommitBuffer(self._commit, rows_at_a_time(job, most=64))
-        self._params = SamplingParams(
-            temperature=self._recipe.temperature,
-            top_p=self._recipe.top_p,
-            max_tokens=self._recipe.max_tokens,
-            top_logprobs=self._recipe.top_logprobs,
-            hidden_states=self._recipe.hidden_states,
-        )
+        self._params = sampling_params(self._recipe)
         self._turn = threading.Lock()
         self._node = node_id()
         self._has_committed = False
@@ -96,7 +94,8 @@ class Rewriter:
             if table is not None:
                 parts.append(name)
                 have |= set(table["row_key"].to_pylist())
-        rows = [row for row in self._asked(positions) if row.row_key not in have]
+        asked = rewrite_requests(self._recipe.template, self._rows.take(positions))
+        rows = [row for row in asked if row.row_key not in have]
         answered = answer_chunk(
             chunk,
             rows,
@@ -122,25 +121,43 @@ class Rewriter:
             "ready": self._ready,
         }
 
-    def _asked(self, positions: NDArray[np.int64]) -> list[Any]:
-        from sdft_ray.data.messages import prompt_of
-        from sdft_ray.generation.prompts import render_rewrite
-        from sdft_ray.generation.rewriting import RewriteRequest
-
-        template = self._recipe.template
-        return [
-            RewriteRequest(
-                row_key(*(row[name] for name in KEY_COLUMNS), context=row["context"]),
-                row["example_id"],
-                prompt_of(render_rewrite(template, row["instruction"], row["reference_response"]), row["context"]),
-                _check(row),
-            )
-            for row in self._rows.take(positions)
-        ]
-
     def _commit(self, chunk: str, number: int, records: list[dict[str, Any]]) -> str:
         self._has_committed = True
         return self._cache.write(chunk, number, pa.Table.from_pylist(records, schema=GENERATED_SCHEMA))
+
+
+def sampling_params(asked: Generate) -> SamplingParams:
+    """How a recipe has rewrites sampled."""
+    from sdft_ray.generation.sampler import SamplingParams
+
+    return SamplingParams(
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        max_tokens=asked.max_tokens,
+        top_logprobs=asked.top_logprobs,
+        hidden_states=asked.hidden_states,
+    )
+
+
+def rewrite_requests(template: str, rows: Sequence[dict[str, Any]]) -> list[RewriteRequest]:
+    """What is asked of the teacher for rows with `KEY_COLUMNS` and `context`."""
+    from sdft_ray.generation.prompts import render_rewrite
+    from sdft_ray.generation.rewriting import RewriteRequest
+
+    return [
+        RewriteRequest(
+            key_of(row),
+            row["example_id"],
+            render_rewrite(template, row["instruction"], row["reference_response"], row["context"]),
+            _check(row),
+        )
+        for row in rows
+    ]
+
+
+def key_of(row: Mapping[str, str]) -> bytes:
+    """See `row_key`."""
+    return row_key(*(row[name] for name in KEY_COLUMNS), context=row["context"])
 
 
 def rows_at_a_time(job: StageContext, *, most: int) -> int:
@@ -155,7 +172,7 @@ def rows_at_a_time(job: StageContext, *, most: int) -> int:
     return max(1, min(most, _HELD_BYTES // row_bytes))
 
 
-class _Rows:
+class Rows:
     """Rows of a Parquet file by position; the row groups touched last stay in memory."""
 
     def __init__(self, path: Path, *, num_groups: int = 4) -> None:
@@ -166,7 +183,7 @@ class _Rows:
         self._num_groups = num_groups
         self._lock = threading.Lock()
 
-    def take(self, wanted: NDArray[np.int64]) -> list[dict[str, Any]]:
+    def take(self, wanted: NDArray[np.integer]) -> list[dict[str, Any]]:
         """The rows at ascending positions."""
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
         taken = []

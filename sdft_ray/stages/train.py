@@ -98,7 +98,7 @@ def _train(job: StageContext) -> StageResult:
         model: Any = load_model(job.model("pruned"), job.teacher.dtype if asked.lora else "float32")
         if settings.strategy == "ddp":  # fsdp moves block by block
             model.to(_device(job))
-        model = _tuned(model, asked, plan.seed)
+        model = tuned(model, asked, plan.seed)
         parallel = _parallel(job)
         resumed = checkpoints.resume(job, parallel.share)
         history = resumed.history
@@ -235,7 +235,7 @@ def _teacher(job: StageContext, plan: TrainPlan) -> Teacher | None:
     return Teacher(model.to(_device(job)), block_map)
 
 
-def _tuned(model: Any, asked: Train, seed: int) -> Any:
+def tuned(model: Any, asked: Train, seed: int) -> Any:
     """The model with what the recipe tunes left trainable: adapters, its tail, or everything."""
     if asked.train_last_n_layers is not None:
         from sdft_ray.training.tail import tune_tail

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from sdft_ray.errors import EvaluationError
 from sdft_ray.statistics.estimate import Interval, McNemar
 from sdft_ray.statistics.scores import Scores, TaskScore
+from sdft_ray.statistics.shares import mcnemar_counts
 
 Array = NDArray[np.float64]
 
@@ -135,8 +136,6 @@ def mcnemar(first: TaskScore, second: TaskScore) -> McNemar:
     Items on which both are right or both wrong say nothing; of the others, the number that only the first answers
     rightly is binomial with 1/2. Raises `EvaluationError` where items differ or a value is neither 0 nor 1.
     """
-    from scipy.special import bdtr
-
     _check_items(first, second)
     if {*first.items.values(), *second.items.values()} - {0.0, 1.0}:
         raise EvaluationError(
@@ -144,11 +143,7 @@ def mcnemar(first: TaskScore, second: TaskScore) -> McNemar:
         )
     only_first = sum(value > second.items[item] for item, value in first.items.items())
     only_second = sum(value < second.items[item] for item, value in first.items.items())
-    fewer, both = min(only_first, only_second), only_first + only_second
-    tail = float(bdtr(fewer, both, 0.5))
-    below = float(bdtr(fewer - 1, both, 0.5)) if fewer else 0.0
-    mid_p = 1.0 if only_first == only_second else tail + below
-    return McNemar(only_first, only_second, min(1.0, 2 * tail), mid_p)
+    return mcnemar_counts(only_first, only_second)
 
 
 # --- pairs of values ----------------------------------------------------------------------------------------

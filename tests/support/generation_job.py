@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,8 +26,8 @@ QUESTION = "A farmer has {0} hens and sells {1} of them on market day. How many 
 ANSWER = "The farmer begins with {0} hens and {1} of them go, which leaves a few. So the farmer keeps some. #### {2}"
 
 
-def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> StageContext:
-    """The stage's job over a seed set that is committed here."""
+def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table], must_keep: bool = False) -> StageContext:
+    """The stage's job over a seed set that is committed here. Without `must_keep` rewrites may be bad."""
     seed = "seed/" + "5" * 16
     if store.manifest(seed) is None:
         work = store.work(seed) / "output"
@@ -38,7 +39,7 @@ def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table]) -> St
         store.commit(Manifest("seed", "seed", seed, "5" * 64, "{}", {}, placed, Usage()))
     recipe = Recipe.load(QUICKSTART)
     return StageContext(
-        step=next(step for step in steps(recipe) if step.name == "generate"),
+        step=replace(next(step for step in steps(recipe) if step.name == "generate"), must_keep=must_keep),
         address="generate/" + "6" * 16,
         store_url=store.url,
         recipe_name=recipe.name,

@@ -24,7 +24,7 @@ metric_list: [{metric: acc}]
 """
 LIGHT = {
     "measure": {"cpus": 0.5, "num_tasks": 2, "batch_tokens": 64},
-    "generate": {"sampler": "transformers", "cpus": 0.5},
+    "generate": {"sampler": "transformers", "cpus": 0.5, "min_kept": 0.0},
     "gap": {"cpus": 0.5, "batch_tokens": 64},
     "train": {"cpus": 0.5, "num_workers": 2, "precision": "fp32", "checkpoint_every": 1},
     "evaluate": {"cpus": 0.5, "sampler": "transformers"},

@@ -121,3 +121,30 @@ def test_runs_stand_for_positions(wanted: set[int]) -> None:
     runs = runs_of(positions)
     assert positions_of(runs.tolist()).tolist() == positions.tolist()
     assert len(runs) == 2 * len([p for p in wanted if p - 1 not in wanted])
+
+
+def test_a_sample_is_drawn_by_content_and_seed_alone() -> None:
+    names = [f"row{i}" for i in range(500)]
+    ledger = Ledger(_keys(names))
+    drawn = ledger.draw(50, 0)
+    assert len(set(drawn.tolist())) == 50
+    assert ledger.draw(20, 0).tolist() == drawn[:20].tolist()
+    assert ledger.draw(50, 1).tolist() != drawn.tolist()
+    assert sorted(ledger.draw(900, 0).tolist()) == list(range(500))
+    moved = Ledger(_keys(["new", *names[::-1]]))
+    again = [["new", *names[::-1]][position] for position in moved.draw(51, 0)]
+    assert [name for name in again if name != "new"][:50] == [names[position] for position in drawn]
+    assert 150 < drawn.mean() < 350
+
+
+def test_drawn_rows_make_the_first_chunks() -> None:
+    names = [f"row{i}" for i in range(300)]
+    ledger = Ledger(_keys(names))
+    drawn = ledger.draw(100, 0)
+    ledger.find("there", _keys([names[drawn[0]]]))
+    assert ledger.sources_of(drawn) == ["there"]
+    first, second, *others = ledger.chunks(drawn)
+    assert first.positions.tolist() == sorted(drawn[1:65].tolist())
+    assert second.positions.tolist() == sorted(drawn[65:].tolist())
+    everything = np.concatenate([part.positions for part in (first, second, *others)])
+    assert sorted(everything.tolist()) == sorted(set(range(300)) - {int(drawn[0])})

@@ -233,9 +233,9 @@ def test_a_disk_that_fills_up_later(failure: Exception) -> None:
     from ray.exceptions import RayTaskError
 
     from sdft_ray.errors import StoreError
-    from sdft_ray.pipeline.scheduler import _as_ours
+    from sdft_ray.pipeline.scheduler import as_ours
 
-    error = _as_ours("prune", RayTaskError("task", "", failure))
+    error = as_ours("prune", RayTaskError("task", "", failure))
     assert isinstance(error, StoreError)
     assert "prune" in error.message
     assert "run again" in error.hint
@@ -245,9 +245,9 @@ def test_a_failure_that_is_not_the_users_names_its_stage() -> None:
     from ray.exceptions import RayTaskError
 
     from sdft_ray.errors import StageError
-    from sdft_ray.pipeline.scheduler import _as_ours
+    from sdft_ray.pipeline.scheduler import as_ours
 
-    error = _as_ours("evaluate:sft", RayTaskError("task", "", RuntimeError("first line\nit broke")))
+    error = as_ours("evaluate:sft", RayTaskError("task", "", RuntimeError("first line\nit broke")))
     assert isinstance(error, StageError)
     assert "evaluate:sft" in str(error)
     assert "RuntimeError: it broke" in str(error)
@@ -366,3 +366,32 @@ def test_the_good_recipe_passes_every_check(world: Path) -> None:
     resources = Resources.model_validate({"train": {"num_workers": 1}})
     preflight(recipe, store, resources, resolve(recipe, store, Sources(recipe, store)))
     assert write_rows(world / "more.jsonl").exists()
+
+
+REHEARSALS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "no such folder": ({"teacher": {"model": "./nowhere"}}, ("no model directory", "nowhere")),
+    "empty seed set": ({"seed_set": {"source": "empty.jsonl"}}, ("empty.jsonl", "no rows")),
+    "unknown template": ({"generate": {"template": "own_wrods"}}, ("own_wrods", "own_words")),
+    "unknown field": ({"generate": {"min_keep": 0.5}}, ("min_keep",)),
+}
+
+
+@pytest.mark.parametrize("case", REHEARSALS)
+def test_a_rehearsal_says_what_is_wrong_before_any_worker_starts(
+    case: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, says = REHEARSALS[case]
+    (world / "empty.jsonl").write_text("", encoding="utf-8")
+    error = _fails(monkeypatch, capsys, "try", _recipe(world, **changes), "--store", world / "store")
+    for part in says:
+        assert part in error
+
+
+def test_a_rehearsal_without_the_hub_says_so(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    recipe = _recipe(world, teacher={"model": "nobody/no-model"})
+    error = _fails(monkeypatch, capsys, "try", recipe, "--store", world / "store")
+    assert "nobody/no-model" in error
+    assert "pin teacher.revision" in error

@@ -16,11 +16,11 @@ from sdft_ray.data.example import GENERATED_SCHEMA, SELECTED_SCHEMA
 from sdft_ray.data.packing import PackedRows
 from sdft_ray.data.signals import encode_hidden, encode_top, top_logprobs
 from sdft_ray.errors import DataError
+from sdft_ray.generation.kept import chosen
 from sdft_ray.models.source import ModelSource
 from sdft_ray.models.surgery import drop_blocks
 from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import StageContext
-from sdft_ray.stages.select import _chosen
 from sdft_ray.stages.training_rows import training_rows
 from sdft_ray.store import files
 from sdft_ray.store.store import MANIFEST
@@ -74,7 +74,7 @@ class CachedAnswers:
         }  # fmt: skip
         records = [self._record(name, i, *sample) for i, sample in enumerate(samples)]
         self.records += records
-        self.rows.append(_chosen(row, records, lambda _instruction, _response: True))
+        self.rows.append(chosen(row, records, lambda _instruction, _response: True))
 
     def _record(self, name: str, sample_index: int, ids: list[int], reason: str) -> dict[str, Any]:
         ids_TK = np.stack([self._rng.choice(VOCAB, K, replace=False) for _ in ids])
