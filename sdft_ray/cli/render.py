@@ -54,6 +54,8 @@ def print_explanation(explanation: Explanation) -> None:
     console.print(f"\n{done} of {len(explanation.lines)} steps are done.")
     if explanation.generated is not None:
         console.print(_pass_line(explanation.generated), soft_wrap=True)
+    for stage, engine in explanation.engines.items():
+        console.print(f"Engine of {stage}: {engine.words}; {engine.precision.why}.", soft_wrap=True)
     if explanation.teacher is not None and explanation.pruned is None:
         console.print(
             "The size of the pruned model is known only after the step `rate`, which measures decoding speeds."
@@ -96,6 +98,7 @@ def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:
 
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
+    from sdft_ray.report.run.engines import engines_line
     from sdft_ray.report.run.terminal import gap_line, grid_line, release_lines, result_table, size_line
     from sdft_ray.report.run.words import overlap, rows_read
 
@@ -114,6 +117,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
         console.print(gap_line(data))
     for arm, grid in data.grids.items():
         console.print(grid_line(arm, grid), soft_wrap=True)
+    if sentence := engines_line(data):
+        console.print(sentence, soft_wrap=True)
     if data.correction is not None:
         console.print(data.correction.verdict, soft_wrap=True)
     if data.forgetting is not None:

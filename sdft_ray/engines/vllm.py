@@ -14,6 +14,7 @@ from sdft_ray.engines.request import AnswerDelta, EngineFailedError, GenerationR
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.generation.engine_folder import EngineFolder
 from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
+from sdft_ray.models.precision import Precision, precision_of
 
 MAX_TOP_LOGPROBS = 20
 """As in OpenAI's API."""
@@ -22,9 +23,10 @@ MAX_TOP_LOGPROBS = 20
 class VllmEngine:
     """`AsyncLLM` over a local checkpoint, with speculative decoding where a draft model is given."""
 
-    def __init__(self, llm: Any, folder: EngineFolder, stop_ids: Collection[int]) -> None:
+    def __init__(self, llm: Any, folder: EngineFolder, stop_ids: Collection[int], precision: Precision) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        self.precision: Precision | None = precision
         self._llm = llm
         self._folder = folder
         self._stop_ids = sorted(stop_ids)
@@ -58,10 +60,16 @@ class VllmEngine:
                 "speculative_config": {"model": str(draft[0]), "num_speculative_tokens": draft[1]},
                 "per_request_spec_decode_metrics": "summary",
             }
+        precision = precision_of(
+            settings.dtype,
+            Path(model_dir),
+            kv_cache_bytes=settings.kv_cache_bytes,
+            draft=Path(draft[0]) if draft else None,
+        )
         length: Any = settings.max_model_tokens  # None: the model's maximum; the annotation is wrong
         arguments = AsyncEngineArgs(
             model=str(model_dir),
-            dtype=settings.dtype,
+            dtype=precision.dtype,  # type: ignore[arg-type]
             kv_cache_memory_bytes=settings.kv_cache_bytes,
             max_model_len=length,
             max_num_seqs=settings.max_sequences,
@@ -79,7 +87,7 @@ class VllmEngine:
         folder = EngineFolder()
         with _in_one_process(is_alone), folder.used():
             llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
-            return cls(llm, folder, stop_ids(load_tokenizer(model_dir)))
+            return cls(llm, folder, stop_ids(load_tokenizer(model_dir)), precision)
 
     async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`."""

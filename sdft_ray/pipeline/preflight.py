@@ -11,6 +11,7 @@ from sdft_ray.errors import DataError, PlanError, RecipeError, ResourceError, St
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import Config, check_patchable, num_blocks_of
+from sdft_ray.models.precision import is_exact_enough
 from sdft_ray.models.size import ModelSize, size_of
 from sdft_ray.pipeline.row_checks import check_calibration, check_prompts
 from sdft_ray.recipe.recipe import Recipe
@@ -39,6 +40,7 @@ def preflight(
     teacher = teacher or TeacherModel.of(recipe.teacher, recipe.chat)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
+    check_precision(recipe, resources)
     check_strategy(recipe, resources)
     check_tracking(store, resources, states)
     for state in states.values():
@@ -146,6 +148,18 @@ def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, Sta
         from sdft_ray.generation.sampler import check_signals
 
         check_signals(resources.generate.sampler, recipe.generate)
+
+
+def check_precision(recipe: Recipe, resources: Resources) -> None:
+    """Raise `ResourceError` for engines that would be less exact than the recipe: its identity says how exact."""
+    wanted = recipe.teacher.dtype
+    for part in ("generate", "evaluate"):
+        asked = getattr(resources, part).dtype
+        if not is_exact_enough(asked, wanted):
+            raise ResourceError(
+                f"{part}.dtype is {asked}, which is less exact than {wanted}, the recipe's teacher.dtype",
+                f"remove {part}.dtype from the resources, or set teacher.dtype: {asked} in the recipe",
+            )
 
 
 def check_strategy(recipe: Recipe, resources: Resources) -> None:

@@ -27,6 +27,7 @@ class ScriptedEngine:
         max_model_tokens: int = 256,
         vocab_size: int = 128,
     ) -> None:
+        self.precision = None
         self.max_model_tokens = max_model_tokens
         self.vocab_size = vocab_size
         self.asked: list[GenerationRequest] = []
