@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sdft_ray.report.run.why import Why
     from sdft_ray.serving.access import Key
     from sdft_ray.serving.compare import Row
+    from sdft_ray.serving.local import Engines
     from sdft_ray.serving.settings import ServeSettings
     from sdft_ray.statistics.scores import Scores
     from sdft_ray.store.store import Store
@@ -238,12 +239,13 @@ def train_teacher(directory: Path, num_threads: int) -> bool:
     return print_gates(directory, as_json=False)
 
 
-def print_service(settings: ServeSettings, url: str, took_s: float) -> None:
+def print_service(settings: ServeSettings, engines: Engines, url: str, took_s: float) -> None:
     """The served models, the address, and an example request."""
     console = _console()
     table = _plain_table("model", "source", "engine", "draft")
     for model in settings.models:
-        table.add_row(model.name, model.source, model.engine.kind, model.draft.source if model.draft else "")
+        engine = engines[model.name].words if model.name in engines else model.engine.kind
+        table.add_row(model.name, model.source, engine, model.draft.source if model.draft else "")
     console.print(table)
     key = (
         "" if settings.access.allow_anonymous or not settings.access.keys_file else " -H 'Authorization: Bearer sk-...'"

@@ -88,8 +88,8 @@ def serve(
         settings = _settings(sources or [], config, store, engine, dtype, draft, key_file, allow_anonymous)
         typer.echo(f"starting {', '.join(model.name for model in settings.models)} ...", err=True)
         stopping, began = threading.Event(), time.monotonic()
-        with service(settings, address, Resources()):
-            print_service(settings, address.url, time.monotonic() - began)
+        with service(settings, address, Resources()) as engines:
+            print_service(settings, engines, address.url, time.monotonic() - began)
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: stopping.set())
             stopping.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.generation.engine_folder import EngineFolder
 from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
 from sdft_ray.models.precision import Precision, precision_of
+from sdft_ray.progress.killed import killed
 
 MAX_TOP_LOGPROBS = 20
 """As in OpenAI's API."""
@@ -100,14 +101,14 @@ class VllmEngine:
                 yield _piece(output, ask, first=first)
                 first = False
         except self._dead as reason:
-            raise EngineFailedError(f"vLLM's engine failed: {reason}") from reason
+            raise EngineFailedError(_failure(self._llm, reason)) from reason
         finally:
             await outputs.aclose()
 
     def check(self) -> None:
         """See `Engine.check`."""
         if self._llm.errored:
-            raise EngineFailedError(f"vLLM's engine failed: {self._llm.dead_error}")
+            raise EngineFailedError(_failure(self._llm, self._llm.dead_error))
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -115,6 +116,15 @@ class VllmEngine:
             self._llm.shutdown()
         finally:
             self._folder.close()
+
+
+def _failure(llm: Any, reason: BaseException) -> str:
+    """Why an engine failed; of one in a process of its own also the signal that killed that."""
+    ended: tuple[str, str] | None = None
+    with suppress(AttributeError):  # an engine in this process has no such manager
+        codes = llm.engine_core.resources.engine_manager.finished_procs()
+        ended = killed(f"exit codes: {codes}")
+    return f"vLLM's engine was {ended[0]}: {ended[1]}" if ended else f"vLLM's engine failed: {reason}"
 
 
 @contextmanager

@@ -79,6 +79,10 @@ class ModelService:
         facts = {**located.facts, "address": located.address, **draft_facts, "engine": used, "cold_start": phases}
         return LoadedModel(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
 
+    def engines(self) -> dict[str, dict[str, str]]:
+        """By name of the model: what runs it, for people (`EngineUse.to_json`)."""
+        return {name: model.facts["engine"] for name, model in self._models.items() if model.facts["engine"]}
+
     async def __serve_build_asgi_app__(self) -> Any:
         # The default registry, because it also has vLLM's own metrics.
         return build_app(self._service, self._keys, self._settings, REGISTRY, [RaySink()])
