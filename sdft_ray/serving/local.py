@@ -14,7 +14,7 @@ from typing import Any
 
 from sdft_ray.errors import ServeError
 from sdft_ray.models.precision import EngineUse
-from sdft_ray.progress.killed import killed, tail, worker_log
+from sdft_ray.progress.killed import RAY_LOGS, worker_death
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.serving.access import key_ring
 from sdft_ray.serving.haproxy import ListenAddress, drain, environment, refusal
@@ -24,7 +24,6 @@ from sdft_ray.store.store import Store
 
 log = logging.getLogger(__name__)
 
-_LOGS = Path("/tmp/ray/session_latest/logs")  # noqa: S108  (where Ray puts them)
 _TOLD_WITHIN_S = 60.0
 
 _ENVIRONMENT = {
@@ -111,7 +110,7 @@ def _running(settings: ServeSettings, address: ListenAddress, resources: Resourc
             )
             told = handle.engines.remote().result(timeout_s=_TOLD_WITHIN_S) if settings.replicas.min else {}
         except (RuntimeError, TimeoutError, RayError) as reason:
-            raise refusal(folder) or does_not_start(str(reason), _LOGS) from None
+            raise refusal(folder) or does_not_start(str(reason)) from None
         try:
             yield {name: EngineUse.from_json(engine) for name, engine in told.items()}
         finally:
@@ -121,11 +120,9 @@ def _running(settings: ServeSettings, address: ListenAddress, resources: Resourc
                 ending.close()
 
 
-def does_not_start(reason: str, logs: Path) -> ServeError:
+def does_not_start(reason: str, logs: Path = RAY_LOGS) -> ServeError:
     """The replica's own error out of Ray Serve's message, or the signal that killed its process, by its log."""
-    log = worker_log(reason, logs)
-    said = f"{reason}\n{tail(log)}" if log else reason
-    if words := killed(said, log or logs / "serve"):
+    if words := worker_death(reason, logs):
         return ServeError(f"the service does not start: its engine was {words[0]}", words[1])
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]

@@ -61,7 +61,7 @@ def test_an_engine_that_a_signal_killed(tmp_path: Path) -> None:
     """Ray says that a process is gone; its log says why."""
     log = tmp_path / "worker-ab-01000000-4242.err"
     log.write_text("Fatal Python error: Illegal instruction\n", encoding="utf-8")
-    error = does_not_start("RuntimeError: The actor died.\n\tpid: 4242\n", tmp_path)
+    error = does_not_start("RuntimeError: The actor died unexpectedly.\n\tpid: 4242\n", tmp_path)
     assert error.message.startswith("the service does not start: its engine was killed by SIGILL")
     assert "--dtype float32" in error.hint
     assert str(log) in error.hint
