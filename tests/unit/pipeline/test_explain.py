@@ -15,8 +15,9 @@ from sdft_ray.errors import PlanError, ResourceError, StoreError
 from sdft_ray.generation.footprint import pass_bytes
 from sdft_ray.models import precision
 from sdft_ray.models.size import size_of
+from sdft_ray.pipeline import preflight
 from sdft_ray.pipeline.explain import explain
-from sdft_ray.pipeline.preflight import check_disk, planned_size, planned_sizes
+from sdft_ray.pipeline.preflight import check_disk, check_precision, planned_size, planned_sizes
 from sdft_ray.recipe.pruning import Depth, Width
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
@@ -159,7 +160,13 @@ def test_the_engines_of_missing_steps(
     assert set(explain(recipe, store, scripted).engines) == {"evaluate"}
     with pytest.raises(ResourceError, match=r"generate.dtype is bfloat16, which is less exact than float32"):
         explain(Recipe.parse(data), store, Resources.model_validate(asked))
+    monkeypatch.setattr(preflight, "amx_state", lambda *, test: "SIGILL" if test else "untested")
+    asked = Resources.model_validate({"generate": {"dtype": "bfloat16"}})
+    check_precision(recipe, asked)
+    with pytest.raises(ResourceError, match="SIGILL"):
+        check_precision(recipe, asked, tests_amx=True)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
+    check_precision(recipe, asked, tests_amx=True)
     assert "on the node" in explain(recipe, store).engines["generate"].precision.why
 
 
