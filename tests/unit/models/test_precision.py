@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +161,15 @@ def test_only_a_cpu_that_shows_amx_is_tested_and_once(tmp_path: Path, monkeypatc
     assert amx_state(test=False, cpuinfo=cpuinfo, cache=cache) == UNTESTED, "another CPU"
 
 
+VLLM = find_spec("vllm")
+KERNELS = Path(VLLM.origin).parent / "_C.abi3.so" if VLLM and VLLM.origin else None
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or KERNELS is None or not KERNELS.exists(), reason="vLLM's build for x86 CPUs"
+)
 def test_the_kernels_themselves() -> None:
-    """Where the CPU shows no AMX, vLLM's kernel for it dies of SIGILL: what such virtual machines do."""
+    """Where the CPU shows no AMX, vLLM's kernel for it dies of SIGILL, as it does where AMX is shown in vain."""
     found = outcome([sys.executable, "-m", "sdft_ray.models.amx"])
     assert found == ("SIGILL" if amx_state() == ABSENT else amx_state())
