@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sdft_ray.report.run.why import Why
     from sdft_ray.serving.access import Key
     from sdft_ray.serving.compare import Row
+    from sdft_ray.serving.local import Engines
     from sdft_ray.serving.settings import ServeSettings
     from sdft_ray.statistics.scores import Scores
     from sdft_ray.store.store import Store
@@ -56,6 +57,8 @@ def print_explanation(explanation: Explanation) -> None:
     if explanation.generated is not None:
         console.print(_pass_line(explanation.generated), soft_wrap=True)
     console.print(_detectable_line(explanation.detectable), soft_wrap=True)
+    for stage, engine in explanation.engines.items():
+        console.print(f"Engine of {stage}: {engine.words}; {engine.precision.why}.", soft_wrap=True)
     if explanation.teacher is not None and explanation.pruned is None:
         console.print(
             "The size of the pruned model is known only after the step `rate`, which measures decoding speeds."
@@ -118,6 +121,7 @@ def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:
 
 def print_result(run: Run, *, stages: bool = False) -> None:
     """The result table, optionally the stages, and the report's path."""
+    from sdft_ray.report.run.engines import engines_line
     from sdft_ray.report.run.terminal import (
         divergence_line,
         flip_lines,
@@ -146,6 +150,8 @@ def print_result(run: Run, *, stages: bool = False) -> None:
         console.print(gap_line(data))
     for arm, grid in data.grids.items():
         console.print(grid_line(arm, grid), soft_wrap=True)
+    if sentence := engines_line(data):
+        console.print(sentence, soft_wrap=True)
     if data.correction is not None:
         console.print(data.correction.verdict, soft_wrap=True)
     if data.forgetting is not None:
@@ -267,12 +273,13 @@ def train_teacher(directory: Path, num_threads: int) -> bool:
     return print_gates(directory, as_json=False)
 
 
-def print_service(settings: ServeSettings, url: str, took_s: float) -> None:
+def print_service(settings: ServeSettings, engines: Engines, url: str, took_s: float) -> None:
     """The served models, the address, and an example request."""
     console = _console()
     table = _plain_table("model", "source", "engine", "draft")
     for model in settings.models:
-        table.add_row(model.name, model.source, model.engine.kind, model.draft.source if model.draft else "")
+        engine = engines[model.name].words if model.name in engines else model.engine.kind
+        table.add_row(model.name, model.source, engine, model.draft.source if model.draft else "")
     console.print(table)
     key = (
         "" if settings.access.allow_anonymous or not settings.access.keys_file else " -H 'Authorization: Bearer sk-...'"

@@ -45,6 +45,12 @@ def serve(
         Literal["vllm", "transformers"],
         typer.Option(help="Use transformers where vLLM is not available; it is slower."),
     ] = "vllm",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            help="Data type of all models. auto: what is faster on the hardware and no less exact than the checkpoint."
+        ),
+    ] = None,
     draft: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Serve every other model also as MODEL+draft, with this draft model."),
@@ -79,11 +85,11 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="sdft-tls-") as folder:
         pem = joined_certificate(certificate, tls_key, Path(folder)) if certificate and tls_key else None
         address = ListenAddress(host, port, pem)
-        settings = _settings(sources or [], config, store, engine, draft, key_file, allow_anonymous)
+        settings = _settings(sources or [], config, store, engine, dtype, draft, key_file, allow_anonymous)
         typer.echo(f"starting {', '.join(model.name for model in settings.models)} ...", err=True)
         stopping, began = threading.Event(), time.monotonic()
-        with service(settings, address, Resources()):
-            print_service(settings, address.url, time.monotonic() - began)
+        with service(settings, address, Resources()) as engines:
+            print_service(settings, engines, address.url, time.monotonic() - began)
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: stopping.set())
             stopping.wait()
@@ -92,7 +98,7 @@ def serve(
 
 
 def _settings(
-    sources: list[str], config: Path | None, store: str | None, engine: str, draft: str | None,
+    sources: list[str], config: Path | None, store: str | None, engine: str, dtype: str | None, draft: str | None,
     key_file: Path | None, allow_anonymous: bool,
 ) -> ServeSettings:  # fmt: skip
     from sdft_ray.serving.settings import Draft, ServeSettings
@@ -110,6 +116,8 @@ def _settings(
             for model in named(tuple(sources), Store(url))
         ]
         settings = ServeSettings.parse({"models": models}, "the command line")
+    if dtype is not None:
+        settings = settings.with_dtype(dtype)
     if draft is not None:
         proposer, *others = named((draft,), Store(settings.store or url))
         if others:

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from sdft_ray.errors import DataError
 
-_COLUMNS = {
-    "input_ids": pa.int32(),
-    "loss_mask": pa.uint8(),
-    "segment_ids": pa.int16(),
-    "position_ids": pa.int32(),
-    "document_ids": pa.int32(),
+_COLUMNS: dict[str, type[np.generic]] = {
+    "input_ids": np.int32,
+    "loss_mask": np.uint8,
+    "segment_ids": np.int16,
+    "position_ids": np.int32,
+    "document_ids": np.int32,
 }
 _MAX_DOCUMENTS_PER_ROW = np.iinfo(np.int16).max  # segment_ids are int16
 
@@ -84,9 +83,11 @@ class PackedRows:
 
     def save(self, path: Path) -> None:
         """Write one uncompressed Arrow IPC file with one fixed-size list column per array."""
+        import pyarrow as pa  # late: training itself needs no Arrow
+
         arrays = []
         for name, kind in _COLUMNS.items():
-            values_NT = getattr(self, f"{name}_NT").astype(kind.to_pandas_dtype(), copy=False)
+            values_NT = getattr(self, f"{name}_NT").astype(kind, copy=False)
             flat = pa.array(np.ascontiguousarray(values_NT).reshape(-1))
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, self.row_tokens))
         batch = pa.record_batch(arrays, names=list(_COLUMNS))
@@ -96,6 +97,8 @@ class PackedRows:
     @classmethod
     def load(cls, path: Path) -> PackedRows:
         """Memory-map a file written by `save`; data is read on access. Raises `DataError`."""
+        import pyarrow as pa
+
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if reader.num_record_batches != 1:

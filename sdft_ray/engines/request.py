@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from sdft_ray.models.precision import Precision
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -70,6 +72,8 @@ class Engine(Protocol):
 
     max_model_tokens: int
     vocab_size: int
+    precision: Precision | None
+    """None where the engine did not choose it."""
 
     def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """Yields at least one piece; the last has a `finish_reason`. Raises `EngineFailedError`."""

@@ -14,7 +14,8 @@ class EngineSettings(StrictPart):
 
     kind: Literal["vllm", "transformers"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the weights; `auto`: that of the checkpoint."""
+    """Data type of weights and activations; `auto`: what is faster on the hardware and no less exact than the
+    checkpoint."""
     max_model_tokens: int | None = Field(default=None, ge=8)
     """Context length: tokens of prompt and answer together. None: the model's maximum."""
     max_sequences: int = Field(default=64, ge=1)

@@ -24,10 +24,13 @@ from sdft_ray.engines.request import AnswerDelta, EngineFailedError, FinishReaso
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.generation.decoding import batch_steps, choose_tokens, end_token_ids
 from sdft_ray.models.loading import load_model
+from sdft_ray.models.precision import Precision, precision_of
 
 
 class TransformersEngine:
     """See `Engine`. Log-probabilities are the model's, before temperature and penalties."""
+
+    precision: Precision | None = None
 
     def __init__(self, model: Any, tokenizer: Any, settings: EngineSettings) -> None:
         self._model, self._tokenizer = model, tokenizer
@@ -44,9 +47,12 @@ class TransformersEngine:
     @classmethod
     def start(cls, model_dir: str | Path, settings: EngineSettings) -> TransformersEngine:
         """Load model and tokenizer. Raises `ModelError` as `load_model` does."""
-        model: Any = load_model(Path(model_dir), settings.dtype)
+        precision = precision_of(settings.dtype, Path(model_dir), kv_cache_bytes=settings.kv_cache_bytes)
+        model: Any = load_model(Path(model_dir), precision.dtype)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device).eval(), load_tokenizer(model_dir), settings)
+        engine = cls(model.to(device).eval(), load_tokenizer(model_dir), settings)
+        engine.precision = precision
+        return engine
 
     async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`."""

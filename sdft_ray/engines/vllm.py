@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from sdft_ray.engines.request import AnswerDelta, EngineFailedError, GenerationR
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.generation.engine_folder import EngineFolder
 from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
+from sdft_ray.models.precision import Precision, precision_of
+from sdft_ray.progress.killed import killed
 
 MAX_TOP_LOGPROBS = 20
 """As in OpenAI's API."""
@@ -22,9 +24,10 @@ MAX_TOP_LOGPROBS = 20
 class VllmEngine:
     """`AsyncLLM` over a local checkpoint, with speculative decoding where a draft model is given."""
 
-    def __init__(self, llm: Any, folder: EngineFolder, stop_ids: Collection[int]) -> None:
+    def __init__(self, llm: Any, folder: EngineFolder, stop_ids: Collection[int], precision: Precision) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        self.precision: Precision | None = precision
         self._llm = llm
         self._folder = folder
         self._stop_ids = sorted(stop_ids)
@@ -58,10 +61,16 @@ class VllmEngine:
                 "speculative_config": {"model": str(draft[0]), "num_speculative_tokens": draft[1]},
                 "per_request_spec_decode_metrics": "summary",
             }
+        precision = precision_of(
+            settings.dtype,
+            Path(model_dir),
+            kv_cache_bytes=settings.kv_cache_bytes,
+            draft=Path(draft[0]) if draft else None,
+        )
         length: Any = settings.max_model_tokens  # None: the model's maximum; the annotation is wrong
         arguments = AsyncEngineArgs(
             model=str(model_dir),
-            dtype=settings.dtype,
+            dtype=precision.dtype,  # type: ignore[arg-type]
             kv_cache_memory_bytes=settings.kv_cache_bytes,
             max_model_len=length,
             max_num_seqs=settings.max_sequences,
@@ -79,7 +88,7 @@ class VllmEngine:
         folder = EngineFolder()
         with _in_one_process(is_alone), folder.used():
             llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
-            return cls(llm, folder, stop_ids(load_tokenizer(model_dir)))
+            return cls(llm, folder, stop_ids(load_tokenizer(model_dir)), precision)
 
     async def answer(self, ask: GenerationRequest) -> AsyncGenerator[AnswerDelta, None]:
         """See `Engine.answer`."""
@@ -92,14 +101,14 @@ class VllmEngine:
                 yield _piece(output, ask, first=first)
                 first = False
         except self._dead as reason:
-            raise EngineFailedError(f"vLLM's engine failed: {reason}") from reason
+            raise EngineFailedError(_failure(self._llm, reason)) from reason
         finally:
             await outputs.aclose()
 
     def check(self) -> None:
         """See `Engine.check`."""
         if self._llm.errored:
-            raise EngineFailedError(f"vLLM's engine failed: {self._llm.dead_error}")
+            raise EngineFailedError(_failure(self._llm, self._llm.dead_error))
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -107,6 +116,15 @@ class VllmEngine:
             self._llm.shutdown()
         finally:
             self._folder.close()
+
+
+def _failure(llm: Any, reason: BaseException) -> str:
+    """Why an engine failed; of one in a process of its own also the signal that killed that."""
+    ended: tuple[str, str] | None = None
+    with suppress(AttributeError):  # an engine in this process has no such manager
+        codes = llm.engine_core.resources.engine_manager.finished_procs()
+        ended = killed(f"exit codes: {codes}")
+    return f"vLLM's engine was {ended[0]}: {ended[1]}" if ended else f"vLLM's engine failed: {reason}"
 
 
 @contextmanager

@@ -156,11 +156,14 @@ class LocalSampler:
 
     max_model_tokens: int
     vocab_size: int
+    engine: dict[str, str]
+    """What runs the model, for people: set by who starts it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatSettings | None = None) -> None:
         from sdft_ray.data.chat import ChatFormat, end_of_text
 
         self._tokenizer: Any = tokenizer
+        self.engine = {}
         self._chat: ChatFormat | ModelError
         try:
             self._chat = ChatFormat(tokenizer, chat)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
+from sdft_ray.models.families import Config
+from sdft_ray.models.precision import AUTO, EngineUse, Precision, expected_precision, stored_dtype
 from sdft_ray.models.size import ModelSize
 from sdft_ray.pipeline.detectable import Detectable, detectable
-from sdft_ray.pipeline.preflight import planned_size
+from sdft_ray.pipeline.preflight import check_precision, planned_size
 from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Evaluate, Generate, Resources
 from sdft_ray.stages.graph import State, Step, nearest, resolve
 from sdft_ray.stages.names import StepName
 from sdft_ray.stages.sources import Sources
@@ -33,7 +37,7 @@ class Line:
 class Explanation:
     """Steps in order, and the sizes that will come out; `None` where the teacher's config is out of reach.
 
-    `generated` is also None when the teacher's pass is done.
+    `generated` is also None when the teacher's pass is done. `engines` are those of stages that are not done yet.
     """
 
     lines: tuple[Line, ...]
@@ -41,10 +45,13 @@ class Explanation:
     pruned: ModelSize | None
     generated: PassBytes | None
     detectable: Detectable
+    engines: dict[str, EngineUse] = field(default_factory=dict)
 
 
-def explain(recipe: Recipe, store: Store) -> Explanation:
+def explain(recipe: Recipe, store: Store, resources: Resources | None = None) -> Explanation:
     """What `compress` would do now. Raises `UserError` for what cannot work."""
+    resources = resources or Resources()
+    check_precision(recipe, resources)
     sources = Sources(recipe, store)
     teacher = sources.teacher.described
     states = resolve(recipe, store, sources)
@@ -57,7 +64,26 @@ def explain(recipe: Recipe, store: Store) -> Explanation:
         planned_size(recipe, teacher.config) if teacher else None,
         generated,
         detectable(recipe, store, states),
+        _engines(recipe, resources, teacher.config, states) if teacher else {},
     )
+
+
+def _engines(recipe: Recipe, resources: Resources, config: Config, states: dict[str, State]) -> dict[str, EngineUse]:
+    """By stage. The students of a run have the teacher's type, so its config stands for theirs."""
+    missing = {state.step.stage for state in states.values() if state.status != "done"}
+    parts: dict[str, Generate | Evaluate] = {"generate": resources.generate, "evaluate": resources.evaluate}
+    return {
+        stage: EngineUse(part.sampler, _precision(recipe, part, config))
+        for stage, part in parts.items()
+        if stage in missing and part.sampler in ("vllm", "transformers")
+    }
+
+
+def _precision(recipe: Recipe, part: Generate | Evaluate, config: Config) -> Precision:
+    wanted = recipe.teacher.dtype
+    if os.environ.get("RAY_ADDRESS") and part.dtype == AUTO and wanted != "float32":
+        return Precision(AUTO, stored_dtype(config), "chosen on the node where an engine starts")
+    return expected_precision(part.dtype, config, wanted, kv_cache_bytes=part.kv_cache_bytes, gpus=part.gpus)
 
 
 def _num_seed_rows(recipe: Recipe, seed: State) -> int | None:

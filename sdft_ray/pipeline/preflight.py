@@ -9,12 +9,14 @@ from pathlib import Path
 
 from sdft_ray.errors import DataError, PlanError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
+from sdft_ray.models.amx import amx_state
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import Config, check_patchable, num_blocks_of
+from sdft_ray.models.precision import Hardware, choose, is_exact_enough
 from sdft_ray.models.size import ModelSize, size_of
 from sdft_ray.pipeline.row_checks import check_calibration, check_prompts
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.recipe.resources import Resources
+from sdft_ray.recipe.resources import Engine, Resources
 from sdft_ray.stages.graph import State, check_inputs
 from sdft_ray.stages.sources import embedding_source, task_places
 from sdft_ray.stages.spec import STAGES, DiskEstimate
@@ -39,6 +41,7 @@ def preflight(
     teacher = teacher or TeacherModel.of(recipe.teacher, recipe.chat)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
+    check_precision(recipe, resources, tests_amx=True)
     check_strategy(recipe, resources)
     check_tracking(store, resources, states)
     for state in states.values():
@@ -146,6 +149,23 @@ def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, Sta
         from sdft_ray.generation.sampler import check_signals
 
         check_signals(resources.generate.sampler, recipe.generate)
+
+
+def check_precision(recipe: Recipe, resources: Resources, *, tests_amx: bool = False) -> None:
+    """Raise `ResourceError` for engines that would be less exact than the recipe: its identity says how exact.
+
+    Likewise for bfloat16 on CPUs of this machine where it would end the engine; see `models.amx.amx_state`.
+    """
+    wanted = recipe.teacher.dtype
+    for name in ("generate", "evaluate"):
+        part: Engine = getattr(resources, name)
+        if not is_exact_enough(part.dtype, wanted):
+            raise ResourceError(
+                f"{name}.dtype is {part.dtype}, which is less exact than {wanted}, the recipe's teacher.dtype",
+                f"remove {name}.dtype from the resources, or set teacher.dtype: {part.dtype} in the recipe",
+            )
+        if part.dtype == "bfloat16" and not part.gpus and not os.environ.get("RAY_ADDRESS"):
+            choose(part.dtype, wanted, Hardware(amx=amx_state(test=tests_amx)), float32_bytes=0)
 
 
 def check_strategy(recipe: Recipe, resources: Resources) -> None:

@@ -18,6 +18,7 @@ from sdft_ray.errors import SdftError, StageError, StoreError, UserError
 from sdft_ray.pipeline.interrupt import interrupts
 from sdft_ray.pipeline.run import Run
 from sdft_ray.progress import Event
+from sdft_ray.progress.killed import worker_death
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, check_inputs, input_addresses, resolve_step, source_of
@@ -307,7 +308,9 @@ def as_ours(step: str, failure: BaseException) -> SdftError:
     lines = str(seen).strip().splitlines() or ["no reason was given"]
     if "No space left on device" in str(seen):  # torch and safetensors wrap the error number away
         return StoreError(f"{step}: {lines[-1]}", "free some space and run again; finished steps are reused")
-    error = StageError(step, f"{type(seen).__name__}: {lines[-1]}")
+    death = worker_death(str(seen))
+    reason = f"a worker was {death[0]} ({death[1]})" if death else f"{type(seen).__name__}: {lines[-1]}"
+    error = StageError(step, reason)
     error.__cause__ = failure
     return error
 

@@ -47,6 +47,9 @@ class Server(StrictPart):
 class Engine(Device):
     """A Ray actor with an inference engine."""
 
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of weights and activations. `auto`: what is faster on the hardware and no less exact than the recipe's
+    `teacher.dtype`. Of the others, those that are no less exact."""
     tensor_parallel: int = Field(default=1, ge=1)
     kv_cache_bytes: int = Field(default=256 * 2**20, ge=2**20)
     """Size of the KV cache of each engine, in bytes."""

@@ -16,6 +16,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from sdft_ray.engines.request import Engine, GenerationRequest
 from sdft_ray.errors import ModelError
+from sdft_ray.models.precision import EngineUse
 from sdft_ray.serving.access import check_access, key_ring
 from sdft_ray.serving.admission import Admission
 from sdft_ray.serving.http import build_app
@@ -73,8 +74,14 @@ class ModelService:
         admission = Admission(limits.max_running, limits.max_queued)
         name = (located.address or str(located.directory)).rpartition("/")[2]
         draft_facts = {"draft": model.draft.source, "num_draft_tokens": model.draft.num_tokens} if model.draft else {}
-        facts = {**located.facts, "address": located.address, **draft_facts, "cold_start": phases}
+        precision = engine.precision
+        used = EngineUse(model.engine.kind, precision).to_json() if precision else {}
+        facts = {**located.facts, "address": located.address, **draft_facts, "engine": used, "cold_start": phases}
         return LoadedModel(model.name, engine, tokenizer, chat, admission, f"fp_{name}", int(time.time()), facts)
+
+    def engines(self) -> dict[str, dict[str, str]]:
+        """By name of the model: what runs it, for people (`EngineUse.to_json`)."""
+        return {name: model.facts["engine"] for name, model in self._models.items() if model.facts["engine"]}
 
     async def __serve_build_asgi_app__(self) -> Any:
         # The default registry, because it also has vLLM's own metrics.

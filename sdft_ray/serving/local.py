@@ -10,8 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from sdft_ray.errors import ServeError
+from sdft_ray.models.precision import EngineUse
+from sdft_ray.progress.killed import RAY_LOGS, worker_death
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.serving.access import key_ring
 from sdft_ray.serving.haproxy import ListenAddress, drain, environment, refusal
@@ -20,6 +23,8 @@ from sdft_ray.serving.sources import locate
 from sdft_ray.store.store import Store
 
 log = logging.getLogger(__name__)
+
+_TOLD_WITHIN_S = 60.0
 
 _ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # default 15, which lets any other process delay answers
@@ -60,9 +65,14 @@ def check(settings: ServeSettings, address: ListenAddress) -> ServeSettings:
     return settings
 
 
+Engines = dict[str, EngineUse]
+"""By name of the model; models of a service without a replica are left out."""
+
+
 @contextmanager
-def service(settings: ServeSettings, address: ListenAddress, resources: Resources) -> Iterator[None]:
-    """Serve inside the context. At its end no new requests are accepted, and those in flight are finished.
+def service(settings: ServeSettings, address: ListenAddress, resources: Resources) -> Iterator[Engines]:
+    """Serve inside the context, and say by which engines. At its end no new requests are accepted, and those in flight
+    are finished.
 
     Raises `UserError`, before any process starts where the mistake can be found by then.
     """
@@ -72,8 +82,8 @@ def service(settings: ServeSettings, address: ListenAddress, resources: Resource
         os.environ.update(environment(address, folder, drain_s=settings.replicas.drain_s))
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        with _running(settings, address, resources, folder):
-            yield
+        with _running(settings, address, resources, folder) as engines:
+            yield engines
             if not drain(folder, settings.replicas.drain_s):
                 log.warning("some requests were still unfinished after %g s", settings.replicas.drain_s)
     finally:
@@ -81,7 +91,7 @@ def service(settings: ServeSettings, address: ListenAddress, resources: Resource
 
 
 @contextmanager
-def _running(settings: ServeSettings, address: ListenAddress, resources: Resources, folder: Path) -> Iterator[None]:
+def _running(settings: ServeSettings, address: ListenAddress, resources: Resources, folder: Path) -> Iterator[Engines]:
     from ray import serve  # after the environment is set: Ray Serve reads it at import
     from ray.exceptions import RayError
     from ray.serve.schema import LoggingConfig
@@ -95,15 +105,14 @@ def _running(settings: ServeSettings, address: ListenAddress, resources: Resourc
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": address.port}, logging_config=quiet)
-            serve.run(application(settings), name=APPLICATION, route_prefix="/", blocking=False, logging_config=quiet)
+            handle: Any = serve.run(
+                application(settings), name=APPLICATION, route_prefix="/", blocking=False, logging_config=quiet
+            )
+            told = handle.engines.remote().result(timeout_s=_TOLD_WITHIN_S) if settings.replicas.min else {}
         except (RuntimeError, TimeoutError, RayError) as reason:
-            known = refusal(folder)
-            raise known or ServeError(
-                f"the service does not start: {_cause(reason)}",
-                "see the logs of the replica in /tmp/ray/session_latest/logs/serve",
-            ) from None
+            raise refusal(folder) or does_not_start(str(reason)) from None
         try:
-            yield
+            yield {name: EngineUse.from_json(engine) for name, engine in told.items()}
         finally:
             # Ray reports actors that were killed on purpose as errors.
             with native_errors_muted(), redirect_stdout(io.StringIO()):
@@ -111,8 +120,11 @@ def _running(settings: ServeSettings, address: ListenAddress, resources: Resourc
                 ending.close()
 
 
-def _cause(reason: Exception) -> str:
-    """The replica's own error, from Ray Serve's message about it."""
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+def does_not_start(reason: str, logs: Path = RAY_LOGS) -> ServeError:
+    """The replica's own error out of Ray Serve's message, or the signal that killed its process, by its log."""
+    if words := worker_death(reason, logs):
+        return ServeError(f"the service does not start: its engine was {words[0]}", words[1])
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["no reason was given"])[-1]
+    cause = (errors or lines or ["no reason was given"])[-1]
+    return ServeError(f"the service does not start: {cause}", f"see the logs of the replica in {logs / 'serve'}")

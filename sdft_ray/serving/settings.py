@@ -107,6 +107,15 @@ class ServeSettings(StrictPart):
             raise ValueError("two models have the same name")
         return self
 
+    def with_dtype(self, dtype: str) -> ServeSettings:
+        """The same, with this `engine.dtype` for all models."""
+        engines = [{**model.engine.model_dump(), "dtype": dtype} for model in self.models]
+        models = [
+            model.model_copy(update={"engine": EngineSettings.model_validate(engine)})
+            for model, engine in zip(self.models, engines, strict=True)
+        ]
+        return self.model_copy(update={"models": tuple(models)})
+
     @classmethod
     def parse(cls, data: Any, origin: str) -> ServeSettings:
         """Settings from plain data. Raises `ServeError` that names `origin` and the field."""

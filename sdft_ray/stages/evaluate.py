@@ -46,7 +46,7 @@ class Harness:
             evaluate_model(job, job.model("model"), pool, output)
         usage = meter.usage()
         output.usage = replace(usage, peak_rss_bytes=usage.peak_rss_bytes + pool.peak_rss_bytes * len(engines))
-        output.summary["num_reused"] = pool.num_reused
+        output.summary |= {"num_reused": pool.num_reused, "engines": pool.engines}
         return output
 
 

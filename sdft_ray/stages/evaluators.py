@@ -51,17 +51,18 @@ class Evaluator:
         self._sampler: LocalSampler | None = None
         self._has_answered = False
 
-    def answer(self, job: StageContext, questions: list[Question]) -> tuple[list[Answer], int]:
-        """Answers in order, and the memory that this process takes, in bytes."""
+    def answer(self, job: StageContext, questions: list[Question]) -> tuple[list[Answer], int, dict[str, str]]:
+        """Answers in order, the memory that this process takes, in bytes, and what runs the model."""
         try:
-            found = dict(answers(self._sampler_of(job), questions))
+            sampler = self._sampler_of(job)
+            found = dict(answers(sampler, questions))
         except EngineError:
             if not self._has_answered:
                 raise  # it would die of the same thing again
             traceback.print_exc()
             os._exit(1)  # Ray starts the actor anew only when its process is gone
         self._has_answered = True
-        return [found[index] for index in range(len(questions))], rss_bytes()
+        return [found[index] for index in range(len(questions))], rss_bytes(), sampler.engine
 
     def _sampler_of(self, job: StageContext) -> LocalSampler:
         model = f"{job.inputs.get('model', repr(job.teacher.source))} in {job.teacher.dtype}"
@@ -124,6 +125,8 @@ class EngineClient:
     def __init__(self, job: StageContext, actors: Sequence[Any], path: Path) -> None:
         self.peak_rss_bytes = 0
         self.num_reused = 0
+        self.engines: list[dict[str, str]] = []
+        """What answered, each once."""
         self._job = job
         self._actors = actors
         self._path = path
@@ -174,8 +177,10 @@ class EngineClient:
             for done in ray.wait(list(running), num_returns=1)[0]:
                 actor, chunk = running.pop(done)
                 free.append(actor)
-                found, rss = ray.get(done)
+                found, rss, engine = ray.get(done)
                 self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
+                if engine not in self.engines:
+                    self.engines.append(engine)
                 yield chunk, found
 
 

@@ -237,6 +237,7 @@ class _Tally:
         self._peaks: dict[str, int] = {}
         self._last_seen: dict[str, float] = {}
         self._nodes: set[str] = set()
+        self._engines: set[str] = set()
         self._first_ready: float | None = None
         self._metrics = GenerationMetrics(job.recipe_name)
 
@@ -252,6 +253,7 @@ class _Tally:
         self.peak_rss_bytes = sum(self._peaks.values())
         self._last_seen[actor] = time.monotonic()
         self._nodes.add(receipt["node"])
+        self._engines.add(receipt["engine"])
         self._first_ready = min(self._first_ready or receipt["ready"], receipt["ready"])
         done = self.reused + self._answered
         if time.monotonic() - self._told >= _TELL_EVERY_S or done == self._num_rows:
@@ -294,5 +296,6 @@ class _Tally:
             "prompt_tokens": self.prompt_tokens,
             "response_tokens": self.response_tokens,
             "nodes": sorted(self._nodes),
+            "engines": [json.loads(engine) for engine in sorted(self._engines) if engine != "{}"],
             "first_ready": self._first_ready,
         }

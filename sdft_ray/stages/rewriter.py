@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
 from sdft_ray.generation.chunks import positions_of, row_key
-from sdft_ray.generation.sampler import EngineError
+from sdft_ray.generation.sampler import EngineError, LocalSampler
 from sdft_ray.recipe.recipe import Generate
 from sdft_ray.stages.job import StageContext, node_id, rss_bytes
 from sdft_ray.stages.samplers import prepare_process, teacher_sampler
@@ -47,6 +48,7 @@ RECEIPT = pa.schema(
         ("node", pa.string()),
         ("actor", pa.string()),
         ("ready", pa.float64()),  # when the actor's engine was loaded, seconds since the epoch
+        ("engine", pa.string()),  # JSON of what ran the model; {} for samplers without one
     ]
 )
 
@@ -67,6 +69,7 @@ class Rewriter:
         self._node = node_id()
         self._has_committed = False
         self._sampler = teacher_sampler(job)
+        self._engine = json.dumps(self._sampler.engine if isinstance(self._sampler, LocalSampler) else {})
         self._ready = time.time()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -119,6 +122,7 @@ class Rewriter:
             "node": self._node,
             "actor": f"{self._node[:8]}/{os.getpid()}",
             "ready": self._ready,
+            "engine": self._engine,
         }
 
     def _commit(self, chunk: str, number: int, records: list[dict[str, Any]]) -> str:

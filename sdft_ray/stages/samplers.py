@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdft_ray.models.precision import EngineUse, precision_of
 from sdft_ray.recipe.resources import Engine
 from sdft_ray.stages.job import StageContext
 
@@ -51,7 +52,14 @@ def teacher_sampler(job: StageContext) -> Sampler:
 def local_sampler(
     model_dir: Path, kind: str, settings: Engine, dtype: str, chat: ChatSettings | None = None
 ) -> LocalSampler:
-    """`kind` is `vllm` or `transformers`."""
+    """`kind` is `vllm` or `transformers`; `dtype` is the recipe's, which the engine may exceed (`models.precision`)."""
+    precision = precision_of(settings.dtype, model_dir, wanted=dtype, kv_cache_bytes=settings.kv_cache_bytes)
+    sampler = _open(model_dir, kind, settings, precision.dtype, chat)
+    sampler.engine = EngineUse(kind, precision).to_json()
+    return sampler
+
+
+def _open(model_dir: Path, kind: str, settings: Engine, dtype: str, chat: ChatSettings | None) -> LocalSampler:
     if kind == "transformers":
         from sdft_ray.generation.transformers_sampler import TransformersSampler
 

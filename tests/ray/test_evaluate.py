@@ -113,6 +113,7 @@ def test_one_pool_asks_one_model_after_another(folder: Path) -> None:
         found[model] = scores_of(job, made)
         pids.append(actor_pids())
         assert made.summary["num_reused"] == 0
+        assert [(used["kind"], used["dtype"]) for used in made.summary["engines"]] == [("transformers", "float32")]
     assert len(pids[0]) == 2
     assert pids[0] == pids[1]
     assert evaluators.idle_resources() == (1.1, 0.0)

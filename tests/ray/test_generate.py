@@ -32,6 +32,7 @@ from sdft_ray.errors import DataError
 from sdft_ray.generation.chunks import CHUNK_ROWS
 from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.loading import load_model
+from sdft_ray.models.precision import precision_of
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages import generate
 from sdft_ray.stages.job import StageContext, StageResult
@@ -259,6 +260,9 @@ def test_one_pass_gives_text_and_signals(tmp_path: Path) -> None:
     job = replace(job, step=replace(job.step, slice=SIGNALS))
     made = generate.run(job)
     table = _rows(job)
+    (engine,) = made.summary["engines"]
+    assert (engine["kind"], engine["checkpoint"]) == ("transformers", "bfloat16")
+    assert engine["dtype"] == precision_of("auto", TEACHER).dtype, "what is faster here and no less exact"
     assert table.schema.equals(GENERATED_SCHEMA)
     model: Any = load_model(TEACHER, "bfloat16")
     head_VD = model.get_output_embeddings().weight.detach()

@@ -65,8 +65,8 @@ def secret(home: Path) -> str:
 
 @pytest.fixture(scope="module")
 def running(home: Path, directories: dict[str, Path], secret: str, dtype: str) -> Iterator[Running]:
-    """From the command line alone as it is shipped, from a settings file in float32."""
-    models: list[str | Path] = [*directories.values()]
+    """From the command line alone in bfloat16, from a settings file in float32."""
+    models: list[str | Path] = [*directories.values(), "--dtype", dtype]
     if dtype == "float32":
         engine = {"dtype": dtype}
         settings = [{"name": name, "source": str(path), "engine": engine} for name, path in directories.items()]
@@ -113,6 +113,12 @@ def test_a_greedy_answer_is_the_models_own_whole_and_streamed(
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected
     assert chunks[-1].usage == whole.usage
     assert len(chunks) > 10
+
+
+def test_the_data_type_of_the_engines_is_told(client: openai.OpenAI, running: Running, dtype: str) -> None:
+    engine = (client.models.retrieve("smaller").model_extra or {})["engine"]
+    assert (engine["kind"], engine["dtype"], engine["checkpoint"]) == ("vllm", dtype, "bfloat16")
+    assert f"vLLM, {dtype}" in running.log.read_text(encoding="utf-8")
 
 
 def test_samples_follow_their_seed(client: openai.OpenAI) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,9 @@ QUESTION = "A farmer has {0} hens and sells {1} of them on market day. How many 
 ANSWER = "The farmer begins with {0} hens and {1} of them go, which leaves a few. So the farmer keeps some. #### {2}"
 
 
-def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table], must_keep: bool = False) -> StageContext:
+def make_job(
+    store: Store, resources: Resources, rows: Iterable[pa.Table], teacher: Path = TEACHER, *, must_keep: bool = False
+) -> StageContext:
     """The stage's job over a seed set that is committed here. Without `must_keep` rewrites may be bad."""
     seed = "seed/" + "5" * 16
     if store.manifest(seed) is None:
@@ -44,7 +47,7 @@ def make_job(store: Store, resources: Resources, rows: Iterable[pa.Table], must_
         store_url=store.url,
         recipe_name=recipe.name,
         resources=resources,
-        teacher=TeacherModel(str(TEACHER), ModelSource(directory=str(TEACHER)), recipe.teacher.dtype),
+        teacher=TeacherModel(str(teacher), ModelSource(directory=str(teacher)), recipe.teacher.dtype),
         inputs={"seed": seed},
         progress=lambda done, total, unit: None,
         identity={"inputs": {"teacher": {"content": "shipped"}}},

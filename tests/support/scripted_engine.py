@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Callable
 
 from sdft_ray.engines.request import AnswerDelta, EngineFailedError, FinishReason, GenerationRequest
+from sdft_ray.models.precision import Precision
 
 
 class ScriptedEngine:
@@ -27,6 +28,7 @@ class ScriptedEngine:
         max_model_tokens: int = 256,
         vocab_size: int = 128,
     ) -> None:
+        self.precision: Precision | None = None
         self.max_model_tokens = max_model_tokens
         self.vocab_size = vocab_size
         self.asked: list[GenerationRequest] = []

@@ -1,10 +1,15 @@
-"""How much of a GPU's matrix products training reaches, on blocks in the shape of Llama-3.1-8B with random weights."""
+"""How much of a GPU's matrix products training reaches, on blocks in the shape of Llama-3.1-8B with random weights.
+
+Needs torch, transformers and numpy, and of this package only what needs no more.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,70 +17,116 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdft_ray.data.packing import Document, PackedRows, pack
-from sdft_ray.models.size import size_of
+from sdft_ray.training.device import known_peak, peak_flops
 from sdft_ray.training.loop import train
 from sdft_ray.training.plan import StepRecord, TrainPlan
 
 SHAPE = Path(__file__).parents[2] / "recipes" / "configs" / "llama31_8b_instruct.json"
-PART = {"num_hidden_layers": 8, "vocab_size": 32_064, "bos_token_id": 0, "eos_token_id": 1}
-"""A quarter of the blocks and of the vocabulary: float32 masters, gradients and moments of 2 billion parameters fit one
-card, and the head has the share of the work that it has in the whole model."""
-ROW_TOKENS = 2048
-MICRO_BATCH_ROWS = 2
-ROWS_PER_STEP = 16
-WARMUP_STEPS, TIMED_STEPS = 2, 6
 MATRIX = 8192
 PRODUCTS = 20
 
 
-def measure(device: str = "cuda") -> dict[str, float]:
-    """Tokens per second of the loop in bfloat16, and their share of the card's own rate.
+@dataclass(frozen=True)
+class Sizes:
+    """A stack of blocks, and how it is trained. `vocab` tokens: as many as give the head its share of the work."""
 
-    Counted is three times the forward pass's products of weights and tokens; attention scores are left out, so the
-    share is, if anything, too low.
+    config: dict[str, Any]
+    row_tokens: int = 2048
+    micro_batch_rows: int = 2
+    rows_per_step: int = 16
+    shortest: int = 100
+    longest: int = 1000
+    """Tokens of a document."""
+    warmup_steps: int = 2
+    timed_steps: int = 6
+    matrix: int = MATRIX
+
+    def fresh(self, device: str) -> Any:
+        """The stack with random weights in float32."""
+        torch.manual_seed(0)
+        with torch.device(device):
+            return LlamaForCausalLM(LlamaConfig(**self.config))
+
+
+def eight_billion(num_blocks: int = 8) -> Sizes:
+    """Blocks of Llama-3.1-8B with as large a part of its vocabulary. Eight of them are 2 billion parameters: float32
+    masters, gradients and moments fit one card of 80 GB."""
+    config: dict[str, Any] = json.loads(SHAPE.read_text(encoding="utf-8"))
+    vocab = -(-config["vocab_size"] * num_blocks // config["num_hidden_layers"] // 64) * 64
+    return Sizes(
+        config | {"num_hidden_layers": num_blocks, "vocab_size": vocab, "bos_token_id": 0, "eos_token_id": 1},
+    )
+
+
+def measure(device: str = "cuda") -> dict[str, float]:
+    """Tokens per second of the loop in bfloat16 on eight blocks, and their share of the card's own rate."""
+    sizes = eight_billion()
+    rate = matmul_flops_per_s(device, sizes.matrix)
+    figures = training(sizes, device)
+    return {
+        "tokens_per_s": figures["tokens_per_s"],
+        "mfu": figures["flops_per_s"] / rate,
+        "matmul_flops_per_s": rate,
+    }
+
+
+def training(sizes: Sizes, device: str, *, activation_checkpointing: bool = False) -> dict[str, float]:
+    """Tokens of documents and their FLOPs per second, in bfloat16 with float32 masters, and the most memory in bytes.
+
+    FLOPs are those that the documents need (`training.flops`): recomputed activations and padding count nothing.
     """
-    config: dict[str, Any] = json.loads(SHAPE.read_text(encoding="utf-8")) | PART
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**config))
+    model = sizes.fresh(device)
     records: list[StepRecord] = []
     plan = TrainPlan(
-        num_steps=WARMUP_STEPS + TIMED_STEPS,
-        rows_per_step=ROWS_PER_STEP,
+        num_steps=sizes.warmup_steps + sizes.timed_steps,
+        rows_per_step=sizes.rows_per_step,
         learning_rate=1e-5,
-        micro_batch_rows=MICRO_BATCH_ROWS,
+        micro_batch_rows=sizes.micro_batch_rows,
         precision="bf16",
+        activation_checkpointing=activation_checkpointing,
     )
-    train(model, random_rows(config["vocab_size"]), plan, report=records.append)
-    timed = records[WARMUP_STEPS:]
-    tokens_per_s = sum(record.num_tokens for record in timed) / sum(record.wall_s for record in timed)
-    flops_per_s = 3 * size_of(config).matmul_flops_per_token * tokens_per_s
-    del model
-    rate = matmul_flops_per_s(device)
-    return {"tokens_per_s": tokens_per_s, "mfu": flops_per_s / rate, "matmul_flops_per_s": rate}
+    train(model, random_rows(sizes), plan, report=records.append)
+    timed = records[sizes.warmup_steps :]
+    wall_s = sum(record.wall_s for record in timed)
+    mfu = statistics.fmean([record.mfu or 0.0 for record in timed])
+    return {
+        "tokens_per_s": sum(record.num_tokens for record in timed) / wall_s,
+        "flops_per_s": mfu * peak_flops(torch.device(device), "bf16"),
+        "peak_bytes": records[-1].peak_memory_bytes or 0,
+        "loss": records[-1].loss,
+    }
 
 
-def random_rows(vocab_size: int) -> PackedRows:
-    """Documents of 100 to 1,000 tokens, of which the second half counts."""
+def random_rows(sizes: Sizes) -> PackedRows:
+    """Documents of which the second half counts, enough for four steps."""
     rng = random.Random(0)
-    lengths = [rng.randrange(100, 1001) for _ in range(4 * ROWS_PER_STEP * ROW_TOKENS // 550)]
-    texts = [[rng.randrange(vocab_size) for _ in range(length)] for length in lengths]
-    return pack([Document(ids, [place >= len(ids) // 2 for place in range(len(ids))]) for ids in texts], ROW_TOKENS)
+    mean = (sizes.shortest + sizes.longest) / 2
+    number = int(4 * sizes.rows_per_step * sizes.row_tokens / mean)
+    lengths = [rng.randint(sizes.shortest, sizes.longest) for _ in range(number)]
+    texts = [[rng.randrange(sizes.config["vocab_size"]) for _ in range(length)] for length in lengths]
+    documents = [Document(ids, [place >= len(ids) // 2 for place in range(len(ids))]) for ids in texts]
+    return pack(documents, sizes.row_tokens)
 
 
-def matmul_flops_per_s(device: str) -> float:
+def matmul_flops_per_s(device: str, matrix: int = MATRIX) -> float:
     """The best of several products of square bfloat16 matrices."""
-    left, right = torch.randn(2, MATRIX, MATRIX, device=device, dtype=torch.bfloat16)
+    left, right = torch.randn(2, matrix, matrix, device=device, dtype=torch.bfloat16)
     best_s = float("inf")
     for _ in range(PRODUCTS):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         torch.mm(left, right)
-        _wait(device)
+        wait(device)
         best_s = min(best_s, time.perf_counter() - start)
-    return 2 * MATRIX**3 / best_s
+    return 2 * matrix**3 / best_s
 
 
-def _wait(device: str) -> None:
+def data_sheet_flops_per_s(device: str) -> float | None:
+    """Dense bfloat16 products per second as the card's maker says; None on CPUs and for unknown cards."""
+    return known_peak(torch.cuda.get_device_name()) if device == "cuda" else None
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()

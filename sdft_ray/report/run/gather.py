@@ -23,6 +23,7 @@ from sdft_ray.evaluation.rounds import ModelSpeed
 from sdft_ray.evaluation.shift import ResponseNll
 from sdft_ray.recipe.arms import Objective
 from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.report.run.engines import read_engines
 from sdft_ray.report.run.model import (
     PATCHED,
     TEACHER,
@@ -131,6 +132,7 @@ def gather(
         stages=tuple(_stage(step, manifest, step in skipped) for step, manifest in manifests.items()),
         versions=next((m.versions for m in manifests.values() if m.created == newest), {}),
         machine=_machine(),
+        engines=read_engines(manifests),
         gates=tuple(Gate.model_validate(gate) for gate in gates),
     )
 

@@ -15,6 +15,7 @@ from sdft_ray.evaluation.recovery import Recovery
 from sdft_ray.evaluation.release import Judgement
 from sdft_ray.evaluation.rounds import BatchSpeed, ModelSpeed
 from sdft_ray.evaluation.shift import Shift
+from sdft_ray.models.precision import EngineUse
 from sdft_ray.models.size import ModelSize
 from sdft_ray.statistics.estimate import Estimate, Interval
 
@@ -336,6 +337,8 @@ class ReportData(_Part):
     stages: tuple[Stage, ...] = ()
     versions: dict[str, str] = {}
     machine: str = ""
+    engines: dict[str, tuple[EngineUse, ...]] = {}
+    """What answered, by step of `generate` and `evaluate`."""
     gates: tuple[Gate, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sdft_ray.report.run import figures, tables, words
 from sdft_ray.report.run.cards import students
+from sdft_ray.report.run.engines import engines_line, engines_warnings
 from sdft_ray.report.run.model import PRUNED, TEACHER, ReportData, Sample
 from sdft_ray.report.toolbox.diff import side_by_side
 from sdft_ray.report.toolbox.html import NUM_TONES, environment
@@ -28,7 +29,7 @@ def _context(data: ReportData) -> dict[str, object]:
         "verdict": words.verdict(data),
         "comparison": words.comparison(data.retention.lead),
         "released": words.released(data.retention),
-        "warnings": words.warnings(data),
+        "warnings": [*words.warnings(data), *engines_warnings(data)],
         "tiles": words.tiles(data),
         "grouped": len(words.groups(data)) > 1,
         "recovery": figures.recovery_chart(data),
@@ -52,6 +53,7 @@ def _context(data: ReportData) -> dict[str, object]:
         "selection": tables.selection_table(data),
         "samples": [_sample(sample) for sample in data.samples[:MAX_SAMPLES]],
         "stages": tables.stage_table(data),
+        "engines": engines_line(data),
         "stages_sum": sum(stage.wall_s for stage in data.stages),
         **_blocks(data),
     }

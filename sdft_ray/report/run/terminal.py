@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sdft_ray.evaluation import rounds
 from sdft_ray.evaluation.release import Judgement
+from sdft_ray.report.run.engines import engines_warnings
 from sdft_ray.report.run.model import TEACHER, Grid, ReportData
 from sdft_ray.report.run.words import (
     about_means,
@@ -124,7 +125,8 @@ def release_lines(data: ReportData) -> list[Text]:
     lines = [_judged(name, judgement) for name, judgement in data.retention.judgements.items()]
     if worse := beyond_chance(data.retention):
         lines.append(Text(worse))
-    return [*lines, *(Text(f"Warning: {warning}", style="yellow") for warning in warnings(data))]
+    told = [*warnings(data), *engines_warnings(data)]
+    return [*lines, *(Text(f"Warning: {warning}", style="yellow") for warning in told)]
 
 
 def _judged(name: str, judgement: Judgement) -> Text:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from sdft_ray.cli.render import explanation_json, print_explanation
-from sdft_ray.errors import PlanError, StoreError
+from sdft_ray.errors import PlanError, ResourceError, StoreError
 from sdft_ray.generation.footprint import pass_bytes
+from sdft_ray.models import precision
 from sdft_ray.models.size import size_of
+from sdft_ray.pipeline import preflight
 from sdft_ray.pipeline.explain import explain
-from sdft_ray.pipeline.preflight import check_disk, planned_size, planned_sizes
+from sdft_ray.pipeline.preflight import check_disk, check_precision, planned_size, planned_sizes
 from sdft_ray.recipe.pruning import Depth, Width
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
@@ -128,6 +130,44 @@ def test_the_teachers_pass_is_counted_before_it_is_made(tmp_path: Path, capsys: 
     generated = explain(Recipe.parse(limited), store).generated
     assert generated is not None
     assert (generated.num_rows, generated.per_token.total) == (4, 4)
+
+
+def test_the_engines_of_missing_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the type that is faster here and no less exact than the recipe; what would be less exact is refused."""
+    monkeypatch.setattr(precision, "amx_state", lambda *, test: "absent" if not test else pytest.fail("it is tested"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    make_model(tmp_path / "teacher", "llama", dtype="bfloat16")
+    store = Store(str(tmp_path / "store"))
+    data = recipe_data(tmp_path, tmp_path / "teacher")
+    recipe = Recipe.parse({**data, "teacher": {**data["teacher"], "dtype": "bfloat16"}})
+    explanation = explain(recipe, store)
+    assert {stage: use.words for stage, use in explanation.engines.items()} == {
+        "generate": "vLLM, float32 (checkpoint bfloat16)",
+        "evaluate": "vLLM, float32 (checkpoint bfloat16)",
+    }
+    print_explanation(explanation)
+    assert (
+        "Engine of generate: vLLM, float32 (checkpoint bfloat16); this CPU has no AMX, so float32 is faster.\n"
+        in capsys.readouterr().out
+    )
+    asked = {"generate": {"dtype": "bfloat16"}, "evaluate": {"sampler": "transformers", "gpus": 1.0}}
+    engines = explain(recipe, store, Resources.model_validate(asked)).engines
+    assert engines["generate"].words == "vLLM, bfloat16"
+    assert engines["evaluate"].words == "transformers, auto (checkpoint bfloat16)"
+    scripted = Resources.model_validate({"generate": {"sampler": "scripted"}})
+    assert set(explain(recipe, store, scripted).engines) == {"evaluate"}
+    with pytest.raises(ResourceError, match=r"generate.dtype is bfloat16, which is less exact than float32"):
+        explain(Recipe.parse(data), store, Resources.model_validate(asked))
+    monkeypatch.setattr(preflight, "amx_state", lambda *, test: "SIGILL" if test else "untested")
+    asked = Resources.model_validate({"generate": {"dtype": "bfloat16"}})
+    check_precision(recipe, asked)
+    with pytest.raises(ResourceError, match="SIGILL"):
+        check_precision(recipe, asked, tests_amx=True)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    check_precision(recipe, asked, tests_amx=True)
+    assert "on the node" in explain(recipe, store).engines["generate"].precision.why
 
 
 @pytest.mark.slow

@@ -250,7 +250,8 @@ def test_a_directory_that_no_engine_could_load_is_refused(
 @pytest.mark.usefixtures("run")
 def test_a_draft_proposes_to_every_other_model(store: Store) -> None:
     def names(draft: str) -> dict[str, str | None]:
-        settings = _settings(["quick:all"], None, store.url, "vllm", draft, None, allow_anonymous=False)
+        settings = _settings(["quick:all"], None, store.url, "vllm", "float32", draft, None, allow_anonymous=False)
+        assert {model.engine.dtype for model in settings.models} == {"float32"}, "drafted ones too"
         return {model.name: model.draft.source if model.draft else None for model in settings.models}
 
     alone = dict.fromkeys(("teacher", "pruned", "sft", "sdft"))
