@@ -45,8 +45,8 @@ def token_kl(
 ) -> list[list[float]]:
     """The divergence at every token that `loss_mask` marks, by document, in order; at least 0.
 
-    Both models lie on one device. Logits are float32, whatever the models' dtype, and sums float64. Documents are batched as in `shift.response_nll`.
-    Raises `ModelError` where one is not finite.
+    Both models lie on one device. Logits are float32, whatever the models' dtype, and sums float64. Documents are
+    batched as in `shift.response_nll`. Raises `ModelError` where one is not finite.
     """
     import torch
 
