@@ -57,7 +57,8 @@ def asked(step: str, model: str, value: float, **more: Any) -> Manifest:
     """What `gap` says of one model."""
     one = {"value": value, "stderr": 0.1}
     summary = {
-        "num_kept": 90, "num_rows": 64, "nll": {model: {"reference": one, "distilled": one}}, "gaps": {model: one}, **more,
+        "num_kept": 90, "num_rows": 64, "gaps": {model: one}, **more,
+        "nll": {model: {"reference": one, "distilled": one}},
     }  # fmt: skip
     return Manifest(
         step, "gap", address_of("gap", step.encode().hex().ljust(64, "0")), "0" * 64, "{}", {}, {}, Usage(), summary
