@@ -89,7 +89,7 @@ class Generate(Engine):
 
 class Gap(Device):
     batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens in a forward pass, padding included; the logits of all response tokens are held in the model's dtype."""
+    """Tokens in a forward pass, padding included; logits are made for a few response tokens at a time."""
 
 
 class Train(Device):

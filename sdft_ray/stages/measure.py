@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NUM_PARTS = 16
 """Parts of the calibration rows whose sums are stored apart, to tell how much a choice depends on the rows."""
-SAMPLE_ROWS, COMPARED_ROWS = 32, 256
+SAMPLE_ROWS, COMPARED_ROWS = 16, 128
 """Rows, spread over the calibration set, on which `best` looks for candidates by loss, and on which it compares all."""
 
 Seen = dict[str, bytes]

@@ -63,6 +63,7 @@ def test_everything_is_made_and_says_so(first: Run) -> None:
     assert set(data["recovery"]) == {"sft", "sdft"}
     assert data["gap"]["num_kept"] == first.manifests["select"].summary["kept_distilled"]
     assert data["gap"]["verdict"]
+    assert set(data["gap"]["nll"]) == set(data["gap"]["gaps"]) == {"teacher", "pruned"}
     assert data["sizes"]["pruned"]["num_blocks"] == 3
     assert all(stage["wall_s"] > 0 and stage["peak_rss_bytes"] > 0 for stage in data["stages"])
     assert json.loads(json.dumps(data)) == data
@@ -116,8 +117,8 @@ def test_a_second_run_executes_nothing(folder: Path, first: Run) -> None:
 
 def test_a_changed_depth_does_not_regenerate(folder: Path, first: Run) -> None:
     made = _made(_again(folder, "deeper", Resources.model_validate(ONE_WORKER), depth={"remove_blocks": 2}))
-    assert made.isdisjoint({"seed", "calibration", "measure", "generate", "select", "evaluate:teacher"})
-    assert made >= {"plan", "prune", "gap", "train:sft", "train:sdft", "evaluate:pruned"}
+    assert made.isdisjoint({"seed", "calibration", "measure", "generate", "select", "gap", "evaluate:teacher"})
+    assert made >= {"plan", "prune", "gap:pruned", "train:sft", "train:sdft", "evaluate:pruned"}
 
 
 def test_two_metrics_with_the_same_plan_share_the_student(folder: Path, first: Run) -> None:

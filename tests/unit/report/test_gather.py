@@ -51,3 +51,32 @@ def test_costs_of_new_histories_and_silence_about_old_ones(tmp_path: Path) -> No
     }
     words = {name: note.replace("\u202f", " ") for name, note in cost_notes(data).items()}
     assert words == {"sdft": "1,000 tokens/s, 20.0 % of the devices’ peak (MFU), at most 2.00 KiB per process"}
+
+
+def asked(step: str, model: str, value: float, **more: Any) -> Manifest:
+    """What `gap` says of one model."""
+    one = {"value": value, "stderr": 0.1}
+    summary = {
+        "num_kept": 90, "num_rows": 64, "gaps": {model: one}, **more,
+        "nll": {model: {"reference": one, "distilled": one}},
+    }  # fmt: skip
+    return Manifest(
+        step, "gap", address_of("gap", step.encode().hex().ljust(64, "0")), "0" * 64, "{}", {}, {}, Usage(), summary
+    )
+
+
+def test_the_gap_has_the_pruned_model_as_soon_as_it_was_asked(tmp_path: Path) -> None:
+    store, recipe = Store(str(tmp_path / "store")), make_recipe(tmp_path, tmp_path / "teacher")
+    made = {"gap": asked("gap", "teacher", 0.5, verdict="It pays.")}
+    alone = gather(recipe, store, "run", made).gap
+    both = gather(recipe, store, "run", made | {"gap:pruned": asked("gap:pruned", "pruned", 1.5)}).gap
+    assert alone is not None
+    assert both is not None
+    assert (list(alone.nll), list(both.nll), list(both.gaps)) == (
+        ["teacher"],
+        ["teacher", "pruned"],
+        ["teacher", "pruned"],
+    )
+    assert both.verdict == alone.verdict == "It pays."
+    assert (both.gaps["teacher"].value, both.gaps["pruned"].value) == (0.5, 1.5)
+    assert gather(recipe, store, "run", {}).gap is None

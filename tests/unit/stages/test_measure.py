@@ -53,21 +53,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _measured(root: Path, depth: Depth, number: int, num_tasks: int = 2) -> tuple[Path, StageResult]:
+def _measured(root: Path, depth: Depth, number: int, num_tasks: int = 2, **sizes: Any) -> tuple[Path, StageResult]:
     """The folder of a measurement, under an address of its own, and the plan that follows from it."""
 
     def job(step: str, address: str, **inputs: str) -> StageContext:
-        recipe = make_recipe(root, root / "teacher", depth=depth)
+        recipe = make_recipe(root, root / "teacher", depth=depth, **sizes)
         source = ModelSource(directory=str(root / "teacher"))
         return make_job(step, address, str(root / "store"), recipe, RESOURCES, source, inputs)
 
-    address = MEASURE[:-1] + "abcdef"[number]
+    address = MEASURE[:-1] + "abcdef01"[number]
     measuring = job("measure", address, calibration=CALIBRATION)
     shards = [measure._shard(measuring, index, num_tasks) for index in range(num_tasks)]
     proposed = measure._proposals(measuring, shards)
     compared = [measure._compared(measuring, i, num_tasks, proposed) for i in range(num_tasks)] if proposed else []
     folder = commit_output(measuring, measure._stored(measuring, shards, proposed, compared))
-    planning = job("plan", PLAN[:-1] + "abcdef"[number], measure=address)
+    planning = job("plan", PLAN[:-1] + "abcdef01"[number], measure=address)
     result = plan.run(planning)
     return folder, result
 
@@ -156,3 +156,13 @@ def test_every_metric_says_how_sure_it_is(root: Path, number: int, depth: Depth)
         start, other = min(removed), min(sure["runner_up"])
         row = scores["angular_mean_LN"][1]
         assert sure["difference"] == pytest.approx(row[other] - row[start])
+
+
+@pytest.mark.parametrize(("number", "metric"), [(6, "best"), (7, "perplexity")])
+def test_a_target_that_removes_no_block_compares_nothing(root: Path, number: int, metric: str) -> None:
+    depth = {"metric": metric, "remove_blocks": "target"}
+    folder, result = _measured(root, depth, number, width={"mlp": "target"}, target={"parameters": 0.98})
+    assert list(result.summary["plan"]["keep_blocks"]) == list(range(NUM_BLOCKS))
+    assert not {"candidates", "stability"} & result.summary.keys()
+    assert not (folder / files.SET_LOSSES).exists()
+    assert not (folder / files.DROP_LOSSES).exists()
