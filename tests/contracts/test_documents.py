@@ -361,8 +361,9 @@ def options_of(job: str) -> set[str]:
 @pytest.mark.slow
 def test_the_entry_points_are_those_that_the_documents_name() -> None:
     there = {path.name for path in (ROOT / "jobs").glob("*.py")}
-    assert there == {"compress.py", "study.py", "stage.py"}
-    for name in there:
+    assert there == {"compress.py", "digest.py", "study.py", "stage.py"}
+    assert options_of("digest") >= {"--help", "--into", "--store", "--data"}
+    for name in there - {"digest.py"}:
         assert options_of(name.removesuffix(".py")) >= {"--help", "--store", "--resources", "--progress"}
     named = re.findall(r"jobs/(\w+\.py)", README + (ROOT / "cluster/rayjob.yaml").read_text(encoding="utf-8"))
     assert set(named) <= there
