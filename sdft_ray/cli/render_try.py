@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sdft_ray.generation.trial import Example, TemplateTrial
     from sdft_ray.pipeline.rehearsal import Rehearsal
 
+_SHORT = 0.5
+"""Share of the words of references below which rewrites may lack their steps."""
 _CUT = 400
 """Characters of an instruction, a reference and a rewrite that are shown."""
 
@@ -60,12 +62,26 @@ def rehearsal_text(found: Rehearsal) -> str:
 def advice(found: Rehearsal) -> str:
     """Which template to take, and whether the rows tell."""
     best = next(trial for trial in found.templates if trial.name == found.recommendation.template)
-    kept = f"{best.num_own} of {best.num_rows} rows ({_interval(best)})"
     if not best.num_own:
         return (
             "No template has a rewrite kept. Look at the examples: the answers may be cut (generate.max_tokens), or "
             "checked in the wrong way (seed_set.answer_kind)."
         )
+    return f"{_told(found, best)}{_warning(best)}"
+
+
+def _warning(best: TemplateTrial) -> str:
+    if best.length is None or best.length >= _SHORT:
+        return ""
+    words = percent(best.length, 0).replace(THIN, " ")
+    return (
+        f"\nIts rewrites have {words} of the words of their references: bare answers pass the check of worked "
+        "solutions, and teach no steps. Look at the examples."
+    )
+
+
+def _told(found: Rehearsal, best: TemplateTrial) -> str:
+    kept = f"{best.num_own} of {best.num_rows} rows ({_interval(best)})"
     alike = ", ".join(found.recommendation.alike)
     more = max(64, 4 * found.num_rows)
     unsure = f" {found.num_rows} rows do not tell it from {alike}: try --rows {more}." if alike else ""
@@ -94,18 +110,19 @@ def _plain_table(*columns: str, left: int = 1) -> Table:
 
 
 def _templates(found: Rehearsal) -> Table:
-    table = _plain_table("template", "own", "interval", "copies", "tokens", "reference", "rewrite")
+    table = _plain_table("template", "own", "interval", "copies", "length", "reference", "rewrite")
     for trial in found.templates:
         style = "bold green" if trial.name == found.recommendation.template else ""
         mark = " *" if trial.name == found.template else ""
         nats = (_nats(trial.distance.reference), _nats(trial.distance.rewrite)) if trial.distance else ("", "")
-        cells = (f"{trial.num_own}", _interval(trial), f"{trial.num_copies}", f"{trial.response_tokens:.0f}", *nats)
+        length = "" if trial.length is None else percent(trial.length, 0).replace(THIN, " ")
+        cells = (f"{trial.num_own}", _interval(trial), f"{trial.num_copies}", length, *nats)
         table.add_row(Text(trial.name + mark, style=style), *cells)
     return table
 
 
 def _distance_words(found: Rehearsal) -> str:
-    words = "* the recipe's template. tokens: of a response."
+    words = "* the recipe's template. length: words of these rewrites, of 100 % in their references."
     if any(trial.distance for trial in found.templates):
         words += (
             " reference, rewrite: nats per token under the teacher, for the rows that are kept, ± one standard error; "

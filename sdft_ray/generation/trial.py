@@ -44,7 +44,8 @@ class TemplateTrial:
     """One template. `own` is the share of rows whose rewrite is kept and no copy of the reference, with its interval.
 
     `is_own` says it row by row. `reasons` are those of selection, so "kept" counts copies too; `num_copies` are kept
-    rewrites with the words of the reference.
+    rewrites with the words of the reference. `length`: words of own rewrites over words of their references; None
+    where there are none. A bare answer passes the check of a worked solution, and teaches no steps.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TemplateTrial:
     num_copies: int
     own: Interval
     is_own: tuple[bool, ...]
+    length: float | None
     prompt_tokens: float
     response_tokens: float
     kept: tuple[Example, ...]
@@ -92,6 +94,7 @@ def trial_of(
         num_copies=sum(copies),
         own=wilson(sum(is_own), len(rows)),
         is_own=is_own,
+        length=_length([row for row, own in zip(rows, is_own, strict=True) if own]),
         prompt_tokens=prompt_tokens,
         response_tokens=response_tokens,
         kept=tuple(kept[:NUM_EXAMPLES]),
@@ -118,6 +121,11 @@ def recommend(trials: Sequence[TemplateTrial], recipes: str) -> Recommendation:
 def is_copy(rewrite: str, reference: str) -> bool:
     """Whether the two have the same words, whatever their spacing and case."""
     return rewrite.casefold().split() == reference.casefold().split()
+
+
+def _length(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    before = sum(len(row["reference_response"].split()) for row in rows)
+    return sum(len(row["distilled_response"].split()) for row in rows) / before if before else None
 
 
 def _p_value(first: TemplateTrial, second: TemplateTrial) -> float:

@@ -21,7 +21,7 @@ def rows(marks: str) -> list[dict[str, Any]]:
     return [
         {
             "example_id": f"row-{index}", "instruction": "How many clips does [bold]Natalia[/] sell?",
-            "reference_response": "She sells 48. #### 48", "distilled_response": f"She sells {mark} " * 200,
+            "reference_response": "She sells 48. #### 48", "distilled_response": f"She sells {mark} " * 4,
             "reason": "kept" if mark == "+" else "no_answer",
         }
         for index, mark in enumerate(marks)
@@ -77,6 +77,14 @@ def test_the_advice_is_a_line_for_the_recipe_where_the_difference_can_be_told() 
         "own_words keeps most: 8 of 8 rows (68 to 100 %), for 0 of the recipe's own_words_detailed (p = 0.008)" in told
     )
     assert told.endswith("generate: {template: own_words}")
+
+
+def test_bare_answers_are_warned_of() -> None:
+    found = rehearsal("++++++++", "--------")
+    short = replace(found, templates=(replace(found.templates[0], length=0.3), *found.templates[1:]))
+    assert "bare answers" in advice(short)
+    assert "30 % of the words" in advice(short)
+    assert "bare answers" not in advice(found)
 
 
 def test_a_difference_that_may_be_chance_changes_nothing() -> None:

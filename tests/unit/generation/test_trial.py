@@ -35,6 +35,7 @@ def test_copies_are_kept_and_do_not_count() -> None:
     found = trial("a", "++==-")
     assert (found.num_own, found.num_copies, found.reasons) == (2, 2, {"kept": 4, "mismatch": 1})
     assert found.own.value == 0.4
+    assert found.length == 4 / 6
     assert [example.example_id for example in found.kept] == ["r0", "r1"]
     assert [example.reason for example in found.others] == ["copy", "copy", "mismatch"]
 
