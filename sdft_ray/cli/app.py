@@ -260,7 +260,7 @@ def run_command(command: typer.Typer | Callable[..., None]) -> None:
     except UserError as error:
         _exit(str(error), 2)
     except StageError as error:
-        _exit(f"{error} → {CONTINUE}", 1)
+        _exit(f"{error} → {error.hint}; {CONTINUE}" if error.hint else f"{error} → {CONTINUE}", 1)
     except SystemExit as leaving:
         if leaving.code != INTERRUPTED:  # typer turns Ctrl-C into it
             raise

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sdft_ray.errors import ServeError
+from sdft_ray.progress import libraries_to
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.serving.access import key_ring
+from sdft_ray.serving.failures import start_error
 from sdft_ray.serving.haproxy import ListenAddress, drain, environment, refusal
 from sdft_ray.serving.settings import ServeSettings
 from sdft_ray.serving.sources import locate
@@ -87,32 +89,23 @@ def _running(settings: ServeSettings, address: ListenAddress, resources: Resourc
     from ray.serve.schema import LoggingConfig
 
     from sdft_ray.serving.deploy import APPLICATION, application
-    from sdft_ray.stages.session import native_errors_muted, ray_session
+    from sdft_ray.stages.session import ray_session
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    log, began = Store(settings.store or ".sdft").log_path("serve"), time.time()
     with ExitStack() as ending:
-        ending.enter_context(ray_session(resources))
-        quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": address.port}, logging_config=quiet)
-            serve.run(application(settings), name=APPLICATION, route_prefix="/", blocking=False, logging_config=quiet)
-        except (RuntimeError, TimeoutError, RayError) as reason:
-            known = refusal(folder)
-            raise known or ServeError(
-                f"the service does not start: {_cause(reason)}",
-                "see the logs of the replica in /tmp/ray/session_latest/logs/serve",
-            ) from None
+        with libraries_to(log):
+            capacity = ending.enter_context(ray_session(resources))
+            quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+            try:
+                serve.start(http_options={"host": "127.0.0.1", "port": address.port}, logging_config=quiet)
+                app = application(settings)
+                serve.run(app, name=APPLICATION, route_prefix="/", blocking=False, logging_config=quiet)
+            except (RuntimeError, TimeoutError, RayError) as reason:
+                raise refusal(folder) or start_error(str(reason), capacity.session, began, log) from None
         try:
             yield
         finally:
-            # Ray reports actors that were killed on purpose as errors.
-            with native_errors_muted(), redirect_stdout(io.StringIO()):
+            with libraries_to(log):  # Ray reports actors that were killed on purpose as errors
                 serve.shutdown()
                 ending.close()
-
-
-def _cause(reason: Exception) -> str:
-    """The replica's own error, from Ray Serve's message about it."""
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["no reason was given"])[-1]

@@ -57,15 +57,19 @@ def run(job: StageContext) -> StageResult:
     with UsageMeter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
         cache = RowCache(job.store.url_of(f"rows/{cache_id}"))
         cache.claim(identity)
+        job.phase("finding the rows that are answered already")
         ledger = Ledger(_keys(job.input("seed") / files.ROWS))
         damaged = _find_finished(job, cache, cache_id, ledger)
         tally = _Tally(job, ledger.num_rows, reused=ledger.num_rows - len(ledger.missing()))
         tally.tell()
+        job.part("reused")(tally.reused, 0, "rows")
+        job.phase("starting an engine")
         chunks = {chunk.name: chunk.positions for chunk in ledger.chunks()}
         for receipt in _answer(job, cache.url, chunks):
             ledger.place(("parts", tuple(receipt["parts"])), chunks.pop(receipt["chunk"]))
             tally.add(receipt)
         assert not chunks, "every chunk comes back once"
+        job.phase("writing the rows")
         with job.output(result) as directory:
             counts = _write(job, cache, ledger, directory)
             shutil.copy(tally.log, directory / files.PROGRESS)

@@ -85,6 +85,8 @@ def _shard(job: StageContext, index: int, num_shards: int) -> tuple[Parts, Usage
     from sdft_ray.models.loading import load_model
 
     with UsageMeter(gpus=job.resources.measure.gpus) as meter:
+        job.phase("loading the model")
+        tell = job.part(str(index))
         mine = calibration(job)[index::num_shards]
         model: Any = load_model(job.model("start"), job.teacher.dtype)
         model.to("cuda" if job.resources.measure.gpus else "cpu")
@@ -93,7 +95,7 @@ def _shard(job: StageContext, index: int, num_shards: int) -> tuple[Parts, Usage
         with watched(model) if job.slice.get("channels") else nullcontext() as watch:
             for done, batch in enumerate(mine, 1):
                 moments = measure(model, [batch[:2]], moments, watch=watch)
-                job.progress(done, total, "batches")
+                tell(done, total, "batches")
         parts = {files.DEPTH_SCORES: moments.to_json().encode()}
         if watch is not None:
             parts[files.WIDTH_MOMENTS] = watch.moments.to_bytes()
@@ -101,7 +103,7 @@ def _shard(job: StageContext, index: int, num_shards: int) -> tuple[Parts, Usage
             losses = DropMoments.empty(num_blocks, num_removed)
             for done, batch in enumerate(mine, 1 + len(mine)):
                 losses = drop_losses(model, [batch], num_removed, losses)
-                job.progress(done, total, "batches")
+                tell(done, total, "batches")
             parts[files.DROP_LOSSES] = losses.to_json().encode()
     return parts, meter.usage(moments.num_tokens)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 from numpy.typing import NDArray
 
 from sdft_ray.data.example import GENERATED_SCHEMA
@@ -68,8 +70,12 @@ class Rewriter:
         self._turn = threading.Lock()
         self._node = node_id()
         self._has_committed = False
+        job.phase("loading the engine")
         self._sampler = teacher_sampler(job)
         self._ready = time.time()
+        self._progress = job.part(ray.get_runtime_context().get_actor_id() or "")
+        self._num_answered = itertools.count(1)
+        self._progress(0, 0, "rows")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The receipts of a task's chunks, all at its end.
@@ -107,6 +113,7 @@ class Rewriter:
             num_samples=self._recipe.num_samples,
             parts=parts,
             turn=self._turn,
+            on_row=lambda: self._progress(next(self._num_answered), 0, "rows"),
         )
         return {
             "chunk": chunk,

@@ -52,6 +52,7 @@ def scored(
     from sdft_ray.models.loading import load_model
 
     settings = job.resources.gap
+    job.phase("loading the model")
     model: Any = load_model(job.model(role), job.teacher.dtype)
     return response_nll(
         model.to("cuda" if settings.gpus else "cpu"), documents, batch_tokens=settings.batch_tokens, on_batch=on_batch

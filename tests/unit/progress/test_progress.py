@@ -93,6 +93,7 @@ events = st.builds(
     unit=st.text(max_size=8),
     wall_s=st.none() | st.floats(0, 1e9),
     detail=st.text(max_size=30),
+    phase=st.text(max_size=12),
 )
 
 
@@ -114,6 +115,7 @@ def test_keys_of_the_line() -> None:
         "unit": "rows",
         "wall_s": None,
         "detail": "",
+        "phase": "",
     }
 
 
