@@ -54,6 +54,7 @@ def compress(
     """Run a recipe from end to end.
 
     Steps that are in the store already are reused. Interrupt with Ctrl-C at any time; the same command continues.
+    What Ray and the engines print is written to logs/NAME.log in the store.
     """
     from sdft_ray.cli.render import print_result
     from sdft_ray.pipeline.compress import compress as run_recipe

@@ -33,13 +33,13 @@ class Pace:
         while len(self._samples) > MIN_SAMPLES and now - self._samples[1][0] > WINDOW_S:
             self._samples.popleft()
 
-    def rate(self, now: float) -> float | None:
+    def rate(self, now: float, min_span_s: float = MIN_SPAN_S) -> float | None:
         """Units per second; None while there are too few updates. Falls when updates stop arriving."""
         if len(self._samples) < MIN_SAMPLES:
             return None
         (first, done_first), (last, done_last) = self._samples[0], self._samples[-1]
         span = last - first
-        if span < MIN_SPAN_S or done_last <= done_first:
+        if span < min_span_s or done_last <= done_first:
             return None
         interval = span / (len(self._samples) - 1)
         overdue = max(0.0, now - last - 3 * interval)

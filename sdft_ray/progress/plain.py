@@ -14,6 +14,9 @@ from sdft_ray.progress.figures import Pace, rate_text, seconds, seconds_left
 TELL_EVERY_S = 45.0
 """A running stage has a line of a log this often: between 30 s and a minute, however late its thread is called."""
 
+MIN_SPAN_S = 10.0
+"""A line of a log is looked at for long, so its rate has to rest on more than a burst."""
+
 
 class View(Protocol):
     """Displays events between `__enter__` and `__exit__`."""
@@ -81,7 +84,7 @@ class _Running:
         parts = [] if self.done is None else [f"{self.done:,}{of_total} {self.unit}".rstrip()]
         if self.phase:
             return ", ".join([*parts, self.phase, f"{seconds(now - self.phase_began)} so far"])
-        rate = self.pace.rate(now)
+        rate = self.pace.rate(now, MIN_SPAN_S)
         left = seconds_left(self.done, self.total, rate)
         parts += [] if rate is None else [rate_text(rate)]
         parts += [f"{seconds(now - self.started)} so far" if left is None else f"{seconds(left)} left"]
