@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, UserCodeException, WorkerCrashedError
 
 from sdft_ray.errors import ResourceError, SdftError, StageError, StoreError, UserError
 from sdft_ray.generation.engine_errors import cache_error
@@ -73,16 +73,24 @@ def as_ours(scene: Scene, failure: BaseException) -> SdftError:
 
 
 def _inside(error: BaseException) -> BaseException | None:
-    """The error that a wrapper of Ray holds: a task's cause, a rank's own, a training run's first failed rank."""
-    for name in ("cause", "_base_exc"):
+    """The error that a wrapper of Ray holds: a task's cause, a rank's own, the worst of a training run's ranks.
+
+    What Ray Data wraps has lost its cause on the way: the wrapper's own text quotes it.
+    """
+    for name in ("cause", "_base_exc", "controller_failure"):
         held = getattr(error, name, None)
         if isinstance(held, BaseException):
-            return held
+            return held if not isinstance(held, UserCodeException) else held.__cause__
     failures = getattr(error, "worker_failures", None)
-    if failures:
-        return next(iter(failures.values()), None)
-    hollow = type(error).__name__ in ("SystemException", "UserCodeException")  # of Ray Data
-    return error.__cause__ if hollow else None
+    return min(failures.values(), key=_rank, default=None) if failures else None
+
+
+def _rank(error: BaseException) -> int:
+    """Of the errors of several workers the one that led to the others comes first: these have lost a connection."""
+    while (inner := _inside(error)) is not None:
+        error = inner
+    kinds = (UserError, OutOfMemoryError, RayActorError)
+    return next((place for place, kind in enumerate(kinds) if isinstance(error, kind)), len(kinds))
 
 
 def _told(scene: Scene, seen: BaseException, text: str, logged: str) -> tuple[str, str]:

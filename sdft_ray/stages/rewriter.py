@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
 from sdft_ray.generation.chunks import positions_of, row_key
+from sdft_ray.generation.engine_errors import cache_error
 from sdft_ray.generation.sampler import EngineError
 from sdft_ray.recipe.recipe import Generate
 from sdft_ray.stages.job import StageContext, node_id, rss_bytes
@@ -71,7 +72,14 @@ class Rewriter:
         self._node = node_id()
         self._has_committed = False
         job.phase("loading the engine")
-        self._sampler = teacher_sampler(job)
+        self._refused: Exception | None = None
+        try:
+            self._sampler = teacher_sampler(job)
+        except ValueError as reason:
+            if cache_error(str(reason), "generate") is None:
+                raise
+            self._refused = reason  # for the first task: Ray Data would start an actor anew that dies at its start
+            return
         self._ready = time.time()
         self._progress = job.part(ray.get_runtime_context().get_actor_id() or "")
         self._num_answered = itertools.count(1)
@@ -83,6 +91,8 @@ class Rewriter:
         Ray takes up a dead actor's task at the output where it ended, so the number of outputs must not depend on
         time. One output per chunk would be as safe, and takes three times as long where the sampler is quick.
         """
+        if self._refused is not None:
+            raise self._refused
         try:
             receipts = [self._answer(work["chunk"], positions_of(work["runs"])) for work in batch.to_pylist()]
         except EngineError:

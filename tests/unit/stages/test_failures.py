@@ -7,7 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, UserCodeException, WorkerCrashedError
+from ray.train import WorkerGroupError
 
 from sdft_ray.errors import DataError, ResourceError, StageError
 from sdft_ray.recipe.resources import Resources
@@ -109,6 +110,19 @@ def test_memory_that_ran_low(scene: Scene) -> None:
     )
     assert isinstance(error, StageError)
     assert "train.micro_batch_size or train.num_workers" in error.hint
+
+
+def test_the_worker_that_died_counts_and_not_the_one_that_lost_its_connection(scene: Scene) -> None:
+    lost = RayTaskError("task", "", RuntimeError("Connection closed by peer"))
+    killed = OutOfMemoryError("2 worker(s) were killed due to the node running low on memory.")
+    failed = WorkerGroupError("two ranks", {0: lost, 1: killed})
+    assert "memory ran low" in str(as_ours(Scene("train:sft", "train", (), scene.log), failed))
+
+
+def test_what_ray_data_wraps_is_quoted_from_its_text(scene: Scene) -> None:
+    text = "ray::MapBatches()\n\nray.exceptions.UserCodeException: Failed to process\nKeyError: 'a'"
+    wrapped = RayTaskError("task", text, UserCodeException("Failed to process"))
+    assert "step generate failed: KeyError: 'a'" in str(as_ours(scene, wrapped))
 
 
 def test_a_users_error_stays(scene: Scene) -> None:
