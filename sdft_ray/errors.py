@@ -72,12 +72,18 @@ class ServeError(UserError):
 
 
 class StageError(SdftError, RuntimeError):
-    """A stage failed at run time. `stage` is its name; `__cause__` is the reason, if known."""
+    """A stage failed at run time. `stage` is its name; `__cause__` is the reason, if known.
 
-    def __init__(self, stage: str, reason: str) -> None:
-        super().__init__(stage, reason)
+    `hint` says what may help, "" where nobody knows. `log` is the file with what libraries printed, "" for none.
+    """
+
+    def __init__(self, stage: str, reason: str, hint: str = "", log: str = "") -> None:
+        super().__init__(stage, reason, hint, log)
         self.stage = stage
         self.reason = reason
+        self.hint = hint
+        self.log = log
 
     def __str__(self) -> str:
-        return f"step {self.stage} failed: {self.reason}"
+        told = f"step {self.stage} failed: {self.reason}"
+        return f"{told} (log: {self.log})" if self.log else told

@@ -57,6 +57,7 @@ def compress(
     """Run a recipe from end to end.
 
     Steps that are in the store already are reused. Interrupt with Ctrl-C at any time; the same command continues.
+    What Ray and the engines print is written to logs/NAME.log in the store.
     """
     from sdft_ray.cli.render import print_result
     from sdft_ray.pipeline.compress import compress as run_recipe
@@ -294,7 +295,7 @@ def run_command(command: typer.Typer | Callable[..., None]) -> None:
     except UserError as error:
         _exit(str(error), 2)
     except StageError as error:
-        _exit(f"{error} → {CONTINUE}", 1)
+        _exit(f"{error} → {error.hint}; {CONTINUE}" if error.hint else f"{error} → {CONTINUE}", 1)
     except SystemExit as leaving:
         if leaving.code != INTERRUPTED:  # typer turns Ctrl-C into it
             raise

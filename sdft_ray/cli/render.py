@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sdft_ray.progress import short
 from sdft_ray.report.toolbox.numbers import THIN, num_bytes, seconds
 
 if TYPE_CHECKING:
@@ -164,16 +165,15 @@ def print_result(run: Run, *, stages: bool = False) -> None:
     peak = run.record["peak_rss_bytes"]
     memory = f", peak memory {peak / 2**30:.1f} GiB" if peak else ""
     console.print(f"\n{num_run} of {len(run.stages())} steps ran, {run.record['wall_s']:.0f} s{memory}.")
-    console.print(f"Report: {_short(run.report_path)}", soft_wrap=True)
+    if longest := _longest(run):
+        console.print(f"Took longest: {longest}.", soft_wrap=True)
+    console.print(f"Report: {short(run.report_path)}", soft_wrap=True)
 
 
-def _short(path: Path) -> str:
-    """Relative to the current directory if it is inside it."""
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # Ray may delete a job's folder while it runs
-        return str(path)
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+def _longest(run: Run, num_steps: int = 4) -> str:
+    """The steps of this run that took longest, side by side with others or not; "" where all were reused."""
+    ran = sorted((stage for stage in run.stages() if not stage["skipped"]), key=lambda stage: -stage["wall_s"])
+    return ", ".join(f"{stage['name']} {seconds(stage['wall_s'])}" for stage in ran[:num_steps]).replace(THIN, " ")
 
 
 def _stage_table(run: Run) -> Table:

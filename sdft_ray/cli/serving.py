@@ -222,11 +222,18 @@ def evaluate(
     from sdft_ray.cli.render import print_scores
     from sdft_ray.evaluation.endpoint import Endpoint, evaluate_endpoint
     from sdft_ray.evaluation.harness import EvalConfig
+    from sdft_ray.progress import Event, open_view
 
     key = os.environ.get(key_variable)
     server = Endpoint(endpoint.rstrip("/"), model, tokenizer, key=key, num_concurrent=num_concurrent)
     config = EvalConfig(tasks, include, limit, num_fewshot, apply_chat_template=not no_chat_template, data=data)
-    print_scores(evaluate_endpoint(server, config), as_json=as_json)
+    with open_view("plain" if as_json else "auto", [model]) as shown:
+        shown.handle(Event("stage_started", model))
+        scores = evaluate_endpoint(
+            server, config, lambda done, total: shown.handle(Event("progress", model, done, total, "items"))
+        )
+        shown.handle(Event("stage_finished", model))
+    print_scores(scores, as_json=as_json)
 
 
 def bench_serve(

@@ -39,6 +39,7 @@ def study(
     """Vary a recipe over data-set size, number of blocks, arm, metric, seed and learning rate; plot the curve.
 
     The recipes share artifacts and run in parallel. Interrupt with Ctrl-C at any time; the same command continues.
+    What Ray and the engines print is written to logs/NAME.log in the store.
     """
     from sdft_ray.cli.render_study import print_plan, print_study
     from sdft_ray.pipeline.study import plan_study, run_study

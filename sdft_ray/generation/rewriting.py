@@ -92,8 +92,11 @@ def answer_chunk(
     num_samples: int = 1,
     parts: Sequence[str] = (),
     turn: AbstractContextManager[Any] | None = None,
+    on_row: Callable[[], None] | None = None,
 ) -> RewriteResult:
     """Sample every row until a sample passes, at most `num_samples` times; rows finish in any order.
+
+    `on_row` is called after each.
 
     `turn` is entered while the rows are submitted. With one lock for all chunks of a sampler, their rows do not mix in
     its queue, so chunks finish one after another and are replaced by new ones. Mixed chunks would all finish at the
@@ -130,6 +133,8 @@ def answer_chunk(
                     record["status"] = "failed"
             buffer.add(name, samples[index])
             num_open -= 1
+            if on_row is not None:
+                on_row()
     finally:
         answered.parts = buffer.close(name)
     return answered

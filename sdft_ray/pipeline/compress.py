@@ -9,7 +9,7 @@ from sdft_ray.errors import StoreError
 from sdft_ray.pipeline.preflight import check_tasks, preflight
 from sdft_ray.pipeline.run import Run
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
-from sdft_ray.progress import open_view, teller
+from sdft_ray.progress import open_run_view, teller
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import removal_step, steps
@@ -35,11 +35,11 @@ def compress(
     store.check_writable()
     walk = GraphRun(recipe, store, resources, name or recipe.name, steps(recipe))
     walk.refresh()
-    with open_view(view, [step.name for step in walk.steps]) as shown:
+    with open_run_view(view, [step.name for step in walk.steps], walk.log) as shown:
         walk.show_reused(shown.handle)
         if walk.missing():
             preflight(recipe, store, resources, walk.states, walk.teacher, tell=teller(shown.handle))
-            run_missing([walk], resources, shown.handle)
+            run_missing([walk], resources, shown.handle, walk.log)
     return walk.finish()
 
 
@@ -91,10 +91,10 @@ def block_removal_scores(
             f"the teacher or the data of run {run.name} have changed since that run",
             "restore them, or run the recipe again",
         )
-    with open_view(view, sorted(walk.wanted or ())) as shown:
+    with open_run_view(view, sorted(walk.wanted or ()), walk.log) as shown:
         if walk.missing():
             store.check_writable()
             check_tasks(recipe)
-            run_missing([walk], resources, shown.handle)
+            run_missing([walk], resources, shown.handle, walk.log)
     found = [walk.states[step.name].manifest for step in asked]
     return [manifest.summary["scores"] for manifest in found if manifest is not None]

@@ -15,6 +15,7 @@ from sdft_ray.store import files
 def run(job: StageContext, recipe: Recipe) -> StageResult:
     """Light: it runs in the driver. The page shows the whole recipe, which its inputs and its slice identify."""
     result = StageResult()
+    job.phase("drawing the page")
     with UsageMeter() as meter, job.output(result) as directory:
         store = job.store
         found = {step: store.manifest(address) for step, address in job.inputs.items()}

@@ -21,8 +21,7 @@ from sdft_ray.generation.trial import Distance, Recommendation, TemplateTrial, r
 from sdft_ray.pipeline.forecast import Forecast, Measured, Texts, train_key, wall_seconds
 from sdft_ray.pipeline.interrupt import interrupts
 from sdft_ray.pipeline.preflight import planned_configs, preflight
-from sdft_ray.pipeline.scheduler import as_ours
-from sdft_ray.progress import Event, ViewName, open_view, teller
+from sdft_ray.progress import Event, ViewName, open_run_view, teller
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, resolve
@@ -42,7 +41,15 @@ _SIZED_ROWS = 256
 """Rows whose tokens stand for those of the whole set."""
 _ITEMS = 16
 """Items of each task that are asked."""
-PROBES = ("rewrites", "distance", "measure", "train", "speed", "evaluate")
+PROBES = {
+    "rewrites": "generate",
+    "distance": "gap",
+    "measure": "measure",
+    "train": "train",
+    "speed": "speed",
+    "evaluate": "evaluate",
+}
+"""Probe -> the stage that it speaks of."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def rehearse(
     store = store if isinstance(store, Store) else Store(store)
     resources = resources or Resources()
     store.check_writable()
-    with open_view(view, PROBES) as shown, interrupts():
+    with open_run_view(view, list(PROBES), store.log_path(recipe.name)) as shown, interrupts():
         sources = Sources(recipe, store)
         states = resolve(recipe, store, sources)
         preflight(recipe, store, resources, states, sources.teacher, tell=teller(shown.handle))
@@ -175,7 +182,10 @@ class _Rehearsal:
         try:
             yield
         except Exception as reason:
-            error = as_ours(name, reason)
+            from sdft_ray.stages.failures import Scene, as_ours
+
+            scene = Scene(name, PROBES[name], log=self._store.log_path(self._recipe.name))
+            error = as_ours(scene, reason)
             self._show(Event("stage_failed", name, detail=str(error)))
             if must or isinstance(error, UserError):
                 raise error from reason

@@ -14,11 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sdft_ray.errors import SdftError, StageError, StoreError, UserError
+from sdft_ray.errors import SdftError
 from sdft_ray.pipeline.interrupt import interrupts
 from sdft_ray.pipeline.run import Run
-from sdft_ray.progress import Event
-from sdft_ray.progress.killed import worker_death
+from sdft_ray.progress import Event, short
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, check_inputs, input_addresses, resolve_step, source_of
@@ -60,6 +59,11 @@ class GraphRun:
     def teacher(self) -> TeacherModel:
         """Resolved once for the walk. Raises `ModelError`."""
         return self._sources.teacher
+
+    @property
+    def log(self) -> Path:
+        """Where what libraries print meanwhile is kept."""
+        return self.store.log_path(self.name)
 
     def refresh(self) -> None:
         """Recompute the state of every step that is not done; a finished plan gives its successors an address."""
@@ -176,20 +180,22 @@ class GraphRun:
         return Run.open(self.store, self.name)
 
 
-def run_missing(walks: Sequence[GraphRun], resources: Resources, show: Show) -> None:
+def run_missing(walks: Sequence[GraphRun], resources: Resources, show: Show, log: Path) -> None:
     """Start Ray and run until nothing is missing from any of the walks, all in one store; what they share is made once.
 
-    After a failure what still runs is finished and kept, then the error is raised.
+    `log` is where the lines of libraries go; the end of the log of a worker that failed is added to it. After a failure
+    what still runs is finished and kept, then the error is raised.
     """
     from sdft_ray.stages.board import ProgressBoard
     from sdft_ray.stages.registry import check_capacity
     from sdft_ray.stages.session import ray_session
     from sdft_ray.stages.watch import MemoryWatch, Poller
 
+    show(Event("message", detail=f"lines of Ray and the engines go to {short(log)}"))
     with ray_session(resources) as capacity, MemoryWatch() as memory:
         check_capacity({state.step.stage for walk in walks for state in walk.missing()}, resources, capacity)
         with Poller(ProgressBoard.remote(), show) as board:
-            Scheduler(walks, resources, capacity, board, show).run()
+            Scheduler(walks, resources, capacity, board, show, log).run()
         for walk in walks:
             walk.peak_rss_bytes = memory.peak_rss_bytes
 
@@ -200,12 +206,15 @@ class Scheduler:
     Steps are gang-scheduled: Ray would queue their workers one by one, and two steps with a part each could deadlock.
     """
 
-    def __init__(self, walks: Sequence[GraphRun], resources: Resources, capacity: Any, board: Any, show: Show) -> None:
+    def __init__(
+        self, walks: Sequence[GraphRun], resources: Resources, capacity: Any, board: Any, show: Show, log: Path
+    ) -> None:
         self._walks = walks
         self._resources = resources
         self._capacity = capacity
         self._board = board
         self._show = show
+        self._log = log
         self._running: dict[Future[Manifest], tuple[GraphRun, State]] = {}
         self._error: SdftError | None = None
 
@@ -279,12 +288,24 @@ class Scheduler:
         if over_cpus or over_gpus or any(want.alone for want in others) or num_nodes() > 1:
             release_idle(*theirs)
 
+    def _as_ours(self, name: str, stage: str, failure: BaseException) -> SdftError:
+        import ray
+        from ray.exceptions import RayError
+
+        from sdft_ray.stages.failures import Scene, as_ours
+
+        try:
+            workers: Any = ray.get(self._board.workers.remote(name), timeout=10)
+        except RayError:  # the board is gone too
+            workers = ()
+        return as_ours(Scene(name, stage, workers, self._log), failure)
+
     def _collect(self, future: Future[Manifest]) -> None:
         walk, state = self._running.pop(future)
         failure = future.exception()
         name = walk.shown(state.step.name)
         if failure is not None:
-            error = as_ours(name, failure)
+            error = self._as_ours(name, state.step.stage, failure)
             self._show(Event("stage_failed", name, detail=str(error)))
             self._error = self._error or error
             return
@@ -296,33 +317,6 @@ class Scheduler:
             for twin in twins - {left.step.name for left in other.missing()}:
                 if (other, twin) != (walk, state.step.name):
                     self._show(Event("stage_skipped", other.shown(twin)))
-
-
-def as_ours(step: str, failure: BaseException) -> SdftError:
-    """What a worker died of, out of Ray's wrappings: a user's error as it is, anything else as `StageError`."""
-    seen = failure
-    while (inner := _inside(seen)) is not None:
-        seen = inner
-    if isinstance(seen, UserError):
-        return seen
-    lines = str(seen).strip().splitlines() or ["no reason was given"]
-    if "No space left on device" in str(seen):  # torch and safetensors wrap the error number away
-        return StoreError(f"{step}: {lines[-1]}", "free some space and run again; finished steps are reused")
-    death = worker_death(str(seen))
-    reason = f"a worker was {death[0]} ({death[1]})" if death else f"{type(seen).__name__}: {lines[-1]}"
-    error = StageError(step, reason)
-    error.__cause__ = failure
-    return error
-
-
-def _inside(error: BaseException) -> BaseException | None:
-    """The error that a wrapper of Ray holds: a task's cause, a rank's own, a training run's first failed rank."""
-    for name in ("cause", "_base_exc"):
-        held = getattr(error, name, None)
-        if isinstance(held, BaseException):
-            return held
-    failures = getattr(error, "worker_failures", None)
-    return next(iter(failures.values()), None) if failures else None
 
 
 def installed_versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from sdft_ray.errors import RecipeError
 from sdft_ray.pipeline.preflight import preflight
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
-from sdft_ray.progress import ViewName, open_view, teller
+from sdft_ray.progress import ViewName, open_run_view, teller
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, steps
@@ -30,11 +30,11 @@ def run_step(
     store.check_writable()
     walk = GraphRun(recipe, store, resources, recipe.name, known, needed_steps(known, names))
     walk.refresh()
-    with open_view(view, walk.steps_wanted()) as shown:
+    with open_run_view(view, walk.steps_wanted(), walk.log) as shown:
         walk.show_reused(shown.handle)
         if walk.missing():
             preflight(recipe, store, resources, walk.states, tell=teller(shown.handle))
-            run_missing([walk], resources, shown.handle)
+            run_missing([walk], resources, shown.handle, walk.log)
     return {step: walk.states[step] for step in walk.steps_wanted()}
 
 

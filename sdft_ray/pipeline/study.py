@@ -15,7 +15,7 @@ from sdft_ray.pipeline.local_data import from_folder
 from sdft_ray.pipeline.preflight import preflight
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
 from sdft_ray.pipeline.step import needed_steps
-from sdft_ray.progress import ViewName, open_view, teller
+from sdft_ray.progress import ViewName, libraries_to, open_run_view, teller
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.recipe.study import Group, Size, Study, arm_name, groups, rate_recipe, seed_recipe, size_of_study
@@ -132,15 +132,17 @@ def run_study(
         _seed_walk(study, group, walk, store, resources, data) for group, walk in zip(parts, chosen, strict=True)
     ]
     sentences: list[str] = []
-    for walk in trained:
-        if walk.missing():
-            preflight(walk.recipe, store, resources, walk.states, walk.teacher, tell=sentences.append)
+    log = store.log_path(study.name)
+    with libraries_to(log):
+        for walk in trained:
+            if walk.missing():
+                preflight(walk.recipe, store, resources, walk.states, walk.teacher, tell=sentences.append)
     rated = [walk for walk in chosen if walk is not None]
-    _run(rated, resources, view, dict.fromkeys(sentences))
+    _run(rated, resources, view, log, dict.fromkeys(sentences))
     trained = [
         _seed_walk(study, group, walk, store, resources, data) for group, walk in zip(parts, chosen, strict=True)
     ]
-    _run(trained, resources, view)
+    _run(trained, resources, view, log)
     rows = [row for group, walk in zip(parts, trained, strict=True) for row in _rows(study, group, walk)]
     return StudyRun(study, pa.Table.from_pylist(rows, schema=ROWS), _shared([*rated, *trained]))
 
@@ -187,14 +189,17 @@ def _seed_walk(
     return _walk(study, group, seed_recipe(study, group, rates), "evaluate", store, resources, data)
 
 
-def _run(walks: Sequence[GraphRun], resources: Resources, view: ViewName, sentences: Iterable[str] = ()) -> None:
-    with open_view(view, [walk.shown(name) for walk in walks for name in walk.steps_wanted()]) as shown:
+def _run(
+    walks: Sequence[GraphRun], resources: Resources, view: ViewName, log: Path, sentences: Iterable[str] = ()
+) -> None:
+    names = [walk.shown(name) for walk in walks for name in walk.steps_wanted()]
+    with open_run_view(view, names, log) as shown:
         for sentence in sentences:
             teller(shown.handle)(sentence)
         for walk in walks:
             walk.show_reused(shown.handle)
         if any(walk.missing() for walk in walks):
-            run_missing(walks, resources, shown.handle)
+            run_missing(walks, resources, shown.handle, log)
 
 
 def _rated_names(study: Study, group: Group) -> list[str]:

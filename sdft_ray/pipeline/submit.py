@@ -9,14 +9,15 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import ResourceError, StoreError
 from sdft_ray.evaluation.task_files import ORIGIN
 from sdft_ray.evaluation.task_inputs import task_inputs
-from sdft_ray.progress import open_view, parse_event
+from sdft_ray.progress import Event, open_view, parse_event, seconds
+from sdft_ray.progress.plain import TELL_EVERY_S
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.graph import steps
 from sdft_ray.stages.sources import task_places
@@ -211,6 +212,7 @@ async def _follow(client: Any, job_id: str, names: list[str], view: Any) -> int:
     """Feed the job's events to a view until it ends; show the rest of its log when it failed."""
     rest: list[str] = []
     with open_view(view, names) as shown:
+        await _until_it_runs(client, job_id, lambda text: shown.handle(Event("message", detail=text)))
         async for line in _lines(client.tail_job_logs(job_id)):
             event = parse_event(line)
             if event is not None:
@@ -226,6 +228,18 @@ async def _follow(client: Any, job_id: str, names: list[str], view: Any) -> int:
         print(line)
     print(f"job {job_id}: {status.value.lower()}")
     return 0 if succeeded else 1
+
+
+async def _until_it_runs(
+    client: Any, job_id: str, tell: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Wait while the job is pending, as for a node that has yet to come up, and say so every 45 s."""
+    began = told = clock()
+    while client.get_job_status(job_id).value == "PENDING":
+        if clock() - told >= TELL_EVERY_S:
+            told = clock()
+            tell(f"job {job_id} waits for the cluster, {seconds(told - began)} so far")
+        await asyncio.sleep(0.5)
 
 
 async def _lines(chunks: AsyncIterator[str]) -> AsyncIterator[str]:

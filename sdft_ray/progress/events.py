@@ -16,7 +16,8 @@ class Event:
     """A change in the state of `stage`.
 
     `done` and `total` count `unit`s; `total` is None while it is unknown. `wall_s` belongs to `stage_finished`.
-    `detail` is the reason for which a stage failed, or the text of a message.
+    `detail` is the reason for which a stage failed, or the text of a message. `phase` is what a running stage does
+    while nothing can be counted, such as "loading the engine".
     """
 
     event: Kind
@@ -26,6 +27,7 @@ class Event:
     unit: str = ""
     wall_s: float | None = None
     detail: str = ""
+    phase: str = ""
 
     def to_json(self) -> str:
         """One line of ASCII, safe in any log; all keys are always present."""
@@ -38,7 +40,7 @@ def teller(handle: Callable[[Event], None]) -> Callable[[str], None]:
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    "event": (str,), "stage": (str,), "unit": (str,), "detail": (str,), "done": (int, type(None)),
+    "event": (str,), "stage": (str,), "unit": (str,), "detail": (str,), "phase": (str,), "done": (int, type(None)),
     "total": (int, type(None)), "wall_s": (int, float, type(None)),
 }  # fmt: skip
 

@@ -8,18 +8,9 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 
-_TAIL_BYTES = 2**16
-_NEWEST = 20
-"""Logs that are looked at."""
-RAY_LOGS = Path("/tmp/ray/session_latest/logs")  # noqa: S108  (where Ray puts them)
-_GONE = "died unexpectedly"
-"""In every error of Ray about a process that is gone."""
-_NO_TRACE = "End of file"
-_RECENT_S = 600.0
 _SAID = {
     "Illegal instruction": signal.SIGILL,
     "Segmentation fault": signal.SIGSEGV,
@@ -52,19 +43,6 @@ def killed(said: str, log: str | Path = "") -> tuple[str, str] | None:
     return None if found is None else signal_words(found, log)
 
 
-def worker_death(said: str, logs: Path = RAY_LOGS) -> tuple[str, str] | None:
-    """`killed` for a Ray worker, of which Ray's error `said` only that it died; `logs` is Ray's folder of logs.
-
-    SIGKILL leaves no trace but a connection that ends: the kernel sends it where memory runs out.
-    """
-    if _GONE not in said:
-        return killed(said, logs)
-    log = worker_log(said, logs)
-    if words := killed(f"{said}\n{tail(log)}" if log else said, log or logs):
-        return words
-    return signal_words(signal.SIGKILL, log or logs) if _NO_TRACE in said else None
-
-
 def signal_words(found: signal.Signals, log: str | Path = "") -> tuple[str, str]:
     """What a signal most likely means, and the next step."""
     means, step = _MEANS.get(found.name, _CRASH)
@@ -86,27 +64,3 @@ def signal_in(said: str) -> signal.Signals | None:
         with suppress(ValueError):
             return signal.Signals(int(code[1]))
     return None
-
-
-def worker_log(said: str, logs: Path) -> Path | None:
-    """The log of the Ray worker that an error of Ray is about, by its process id, in Ray's folder of logs.
-
-    Without an id it is the newest log of the last ten minutes that names a signal. None where there is none, such as on
-    another node.
-    """
-    for pid in re.findall(r"\bpid[:=]\s*(\d+)", said):
-        for path in logs.glob(f"worker-*-{pid}.err"):
-            return path
-    age_s = {path: time.time() - path.stat().st_mtime for path in logs.glob("worker-*.err")}
-    recent = sorted((path for path in age_s if age_s[path] < _RECENT_S), key=lambda path: age_s[path])
-    return next((path for path in recent[:_NEWEST] if signal_in(tail(path))), None)
-
-
-def tail(path: Path) -> str:
-    """The end of a log; "" where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""

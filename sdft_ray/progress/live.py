@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -23,39 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sdft_ray.progress.events import Event
-from sdft_ray.progress.plain import clock_time, seconds
-
-WINDOW_S = 30.0
-"""A rate is the slope over the last so many seconds: steady, yet it follows a stage that changes its speed."""
-MIN_SAMPLES = 4
-MIN_SPAN_S = 2.0
-"""A rate and the remaining time are shown once there are this many updates over this many seconds."""
-
-
-class _Pace:
-    """Recent updates of a stage, and the rate that follows from them."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def add(self, now: float, done: int) -> None:
-        if self._samples and done < self._samples[-1][1]:
-            self._samples.clear()  # a worker restarted from an earlier point
-        self._samples.append((now, done))
-        while len(self._samples) > MIN_SAMPLES and now - self._samples[0][0] > WINDOW_S:
-            self._samples.popleft()
-
-    def rate(self, now: float) -> float | None:
-        """Units per second; None while there are too few updates. Falls when updates stop arriving."""
-        if len(self._samples) < MIN_SAMPLES:
-            return None
-        (first, done_first), (last, done_last) = self._samples[0], self._samples[-1]
-        span = last - first
-        if span < MIN_SPAN_S or done_last <= done_first:
-            return None
-        interval = span / (len(self._samples) - 1)
-        overdue = max(0.0, now - last - 3 * interval)
-        return (done_last - done_first) / (span + overdue)
+from sdft_ray.progress.figures import Pace, clock_time, rate_text, seconds, seconds_left, whole
 
 
 @dataclass
@@ -69,6 +36,7 @@ class _Line:
     done: int | None = None
     total: int | None = None
     unit: str = ""
+    phase: str = ""
     detail: str = ""
 
 
@@ -97,15 +65,23 @@ class LiveView:
         console: Console | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        takes_prints: bool = True,
     ) -> None:
+        """`takes_prints`: what Python prints meanwhile is put above the lines, where it would tear them apart."""
         self._console = console or Console(stderr=True)
         self._clock = clock
         self._lines = {name: _Line(name) for name in stages}
-        self._paces: dict[str, _Pace] = {}
+        self._paces: dict[str, Pace] = {}
         self._spinner = Spinner("dots" if self._fancy else "line", style="bold cyan")
         self._began = clock()
         self._lock = threading.Lock()
-        self._live = Live(console=self._console, get_renderable=self.render, refresh_per_second=5)
+        self._live = Live(
+            console=self._console,
+            get_renderable=self.render,
+            refresh_per_second=5,
+            redirect_stdout=takes_prints,
+            redirect_stderr=takes_prints,
+        )
 
     def __enter__(self) -> Self:
         self._began = self._clock()
@@ -133,13 +109,15 @@ class LiveView:
         if event.event == "stage_skipped":
             line.state = "reused"
             return
+        if event.event == "progress" and line.state not in ("waiting", "running"):
+            return  # figures that were on their way when the stage ended
         if event.event in ("stage_started", "progress") and line.state != "running":
             line.state, line.started = "running", now
-            line.done = line.total = None
-            self._paces[line.name] = _Pace()
+            line.done, line.total, line.phase = None, None, ""
+            self._paces[line.name] = Pace()
         if event.event == "progress":
-            line.done, line.total, line.unit = event.done, event.total, event.unit
-            self._paces[line.name].add(now, event.done or 0)
+            line.done, line.total, line.unit, line.phase = event.done, event.total, event.unit, event.phase
+            self._paces[line.name].note(now, event.done, event.phase)
         elif event.event in ("stage_finished", "stage_failed"):
             began = line.started if line.state == "running" else now
             line.state = "finished" if event.event == "stage_finished" else "failed"
@@ -181,9 +159,12 @@ class LiveView:
 
     def _running_row(self, line: _Line) -> _Row:
         now = self._clock()
+        if line.phase:
+            what, elapsed = Text(line.phase, style="dim"), Text(clock_time(now - line.started), style="dim")
+            return _Row(self._spinner, Text(line.name, style="bold"), self._bar(line), what, ending=elapsed)
         rate = self._paces[line.name].rate(now)
-        ending = _remaining(line, rate, now - line.started)
-        return _Row(self._spinner, Text(line.name, style="bold"), self._bar(line), _count(line), _rate(rate), ending)
+        ending, speed = _remaining(line, rate, now - line.started), Text(rate_text(rate) if rate else "", style="dim")
+        return _Row(self._spinner, Text(line.name, style="bold"), self._bar(line), _count(line), speed, ending)
 
     def _other_row(self, line: _Line) -> _Row:
         wall, dim_name = Text(seconds(line.wall_s)), Text(line.name, style="dim")
@@ -229,28 +210,12 @@ def _count(line: _Line) -> Text:
     if line.done is None:
         return Text("")
     if line.state == "finished":
-        return Text(f"{_whole(line.done)} {line.unit}".rstrip(), style="dim")
-    of_total = f"/{_whole(line.total)}" if line.total else ""
-    return Text(f"{_whole(line.done)}{of_total} {line.unit}".rstrip())
-
-
-def _whole(count: int) -> str:
-    """28,000, but 12.35M: short enough for two numbers in one column."""
-    return f"{count:,}" if count < 1_000_000 else f"{count / 1e6:,.2f}M"
-
-
-def _rate(rate: float | None) -> Text:
-    if rate is None:
-        return Text("")
-    for per, unit in ((1, "s"), (60, "min"), (3600, "h")):
-        if rate * per >= 0.1 or unit == "h":
-            break
-    digits = 0 if rate * per >= 100 else 1
-    return Text(f"{rate * per:,.{digits}f}/{unit}", style="dim")
+        return Text(f"{whole(line.done)} {line.unit}".rstrip(), style="dim")
+    of_total = f"/{whole(line.total)}" if line.total else ""
+    return Text(f"{whole(line.done)}{of_total} {line.unit}".rstrip())
 
 
 def _remaining(line: _Line, rate: float | None, elapsed_s: float) -> Text:
     """Remaining time if there is a rate and a total, else elapsed time."""
-    if rate and line.total and line.done is not None and line.done < line.total:
-        return Text(f"{clock_time((line.total - line.done) / rate)} left")
-    return Text(clock_time(elapsed_s), style="dim")
+    left = seconds_left(line.done, line.total, rate)
+    return Text(clock_time(elapsed_s), style="dim") if left is None else Text(f"{clock_time(left)} left")

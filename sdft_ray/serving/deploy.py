@@ -143,9 +143,7 @@ async def _answer_once(engine: Engine) -> None:
             async for _ in engine.answer(GenerationRequest(prompt_ids=(0,), max_tokens=1, temperature=0.0)):
                 pass
     except TimeoutError:
-        raise ModelError(
-            "the engine generates no token", "see the logs of the replica in /tmp/ray/session_latest/logs/serve"
-        ) from None
+        raise ModelError("the engine generates no token within two minutes") from None
 
 
 def application(settings: ServeSettings) -> serve.Application:

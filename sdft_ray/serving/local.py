@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import ServeError
 from sdft_ray.models.precision import EngineUse
-from sdft_ray.progress.killed import RAY_LOGS, worker_death
+from sdft_ray.progress import libraries_to
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.serving.access import key_ring
+from sdft_ray.serving.failures import start_error
 from sdft_ray.serving.haproxy import ListenAddress, drain, environment, refusal
 from sdft_ray.serving.settings import ServeSettings
 from sdft_ray.serving.sources import locate
@@ -97,34 +98,25 @@ def _running(settings: ServeSettings, address: ListenAddress, resources: Resourc
     from ray.serve.schema import LoggingConfig
 
     from sdft_ray.serving.deploy import APPLICATION, application
-    from sdft_ray.stages.session import native_errors_muted, ray_session
+    from sdft_ray.stages.session import ray_session
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    log, began = Store(settings.store or ".sdft").log_path("serve"), time.time()
     with ExitStack() as ending:
-        ending.enter_context(ray_session(resources))
-        quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": address.port}, logging_config=quiet)
-            handle: Any = serve.run(
-                application(settings), name=APPLICATION, route_prefix="/", blocking=False, logging_config=quiet
-            )
-            told = handle.engines.remote().result(timeout_s=_TOLD_WITHIN_S) if settings.replicas.min else {}
-        except (RuntimeError, TimeoutError, RayError) as reason:
-            raise refusal(folder) or does_not_start(str(reason)) from None
+        with libraries_to(log):
+            capacity = ending.enter_context(ray_session(resources))
+            quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+            try:
+                serve.start(http_options={"host": "127.0.0.1", "port": address.port}, logging_config=quiet)
+                handle: Any = serve.run(
+                    application(settings), name=APPLICATION, route_prefix="/", blocking=False, logging_config=quiet
+                )
+                told = handle.engines.remote().result(timeout_s=_TOLD_WITHIN_S) if settings.replicas.min else {}
+            except (RuntimeError, TimeoutError, RayError) as reason:
+                raise refusal(folder) or start_error(str(reason), capacity.session, began, log) from None
         try:
             yield {name: EngineUse.from_json(engine) for name, engine in told.items()}
         finally:
-            # Ray reports actors that were killed on purpose as errors.
-            with native_errors_muted(), redirect_stdout(io.StringIO()):
+            with libraries_to(log):  # Ray reports actors that were killed on purpose as errors
                 serve.shutdown()
                 ending.close()
-
-
-def does_not_start(reason: str, logs: Path = RAY_LOGS) -> ServeError:
-    """The replica's own error out of Ray Serve's message, or the signal that killed its process, by its log."""
-    if words := worker_death(reason, logs):
-        return ServeError(f"the service does not start: its engine was {words[0]}", words[1])
-    lines = [line.strip() for line in reason.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    cause = (errors or lines or ["no reason was given"])[-1]
-    return ServeError(f"the service does not start: {cause}", f"see the logs of the replica in {logs / 'serve'}")

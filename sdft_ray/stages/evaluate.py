@@ -55,6 +55,7 @@ def evaluate_model(job: StageContext, model_dir: Path, ask: Ask, output: StageRe
     from sdft_ray.evaluation.harness import evaluate
     from sdft_ray.evaluation.items import ITEMS
 
+    job.phase("loading the tasks")
     with job.output(output) as directory:
         on_items: Callable[[int, int], None] = lambda done, total: job.progress(done, total, "items")  # noqa: E731
         result = evaluate(

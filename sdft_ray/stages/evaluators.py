@@ -71,7 +71,9 @@ class Evaluator:
                 if self._sampler is not None:
                     self._sampler.close()
                     self._sampler = None
+                job.phase("loading the engine")
                 self._sampler = open_sampler(job, job.model("model"))
+                job.phase("asking the first questions")
                 self._holds = model
             return self._sampler
 

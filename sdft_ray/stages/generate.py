@@ -61,13 +61,16 @@ def run(job: StageContext) -> StageResult:
     with UsageMeter(gpus=job.resources.generate.gpus) as meter, job.store.lock(f"rows/{cache_id}"):
         cache = RowCache(job.store.url_of(f"rows/{cache_id}"))
         cache.claim(identity)
+        job.phase("finding the rows that are answered already")
         ledger = Ledger(_keys(job.input("seed") / files.ROWS))
         damaged = _find_finished(job, cache, cache_id, ledger)
         tally = _Tally(job, ledger.num_rows, reused=ledger.num_rows - len(ledger.missing()))
         tally.tell()
+        job.part("reused")(tally.reused, 0, "rows")
         watch = KeptWatch(job, ledger, view(Generate, job.slice).seed)
         for source in ledger.sources_of(watch.drawn):
             watch.look(_load(job, cache, source, COLUMNS))
+        job.phase("starting an engine")
         chunks = {chunk.name: chunk.positions for chunk in ledger.chunks(watch.drawn)}
         num_drawn = -(-int(np.isin(watch.drawn, ledger.missing()).sum()) // CHUNK_ROWS)
         for receipt in _answer(job, cache.url, chunks, num_drawn):
@@ -77,6 +80,7 @@ def run(job: StageContext) -> StageResult:
             if watch.is_open:
                 watch.look(_load(job, cache, source, COLUMNS))
         assert not chunks, "every chunk comes back once"
+        job.phase("writing the rows")
         with job.output(result) as directory:
             counts = _write(job, cache, ledger, directory)
             shutil.copy(tally.log, directory / files.PROGRESS)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sdft_ray.evaluation.task_plans import TaskPlaces
 from sdft_ray.models.source import ModelSource
@@ -29,6 +29,14 @@ class Progress(Protocol):
     """Tells how far a step is; `total` is 0 while unknown. Cheap enough for every row."""
 
     def __call__(self, done: int, total: int, unit: str) -> None: ...
+
+
+@runtime_checkable
+class PhasedProgress(Progress, Protocol):
+    """A `Progress` that also takes phases and parts. Where a plain function counts, these tell nothing."""
+
+    def phase(self, text: str) -> None: ...
+    def part(self, name: str) -> Progress: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,15 @@ class StageContext:
     @property
     def store(self) -> Store:
         return Store(self.store_url)
+
+    def phase(self, text: str) -> None:
+        """Tell what the step does now, where nothing can be counted: "loading the engine"."""
+        if isinstance(self.progress, PhasedProgress):
+            self.progress.phase(text)
+
+    def part(self, name: str) -> Progress:
+        """Tells how far one part of the step is, whose figures are added to those of the others."""
+        return self.progress.part(name) if isinstance(self.progress, PhasedProgress) else self.progress
 
     def input(self, role: str) -> Path:
         """Local directory of an input artifact, on whichever node this runs."""

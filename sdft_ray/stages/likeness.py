@@ -27,6 +27,7 @@ def _likeness(job: StageContext) -> StageResult:
     assert source is not None, "a step of likeness has an embedding model"
     with UsageMeter(gpus=settings.gpus) as meter, job.output(result) as directory:
         pairs = answer_pairs(_answers(job, "teacher_answers"), _answers(job, "answers"))
+        job.phase("loading the embedding model")
         embedder = load_embedder(source.fetch(), "cuda" if settings.gpus else "cpu")
         found, values = likeness(
             embedder,

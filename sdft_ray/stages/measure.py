@@ -149,6 +149,7 @@ def _shard(job: StageContext, index: int, num_shards: int) -> tuple[Seen, Usage]
     from sdft_ray.importance.width import watched
 
     with UsageMeter(gpus=job.resources.measure.gpus) as meter:
+        tell = job.part(str(index))
         mine, num_removed, model = calibration(job)[index::num_shards], _num_dropped(job), _model(job)
         is_best = bool(num_removed) and amounts(job)[0].metric == "best"
         for_losses = calibration(job, SAMPLE_ROWS)[index::num_shards] if is_best else mine if num_removed else []
@@ -157,7 +158,7 @@ def _shard(job: StageContext, index: int, num_shards: int) -> tuple[Seen, Usage]
         with watched(model) if job.slice.get("channels") else nullcontext() as watch:
             for done, batch in enumerate(mine, 1):
                 moments = measure_parts(model, [(*batch[:2], batch.row_B)], moments, watch=watch)
-                job.progress(done, total, "batches")
+                tell(done, total, "batches")
         seen = {files.DEPTH_PARTS: _listed(moments).encode()}
         if watch is not None:
             seen[files.WIDTH_MOMENTS] = watch.moments.to_bytes()
@@ -165,7 +166,7 @@ def _shard(job: StageContext, index: int, num_shards: int) -> tuple[Seen, Usage]
             losses = [DropMoments.empty(model.config.num_hidden_layers, num_removed)] * NUM_PARTS
             for done, batch in enumerate(for_losses, 1 + len(mine)):
                 losses = drop_losses_of_parts(model, [batch], num_removed, losses)
-                job.progress(done, total, "batches")
+                tell(done, total, "batches")
             seen[files.DROP_PARTS] = _listed(losses).encode()
     return seen, meter.usage(sum(part.num_tokens for part in moments))
 
@@ -176,10 +177,10 @@ def _compared(job: StageContext, index: int, num_shards: int, proposed: Sequence
 
     with UsageMeter(gpus=job.resources.measure.gpus) as meter:
         mine, model, sets = calibration(job, COMPARED_ROWS)[index::num_shards], _model(job), sets_to_measure(proposed)
-        losses = SetLosses.empty(sets)
+        losses, tell = SetLosses.empty(sets), job.part(f"candidates {index}")
         for done, batch in enumerate(mine, 1):
             losses = losses + set_losses(model, [batch], sets)
-            job.progress(done, len(mine), "batches without candidates")
+            tell(done, len(mine), "batches without candidates")
     return {files.SET_LOSSES: losses.to_json().encode()}, meter.usage()
 
 
@@ -187,6 +188,7 @@ def _model(job: StageContext) -> Any:
     """The model that pruning starts from, where it is measured."""
     from sdft_ray.models.loading import load_model
 
+    job.phase("loading the model")
     model: Any = load_model(job.model("start"), job.teacher.dtype)
     return model.to("cuda" if job.resources.measure.gpus else "cpu")
 

@@ -19,6 +19,7 @@ def _merge(job: StageContext) -> StageResult:
 
     result = StageResult()
     kind, t = job.slice["kind"], job.slice["t"]
+    job.phase("merging the weights")
     with UsageMeter() as meter, job.output(result) as directory:
         merge_checkpoints(job.input("first"), job.input("second"), directory, t, kind)
         check_finite(directory)

@@ -34,13 +34,15 @@ def _shard(job: StageContext, index: int, num_shards: int) -> tuple[bytes, Usage
 
     gpus, plan = job.resources.measure.gpus, _plan(job)
     with UsageMeter(gpus=gpus) as meter:
+        job.phase("loading the models")
+        tell = job.part(str(index))
         mine = calibration(job)[index::num_shards]
         models: list[Any] = [load_model(job.model(role), job.teacher.dtype) for role in ("start", "pruned")]
         source, pruned = (model.to("cuda" if gpus else "cpu") for model in models)
 
         def told() -> Iterator[Any]:
             for done, batch in enumerate(mine):
-                job.progress(done, len(mine), "batches")
+                tell(done, len(mine), "batches")
                 yield batch[:2]
 
         moments = measure(source, pruned, told(), plan.keep_blocks, plan.channels.hidden)
@@ -56,6 +58,7 @@ def _patched(job: StageContext, parts: list[Any]) -> StageResult:
 
     result, ridge = StageResult(), view(Patch, {k: v for k, v in job.slice.items() if k != "max_tokens"}).ridge
     shards: list[tuple[bytes, Usage]] = ray.get(parts)
+    job.phase("fitting the patches and writing the checkpoint")
     with UsageMeter(gpus=job.resources.measure.gpus) as meter, job.output(result) as directory:
         moments = reduce(add, [PatchMoments.from_bytes(content) for content, _ in shards])
         patches = moments.fit(ridge)

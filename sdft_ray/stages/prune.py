@@ -25,11 +25,12 @@ def _prune(job: StageContext) -> StageResult:
     result = StageResult()
     with UsageMeter() as meter, job.output(result) as directory:
         plan = PruningPlan.from_json((job.input("plan") / files.PLAN).read_text(encoding="utf-8"))
-        job.progress(0, len(plan.keep_blocks), "blocks")
+        job.phase("writing the checkpoint")
         start = job.model("start")
         plan.validate(Checkpoint.open(start).config)
         max_shard_bytes = job.resources.max_shard_bytes
         prune_checkpoint(start, directory, plan.keep_blocks, plan.channels, max_shard_bytes=max_shard_bytes)
+        job.phase("checking the checkpoint")
         checkpoint = Checkpoint.open(directory)
         checkpoint.check_expected()
         check_finite(directory)

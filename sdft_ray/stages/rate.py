@@ -35,6 +35,7 @@ def _rate(job: StageContext) -> StageResult:
     tried: list[dict[str, object]] = []
 
     def meets(candidate: Candidate) -> bool:
+        job.phase(f"measuring {describe(candidate)}")
         whole, rate = _decoding(
             job, config_with_sizes(config_with_blocks(config, range(candidate.num_blocks)), candidate.sizes)
         )

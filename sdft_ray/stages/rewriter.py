@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 from numpy.typing import NDArray
 
 from sdft_ray.data.example import GENERATED_SCHEMA
 from sdft_ray.data.row_cache import RowCache
 from sdft_ray.generation.chunks import positions_of, row_key
+from sdft_ray.generation.engine_errors import cache_error
 from sdft_ray.generation.sampler import EngineError, LocalSampler
 from sdft_ray.recipe.recipe import Generate
 from sdft_ray.stages.job import StageContext, node_id, rss_bytes
@@ -68,9 +71,20 @@ class Rewriter:
         self._turn = threading.Lock()
         self._node = node_id()
         self._has_committed = False
-        self._sampler = teacher_sampler(job)
+        job.phase("loading the engine")
+        self._refused: Exception | None = None
+        try:
+            self._sampler = teacher_sampler(job)
+        except ValueError as reason:
+            if cache_error(str(reason), "generate") is None:
+                raise
+            self._refused = reason  # for the first task: Ray Data would start an actor anew that dies at its start
+            return
         self._engine = json.dumps(self._sampler.engine if isinstance(self._sampler, LocalSampler) else {})
         self._ready = time.time()
+        self._progress = job.part(ray.get_runtime_context().get_actor_id() or "")
+        self._num_answered = itertools.count(1)
+        self._progress(0, 0, "rows")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The receipts of a task's chunks, all at its end.
@@ -78,6 +92,8 @@ class Rewriter:
         Ray takes up a dead actor's task at the output where it ended, so the number of outputs must not depend on
         time. One output per chunk would be as safe, and takes three times as long where the sampler is quick.
         """
+        if self._refused is not None:
+            raise self._refused
         try:
             receipts = [self._answer(work["chunk"], positions_of(work["runs"])) for work in batch.to_pylist()]
         except EngineError:
@@ -109,6 +125,7 @@ class Rewriter:
             num_samples=self._recipe.num_samples,
             parts=parts,
             turn=self._turn,
+            on_row=lambda: self._progress(next(self._num_answered), 0, "rows"),
         )
         return {
             "chunk": chunk,

@@ -75,6 +75,7 @@ def make(job: StageContext) -> StageResult:
     families: Counter[str] = Counter()
     reading = Reading()
     with UsageMeter() as meter, job.output(result) as directory:
+        job.phase("reading the questions of the tasks" if _ngram(job) else "reading the rows")
         sieve = _Sieve(job) if job.step.stage == "seed" else None
         with pq.ParquetWriter(directory / files.ROWS, SEED_SCHEMA, write_statistics=False) as writer:
             for table in _tables(job, reading):

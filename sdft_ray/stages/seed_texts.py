@@ -66,5 +66,6 @@ def loaded(job: StageContext, role: str) -> Any:
     """The model that is the input `role`, or the teacher where there is no such input, where the stage runs."""
     from sdft_ray.models.loading import load_model
 
+    job.phase("loading the model")
     model: Any = load_model(job.model(role), job.teacher.dtype)
     return model.to("cuda" if job.resources.gap.gpus else "cpu")

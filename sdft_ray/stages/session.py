@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -36,6 +37,8 @@ class Capacity:
 
     cpus: float
     gpus: float
+    session: Path | None = None
+    """Folder of Ray's session with its logs, as the node of this process calls it; None where nobody told."""
 
 
 def num_nodes() -> int:
@@ -50,15 +53,12 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
     A local Ray takes `resources.cpus`, listens on loopback only, shows no dashboard, and is shut down at the end,
     after Ctrl-C with this process.
     """
-    ours = not ray.is_initialized()
+    ours, session = not ray.is_initialized(), None
     if ours:
         joining = bool(os.environ.get("RAY_ADDRESS"))
         options: dict[str, Any] = {} if joining else _local_options(resources)
         try:
-            if joining:
-                _init()
-            else:
-                retry_start(lambda: _start(options))
+            session = _init() if joining else retry_start(lambda: _start(options))
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             what = "connect to" if joining else "start"
@@ -66,7 +66,7 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
             raise ResourceError(f"cannot {what} Ray: {why}", hint) from None
     try:
         total = ray.cluster_resources()
-        yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0))
+        yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), session)
     except KeyboardInterrupt:
         # Threads of running steps still talk to Ray: ending it under them can end this process before it says a word.
         # Its own end takes a local Ray along; in a notebook the next run finds that Ray, and what still ran is kept.
@@ -78,14 +78,16 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
             remove_abandoned()  # engines of steps that were cancelled, whose processes are gone now
 
 
-def _init(**options: Any) -> None:
+def _init(**options: Any) -> Path:
+    """Start or join; the folder of the session."""
     # Workers' prints stay in Ray's own log files; what a user should see comes through progress events.
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    context: Any = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    return Path(context.address_info["session_dir"])
 
 
-def _start(options: dict[str, Any]) -> None:
+def _start(options: dict[str, Any]) -> Path:
     with native_errors_muted():
-        _init(**options)
+        return _init(**options)
 
 
 def retry_start(start: Callable[[], T]) -> T:

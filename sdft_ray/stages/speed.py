@@ -32,6 +32,7 @@ def _speed(job: StageContext) -> StageResult:
     with UsageMeter(gpus=job.resources.speed.gpus) as meter, job.output(result) as directory:
         models = {"teacher": job.model("teacher"), "pruned": job.input("pruned")}
         asked = view(Speed, job.slice)
+        job.phase("loading the models")
         figures = speeds(job, models, asked, asked.batches, lambda done, total: job.progress(done, total, "rounds"))
         plain = {model: asdict(figure) for model, figure in figures.items()}
         (directory / files.SPEED).write_text(json.dumps(plain), encoding="utf-8")

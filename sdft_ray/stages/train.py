@@ -90,7 +90,9 @@ def _train(job: StageContext) -> StageResult:
     is_first, world_size = context.get_world_rank() == 0, context.get_world_size()
     result = StageResult()
     with UsageMeter(gpus=settings.gpus) as meter, ExitStack() as stack:
+        job.phase("preparing the rows")
         data = training_rows(job)
+        job.phase("loading the model")
         plan = _plan(job, data.rows.num_rows)
         asked = train_view(job.step)
         # Weights that are trained need float32; under adapters they stay frozen and as short as they came.
@@ -162,6 +164,7 @@ def _place(job: StageContext, result: StageResult, model: Any, history: list[dic
     from sdft_ray.training.export import save_student
     from sdft_ray.training.lora import merged
 
+    job.phase("writing the student")
     with job.output(result) as directory:
         if model is not None:
             save_student(merged(model), job.model("pruned"), directory, dtype=job.teacher.dtype)
@@ -181,6 +184,7 @@ def _held_out(job: StageContext, model: Any, parallel: Parallel, *, is_first: bo
     sharded = settings.strategy == "fsdp"
     if not train_view(job.step).validation_fraction or (sharded and not is_first):
         return {}
+    job.phase("measuring the loss on held-out rows")
     rows = training_rows(job, held_out=True).rows
     loss = held_out_loss(
         model,

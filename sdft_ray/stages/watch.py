@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from sdft_ray.progress import Event
+from sdft_ray.stages.board import Figure
 
 _REST = 20
 """Linux counts every page of a process to tell its PSS: this many times as long as that took, nobody looks again."""
@@ -34,7 +35,7 @@ class Poller:
         self._thread.join(timeout=5)
 
     def _poll(self) -> None:
-        shown: dict[str, tuple[int, int, str]] = {}
+        shown: dict[str, Figure] = {}
         while not self._stop.wait(0.5):
             try:
                 figures: Any = ray.get(self._board.read.remote(), timeout=10)
@@ -43,8 +44,17 @@ class Poller:
             for step, figure in figures.items():
                 if shown.get(step) != figure:
                     shown[step] = figure
-                    done, total, unit = figure
-                    self._show(Event("progress", step, done=done, total=total or None, unit=unit))
+                    counted = bool(figure.unit)
+                    self._show(
+                        Event(
+                            "progress",
+                            step,
+                            done=figure.done if counted else None,
+                            total=figure.total or None,
+                            unit=figure.unit,
+                            phase=figure.phase,
+                        )
+                    )
 
 
 class MemoryWatch:

@@ -156,6 +156,11 @@ class Store:
             directory.mkdir(parents=True, exist_ok=True)
         return directory
 
+    def log_path(self, name: str) -> Path:
+        """Where what libraries print during the run (or study, or service) `name` is kept, on this machine."""
+        base = Path(self._root) if self.is_local else self._scratch()
+        return base / "logs" / f"{name.replace('/', '_')}.log"
+
     def url_of(self, relative: str) -> str:
         """Where something in this store lies, for fsspec."""
         return f"{self.url}/{relative}"

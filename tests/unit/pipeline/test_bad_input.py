@@ -233,9 +233,9 @@ def test_a_disk_that_fills_up_later(failure: Exception) -> None:
     from ray.exceptions import RayTaskError
 
     from sdft_ray.errors import StoreError
-    from sdft_ray.pipeline.scheduler import as_ours
+    from sdft_ray.stages.failures import Scene, as_ours
 
-    error = as_ours("prune", RayTaskError("task", "", failure))
+    error = as_ours(Scene("prune", "prune"), RayTaskError("task", "", failure))
     assert isinstance(error, StoreError)
     assert "prune" in error.message
     assert "run again" in error.hint
@@ -245,9 +245,9 @@ def test_a_failure_that_is_not_the_users_names_its_stage() -> None:
     from ray.exceptions import RayTaskError
 
     from sdft_ray.errors import StageError
-    from sdft_ray.pipeline.scheduler import as_ours
+    from sdft_ray.stages.failures import Scene, as_ours
 
-    error = as_ours("evaluate:sft", RayTaskError("task", "", RuntimeError("first line\nit broke")))
+    error = as_ours(Scene("evaluate:sft", "evaluate"), RayTaskError("task", "", RuntimeError("first line\nit broke")))
     assert isinstance(error, StageError)
     assert "evaluate:sft" in str(error)
     assert "RuntimeError: it broke" in str(error)

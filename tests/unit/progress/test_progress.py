@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -93,6 +95,7 @@ events = st.builds(
     unit=st.text(max_size=8),
     wall_s=st.none() | st.floats(0, 1e9),
     detail=st.text(max_size=30),
+    phase=st.text(max_size=12),
 )
 
 
@@ -114,6 +117,7 @@ def test_keys_of_the_line() -> None:
         "unit": "rows",
         "wall_s": None,
         "detail": "",
+        "phase": "",
     }
 
 
@@ -188,6 +192,97 @@ def test_the_plain_view_says_one_line_per_message_and_ended_stage() -> None:
         "train:sft: failed after 2.0 s: out of memory",
         "plan: done in 0.0 s",
     ]
+
+
+def log_of(minutes: float, each_second: Callable[[PlainView, Clock, int], None]) -> list[tuple[float, str]]:
+    """The lines of a stage `train` that runs so long, with the seconds at which they came."""
+    out, clock = io.StringIO(), Clock()
+    view = PlainView(out, clock=clock)
+    view.handle(Event("stage_started", "train"))
+    lines: list[tuple[float, str]] = []
+    for second in range(1, round(60 * minutes) + 1):
+        clock.now += 1
+        each_second(view, clock, second)
+        view.tick()
+        new = out.getvalue().splitlines()[len(lines) :]
+        lines += [(second, line) for line in new]
+    return lines
+
+
+def steadily(view: PlainView, clock: Clock, second: int) -> None:
+    view.handle(Event("progress", "train", done=2 * second, total=10_000, unit="steps"))
+
+
+def silently(view: PlainView, clock: Clock, second: int) -> None:
+    """Nothing comes, as from a worker that loads a model."""
+
+
+def in_bursts(view: PlainView, clock: Clock, second: int) -> None:
+    """Five chunks of 64 rows every two minutes."""
+    chunk, place = divmod(second, 120)
+    if chunk and place < 5:
+        view.handle(Event("progress", "train", done=64 * (5 * (chunk - 1) + place + 1), total=6400, unit="rows"))
+
+
+@pytest.mark.parametrize("how", [steadily, silently, in_bursts])
+def test_a_log_has_a_line_of_each_running_stage_every_30_to_60_seconds(how: Callable[..., None]) -> None:
+    times = [0.0, *(second for second, _ in log_of(15, how)), 900.0]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert max(gaps) <= 60
+    assert min(gaps[:-1]) >= 30
+
+
+def test_a_line_of_a_log_says_how_far_how_fast_and_how_long() -> None:
+    (second, line), *_ = log_of(1, steadily)
+    assert line == f"train: {2 * second:,} of 10,000 steps, 2.0/s, {seconds((10_000 - 2 * second) / 2)} left"
+
+
+def test_a_stage_that_says_nothing_has_its_time_in_the_log() -> None:
+    assert [line for _, line in log_of(2, silently)] == ["train: 45.0 s so far", "train: 1 min 30 s so far"]
+
+
+def test_bursts_give_no_absurd_time_left() -> None:
+    """In the long run 2.7 rows a second; inside of a burst they come at 64."""
+    lines = [line for _, line in log_of(20, in_bursts) if "left" in line]
+    rates = [float(line.split("/")[0].split()[-1]) * (1 if "/s" in line else 1 / 60) for line in lines]
+    assert len(rates) >= 10
+    assert all(0.8 <= rate <= 6 for rate in rates), rates
+
+
+def test_a_phase_is_named_with_its_time_and_takes_no_part_in_the_rate() -> None:
+    def load_then_work(view: PlainView, clock: Clock, second: int) -> None:
+        if second == 1:
+            view.handle(Event("progress", "train", done=0, total=600, unit="steps"))
+            view.handle(Event("progress", "train", done=0, total=600, unit="steps", phase="loading the model"))
+        elif second > 100:
+            view.handle(Event("progress", "train", done=second - 100, total=600, unit="steps"))
+
+    lines = [line for _, line in log_of(3, load_then_work)]
+    assert lines[0] == "train: 0 of 600 steps, loading the model, 44.0 s so far"
+    assert lines[2] == "train: 35 of 600 steps, 1.0/s, 9 min 25 s left"
+
+
+def test_several_stages_have_lines_of_their_own_and_none_after_their_end() -> None:
+    def work(view: PlainView, clock: Clock, second: int) -> None:
+        view.handle(Event("progress", "generate", done=second, total=999, unit="rows"))
+        if second == 50:
+            view.handle(Event("stage_finished", "train", wall_s=50.0))
+        view.handle(Event("progress", "train", done=second, total=999, unit="steps"))  # late
+
+    stages = [line.partition(":")[0] for _, line in log_of(3, work)]
+    assert stages.count("train") == 2  # once how far it is, once that it is done
+    assert stages.count("generate") == 3
+
+
+def test_an_open_log_is_told_by_the_clock_alone() -> None:
+    out, clock = io.StringIO(), Clock()
+    with PlainView(out, clock=clock) as view:
+        view.handle(Event("stage_started", "train"))
+        clock.now += 46
+        deadline = time.monotonic() + 30
+        while not out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert out.getvalue() == "train: 46.0 s so far\n"
 
 
 def test_json_lines_of_many_threads_stay_whole() -> None:
@@ -340,6 +435,21 @@ def test_leaving_marks_what_still_ran_as_stopped() -> None:
     with pytest.raises(KeyboardInterrupt), view:
         raise KeyboardInterrupt
     assert line_of(shown(view, console), "train:sft").split()[:3] == ["■", "train:sft", "stopped"]
+
+
+def test_a_phase_stands_in_the_place_of_a_count() -> None:
+    view, console, _ = busy()
+    view.handle(Event("progress", "train:sft", done=20, total=80, unit="steps", phase="writing the student"))
+    line = line_of(shown(view, console), "train:sft")
+    assert "writing the student" in line
+    assert "left" not in line
+
+
+def test_figures_that_come_late_do_not_start_a_stage_again() -> None:
+    view, console, _ = busy()
+    view.handle(Event("stage_finished", "train:sft", wall_s=9.0))
+    view.handle(Event("progress", "train:sft", done=20, total=80, unit="steps"))
+    assert line_of(shown(view, console), "train:sft").split()[0] == "✔"
 
 
 def test_messages_stand_above_the_stages() -> None:

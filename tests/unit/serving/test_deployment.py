@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdft_ray.errors import ServeError
-from sdft_ray.serving.local import does_not_start
 from sdft_ray.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.slow  # to import Ray Serve takes seconds
@@ -55,21 +53,6 @@ def test_a_data_type_for_all_models() -> None:
         ("vllm", "float32"),
         ("transformers", "float32"),
     ]
-
-
-def test_an_engine_that_a_signal_killed(tmp_path: Path) -> None:
-    """Ray says that a process is gone; its log says why."""
-    log = tmp_path / "worker-ab-01000000-4242.err"
-    log.write_text("Fatal Python error: Illegal instruction\n", encoding="utf-8")
-    error = does_not_start("RuntimeError: The actor died unexpectedly.\n\tpid: 4242\n", tmp_path)
-    assert error.message.startswith("the service does not start: its engine was killed by SIGILL")
-    assert "--dtype float32" in error.hint
-    assert str(log) in error.hint
-    error = does_not_start("Failed core proc(s): {'EngineCore_DP0': -9}", tmp_path / "elsewhere")
-    assert "killed by SIGKILL: most likely the machine ran out of memory" in error.message
-    error = does_not_start("deployment failed\n  ModelError: no such file\nsee above", tmp_path / "elsewhere")
-    assert error.message == "the service does not start: ModelError: no such file"
-    assert "elsewhere/serve" in error.hint
 
 
 def test_a_config_file_that_would_let_in_everyone_is_refused() -> None:
