@@ -75,6 +75,7 @@ def test_the_figures() -> None:
     assert found.p99.value == np.quantile(values, 0.99, method="inverted_cdf")
     assert found.p99.low is not None
     assert found.p99.high is not None
+    assert found.p99.value is not None
     assert found.p99.low < found.p99.value < found.p99.high
     assert teacher_kl([[], []]) is None
 
