@@ -136,10 +136,10 @@ def _row(name: str, teacher: Entry, models: Sequence[Entry], losses: Sequence[fl
     kl = [model["texts"]["kl"] for model in models if "kl" in model.get("texts", {})]
     mean = nats(statistics.fmean(part["mean"]["value"] for part in kl)) if kl else DASH
     error = f"± {nats(kl[0]['mean']['stderr'])}" if len(kl) == 1 and kl[0]["mean"]["stderr"] is not None else ""
-    high = nats(statistics.fmean(part["p99"]["value"] for part in kl)) if kl else DASH
+    p99 = nats(statistics.fmean(part["p99"]["value"] for part in kl)) if kl else DASH
     low, high = (kl[0]["p99"][end] for end in ("low", "high")) if len(kl) == 1 else (None, None)
     limits = "" if low is None or high is None else f"({nats(low)} to {nats(high)})"
-    cells = (_share(lost), _share(gained), Cell(mean, error), Cell(high, limits))
+    cells = (_share(lost), _share(gained), Cell(mean, error), Cell(p99, limits))
     loss = Cell(nats(statistics.fmean(losses)) if losses else DASH)
     return Row(Cell(name), (*cells, loss, Cell(_tokens(teacher, models))))
 

@@ -187,11 +187,13 @@ def _in_words(objective: Objective) -> str:
 
 def _portable(recipe: Recipe) -> str:
     """The recipe's YAML with local paths relative to the folder that they share, wherever that lay."""
-    parts = [recipe.teacher.model, recipe.seed_set.source, recipe.calibration.source, recipe.evaluate.include]
+    evaluate = recipe.evaluate
+    parts = [recipe.teacher.model, recipe.seed_set.source, recipe.calibration.source, evaluate.include, evaluate.data]
     parts += [recipe.forgetting.source, recipe.forgetting.embedding] if recipe.forgetting else []
     local = [str(part) for part in (*parts, recipe.gates) if part and os.path.isabs(str(part))]
     base = os.path.commonpath(local) if len(local) > 1 else ""
-    return recipe.to_yaml().replace(f"{base}/", "./") if len(base) > 1 else recipe.to_yaml()
+    text = recipe.to_yaml()
+    return text.replace(f"{base}/", "./").replace(f" {base}\n", " .\n") if len(base) > 1 else text
 
 
 def _summary(manifests: Mapping[str, Manifest], step: str) -> dict[str, Any]:

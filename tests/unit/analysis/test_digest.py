@@ -105,6 +105,8 @@ def test_students_without_a_counterpart_wait(digest: Digest) -> None:
     page = digest_page(digest, "Results")
     assert "7 students evaluated. The tables have the 4 students that can be compared, 1 seed each" in page
     assert "what another seed would change is in no interval" in page
+    line = next(line for line in page.splitlines() if line.startswith("| sdft, 300 rows |"))
+    assert "| 0.250 ± 0.010 | 3.500 (3.000 to 4.000) |" in line
     digest["students"].clear()
     assert "No group of students can be compared yet" in digest_page(digest, "Results")
 

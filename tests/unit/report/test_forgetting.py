@@ -101,6 +101,11 @@ def test_the_report_holds_it_and_names_no_folder_of_this_machine(
     assert ReportData.from_json(data.to_json()) == data
     assert "./embedder" in data.recipe_yaml
     assert str(tmp_path) not in data.recipe_yaml
+    recipe = make_recipe(tmp_path, tmp_path / "teacher", forgetting=asked)
+    local = recipe.evaluate.model_copy(update={"data": str(tmp_path)})
+    same = gather(recipe.model_copy(update={"evaluate": local}), store, "run", manifests)
+    assert "data: ." in same.recipe_yaml
+    assert str(tmp_path) not in same.recipe_yaml
     page = render(data)
     assert "in rows that students were tuned on" in page
     assert "Forgetting and shift" in page
