@@ -1,9 +1,8 @@
-"""The rewriting prompt: a user turn, or a few turns, with an instruction and its reference response.
+"""The rewriting prompt: one user turn with an instruction and its reference response.
 
 The teacher answers the instruction in its own words (arXiv:2402.13669, figure 2; arXiv:2410.09982, section
 3). A template is plain text with the two fields `{instruction}` and `{reference}`. Fields are replaced as
-tokens in one pass, not by `str.format`, so braces in a template or in data stay as they are. A line
-`[assistant]` or `[user]` begins another turn; the first turn and the last are the user's.
+tokens in one pass, not by `str.format`, so braces in a template or in data stay as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import difflib
 import re
 
-from sdft_ray.data.messages import Prompt, messages_of, prompt_of
 from sdft_ray.errors import RecipeError
 
 OWN_WORDS = "{instruction}\n\nReference: {reference}\n\nAnswer in your own words."
@@ -37,23 +35,16 @@ TEMPLATES: dict[str, str] = {"own_words": OWN_WORDS, "own_words_detailed": OWN_W
 """Shipped templates by name."""
 
 _FIELD = re.compile(r"\{(instruction|reference)\}")
-_TURN = re.compile(r"\n\[(user|assistant)\]\n")
 
 
 def resolve_template(template: str) -> str:
     """The text of the shipped template with this name, or `template` itself if it is a template text.
 
-    Raises `RecipeError` if it is neither: a template text contains both fields, and its turns alternate.
+    Raises `RecipeError` if it is neither: a template text contains both fields.
     """
     text = TEMPLATES.get(template, template)
     missing = sorted({"instruction", "reference"} - set(_FIELD.findall(text)))
     if not missing:
-        roles = _TURN.findall(text)
-        if roles != ["assistant", "user"] * (len(roles) // 2):
-            raise RecipeError(
-                f"the turns of the rewriting template are user, {', '.join(roles)}",
-                "let user and assistant alternate, and end with a turn of the user",
-            )
         return text
     if len(template) < 60 and "{" not in template and "\n" not in template:
         near = difflib.get_close_matches(template, TEMPLATES, n=1)
@@ -66,24 +57,10 @@ def resolve_template(template: str) -> str:
     )
 
 
-def render_rewrite(template: str, instruction: str, reference: str, context: str = "") -> Prompt:
-    """The prompt for one seed row. `template` is a name or a text; raises as `resolve_template`.
+def render_rewrite(template: str, instruction: str, reference: str) -> str:
+    """The user turn for one seed row. `template` is a name or a text; raises as `resolve_template`.
 
-    The first turn takes the place of the instruction in `context` (see `data.messages`), the others come after all of
-    it. Fields inside `instruction` or `reference` are data and are not replaced.
+    Fields inside `instruction` or `reference` are data and are not replaced.
     """
     values = {"instruction": instruction, "reference": reference}
-    first, *others = (
-        _FIELD.sub(lambda match: values[match[1]], turn) for turn in _TURN.split(resolve_template(template))[::2]
-    )
-    prompt = prompt_of(first, context)
-    if not others:
-        return prompt
-    roles = ("assistant", "user") * (len(others) // 2)
-    turns = [{"role": role, "content": text} for role, text in zip(roles, others, strict=True)]
-    return [*messages_of(prompt), *turns]
-
-
-def num_questions(template: str) -> int:
-    """How many turns of the user a template has."""
-    return 1 + len(_TURN.findall(resolve_template(template))) // 2
+    return _FIELD.sub(lambda match: values[match[1]], resolve_template(template))

