@@ -69,16 +69,21 @@ def serve(
     ] = None,
     store: StoreOpt = None,
 ) -> None:
-    """Serve models with an OpenAI-compatible API, and a web page to compare them. Ctrl-C shuts down gracefully."""
+    """Serve models with an OpenAI-compatible API, and a web page to compare them. Ctrl-C shuts down gracefully.
+
+    What Ray and the engines print in this process is written to logs/serve.log in the store.
+    """
     import tempfile
     import time
 
     check_extra("serve", "fastapi")
 
     from sdft_ray.cli.render import print_service
+    from sdft_ray.progress import libraries_to
     from sdft_ray.recipe.resources import Resources
     from sdft_ray.serving.haproxy import ListenAddress, joined_certificate
     from sdft_ray.serving.local import service
+    from sdft_ray.store.store import Store
 
     if (certificate is None) != (tls_key is None):
         raise ServeError("--tls-certificate and --tls-key must be given together", "give both")
@@ -92,7 +97,8 @@ def serve(
             print_service(settings, engines, address.url, time.monotonic() - began)
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: stopping.set())
-            stopping.wait()
+            with libraries_to(Store(settings.store or ".sdft").log_path("serve")):
+                stopping.wait()
             signal.signal(signal.SIGINT, signal.default_int_handler)
             typer.echo("finishing the requests in flight (Ctrl-C again: stop now) ...", err=True)
 

@@ -9,7 +9,7 @@ from sdft_ray.errors import StoreError
 from sdft_ray.pipeline.preflight import check_tasks, preflight
 from sdft_ray.pipeline.run import Run
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
-from sdft_ray.progress import open_run_view, teller
+from sdft_ray.progress import libraries_to, open_run_view, teller
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import removal_step, steps
@@ -34,7 +34,8 @@ def compress(
     resources = resources or Resources()
     store.check_writable()
     walk = GraphRun(recipe, store, resources, name or recipe.name, steps(recipe))
-    walk.refresh()
+    with libraries_to(walk.log):  # a hub's client may have something to say
+        walk.refresh()
     with open_run_view(view, [step.name for step in walk.steps], walk.log) as shown:
         walk.show_reused(shown.handle)
         if walk.missing():
@@ -85,7 +86,8 @@ def block_removal_scores(
     # Asked in another way, the seed set could count as another one; nothing above `why` does.
     known = [*steps(run.recipe), *asked]
     walk = GraphRun(recipe, store, resources, run.name, known, frozenset(step.name for step in asked))
-    walk.refresh()
+    with libraries_to(walk.log):  # a hub's client may have something to say
+        walk.refresh()
     if walk.states["plan"].address != run.manifests["plan"].address:
         raise StoreError(
             f"the teacher or the data of run {run.name} have changed since that run",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from sdft_ray.errors import RecipeError
 from sdft_ray.pipeline.preflight import preflight
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
-from sdft_ray.progress import ViewName, open_run_view, teller
+from sdft_ray.progress import ViewName, libraries_to, open_run_view, teller
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, steps
@@ -29,7 +29,8 @@ def run_step(
         raise RecipeError(f"recipe {recipe.name} has no step {name!r}", f"it has {', '.join(s.name for s in known)}")
     store.check_writable()
     walk = GraphRun(recipe, store, resources, recipe.name, known, needed_steps(known, names))
-    walk.refresh()
+    with libraries_to(walk.log):  # a hub's client may have something to say
+        walk.refresh()
     with open_run_view(view, walk.steps_wanted(), walk.log) as shown:
         walk.show_reused(shown.handle)
         if walk.missing():

@@ -78,14 +78,15 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
             remove_abandoned()  # engines of steps that were cancelled, whose processes are gone now
 
 
-def _init(**options: Any) -> Path:
-    """Start or join; the folder of the session."""
+def _init(**options: Any) -> Path | None:
+    """Start or join; the folder of the session, None for Ray's client, which knows none."""
     # Workers' prints stay in Ray's own log files; what a user should see comes through progress events.
     context: Any = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    return Path(context.address_info["session_dir"])
+    folder = getattr(context, "address_info", {}).get("session_dir")
+    return Path(folder) if folder else None
 
 
-def _start(options: dict[str, Any]) -> Path:
+def _start(options: dict[str, Any]) -> Path | None:
     with native_errors_muted():
         return _init(**options)
 

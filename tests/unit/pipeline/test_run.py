@@ -109,6 +109,7 @@ def test_the_terminal_says_what_the_page_says(own: Run, capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("sft: not releasable. Mean recovery is 42.5 %") for line in lines)
     assert "sdft: releasable" in lines
+    assert sum(line.startswith("Took longest: ") for line in lines) == 1
     assert any(
         line.startswith("Worse than after pruning alone, beyond chance: sft on tiny_task: −37.5") for line in lines
     )

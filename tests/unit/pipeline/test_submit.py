@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from sdft_ray.errors import ResourceError
 from sdft_ray.pipeline.preflight import check_tasks
-from sdft_ray.pipeline.submit import _send, bundle
+from sdft_ray.pipeline.submit import _send, _until_it_runs, bundle
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.stages.sources import Sources
 from sdft_ray.store.store import Store
@@ -145,3 +147,27 @@ def test_a_cluster_that_refuses_is_named(words: str, patience_s: float, then: st
     ) as caught:
         _send(_Cluster(*[words] * 3), patience_s=patience_s, submission_id="run-1")
     assert "Traceback" not in str(caught.value)
+
+
+class _Pending:
+    """A job that waits for so many questions, and a clock that moves by ten seconds a question."""
+
+    def __init__(self, questions: int) -> None:
+        self.left, self.now = questions, 0.0
+
+    def get_job_status(self, job_id: str) -> SimpleNamespace:
+        self.left, self.now = self.left - 1, self.now + 10.0
+        return SimpleNamespace(value="PENDING" if self.left > 0 else "RUNNING")
+
+
+def test_a_job_that_waits_says_so_every_45_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(seconds: float) -> None:
+        assert seconds <= 1
+
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    told, cluster = [], _Pending(12)
+    asyncio.run(_until_it_runs(cluster, "run-1", told.append, clock=lambda: cluster.now))
+    assert told == [
+        "job run-1 waits for the cluster, 50.0 s so far",
+        "job run-1 waits for the cluster, 1 min 40 s so far",
+    ]
