@@ -89,13 +89,19 @@ def retry(
         print_result(run)
 
 
-def explain(recipe: RecipeArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
-    """Show which steps would run and why, which are in the store, and the resulting model sizes. Starts nothing."""
+def explain(
+    recipe: RecipeArg, resources: ResourcesOpt = None, store: StoreOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Show which steps would run and why, which are in the store, the memory they need, and the resulting model sizes.
+
+    Starts nothing.
+    """
     from sdft_ray.cli.render import explanation_json, print_explanation
     from sdft_ray.pipeline.explain import explain as explain_recipe
     from sdft_ray.recipe.recipe import Recipe
 
-    explanation = explain_recipe(Recipe.load(recipe), open_store(store))
+    profile = load_resources(resources)
+    explanation = explain_recipe(Recipe.load(recipe), open_store(store, profile), profile)
     if as_json:
         typer.echo(json.dumps(explanation_json(explanation)))
     else:

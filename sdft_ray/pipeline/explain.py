@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.size import ModelSize
+from sdft_ray.pipeline.memory import MemoryPlan, plan_memory
 from sdft_ray.pipeline.preflight import planned_size
 from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, nearest, resolve
 from sdft_ray.stages.names import StepName
 from sdft_ray.stages.sources import Sources
@@ -39,9 +41,11 @@ class Explanation:
     teacher: ModelSize | None
     pruned: ModelSize | None
     generated: PassBytes | None
+    memory: MemoryPlan = field(default_factory=lambda: MemoryPlan(Resources()))
+    """What steps that are not done need of this machine, and what is chosen; nothing is refused here."""
 
 
-def explain(recipe: Recipe, store: Store) -> Explanation:
+def explain(recipe: Recipe, store: Store, resources: Resources | None = None) -> Explanation:
     """What `compress` would do now. Raises `UserError` for what cannot work."""
     sources = Sources(recipe, store)
     teacher = sources.teacher.described
@@ -54,6 +58,7 @@ def explain(recipe: Recipe, store: Store) -> Explanation:
         teacher.size if teacher else None,
         planned_size(recipe, teacher.config) if teacher else None,
         generated,
+        plan_memory(recipe, resources or Resources(), sources.teacher, states, explaining=True),
     )
 
 

@@ -59,7 +59,7 @@ def local_sampler(
             model_dir,
             dtype=dtype,
             device="cuda" if settings.gpus else "cpu",
-            max_model_tokens=settings.max_model_tokens,
+            max_model_tokens=settings.context_tokens,
             max_sequences=settings.max_sequences,
             chat=chat,
         )
@@ -68,8 +68,8 @@ def local_sampler(
     return VllmSampler(
         model_dir,
         dtype=dtype,
-        kv_cache_bytes=settings.kv_cache_bytes,
-        max_model_tokens=settings.max_model_tokens,
+        kv_cache_bytes=settings.kv_bytes,
+        max_model_tokens=settings.context_tokens,
         max_sequences=settings.max_sequences,
         enforce_eager=settings.enforce_eager,
         tensor_parallel=settings.tensor_parallel,

@@ -32,10 +32,12 @@ _START_HINT = "see gcs_server.err and raylet.err in /tmp/ray/session_latest/logs
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster holds in all, busy or not."""
+    """What the cluster holds in all, busy or not. `memory_bytes` is main memory that all steps together may take; it is
+    infinite where nobody planned, and memory then keeps no step waiting."""
 
     cpus: float
     gpus: float
+    memory_bytes: float = float("inf")
 
 
 def num_nodes() -> int:
