@@ -95,11 +95,12 @@ class Work:
     def prompts_ids(self) -> list[list[int]]:
         """The rewriting prompts as token ids, as the stage makes them."""
         from sdft_ray.data.chat import ChatFormat, load_tokenizer
+        from sdft_ray.data.messages import prompt_of
         from sdft_ray.generation.prompts import render_rewrite
 
         chat, rows = ChatFormat(load_tokenizer(self.model)), [row for t in self.tables() for row in t.to_pylist()]
-        texts = ("instruction", "reference_response", "context")
-        return [chat.prompt_ids(render_rewrite("own_words", *(row[text] for text in texts))) for row in rows]
+        prompts = [render_rewrite("own_words", row["instruction"], row["reference_response"]) for row in rows]
+        return [chat.prompt_ids(prompt_of(text, row["context"])) for text, row in zip(prompts, rows, strict=True)]
 
     @property
     def max_model_tokens(self) -> int | None:

@@ -99,7 +99,10 @@ def explain(
     data: DataOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show which steps would run and why, which are in the store, and the resulting model sizes. Starts nothing."""
+    """Show which steps would run and why, which are in the store, the memory they need, and the resulting model sizes.
+
+    Starts nothing.
+    """
     from sdft_ray.cli.render import explanation_json, print_explanation
     from sdft_ray.pipeline.explain import explain as explain_recipe
 

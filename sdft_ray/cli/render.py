@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sdft_ray.models.size import ModelSize
     from sdft_ray.pipeline.detectable import Detectable
     from sdft_ray.pipeline.explain import Explanation
+    from sdft_ray.pipeline.memory import MemoryPlan, StepMemory
     from sdft_ray.pipeline.run import Run
     from sdft_ray.report.run.why import Why
     from sdft_ray.serving.access import Key
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from sdft_ray.serving.settings import ServeSettings
     from sdft_ray.statistics.scores import Scores
     from sdft_ray.store.store import Store
+
+_SMALL_BYTES = 2**29
+"""Steps that need less, and no model, are not listed."""
 
 _MARKS = {"done": "[green]done[/]", "missing": "[yellow]missing[/]", "waits": "[dim]waiting[/]"}
 
@@ -57,9 +61,10 @@ def print_explanation(explanation: Explanation) -> None:
     console.print(f"\n{done} of {len(explanation.lines)} steps are done.")
     if explanation.generated is not None:
         console.print(_pass_line(explanation.generated), soft_wrap=True)
-    console.print(_detectable_line(explanation.detectable), soft_wrap=True)
+    _print_memory(console, explanation.memory)
     for stage, engine in explanation.engines.items():
         console.print(f"Engine of {stage}: {engine.words}; {engine.precision.why}.", soft_wrap=True)
+    console.print(_detectable_line(explanation.detectable), soft_wrap=True)
     if explanation.teacher is not None and explanation.pruned is None:
         console.print(
             "The size of the pruned model is known only after the step `rate`, which measures decoding speeds."
@@ -107,8 +112,42 @@ def _detectable_line(found: Detectable) -> str:
     return f"{items}: it tells two models apart that differ by {several}, {sure}; other seeds come on top"
 
 
+def _print_memory(console: Console, plan: MemoryPlan) -> None:
+    """What each kind of step needs of the machine at most, what it may have, and what was chosen."""
+    table = _plain_table("memory", "needs", "may have", "most for", "chosen", right=("needs", "may have"))
+    largest: dict[str, StepMemory] = {}
+    for step in plan.steps:
+        stage = step.step.partition(":")[0]
+        if stage not in largest or step.need_bytes > largest[stage].need_bytes:
+            largest[stage] = step
+    for step in sorted(largest.values(), key=lambda step: -step.need_bytes):
+        if step.bottleneck in ("process", "harness") and step.need_bytes < _SMALL_BYTES:
+            continue
+        has = "unknown" if step.has_bytes is None else num_bytes(step.has_bytes).replace(THIN, " ")
+        needs = num_bytes(step.need_bytes).replace(THIN, " ")
+        too_much = step.has_bytes is not None and step.need_bytes > step.has_bytes
+        table.add_row(step.step, f"[red]{needs}[/]" if too_much else needs, has, step.bottleneck, step.settings)
+    if table.row_count:
+        console.print()
+        console.print(table)
+    for sentence in plan.assumed:
+        console.print(sentence, soft_wrap=True)
+
+
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
-    return asdict(explanation)
+    """`memory` has the steps, the assumptions and the resources that were chosen."""
+    plan = explanation.memory
+    data = {f.name: getattr(explanation, f.name) for f in fields(explanation) if f.name != "memory"}
+    data = {
+        name: [asdict(v) for v in value] if isinstance(value, tuple) else asdict(value) if value else None
+        for name, value in data.items()
+    }
+    memory = {
+        "steps": [asdict(step) for step in plan.steps],
+        "assumed": plan.assumed,
+        "budget_bytes": plan.budget_bytes,
+    }
+    return {**data, "memory": {**memory, "resources": plan.resources.model_dump(mode="json")}}
 
 
 def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:

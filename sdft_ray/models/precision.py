@@ -17,6 +17,7 @@ from sdft_ray.errors import ResourceError
 from sdft_ray.models.amx import ABSENT, UNTESTED, WORKS, amx_state
 from sdft_ray.models.description import ModelDescription
 from sdft_ray.models.families import Config
+from sdft_ray.models.machine import free_memory
 
 AUTO = "auto"
 _BFLOAT16_FROM = (8, 0)
@@ -155,7 +156,7 @@ def expected_precision(asked: str, config: Config, wanted: str, *, kv_cache_byte
     stored, size = stored_dtype(config), ModelDescription(config).size
     if gpus and asked == AUTO and wanted == "bfloat16":
         return Precision(AUTO, stored, "bfloat16 on GPUs of compute capability 8.0 and up, else float32 or float16")
-    hardware = Hardware("gpu") if gpus else Hardware("cpu", free_bytes(), amx_state(test=False))
+    hardware = Hardware("gpu") if gpus else Hardware("cpu", free_memory(), amx_state(test=False))
     dtype, why = choose(asked, wanted, hardware, float32_bytes=4 * size.num_parameters + kv_cache_bytes)
     return Precision(dtype, stored, why)
 
@@ -179,21 +180,7 @@ def this_machine(*, tests_amx: bool) -> Hardware:
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return Hardware("gpu", free, capability=torch.cuda.get_device_capability())
-    return Hardware("cpu", free_bytes(), amx_state() if tests_amx else ABSENT)
-
-
-def free_bytes() -> int:
-    """Memory that processes of this machine can still take; on Linux no more than their control group may."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-    except OSError:  # no such control group
-        return free
-    return free if limit == "max" else max(0, min(free, int(limit) - used))
+    return Hardware("cpu", free_memory(), amx_state() if tests_amx else ABSENT)
 
 
 def _gib(num_bytes: int) -> str:

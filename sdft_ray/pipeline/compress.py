@@ -40,7 +40,8 @@ def compress(
         walk.show_reused(shown.handle)
         if walk.missing():
             preflight(recipe, store, resources, walk.states, walk.teacher, tell=teller(shown.handle))
-            run_missing([walk], resources, shown.handle, walk.log)
+            planned = walk.plan_memory(teller(shown.handle))
+            run_missing([walk], planned.resources, shown.handle, walk.log, planned.budget_bytes)
     return walk.finish()
 
 
@@ -97,6 +98,7 @@ def block_removal_scores(
         if walk.missing():
             store.check_writable()
             check_tasks(recipe)
-            run_missing([walk], resources, shown.handle, walk.log)
+            planned = walk.plan_memory(teller(shown.handle))
+            run_missing([walk], planned.resources, shown.handle, walk.log, planned.budget_bytes)
     found = [walk.states[step.name].manifest for step in asked]
     return [manifest.summary["scores"] for manifest in found if manifest is not None]

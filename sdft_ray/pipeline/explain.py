@@ -13,6 +13,7 @@ from sdft_ray.models.families import Config
 from sdft_ray.models.precision import AUTO, EngineUse, Precision, expected_precision, stored_dtype
 from sdft_ray.models.size import ModelSize
 from sdft_ray.pipeline.detectable import Detectable, detectable
+from sdft_ray.pipeline.memory import MemoryPlan, plan_memory
 from sdft_ray.pipeline.preflight import check_precision, planned_size
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Evaluate, Generate, Resources
@@ -46,6 +47,8 @@ class Explanation:
     generated: PassBytes | None
     detectable: Detectable
     engines: dict[str, EngineUse] = field(default_factory=dict)
+    memory: MemoryPlan = field(default_factory=lambda: MemoryPlan(Resources()))
+    """What steps that are not done need of this machine, and what is chosen; nothing is refused here."""
 
 
 def explain(recipe: Recipe, store: Store, resources: Resources | None = None) -> Explanation:
@@ -65,6 +68,7 @@ def explain(recipe: Recipe, store: Store, resources: Resources | None = None) ->
         generated,
         detectable(recipe, store, states),
         _engines(recipe, resources, teacher.config, states) if teacher else {},
+        plan_memory(recipe, resources, sources.teacher, states, explaining=True),
     )
 
 
@@ -83,7 +87,7 @@ def _precision(recipe: Recipe, part: Generate | Evaluate, config: Config) -> Pre
     wanted = recipe.teacher.dtype
     if os.environ.get("RAY_ADDRESS") and part.dtype == AUTO and wanted != "float32":
         return Precision(AUTO, stored_dtype(config), "chosen on the node where an engine starts")
-    return expected_precision(part.dtype, config, wanted, kv_cache_bytes=part.kv_cache_bytes, gpus=part.gpus)
+    return expected_precision(part.dtype, config, wanted, kv_cache_bytes=part.kv_bytes, gpus=part.gpus)
 
 
 def _num_seed_rows(recipe: Recipe, seed: State) -> int | None:

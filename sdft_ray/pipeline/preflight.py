@@ -12,6 +12,7 @@ from sdft_ray.generation.footprint import PassBytes, pass_bytes
 from sdft_ray.models.amx import amx_state
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import Config, check_patchable, num_blocks_of
+from sdft_ray.models.machine import local_cpus
 from sdft_ray.models.precision import Hardware, choose, is_exact_enough
 from sdft_ray.models.size import ModelSize, size_of
 from sdft_ray.pipeline.row_checks import check_calibration, check_prompts
@@ -133,14 +134,7 @@ def check_local_cpus(resources: Resources, stages: set[str]) -> None:
 
     if os.environ.get("RAY_ADDRESS"):
         return  # the cluster's own figures are checked once it is joined
-    check_capacity(stages, resources, Capacity(float(resources.cpus or _local_cpus()), float("inf")))
-
-
-def _local_cpus() -> int:
-    """CPUs that this process may use, where the system tells, else CPUs of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    check_capacity(stages, resources, Capacity(float(resources.cpus or local_cpus()), float("inf")))
 
 
 def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, State]) -> None:

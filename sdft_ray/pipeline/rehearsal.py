@@ -20,6 +20,7 @@ from sdft_ray.generation.prompts import TEMPLATES
 from sdft_ray.generation.trial import Distance, Recommendation, TemplateTrial, recommend, trial_of
 from sdft_ray.pipeline.forecast import Forecast, Measured, Texts, train_key, wall_seconds
 from sdft_ray.pipeline.interrupt import interrupts
+from sdft_ray.pipeline.memory import plan_memory
 from sdft_ray.pipeline.preflight import planned_configs, preflight
 from sdft_ray.progress import Event, ViewName, open_run_view, teller
 from sdft_ray.recipe.recipe import Recipe
@@ -99,8 +100,13 @@ def rehearse(
     with open_run_view(view, list(PROBES), store.log_path(recipe.name)) as shown, interrupts():
         sources = Sources(recipe, store)
         states = resolve(recipe, store, sources)
-        preflight(recipe, store, resources, states, sources.teacher, tell=teller(shown.handle))
-        return _Rehearsal(recipe, store, resources, states, sources, num_rows, shown.handle).run(began)
+        tell = teller(shown.handle)
+        preflight(recipe, store, resources, states, sources.teacher, tell=tell)
+        missing = {name: state for name, state in states.items() if state.status != "done"}
+        planned = plan_memory(recipe, resources, sources.teacher, missing)
+        for sentence in planned.assumed:
+            tell(sentence)
+        return _Rehearsal(recipe, store, planned.resources, states, sources, num_rows, shown.handle).run(began)
 
 
 class _Rehearsal:

@@ -30,7 +30,7 @@ def check_prompts(recipe: Recipe, resources: Resources, teacher: TeacherModel) -
     from sdft_ray.generation.prompts import render_rewrite
 
     chat, train = teacher.chat, recipe.train
-    context = resources.generate.max_model_tokens or teacher.fetched.context_tokens
+    context = resources.generate.context_tokens or teacher.fetched.context_tokens
     template, max_tokens = recipe.generate.template, recipe.generate.max_tokens
     room = min(context - max_tokens, train.max_seq_len) - len(render_rewrite(template, "", "").encode())
     shapes: set[object] = set()

@@ -6,7 +6,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,13 +16,14 @@ from typing import Any
 
 from sdft_ray.errors import SdftError
 from sdft_ray.pipeline.interrupt import interrupts
+from sdft_ray.pipeline.memory import MemoryPlan, plan_memory
 from sdft_ray.pipeline.run import Run
 from sdft_ray.progress import Event, short
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, Step, check_inputs, input_addresses, resolve_step, source_of
 from sdft_ray.stages.sources import Sources
-from sdft_ray.stages.spec import STAGES, demand, workers_of
+from sdft_ray.stages.spec import STAGES, Demand, demand, workers_of
 from sdft_ray.stages.teacher import TeacherModel
 from sdft_ray.store.manifest import Manifest, Usage
 from sdft_ray.store.store import Store
@@ -47,6 +48,8 @@ class GraphRun:
     """Names of the steps that are made if missing; None for all."""
     label: str = ""
     """Stands before the names of its steps where several walks are shown together."""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Step -> bytes of main memory that it needs, as planned."""
     states: dict[str, State] = field(default_factory=dict)
     executed: set[str] = field(default_factory=set)
     started: float = field(default_factory=time.monotonic)
@@ -64,6 +67,15 @@ class GraphRun:
     def log(self) -> Path:
         """Where what libraries print meanwhile is kept."""
         return self.store.log_path(self.name)
+
+    def plan_memory(self, tell: Callable[[str], None]) -> MemoryPlan:
+        """Choose what the resources leave open, and note what each step needs. Raises `ResourceError`."""
+        wanted = {state.step.name: state for state in self.missing()}
+        planned = plan_memory(self.recipe, self.resources, self.teacher, wanted)
+        for sentence in planned.assumed:
+            tell(sentence)
+        self.resources, self.memory = planned.resources, planned.needs
+        return planned
 
     def refresh(self) -> None:
         """Recompute the state of every step that is not done; a finished plan gives its successors an address."""
@@ -180,11 +192,14 @@ class GraphRun:
         return Run.open(self.store, self.name)
 
 
-def run_missing(walks: Sequence[GraphRun], resources: Resources, show: Show, log: Path) -> None:
+def run_missing(
+    walks: Sequence[GraphRun], resources: Resources, show: Show, log: Path, memory_bytes: int | None = None
+) -> None:
     """Start Ray and run until nothing is missing from any of the walks, all in one store; what they share is made once.
 
-    `log` is where the lines of libraries go; the end of the log of a worker that failed is added to it. After a failure
-    what still runs is finished and kept, then the error is raised.
+    `log` is where the lines of libraries go; the end of the log of a worker that failed is added to it. `memory_bytes`
+    is what steps that run side by side may take together; None: as much as they want. After a failure what still runs
+    is finished and kept, then the error is raised.
     """
     from sdft_ray.stages.board import ProgressBoard
     from sdft_ray.stages.registry import check_capacity
@@ -194,6 +209,8 @@ def run_missing(walks: Sequence[GraphRun], resources: Resources, show: Show, log
     show(Event("message", detail=f"lines of Ray and the engines go to {short(log)}"))
     with ray_session(resources) as capacity, MemoryWatch() as memory:
         check_capacity({state.step.stage for walk in walks for state in walk.missing()}, resources, capacity)
+        if memory_bytes is not None:
+            capacity = replace(capacity, memory_bytes=memory_bytes)
         with Poller(ProgressBoard.remote(), show) as board:
             Scheduler(walks, resources, capacity, board, show, log).run()
         for walk in walks:
@@ -246,46 +263,55 @@ class Scheduler:
         for walk in self._walks:
             for state in walk.missing():
                 waiting = state.status == "missing" and state.address not in taken
-                if waiting and walk.is_ready(state) and self._fits(state):
+                if waiting and walk.is_ready(state) and self._fits(walk, state):
                     taken.add(state.address)
-                    self._make_room(state)
+                    self._make_room((walk, state))
                     self._show(Event("stage_started", walk.shown(state.step.name)))
                     self._running[pool.submit(walk.execute, state, self._board)] = walk, state
 
-    def _fits(self, state: State) -> bool:
+    def _demand(self, walk: GraphRun, state: State) -> Demand:
+        return demand(state.step.stage, self._resources, walk.memory.get(state.step.name, 0))
+
+    def _fits(self, walk: GraphRun, state: State) -> bool:
         stages = [other.step.stage for _, other in self._running.values()]
         if STAGES[state.step.stage].one_at_a_time and state.step.stage in stages:
             return False
-        want = demand(state.step.stage, self._resources)
-        held = [demand(stage, self._resources) for stage in stages]
+        want = self._demand(walk, state)
+        held = [self._demand(*other) for other in self._running.values()]
         if want.cpus and any(other.alone for other in held):
             return False
         if want.alone and any(other.cpus for other in held):
             return False
         cpus = want.cpus + sum(other.cpus for other in held)
         gpus = want.gpus + sum(other.gpus for other in held)
+        memory_bytes = want.memory_bytes + sum(other.memory_bytes for other in held)
+        if held and memory_bytes > self._capacity.memory_bytes:
+            return False  # alone every step fits: that was planned
         return cpus <= self._capacity.cpus + 1e-6 and gpus <= self._capacity.gpus + 1e-6
 
-    def _make_room(self, *states: State) -> None:
-        """Engines that wait for another model to evaluate hold their share; what runs, and `states`, come first.
+    def _make_room(self, *admitted: tuple[GraphRun, State]) -> None:
+        """Engines that wait for another model to evaluate hold their share; what runs, and `admitted`, come first.
 
         Those that an admitted evaluation is about to take do not count twice, and stay.
 
         On several nodes that share may lie just where another step has to be, whatever is free elsewhere.
         """
-        from sdft_ray.stages.evaluators import idle_resources, release_idle
+        from sdft_ray.stages.evaluators import idle_resources, num_idle, release_idle
         from sdft_ray.stages.session import num_nodes
 
-        stages = [state.step.stage for state in (*states, *(state for _, state in self._running.values()))]
-        wanted = [demand(stage, self._resources) for stage in stages]
-        others = [demand(stage, self._resources) for stage in stages if not STAGES[stage].keeps_engines]
+        running = [*admitted, *self._running.values()]
+        stages = [state.step.stage for _, state in running]
+        wanted = [self._demand(*one) for one in running]
+        others = [want for want, stage in zip(wanted, stages, strict=True) if not STAGES[stage].keeps_engines]
         theirs = self._resources.evaluate, sum(STAGES[stage].keeps_engines for stage in stages)
         cpus, gpus = idle_resources(*theirs)
         if not cpus or not any(want.cpus for want in others):
             return
         over_cpus = cpus + sum(want.cpus for want in wanted) > self._capacity.cpus + 1e-6
         over_gpus = gpus + sum(want.gpus for want in wanted) > self._capacity.gpus + 1e-6
-        if over_cpus or over_gpus or any(want.alone for want in others) or num_nodes() > 1:
+        idle_bytes = num_idle(*theirs) * max((self._engine_bytes(walk) for walk in self._walks), default=0)
+        over_memory = idle_bytes + sum(want.memory_bytes for want in wanted) > self._capacity.memory_bytes
+        if over_cpus or over_gpus or over_memory or any(want.alone for want in others) or num_nodes() > 1:
             release_idle(*theirs)
 
     def _as_ours(self, name: str, stage: str, failure: BaseException) -> SdftError:
@@ -299,6 +325,11 @@ class Scheduler:
         except RayError:  # the board is gone too
             workers = ()
         return as_ours(Scene(name, stage, workers, self._log), failure)
+
+    @staticmethod
+    def _engine_bytes(walk: GraphRun) -> int:
+        """What a crew of evaluation holds, its engines and its harness."""
+        return max((need for name, need in walk.memory.items() if name.startswith("evaluate:")), default=0)
 
     def _collect(self, future: Future[Manifest]) -> None:
         walk, state = self._running.pop(future)

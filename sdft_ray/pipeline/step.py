@@ -35,7 +35,8 @@ def run_step(
         walk.show_reused(shown.handle)
         if walk.missing():
             preflight(recipe, store, resources, walk.states, tell=teller(shown.handle))
-            run_missing([walk], resources, shown.handle, walk.log)
+            planned = walk.plan_memory(teller(shown.handle))
+            run_missing([walk], planned.resources, shown.handle, walk.log, planned.budget_bytes)
     return {step: walk.states[step] for step in walk.steps_wanted()}
 
 

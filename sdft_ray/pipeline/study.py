@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdft_ray.pipeline.local_data import from_folder
+from sdft_ray.pipeline.memory import smallest
 from sdft_ray.pipeline.preflight import preflight
 from sdft_ray.pipeline.scheduler import GraphRun, run_missing
 from sdft_ray.pipeline.step import needed_steps
@@ -199,7 +200,11 @@ def _run(
         for walk in walks:
             walk.show_reused(shown.handle)
         if any(walk.missing() for walk in walks):
-            run_missing(walks, resources, shown.handle, log)
+            planned = [walk.plan_memory(teller(shown.handle)) for walk in walks if walk.missing()]
+            one = smallest(planned)
+            for walk in walks:  # engines and workers go from one recipe to the next
+                walk.resources = one.resources
+            run_missing(walks, one.resources, shown.handle, log, one.budget_bytes)
 
 
 def _rated_names(study: Study, group: Group) -> list[str]:

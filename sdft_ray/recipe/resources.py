@@ -1,6 +1,8 @@
 """Resources: how a recipe is executed. Never part of identity: the same artifacts are reused when they change.
 
-The defaults fit a laptop with two CPU cores. Profiles for GPUs and clusters lie in `cluster/resources/`.
+The defaults fit a laptop with two CPU cores. Profiles for GPUs and clusters lie in `cluster/resources/`. What is
+`auto` is chosen from the architecture and the machine before anything starts (`pipeline.memory`); where nobody plans,
+such as a stage that is run by itself, the properties say what is taken.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from sdft_ray.errors import ResourceError
 from sdft_ray.recipe.yaml_model import StrictPart, as_frozen, describe_validation_error, read_yaml
+
+Auto = Literal["auto"]
+_Count = Annotated[int, Field(ge=1)]
 
 
 class Device(StrictPart):
@@ -51,13 +56,24 @@ class Engine(Device):
     """Data type of weights and activations. `auto`: what is faster on the hardware and no less exact than the recipe's
     `teacher.dtype`. Of the others, those that are no less exact."""
     tensor_parallel: int = Field(default=1, ge=1)
-    kv_cache_bytes: int = Field(default=256 * 2**20, ge=2**20)
-    """Size of the KV cache of each engine, in bytes."""
-    max_model_tokens: int | None = Field(default=None, ge=8)
-    """Context length of the engine; None: that of the model."""
+    kv_cache_bytes: Annotated[int, Field(ge=2**20)] | Auto = "auto"
+    """Size of the KV cache of each engine, in bytes; `auto`: at least one whole context, and more where memory is."""
+    max_model_tokens: Annotated[int, Field(ge=8)] | Auto | None = "auto"
+    """Context length of the engine. None: that of the model. `auto`: for generation what the longest prompt and its
+    response need; for evaluation that of the model, or what memory holds of it."""
     max_sequences: int = Field(default=128, ge=1)
     """Maximum number of sequences in a batch of one engine."""
     enforce_eager: bool = True
+
+    @property
+    def kv_bytes(self) -> int:
+        """`kv_cache_bytes`; 256 MiB where nobody planned."""
+        return 256 * 2**20 if self.kv_cache_bytes == "auto" else self.kv_cache_bytes
+
+    @property
+    def context_tokens(self) -> int | None:
+        """`max_model_tokens`; None (that of the model) where nobody planned."""
+        return None if self.max_model_tokens == "auto" else self.max_model_tokens
 
 
 class Generate(Engine):
@@ -93,9 +109,10 @@ class Gap(Device):
 
 
 class Train(Device):
-    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 2
+    num_workers: _Count | tuple[_Count, _Count] | Auto = "auto"
     """A number, or [MIN, MAX] for elastic training: as many workers as the cluster has room for. When that number
-    changes, training resumes from the last checkpoint."""
+    changes, training resumes from the last checkpoint. `auto`: two, or one where CPUs or memory hold no more; on
+    GPUs one for each."""
     resize_every_s: float = Field(default=60.0, ge=0)
     """How often elastic training checks whether more workers fit."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -104,8 +121,9 @@ class Train(Device):
     """With `fsdp`: free the weights of a block after its forward pass, and gather them again for its backward pass."""
     reduce_once: bool = True
     """With `fsdp`: reduce gradients once per step; each worker then holds full gradients between micro-batches."""
-    micro_batch_size: int = Field(default=8, ge=1, serialization_alias="micro_batch_rows")
-    """Packed rows in one forward and backward pass of a worker."""
+    micro_batch_size: _Count | Auto = Field(default="auto", serialization_alias="micro_batch_rows")
+    """Packed rows in one forward and backward pass of a worker; `auto`: at most 8, as many as memory holds. The result
+    depends on it by rounding alone."""
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(default=100, ge=1)
     """Optimizer steps between checkpoints. Ray Train accepts one every two seconds (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S;
@@ -121,8 +139,21 @@ class Train(Device):
     `tracking/` in the store: see `training/trackers.py`. `history.jsonl` is always written."""
 
     @property
+    def workers(self) -> int | tuple[int, int]:
+        """`num_workers`; 2 where nobody planned."""
+        return 2 if self.num_workers == "auto" else self.num_workers
+
+    @property
     def min_workers(self) -> int:
+        """The fewest with which training can go on."""
+        if self.num_workers == "auto":
+            return 1
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """`micro_batch_size`; 8 where nobody planned."""
+        return 8 if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @model_validator(mode="after")
     def _workers_in_order(self) -> Self:
@@ -143,6 +174,9 @@ class Resources(StrictPart):
 
     cpus: int | None = Field(default=None, ge=1)
     """CPUs of a local Ray; None: all. Ignored when connected to a cluster."""
+    memory_bytes: int | None = Field(default=None, ge=2**30)
+    """Main memory of this machine that a run may take; None: what is free when it starts. Ignored when connected to a
+    cluster."""
     object_store_bytes: int = Field(default=512 * 2**20, ge=80 * 2**20)
     """Size of the object store of a local Ray."""
     max_shard_bytes: int = Field(default=5 * 2**30, ge=2**20)

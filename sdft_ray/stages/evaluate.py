@@ -58,9 +58,7 @@ def evaluate_model(job: StageContext, model_dir: Path, ask: Ask, output: StageRe
     job.phase("loading the tasks")
     with job.output(output) as directory:
         on_items: Callable[[int, int], None] = lambda done, total: job.progress(done, total, "items")  # noqa: E731
-        result = evaluate(
-            model_dir, eval_config(job), ask, on_items, max_length=job.resources.evaluate.max_model_tokens
-        )
+        result = evaluate(model_dir, eval_config(job), ask, on_items, max_length=job.resources.evaluate.context_tokens)
         scores = result.scores
         (directory / files.SCORES).write_text(json.dumps(scores.to_json()), encoding="utf-8")
         pq.write_table(pa.Table.from_pylist(result.items, schema=ITEMS), directory / files.ITEMS, compression="zstd")

@@ -243,6 +243,12 @@ def idle_resources(settings: Evaluate | None = None, num_steps: int = 0) -> tupl
     )
 
 
+def num_idle(settings: Evaluate | None = None, num_steps: int = 0) -> int:
+    """Crews that wait for work, but those that evaluations under way take; see `release_idle`."""
+    with _idle_lock:
+        return sum(_num_spare(kind, settings, num_steps) for kind in _idle)
+
+
 def _num_spare(kind: str, settings: Evaluate | None, num_steps: int) -> int:
     """Steps that are admitted but have no crew yet take waiting ones first."""
     is_theirs = settings is not None and kind == settings.model_dump_json()

@@ -224,7 +224,7 @@ class TimedHarness(Harness):
             few = few if limit is None else min(few, limit)
             ask = _TimedAsk(EngineClient(job, engines, _NOWHERE))
             part = replace(config, tasks=[name], limit=few, samples=None)
-            evaluate(job.teacher.directory, part, ask, max_length=job.resources.evaluate.max_model_tokens)
+            evaluate(job.teacher.directory, part, ask, max_length=job.resources.evaluate.context_tokens)
             num_asked = sum(min(few, size) for size in sizes)
             factor = 1 + (config.samples.num if config.samples and ask.writes else 0)
             found.append(TaskTime(name, start_s, factor * ask.wall_s / num_asked, sum(sizes)))

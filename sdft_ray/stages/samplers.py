@@ -53,7 +53,7 @@ def local_sampler(
     model_dir: Path, kind: str, settings: Engine, dtype: str, chat: ChatSettings | None = None
 ) -> LocalSampler:
     """`kind` is `vllm` or `transformers`; `dtype` is the recipe's, which the engine may exceed (`models.precision`)."""
-    precision = precision_of(settings.dtype, model_dir, wanted=dtype, kv_cache_bytes=settings.kv_cache_bytes)
+    precision = precision_of(settings.dtype, model_dir, wanted=dtype, kv_cache_bytes=settings.kv_bytes)
     sampler = _open(model_dir, kind, settings, precision.dtype, chat)
     sampler.engine = EngineUse(kind, precision).to_json()
     return sampler
@@ -67,7 +67,7 @@ def _open(model_dir: Path, kind: str, settings: Engine, dtype: str, chat: ChatSe
             model_dir,
             dtype=dtype,
             device="cuda" if settings.gpus else "cpu",
-            max_model_tokens=settings.max_model_tokens,
+            max_model_tokens=settings.context_tokens,
             max_sequences=settings.max_sequences,
             chat=chat,
         )
@@ -76,8 +76,8 @@ def _open(model_dir: Path, kind: str, settings: Engine, dtype: str, chat: ChatSe
     return VllmSampler(
         model_dir,
         dtype=dtype,
-        kv_cache_bytes=settings.kv_cache_bytes,
-        max_model_tokens=settings.max_model_tokens,
+        kv_cache_bytes=settings.kv_bytes,
+        max_model_tokens=settings.context_tokens,
         max_sequences=settings.max_sequences,
         enforce_eager=settings.enforce_eager,
         tensor_parallel=settings.tensor_parallel,

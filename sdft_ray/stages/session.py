@@ -33,10 +33,12 @@ _START_HINT = "see gcs_server.err and raylet.err in /tmp/ray/session_latest/logs
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster holds in all, busy or not."""
+    """What the cluster holds in all, busy or not. `memory_bytes` is main memory that all steps together may take; it is
+    infinite where nobody planned, and memory then keeps no step waiting."""
 
     cpus: float
     gpus: float
+    memory_bytes: float = float("inf")
     session: Path | None = None
     """Folder of Ray's session with its logs, as the node of this process calls it; None where nobody told."""
 
@@ -66,7 +68,7 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
             raise ResourceError(f"cannot {what} Ray: {why}", hint) from None
     try:
         total = ray.cluster_resources()
-        yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), session)
+        yield Capacity(total.get("CPU", 0.0), total.get("GPU", 0.0), session=session)
     except KeyboardInterrupt:
         # Threads of running steps still talk to Ray: ending it under them can end this process before it says a word.
         # Its own end takes a local Ray along; in a notebook the next run finds that Ray, and what still ran is kept.

@@ -116,11 +116,13 @@ VERSIONS = {name: spec.version for name, spec in STAGES.items()}
 
 @dataclass(frozen=True)
 class Demand:
-    """CPUs and GPUs that a step needs at once before it can make progress. `alone`: see `StageSpec.runs_alone`."""
+    """CPUs, GPUs and main memory that a step needs at once before it can make progress; 0 bytes where nobody planned.
+    `alone`: see `StageSpec.runs_alone`."""
 
     cpus: float
     gpus: float = 0.0
     alone: bool = False
+    memory_bytes: int = 0
 
 
 def workers_of(stage: str, resources: Resources) -> Device | None:
@@ -129,10 +131,10 @@ def workers_of(stage: str, resources: Resources) -> Device | None:
     return getattr(resources, name) if name else None
 
 
-def demand(stage: str, resources: Resources) -> Demand:
-    """The smallest share of a cluster with which the stage cannot stall."""
+def demand(stage: str, resources: Resources, memory_bytes: int = 0) -> Demand:
+    """The smallest share of a cluster with which the stage cannot stall. `memory_bytes`: as planned for the step."""
     spec, device = STAGES[stage], workers_of(stage, resources)
     if device is None:
-        return Demand(spec.extra_cpus)
+        return Demand(spec.extra_cpus, memory_bytes=memory_bytes)
     count = getattr(device, spec.num_workers) if spec.num_workers else 1
-    return Demand(device.cpus * count + spec.extra_cpus, device.gpus * count, spec.runs_alone)
+    return Demand(device.cpus * count + spec.extra_cpus, device.gpus * count, spec.runs_alone, memory_bytes)

@@ -30,7 +30,7 @@ def trackers_of(job: StageContext, plan: TrainPlan) -> Trackers:
             "teacher": job.teacher.name,
             "data": trial_view(job.step).data,
             "address": job.address,
-            "num_workers": job.resources.train.num_workers,
+            "num_workers": job.resources.train.workers,
             **plan.identity(),
         },
     )

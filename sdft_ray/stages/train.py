@@ -51,7 +51,7 @@ def run(job: StageContext) -> StageResult:
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=settings.workers,
             elastic_resize_monitor_interval_s=settings.resize_every_s,
             use_gpu=bool(settings.gpus),
             resources_per_worker=per_worker,
@@ -190,7 +190,7 @@ def _held_out(job: StageContext, model: Any, parallel: Parallel, *, is_first: bo
         model,
         rows,
         parallel=Single() if sharded else parallel,
-        micro_batch_rows=settings.micro_batch_size,
+        micro_batch_rows=settings.micro_batch_rows,
         precision=settings.precision,
     )
     num_rows = int(rows.document_ids_NT.max()) + 1

@@ -65,7 +65,7 @@ def arm_plan(train: Train, name: str, settings: resources.Train, num_rows: int) 
         num_steps=num_steps,
         rows_per_step=train.step_rows,
         learning_rate=trial.learning_rate,
-        micro_batch_rows=settings.micro_batch_size,
+        micro_batch_rows=settings.micro_batch_rows,
         optimizer=train.optimizer,
         schedule=train.schedule,
         warmup_fraction=train.warmup_fraction,

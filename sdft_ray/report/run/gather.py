@@ -311,13 +311,13 @@ def _truncation(
 
 def _context(recipe: Recipe, store: Store, manifests: Mapping[str, Manifest]) -> int | None:
     """The smallest of a student's context (which is the teacher's) and the limits of the evaluations."""
-    limits = [m.resources.get("max_model_tokens") for m in manifests.values() if m.stage == "evaluate"]
+    limits: list[Any] = [m.resources.get("max_model_tokens") for m in manifests.values() if m.stage == "evaluate"]
     student = next((result for arm in recipe.train.arms if (result := student_manifest(manifests, arm))), None)
     path = store.path(student.address) / "config.json" if student else None
     if path is not None and path.exists():
         config: dict[str, Any] = _read_json(path)
         limits.append({**config, **config.get("text_config", {})}.get("max_position_embeddings"))
-    return min((tokens for tokens in limits if tokens), default=None)
+    return min((tokens for tokens in limits if isinstance(tokens, int)), default=None)
 
 
 def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | None:

@@ -1,0 +1,413 @@
+"""Whether a run fits its machine: what each step needs, what is chosen where the resources say `auto`, and a refusal.
+
+Called once per run, before any worker starts: `plan_memory` gives resources without `auto`. Results do not depend on
+what is chosen, beyond rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sdft_ray.errors import ResourceError, UserError
+from sdft_ray.models.description import UNLIMITED_TOKENS
+from sdft_ray.models.families import Config
+from sdft_ray.models.machine import Machine, this_machine
+from sdft_ray.pipeline.lengths import Lengths, estimated_lengths, row_lengths
+from sdft_ray.pipeline.needs import Situation, training_of
+from sdft_ray.pipeline.preflight import planned_configs
+from sdft_ray.planning.engines import whole_blocks
+from sdft_ray.planning.need import MIB, Need, num_gib
+from sdft_ray.planning.shape import ModelShape
+from sdft_ray.planning.training import worker_need
+from sdft_ray.recipe.arms import Lora
+from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.recipe.resources import Engine, Resources, Train
+from sdft_ray.stages.graph import State, Step
+from sdft_ray.stages.spec import workers_of
+from sdft_ray.stages.teacher import TeacherModel
+
+RAY_BYTES = 700 * MIB
+"""A local Ray by itself (head processes and workers that wait), and what this process grows by beside it."""
+_SPARE = 0.05
+"""Share of the free memory that is left to the system."""
+_LEAST_KV_BYTES = 64 * MIB
+_USUAL_KV_BYTES = 256 * MIB
+_KV_SHARE = 8
+"""Keys and values get at most this part of the memory (one eighth), beyond one whole context."""
+_MOST_ROWS, _MOST_WORKERS = 8, 2
+_SHORTEST_CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """One step: what it needs at its peak, what it may have, the largest part of the need, and what was chosen."""
+
+    step: str
+    need_bytes: int
+    has_bytes: int | None
+    place: str
+    bottleneck: str
+    settings: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """`resources` without `auto`; steps in their order; sentences about what was assumed."""
+
+    resources: Resources
+    steps: tuple[StepMemory, ...] = ()
+    assumed: tuple[str, ...] = ()
+    machine: Machine | None = None
+    budget_bytes: int | None = None
+    """Main memory that all steps together may take at once; None where nobody knows."""
+    needs: Mapping[str, int] = field(default_factory=dict)
+    """Step -> bytes of main memory, for the scheduler."""
+
+
+def plan_memory(
+    recipe: Recipe,
+    resources: Resources,
+    teacher: TeacherModel,
+    states: Mapping[str, State],
+    *,
+    machine: Machine | None = None,
+    explaining: bool = False,
+) -> MemoryPlan:
+    """Choose what is `auto`, and compare what the steps that are not done need with the machine.
+
+    Raises `ResourceError` with the smallest change that would do when a step does not fit. `machine` is this one where
+    it is not given; on a cluster that is not joined yet nobody knows it. `explaining` refuses nothing, fetches nothing,
+    and counts tokens without transformers.
+    """
+    described = teacher.described
+    if described is None:
+        return MemoryPlan(resources, assumed=("memory is not planned: the teacher's config.json cannot be read",))
+    assumed: list[str] = []
+    if machine is None and not os.environ.get("RAY_ADDRESS"):
+        machine = this_machine(cpus=resources.cpus, memory_bytes=resources.memory_bytes)
+    if machine is None:
+        assumed.append(
+            "memory is not compared: the nodes of the cluster at RAY_ADDRESS are not known before it is joined; "
+            "what is auto is as for a large machine"
+        )
+    lengths = _lengths(recipe, teacher, states, assumed, explaining=explaining)
+    planner = _Planner(recipe, resources, machine, _situation(recipe, described.config, lengths))
+    missing = [state.step for state in states.values() if state.status != "done"]
+    planner.choose(missing, assumed)
+    steps, needs = planner.compared(missing, refuse=not explaining)
+    return MemoryPlan(planner.resources, tuple(steps), tuple(assumed), machine, planner.budget("memory"), needs)
+
+
+def _lengths(
+    recipe: Recipe, teacher: TeacherModel, states: Mapping[str, State], assumed: list[str], *, explaining: bool
+) -> Lengths:
+    """Rows are read where their lengths decide something. Explaining may find no tokenizer or rows at hand."""
+    decides = {"generate", "train", "correct"} & {s.step.stage for s in states.values() if s.status != "done"}
+    if not decides:
+        return Lengths()
+    if not explaining:
+        return row_lengths(recipe, teacher)
+    directory, found = teacher.source.directory, Lengths()
+    if directory is not None and Path(recipe.seed_set.source).is_file():
+        with suppress(UserError):  # `compress` says what is wrong with the rows
+            found = estimated_lengths(recipe, Path(directory))
+    if found.prompt_tokens is None:
+        assumed.append(
+            "memory: prompts are taken to be as long as the context, since tokenizer or rows are not at hand"
+        )
+    return found
+
+
+def _situation(recipe: Recipe, config: Config, lengths: Lengths) -> Situation:
+    """The shapes of all models of a recipe; one that a measured speed decides on counts as large as the teacher."""
+    whole = ModelShape.of(config)
+    configs = planned_configs(recipe, config) or {}
+    pruned = {name: ModelShape.of(narrow) for name, narrow in configs.items()}
+    return Situation(recipe, config, whole, pruned, lengths)
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe, resources: Resources, machine: Machine | None, situation: Situation) -> None:
+        self.resources = resources
+        self._recipe = recipe
+        self._machine = machine
+        self._situation = situation
+
+    def budget(self, place: str, gpus: float = 1.0) -> int | None:
+        """What one step may have when no other runs; None where nobody knows."""
+        if self._machine is None:
+            return None
+        if place == "memory":
+            free = int(self._machine.memory_bytes * (1 - _SPARE))
+            return max(0, free - RAY_BYTES - self.resources.object_store_bytes)
+        if not self._machine.gpu_bytes:
+            return None
+        return int(min(self._machine.gpu_bytes) * min(1.0, gpus) * (1 - _SPARE))
+
+    def fits(self, need: Need, gpus: float = 1.0) -> bool:
+        """On GPUs each process has its own; main memory is one for all."""
+        has = self.budget(need.place, gpus)
+        return has is None or (need.total if need.place == "memory" else need.each) <= has
+
+    # -- what is auto ---------------------------------------------------------------------------------------
+
+    def choose(self, steps: list[Step], assumed: list[str]) -> None:
+        """Replace what is `auto`, for steps that are to be made and for all others alike."""
+        generate, evaluate = self.resources.generate, self.resources.evaluate
+        generate = generate.model_copy(update=self._generation())
+        self.resources = self.resources.model_copy(update={"generate": generate})
+        found = self._evaluation(assumed if any(step.stage == "evaluate" for step in steps) else [])
+        self.resources = self.resources.model_copy(update={"evaluate": evaluate.model_copy(update=found)})
+        trained = [step for step in steps if step.stage in ("train", "correct")]
+        train = self.resources.train.model_copy(update=self._training(trained))
+        self.resources = self.resources.model_copy(update={"train": train})
+
+    def _kv_bytes(self, settings: Engine, context: int, wanted: int) -> int:
+        """Room for one whole context, and up to `wanted` of them as far as a part of the memory goes."""
+        one = whole_blocks(context) * self._situation.whole.kv_bytes(self._situation.engine_element(settings)) + MIB
+        has = self.budget("GPU memory" if settings.gpus else "memory", settings.gpus)
+        most = one if has is None else max(one, has // _KV_SHARE)
+        return max(one, min(most, wanted * one, 1 << 40), min(_LEAST_KV_BYTES, most))
+
+    def _generation(self) -> dict[str, Any]:
+        """Context and keys and values of the engine that rewrites."""
+        settings, whole = self.resources.generate, self._situation.whole
+        lengths, limit = self._situation.lengths, self._most_tokens()
+        context = settings.context_tokens or limit
+        if settings.max_model_tokens == "auto" and lengths.prompt_tokens is not None:
+            context = min(limit, whole_blocks(lengths.prompt_tokens + self._recipe.generate.max_tokens))
+        found: dict[str, Any] = {"max_model_tokens": context}
+        if settings.kv_cache_bytes == "auto":
+            at_once = max(1, min(settings.max_sequences, lengths.num_rows or settings.max_sequences))
+            found["kv_cache_bytes"] = max(
+                self._kv_bytes(settings, context, at_once), min(_USUAL_KV_BYTES, at_once * context * whole.kv_bytes(4))
+            )
+        return found
+
+    def _most_tokens(self) -> int:
+        """The context of the model; of one that names none, what its rows need is not known: a usual size."""
+        context = self._situation.whole.context_tokens
+        return 4 * _SHORTEST_CONTEXT if context >= UNLIMITED_TOKENS else context
+
+    def _evaluation(self, assumed: list[str]) -> dict[str, Any]:
+        """The model's whole context, for items as long as it takes, or the largest part of it that fits."""
+        settings, limit = self.resources.evaluate, self._most_tokens()
+        context = settings.context_tokens or limit
+        found: dict[str, Any] = {}
+        while True:
+            found = {"max_model_tokens": context}
+            if settings.kv_cache_bytes == "auto":
+                least = _USUAL_KV_BYTES if context > _SHORTEST_CONTEXT else _LEAST_KV_BYTES
+                found["kv_cache_bytes"] = max(self._kv_bytes(settings, context, 1), least)
+            need = self._situation.engine_need(settings.model_copy(update=found), "evaluate")
+            if self.fits(need, settings.gpus) or settings.max_model_tokens != "auto" or context <= _SHORTEST_CONTEXT:
+                break
+            context = max(_SHORTEST_CONTEXT, context // 2)
+        if settings.max_model_tokens == "auto" and context < limit:
+            assumed.append(
+                f"evaluate.max_model_tokens is {context:,}, since memory does not hold the model's {limit:,}; longer "
+                "items lose their beginning, and are counted"
+            )
+        return found
+
+    def _training(self, steps: list[Step]) -> dict[str, Any]:
+        """As many workers as CPUs and memory hold, and then as many rows."""
+        settings = self.resources.train
+        workers = [settings.workers] if settings.num_workers != "auto" else self._worker_counts()
+        rows = [settings.micro_batch_rows] if settings.micro_batch_size != "auto" else [_MOST_ROWS, 4, 2, 1]
+        found: dict[str, Any] = {}
+        for count, size in product(workers, rows):
+            found = {"num_workers": count, "micro_batch_size": size}
+            tried = settings.model_copy(update=found)
+            if all(
+                self.fits(need, settings.gpus) for step in steps for need in [self._situation.train_need(step, tried)]
+            ):
+                break
+        return found
+
+    def _worker_counts(self) -> list[int]:
+        settings, machine = self.resources.train, self._machine
+        if machine is None:
+            return [_MOST_WORKERS, 1]
+        if settings.gpus:
+            return [max(1, int(len(machine.gpu_bytes) / settings.gpus))] if machine.gpu_bytes else [1]
+        most = int(min(_MOST_WORKERS, machine.cpus) / settings.cpus)
+        return list(range(max(1, most), 0, -1))
+
+    # -- needs against what there is ------------------------------------------------------------------------
+
+    def compared(self, steps: list[Step], *, refuse: bool) -> tuple[list[StepMemory], dict[str, int]]:
+        """Raises `ResourceError` as `plan_memory`."""
+        found, needs = [], {}
+        for step in steps:
+            need = self._situation.need(step, self.resources)
+            device = workers_of(step.stage, self.resources)
+            gpus = device.gpus if device else 1.0
+            self._check_cache(step, refuse=refuse)
+            if refuse and not self.fits(need, gpus):
+                raise self._refusal(step, need, gpus)
+            asked = need.total if need.place == "memory" else need.each
+            needs[step.name] = need.total if need.place == "memory" else 0
+            found.append(
+                StepMemory(
+                    step.name, asked, self.budget(need.place, gpus), need.place, need.largest, self._settings(step)
+                )
+            )
+        return found, needs
+
+    def _settings(self, step: Step) -> str:
+        if step.stage in ("train", "correct"):
+            train = self.resources.train
+            checkpointed = ", activation checkpointing" if train.activation_checkpointing else ""
+            return f"{train.min_workers} x {train.micro_batch_rows} rows{checkpointed}"
+        if step.stage not in ("generate", "evaluate", "why"):
+            return ""
+        engine: Engine = self.resources.generate if step.stage == "generate" else self.resources.evaluate
+        if engine is self.resources.generate and self.resources.generate.sampler in ("server", "scripted"):
+            return ""
+        return f"context {engine.context_tokens or 0:,}, KV cache {num_gib(engine.kv_bytes)}"
+
+    def _check_cache(self, step: Step, *, refuse: bool) -> None:
+        """vLLM does not start where its KV cache holds less than one whole context (some blocks may need less)."""
+        if step.stage not in ("generate", "evaluate", "why") or not refuse:
+            return
+        part = "generate" if step.stage == "generate" else "evaluate"
+        settings: Any = getattr(self.resources, part)
+        context = min(settings.context_tokens or 0, self._most_tokens())
+        one = whole_blocks(context) * self._situation.whole.kv_bytes(self._situation.engine_element(settings))
+        if settings.sampler != "vllm" or self._situation.whole.has_windows or settings.kv_bytes >= one:
+            return
+        held = settings.kv_bytes // self._situation.whole.kv_bytes(self._situation.engine_element(settings))
+        raise ResourceError(
+            f"{part}.kv_cache_bytes is {num_gib(settings.kv_bytes)} and holds {held:,} tokens, but the context "
+            f"(max_model_tokens) is {context:,}",
+            f"leave {part}.kv_cache_bytes out of the resources file, raise it to {one:,}, or lower "
+            f"{part}.max_model_tokens to {held // 128 * 128:,}",
+        )
+
+    def _refusal(self, step: Step, need: Need, gpus: float) -> ResourceError:
+        has = self.budget(need.place, gpus) or 0
+        asked = need.total if need.place == "memory" else need.each
+        many = f" in {need.count} processes" if need.count > 1 and need.place == "memory" else ""
+        return ResourceError(
+            f"{step.name} needs {num_gib(asked)} of {need.place}{many} ({need.largest}: "
+            f"{num_gib(need.terms[need.largest])}), but it may have {num_gib(has)}{self._why(need.place)}",
+            self._way_out(step, asked - has, gpus),
+        )
+
+    def _why(self, place: str) -> str:
+        machine = self._machine
+        if machine is None or place != "memory":
+            return ""
+        kept = f"{num_gib(RAY_BYTES + self.resources.object_store_bytes)} is kept for Ray"
+        if machine.is_limited:
+            return f": the limit is {num_gib(machine.total_bytes)}, and {kept}"
+        return f": of {num_gib(machine.total_bytes)} other programs hold {num_gib(machine.taken_bytes)}, and {kept}"
+
+    def _way_out(self, step: Step, lacking: int, gpus: float) -> str:
+        """The first change of those from small to large that would do."""
+        for words, need in self._changes(step):
+            if self.fits(need(), gpus):
+                return f"{words}, or free {num_gib(lacking)} of memory"
+        return f"free {num_gib(lacking)} of memory, take a larger machine, or a smaller teacher"
+
+    def _changes(self, step: Step) -> list[tuple[str, Callable[[], Need]]]:
+        if step.stage in ("train", "correct"):
+            return self._changes_of_training(step)
+        if step.stage in ("generate", "evaluate", "why"):
+            return self._changes_of_engine(step)
+        if step.stage in ("measure", "patch", "gap", "forget", "likeness"):
+            part = workers_of(step.stage, self.resources)
+            assert part is not None
+            name = "measure" if step.stage in ("measure", "patch") else "gap"
+            less = {"batch_tokens": 512} | ({"num_tasks": 1} if name == "measure" else {})
+            smaller = self.resources.model_copy(update={name: part.model_copy(update=less)})
+            words = f"set {name}.batch_tokens: 512 in the resources file"
+            return [(words, lambda: self._situation.need(step, smaller)), *self._in_bfloat16(step)]
+        return self._in_bfloat16(step)
+
+    def _in_bfloat16(self, step: Step) -> list[tuple[str, Callable[[], Need]]]:
+        if self._recipe.teacher.dtype != "float32":
+            return []
+        teacher = self._recipe.teacher.model_copy(update={"dtype": "bfloat16"})
+        situation = self._situation.with_recipe(self._recipe.model_copy(update={"teacher": teacher}))
+        return [("set teacher.dtype: bfloat16 in the recipe", lambda: situation.need(step, self.resources))]
+
+    def _changes_of_training(self, step: Step) -> list[tuple[str, Callable[[], Need]]]:
+        """Rows at a time, checkpointing, shorter rows, sharding over GPUs, adapters."""
+        settings, work = self.resources.train, training_of(self._situation, step)
+
+        def needs(**changes: Any) -> Callable[[], Need]:
+            tried: Train = settings.model_copy(update=changes)
+            return lambda: worker_need(
+                work, tried, num_workers=tried.min_workers, micro_batch_rows=tried.micro_batch_rows
+            )
+
+        found: list[tuple[str, Callable[[], Need]]] = []
+        fewest: dict[str, Any] = {"micro_batch_size": 1, **({} if settings.gpus else {"num_workers": 1})}
+        if settings.micro_batch_rows > 1 or settings.min_workers > 1:
+            found.append(
+                ("leave train.num_workers and train.micro_batch_size out of the resources file", needs(**fewest))
+            )
+        if not settings.activation_checkpointing:
+            fewest["activation_checkpointing"] = True
+            found.append(("set train.activation_checkpointing: true in the resources file", needs(**fewest)))
+        if settings.gpus and settings.min_workers > 1 and settings.strategy == "ddp":
+            found.append(("set train.strategy: fsdp in the resources file", needs(**fewest, strategy="fsdp")))
+        shorter = self._situation.with_row_tokens(max(256, work.row_tokens // 2))
+        tried = settings.model_copy(update=fewest)
+        if shorter.recipe.train.max_seq_len < work.row_tokens:
+            words = f"set train.max_seq_len: {shorter.recipe.train.max_seq_len} in the recipe"
+            if not settings.activation_checkpointing:
+                words += " and train.activation_checkpointing: true in the resources file"
+            found.append((words, lambda: shorter.train_need(step, tried)))
+        if work.lora is None:
+            adapted = self._situation.with_lora(Lora())
+            found.append(("train adapters (train.lora: {} in the recipe)", lambda: adapted.train_need(step, tried)))
+        return found
+
+    def _changes_of_engine(self, step: Step) -> list[tuple[str, Callable[[], Need]]]:
+        part = "generate" if step.stage == "generate" else "evaluate"
+        settings: Any = getattr(self.resources, part)
+        found: list[tuple[str, Callable[[], Need]]] = []
+        context = settings.context_tokens or self._most_tokens()
+        while context > _SHORTEST_CONTEXT:
+            context = max(_SHORTEST_CONTEXT, context // 2)
+            room = (
+                whole_blocks(context) * self._situation.whole.kv_bytes(self._situation.engine_element(settings)) + MIB
+            )
+            changed = settings.model_copy(update={"max_model_tokens": context, "kv_cache_bytes": room})
+            smaller = self.resources.model_copy(update={part: changed})
+            words = f"set {part}.max_model_tokens: {context} in the resources file"
+            found.append((words, lambda smaller=smaller: self._situation.need(step, smaller)))
+        return [*found, *self._in_bfloat16(step)]
+
+
+def smallest(plans: Sequence[MemoryPlan]) -> MemoryPlan:
+    """One plan for recipes that run side by side with the same workers: the least rows and workers, and the longest
+    context with the largest cache, of all.
+    """
+    first, *rest = plans
+    resources = first.resources
+    for plan in rest:
+        own, other = resources, plan.resources
+        train = own.train
+        if other.train.min_workers * other.train.micro_batch_rows < train.min_workers * train.micro_batch_rows:
+            train = other.train
+        engines = {
+            part: getattr(own, part).model_copy(
+                update={
+                    "max_model_tokens": max(getattr(one, part).context_tokens or 0 for one in (own, other)) or None,
+                    "kv_cache_bytes": max(getattr(one, part).kv_bytes for one in (own, other)),
+                }
+            )
+            for part in ("generate", "evaluate")
+        }
+        resources = own.model_copy(update={"train": train, **engines})
+    return replace(first, resources=resources)
