@@ -170,7 +170,7 @@ class _Planner:
 
     def _kv_bytes(self, settings: Engine, context: int, wanted: int) -> int:
         """Room for one whole context, and up to `wanted` of them as far as a part of the memory goes."""
-        one = whole_blocks(context) * self._situation.whole.kv_bytes(self._situation.engine_element(settings)) + MIB
+        one = whole_blocks(context) * self._situation.token_kv_bytes(settings) + MIB
         has = self.budget("GPU memory" if settings.gpus else "memory", settings.gpus)
         most = one if has is None else max(one, has // _KV_SHARE)
         return max(one, min(most, wanted * one, 1 << 40), min(_LEAST_KV_BYTES, most))
@@ -280,10 +280,10 @@ class _Planner:
         part = "generate" if step.stage == "generate" else "evaluate"
         settings: Any = getattr(self.resources, part)
         context = min(settings.context_tokens or 0, self._most_tokens())
-        one = whole_blocks(context) * self._situation.whole.kv_bytes(self._situation.engine_element(settings))
+        one = whole_blocks(context) * self._situation.token_kv_bytes(settings)
         if settings.sampler != "vllm" or self._situation.whole.has_windows or settings.kv_bytes >= one:
             return
-        held = settings.kv_bytes // self._situation.whole.kv_bytes(self._situation.engine_element(settings))
+        held = settings.kv_bytes // self._situation.token_kv_bytes(settings)
         raise ResourceError(
             f"{part}.kv_cache_bytes is {num_gib(settings.kv_bytes)} and holds {held:,} tokens, but the context "
             f"(max_model_tokens) is {context:,}",
@@ -379,9 +379,7 @@ class _Planner:
         context = settings.context_tokens or self._most_tokens()
         while context > _SHORTEST_CONTEXT:
             context = max(_SHORTEST_CONTEXT, context // 2)
-            room = (
-                whole_blocks(context) * self._situation.whole.kv_bytes(self._situation.engine_element(settings)) + MIB
-            )
+            room = whole_blocks(context) * self._situation.token_kv_bytes(settings) + MIB
             changed = settings.model_copy(update={"max_model_tokens": context, "kv_cache_bytes": room})
             smaller = self.resources.model_copy(update={part: changed})
             words = f"set {part}.max_model_tokens: {context} in the resources file"

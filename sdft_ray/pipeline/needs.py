@@ -26,7 +26,9 @@ ones take more memory than planned: 9 bytes x vocabulary for each token in float
 
 @dataclass(frozen=True)
 class Situation:
-    """A recipe, the config of its teacher, the shapes of the teacher (`whole`) and of the model after each pruning, and lengths of its rows."""
+    """A recipe, its teacher's config, the shapes of the teacher (`whole`) and of the model after each pruning, and
+    lengths of its rows.
+    """
 
     recipe: Recipe
     config: Config
@@ -44,6 +46,10 @@ class Situation:
         wanted = self.recipe.teacher.dtype
         dtype = expected_precision(settings.dtype, self.config, wanted, kv_cache_bytes=0, gpus=settings.gpus).dtype
         return 4 if dtype == AUTO and not settings.gpus else dtype_bytes(dtype, self.whole)
+
+    def token_kv_bytes(self, settings: Engine) -> int:
+        """Bytes of keys and values of one token in an engine over the teacher."""
+        return self.whole.kv_bytes(self.engine_element(settings))
 
     def with_recipe(self, recipe: Recipe) -> Situation:
         return replace(self, recipe=recipe)
