@@ -53,6 +53,7 @@ _TOKENS = re.compile(rf"(?:\s+|{_NUMERAL}|{_COMMAND}|[a-zA-Z]|[-+*/^_=<>(),\[\]{
 _MORE_THAN_A_NUMBER = re.compile(
     r"\\(?!(?:cdot|times|div|frac)(?![a-z]))[a-z]|(?<![\\a-zA-Z])[a-zA-Z]|[,!<>|&]|\^\s*\{[^{}]*[/.]"
 )
+_NAMES = re.compile(r"(?<![a-zA-Z])([a-zA-Z])\s*=")
 _ASSIGNED_NUMBER = re.compile(r"[a-zA-Z]\s*=\s*[-+]?[\d.,/ ]+")
 _UNIT_TAIL = re.compile(
     r"(?<=[^\s,=])\s*(?:(?:\\text|\\mathrm|\\mbox)\s*\{[^{}]*\}|(?<=\s)(?:(?:square|cubic|sq\.?)\s)?(?:[cmk]?m|units?|inches|feet|ft)\b)"
@@ -89,6 +90,8 @@ def expression_in(text: str, *, mathematics: bool = False) -> Expression | None:
         return None
     if written := _FIGURES.fullmatch(text.strip().rstrip(".")):
         return Expression(re.sub(r"\s|\.(?=m)|(?<=m)\.", "", written[0]).lower())
+    if re.search(r"\bor\b", text) and len(set(_NAMES.findall(text))) > 1:
+        return None  # x = 3 or y = 4
     if match := _DELIMITED.match(text):
         text, mathematics = next(group for group in match.groups() if group), True
     latex = text.strip().rstrip(".;").strip()

@@ -1,337 +1,320 @@
-"""The number that a response gives as its answer, or the mathematical expression where the answer is none."""
+"""The number that a response gives as its answer, or the mathematical expression where the answer is none.
+
+Finding: what is announced, the whole response, or its last sentence. Reading: a small grammar that consumes what was
+found to the end; what follows the number may be words that do not change it, such as a unit or a reason.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from fractions import Fraction
 
 from sdft_ray.generation.announcements import (
+    CLAUSE_BREAK,
     AmbiguousError,
     Announced,
     announced,
-    asked,
-    bounded,
-    denied,
-    negated,
-    rejected,
-    set_aside,
-    taken_back,
+    contrasted,
+    first_sentence,
+    sentences,
+    settled,
+    tidy,
+    without_denial,
 )
-from sdft_ray.generation.expressions import Expression, expression_in
-from sdft_ray.generation.numbers import Number, compound_at, number_at, plain, scan
+from sdft_ray.generation.answer_words import (
+    BOUNDS,
+    DOUBTS,
+    OPERATIONS,
+    SAYING,
+    doubtful,
+    retracted,
+    unsure,
+    word_set,
+    words,
+)
+from sdft_ray.generation.expressions import Expression, expression_in, same_expressions
+from sdft_ray.generation.numbers import Number, compound_at, equal_numbers, numbers_in, plain, scan
+from sdft_ray.generation.quantities import CALCULATION, LEAD, consumed, harmless, nouns_after, quantity_at
+
+Value = Number | Expression
 
 
-def read_number(text: str) -> Number | Expression | None:
-    """The announced number or expression; without an announcement the whole text, or the last number in it.
+def read_number(text: str) -> Value | None:
+    """The announced number or expression; without an announcement the whole text, or that of its last sentence.
 
-    None if there is none, or if it is denied, bounded, a question, one of several, or cut off.
+    None if there is none, or if it is denied, doubted, bounded, one of several, cut off, or not read to the end.
     """
+    text = tidy(text)
+    if _TRAILS_OFF.search(text):
+        return None
     try:
-        for answer in announced(text):
-            value = _announced_value(answer)
-            if value is not None:
-                return value
-        written = plain(text)
-        return _only_number(written.strip()) or expression_in(text) or _stated(text) or _last_number(written)
+        if claims := announced(text):
+            value = settled(text, claims, _announced_value, _same)
+            if value is None:
+                return _concluded(text[claims[-1].end - len(claims[-1].text) :])
+            rest = text[claims[-1].stop :]
+            return value if not retracted(rest) and _restated(plain(rest), value) else None
+        return _alone(text) or _concluded(text)
     except AmbiguousError:
         return None
 
 
-def _announced_value(answer: Announced) -> Number | Expression | None:
-    segment = plain(answer.text)
+_TRAILS_OFF = re.compile(r"(?:[^\d.]|\d\s)(?:\.{3,}|…)\W*\Z|(?<!\.)\.\.\Z")
+
+
+def _same(a: Value, b: Value) -> bool:
+    if isinstance(a, Number) and isinstance(b, Number):
+        return equal_numbers(a, b)
+    return isinstance(a, Expression) and isinstance(b, Expression) and same_expressions(a, b)
+
+
+_AFTER_BOX = re.compile(r"\A(?:[\s$]|\\[)\]])*(?:%(?![%\w]))?")
+
+
+def _announced_value(claim: Announced) -> Value | None:
+    """None if it is prose."""
+    content = claim.text if claim.braced else first_sentence(claim.text)[0]
     try:
-        value = _number_in_segment(segment, answer.braced)
+        number = consumed(plain(contrasted(content)), braced=claim.braced)
+        if number and claim.braced and not harmless(_AFTER_BOX.sub(" ", plain(claim.rest), count=1), number):
+            raise AmbiguousError
+        rest = claim.text[len(content) :]
+        if number is not None and not claim.braced and (retracted(rest) or not _restated(plain(rest), number)):
+            raise AmbiguousError
     except AmbiguousError:
-        expression = expression_in(answer.text, mathematics=answer.braced)
+        expression = expression_in(content, mathematics=claim.braced)
         if expression is None:
             raise
         return expression
-    if value is None:
-        value = expression_in(answer.text, mathematics=answer.braced)
-    if value is None and answer.braced:
+    value = number or expression_in(content, mathematics=claim.braced)
+    if value is None and claim.braced:
         raise AmbiguousError
     return value
+
+
+def _alone(text: str) -> Value | None:
+    """The number that a text consists of, with a unit but with no other word, or its expression."""
+    try:
+        number = consumed(plain(text).strip(), bare=True)
+    except AmbiguousError:
+        number = None
+    return number or expression_in(text)
+
+
+_ENUMERATOR = re.compile(r"^[ \t]*(?:\d{1,3}[.)](?=[ \t]+\S)|step[ \t]+\d+)", re.IGNORECASE | re.MULTILINE)
+
+
+def _restated(rest: str, value: Value) -> bool:
+    """Whether the numbers after an announcement lead to the same one."""
+    if len(_ENUMERATOR.findall(rest)) > 1:
+        rest = _ENUMERATOR.sub("", rest)
+    if not isinstance(value, Number) or not re.search(r"\d", rest):
+        return True
+    found, unread = scan(rest)
+    return bool(found) and not unread and equal_numbers(found[-1][0], value)
+
+
+# --- the last sentence ------------------------------------------------------------------------------------------
+
+_CLOSER = re.compile(
+    r"\W*(?:I\s+)?hope\b.*|\W*let\s+me\s+know\b.*|\W*that['’]?s?\s+(?:is\s+)?(?:it|all)\W*|\W*done\W*|\W*stop\W*"
+    r"|\W*q\.?e\.?d\W*"
+    r"|\W*Step\s+\d+:\s+(?:stop|done)\W*|\W*",
+    re.IGNORECASE | re.DOTALL,
+)
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|be|equals?|makes?|made|making|gives?|gave|giving|leaves?|leaving|left|totals?|totaling"
+    r"|totalling|gets?|got|has|have|had|needs?|needed|earns?"
+    r"|earned|costs?|spends?|spent|takes?|took|pays?|paid|saves?|saved|sold|sells?|buys?|bought|eats?|ate"
+    r"|becomes?|yields?|yielding|means"
+    r"|so|produces?|reaches?|results?|comes\s+to|counts?|reads?|walks?|drives?|changed)\b",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(r"\W*(?P<label>[^:=|]{1,60}?)\s*:\s*(?=\S)")
+_IN_EQUATIONS = word_set("up away over below above short within off double triple divided multiplied under most")
+_SUBJUNCTIVE = word_set("would could might were had unless suppose")
+_COUNTED = frozenset(("each", "every", "per", "half", "twice"))
+_FINAL_LABEL = re.compile(
+    r"\AA\Z|\b(?:total|sum|result|answer|solution|final|altogether|overall|conclusion|therefore|so|thus"
+    r"|hence)\b",
+    re.I,
+)
+_QUANTITIES = word_set(
+    "total sum cost price area volume length height width distance speed profit income weight mass age amount"
+    " value balance score average mean perimeter result change difference number salary revenue tip discount"
+    " temperature"
+)
+_MONTH = re.compile(
+    r"\b(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
+    r"|Nov(?:ember)?|Dec(?:ember)?)\b\.?\s*\Z"
+)
+
+
+def _concluded(text: str) -> Value | None:
+    """The value that the last sentence of a text ends with. Raises `AmbiguousError`."""
+    if unsure(text) or text.count("```") % 2:
+        return None
+    lines = [line for line in text.replace("```", "\n").splitlines() if line.strip(" |-\t")]
+    steps = len(_ENUMERATOR.findall("\n".join(lines))) > 1
+    lines = [_ENUMERATOR.sub("", line) if steps else line for line in lines]
+    while lines and _CLOSER.fullmatch(lines[-1]):
+        lines.pop()
+    if not lines or _one_of_rows(lines):
+        return None
+    found = sentences(lines[-1])
+    while len(found) > 1 and _CLOSER.fullmatch(found[-1]):
+        found.pop()
+    label = _LABEL.match(found[-1])
+    if label is None or re.search(r"\d", label["label"]) or CALCULATION.search(found[-1]):
+        return _stated(found[-1])
+    named = words(label["label"])
+    if doubtful(label["label"]) or not (BOUNDS - _COUNTED).isdisjoint(named):
+        return None
+    if not _FINAL_LABEL.search(label["label"]) and _QUANTITIES.isdisjoint(named) and not _VERB.search(label["label"]):
+        return None
+    return _stated(found[-1][label.end() :])
+
+
+def _one_of_rows(lines: list[str]) -> bool:
+    """Whether the last line is one of several rows, bullets or labelled values, and not their result."""
+    last = lines[-1].strip()
+    if last.startswith("|"):
+        return True
+    if len(lines) == 1 or _FINAL_LABEL.search(last):
+        return False
+    before = lines[-2].strip()
+    for row in (r"[-*•]\s+\S", r"[^:]{1,40}:\s*\S{1,20}\W*\Z", r"[a-zA-Z]\s*=\s*\S+\s*\Z", r"[\d.,$%]+\s*\Z"):
+        if re.match(row, last) and re.match(row, before):
+            return True
+    return False
 
 
 _STATED = re.compile(r"(?P<before>[^$\\\n\d.?!]{1,200}\b(?:is|are|equals)\s+)(?P<value>[^\n?!]{1,200})")
 
 
-def _stated(text: str) -> Number | Expression | None:
-    """The quantity, fraction or expression that one sentence ends with: "The length is $3\\sqrt{5}$."."""
-    match = _STATED.fullmatch(text.strip())
-    if match is None or _refuses(match["before"]):
+def _stated(sentence: str) -> Value | None:
+    """The number or expression that a sentence states. Raises `AmbiguousError`."""
+    sentence = contrasted(without_denial(re.sub(r"\A(?:But|However|And|Yet),?\s+", "", sentence))).strip()
+    calculated = CALCULATION.search(plain(sentence)) is not None
+    supposed = not _SUBJUNCTIVE.isdisjoint(words(sentence))
+    if doubtful(sentence, (DOUBTS | SAYING) - {"if"} if calculated and not supposed else DOUBTS | SAYING):
         return None
-    number = _only_number(plain(match["value"]).strip())
-    if number is not None and (number.unit or number.value.denominator > 1):
-        return number
-    return expression_in(match["value"])
+    match = _STATED.fullmatch(sentence)
+    if match and BOUNDS.isdisjoint(words(match["before"])) and (value := _alone(match["value"])):
+        return value
+    written = plain(sentence)
+    allowed = _COUNTED | _IN_EQUATIONS if calculated else _COUNTED
+    if "=" in written and not (BOUNDS - allowed).isdisjoint(words(CLAUSE_BREAK.split(written.split("=")[0])[-1])):
+        return None
+    if re.search(r"\A[\s($]*[-+]?[$\d.]", written) or "=" in written:
+        try:
+            return consumed(written) or expression_in(sentence)
+        except AmbiguousError:
+            *_, written = re.split(r"[,;]\s+(?:so|thus|hence|therefore)\b", written)
+            if "=" in written:
+                return expression_in(sentence)
+    found, unread = scan(written)
+    if not found and not unread and not re.search(r"\d", written):
+        return _in_words(written)
+    if unread or not found:
+        return None
+    return _last(written, [start for _, start, _ in found])
 
 
-_OVER = re.compile(r"\A(\s*-?\d+)\s+over\s+(\d+)(?=[\s.!)]*\Z)", re.IGNORECASE)
-_CALCULATED = re.compile(r"([-$€£]*[\d.,]*\d)\s*=(?=[^-+*/×x]*\d\s*[-+*/×x]\s*[\d(])[\d\s.,$()+*/×x-]*[\d)][\s.$]*")
-"""As in "84 = 7 * 12": the calculation follows the answer."""
+def _last(sentence: str, starts: list[int]) -> Number | None:
+    """The last number of a sentence that says nothing else of it."""
+    previous = numbers_in(sentence)[-2] if len(starts) > 1 else None
+    start = starts[-1]
+    if previous and (compound := compound_at(sentence, previous[1])) and compound[1] >= start:
+        start, previous = previous[1], None
+        if len(starts) > 2:
+            previous = numbers_in(sentence)[-3]
+    if sign := re.search(
+        r"(?:\b(?:negative|minus)\s+|(?<=\bis\s)[-–]\s+|(?<=[:=]\s)[-–]\s+)[$€£]?\Z", sentence[:start], re.IGNORECASE
+    ):
+        start = sign.start()
+    before = sentence[:start]
+    quantity = quantity_at(sentence, start)
+    if quantity is None or not re.search(r"(?:\A|[\s(\[\"'“:=#])[$€£]?\Z", before) or _MONTH.search(before):
+        return None
+    if previous and not _VERB.search(sentence, previous[2], start):
+        return None
+    clause = CLAUSE_BREAK.split(before)[-1]
+    found = words(clause)
+    if not BOUNDS.isdisjoint(found) or re.search(r"[-+*/×÷^<>|~≈±≤≥≠,]\s*\Z", before):
+        return None
+    if _OTHERS_NUMBER.search(clause):
+        return None
+    if found and found[-1] == "of" and (len(found) < 2 or found[-2] not in _QUANTITIES):
+        return None
+    if before.strip() and not _governs(before, found):
+        return None
+    number, end = quantity
+    factorial = not before.strip() and sentence[end:].startswith("!") and abs(number.value) <= 20
+    if factorial or not harmless(sentence[end:], number):
+        return None
+    return replace(number, nouns=nouns_after(sentence[end:], number))
 
 
-def _only_number(text: str) -> Number | None:
-    """The number that a text consists of, but for a known unit."""
-    text = _OVER.sub(r"\1/\2", text)
-    if calculated := _CALCULATED.fullmatch(text):
-        text = calculated[1]
-    sign = _SIGN.match(text)
-    if words := _worded(text, sign.end() if sign else 0):
-        return (-words[0] if sign else words[0]) if not text[words[1] :].strip(" .") else None
-    parsed = compound_at(text, 0) or number_at(text, 0)
-    unit = parsed[0].unit if parsed else ""
-    rest = text[parsed[1] :].strip(" .").lower() if parsed else "?"
-    return parsed[0] if parsed and (not rest or (unit and rest.removesuffix("s") == unit.removesuffix("s"))) else None
-
-
-# --- announced --------------------------------------------------------------------------------------------------
-
-_LEAD = re.compile(
-    r"[\s:=≈(\[\"'“]*(?:(?:about|approximately|roughly|around|exactly|only|just|simply|equal to|equals|a total of"
-    r"|answer:|answer is|[A-Za-z]\w{0,20}\s*=)[\s:=≈(\[\"'“]*)*"
+_OTHERS_NUMBER = re.compile(
+    r"\banswers?\b(?!\W*\Z)|\b(?:my|his|her|their|your|our)\s+(?:friend|brother|sister|classmate|teacher"
+    r"|neighbou?r|colleague|book|calculator|dad|mom|partner)\b"
+    r"|\A(?!.*\d.*\b(?:plus|minus|times)\b).*\b(?:plus|minus|times|added\s+to|doubled|halved|multiplied)\b",
+    re.IGNORECASE | re.DOTALL,
 )
-_SIGN = re.compile(r"(?:negative|minus)\s+(?=[$€£\d.a-z])|[-–]\s+(?=[$€£\d.])", re.IGNORECASE)
-_STARTS_NUMERIC = re.compile(r"[-+]?[$€£¥₹₩]?\s?[-+]?\.?\d")
-_ARITHMETIC = re.compile(r"\s*(?:[-+*/×÷^]|x(?=[\s\d]))\s*[($]?\d|\s+(?:plus|minus|times|divided\s+by)\s")
-_ANOTHER_NUMBER = re.compile(
-    r"\s*(?:[,;&:/~–—-]|and\b|or\b|to\b|\+/-)?\s*[($-]?\d|\s*±"
-    r"|\s*[^\W\d]+['\"]?\s*(?:,|,?\s*(?:and|or|to)\b|;)\s*[$-]?\d"
-    r"|\s*[(,]?\s*(?:\w+\s+)?\(?\s*or\s+(?:maybe\s+|perhaps\s+|possibly\s+|even\s+|about\s+)?[$-]?(?:\d|[a-z]\s*=)"
-    r"|\s*(?:\w+\s+)?[,(]?\s*or\b(?!\s+(?:equivalently|simply))"
-    r"|\s*(?:\w+\s+)?(?:at\s+(?:the\s+)?(?:very\s+)?(?:least|most|minimum|maximum))\b"
-    r"|\s*(?:\w+\s+)?(?:plus|minus)\b(?!\s*[$\d])"
-    r"|\s*(?:\w+)?,?\s+(?:if|unless|provided|assuming|depending)\b"
-    r"|\s+(?:\w+\s+)?(?:more|less|fewer|greater|higher|lower|larger|smaller|older|younger|longer|shorter)\s+than\s+[-$]?\d"
-    r"|\s*,?\s*(?:with\s+|and\s+)?(?:an?\s+)?(?:remainder|rest|r)\s+(?:of\s+)?\d"
-    r"|\s+and\s+(?:an?|one|two|three)[\s-]+(?:half|third|quarter|fourth|fifth|sixth|eighth|tenth)s?\b"
-    r"|\s*(?:,|;|and|or)\s*[a-zA-Z](?:_\{?\w\}?)?\s*="
-)
-_CLOSED = re.compile(r"[^()\[\],;]*[)\]]")
-_BOX_REST = re.compile(r"\s*(?:[^!\\,;<>|{}]|\\(?:text|mathrm)\b)*|[^!]*=[^=]*")
-_NAME = re.compile(r"(?<![\w'’])([a-zA-Z])\s*=[\s$(]*\Z")
-_UNEVALUATED = re.compile(r"(?:\d|[)}]|(?<![a-zA-Z])[b-zB-HJ-Z])\s*(?:[-+*/×÷]\s*)?\Z")
-"""Before an operator and a number, or before a number with a sign: a part of a calculation."""
-_ALGEBRA = re.compile(r"\s*[-+*/×·]\s*\(?\d*[b-hj-zB-HJ-Z](?![\w'’])|\s+[xyz]\b(?!\s*\d)")
-_CLAUSE_END = re.compile(
-    r"[!?;,(\n]|\.(?!\d)|\b(?:because|since|as|so|which|where|when|given|for|after|before|during|each|every|per|with"
-    r"|while|than|more than)\b"
-)
-_RESULT = re.compile(r"=|\b(?:makes?|gives?|equals?|is|are|totals?|leaves?|becomes?|yields?)\b")
-_UNIT_POWER = re.compile(r"(?<=[A-Za-z])\^[23]\b")
-_NOT_BUT = re.compile(
-    r"[\s:]*(?:[a-z]+ly\s+)?not\s[^.!?\n]{1,60}?[,;]?\s+but\s+(?:rather\s+|instead\s+)?", re.IGNORECASE
-)
-_BELOW_ZERO = re.compile(r"(?:\s*°?\s?\w+)?\s+below\s+(?:zero|freezing)\b", re.IGNORECASE)
-_MAX_SEGMENT_STEPS = 3
+"""Before a number that is not announced: it is someone else's, or part of an equation in words."""
 
 
-def _number_in_segment(segment: str, braced: bool = False, steps: int = _MAX_SEGMENT_STEPS) -> Number | None:
-    """The number at the start of a segment; None if the segment is prose. Raises `AmbiguousError`."""
-    segment = _OVER.sub(r"\1/\2", segment)
-    if contrast := _NOT_BUT.match(segment):
-        segment = segment[contrast.end() :]
-    lead = _LEAD.match(segment)
-    start = lead.end() if lead else 0
-    sign = _SIGN.match(segment, start)
-    start_of_number = sign.end() if sign else start
-    parsed = (
-        compound_at(segment, start_of_number)
-        or number_at(segment, start_of_number)
-        or _worded(segment, start_of_number)
+_BARE_VERBS = word_set(
+    "travel collect cover drive walk read bake score use find obtain calculate compute run ride eat drink plant"
+    " pick carry sell buy save win lose receive keep learn write build print visit burn produce make spend pay sum"
+    " of"
+)
+_LEADING_TO = word_set("comes come amounts amount adds sums equal up changed changes is equates")
+_NO_VERBS = word_set("pages rooms its this as always plus less")
+_MODAL = word_set("will can must should to i we they you")
+_BETWEEN = word_set(
+    "exactly only just simply precisely another altogether total all us them him her me up also then now"
+)
+
+
+def _governs(before: str, found: list[str]) -> bool:
+    """Whether the word right before a number is a verb, or one that leads to a result: "sold 48", "comes to 48"."""
+    if before.rstrip(" ($€£\"'“").endswith((":", "=")) or re.search(r"\bi\.e\.,?\s*\Z", before):
+        return True
+    rest = list(found)
+    if rest[-2:] == ["total", "of"] or (len(rest) > 1 and rest[-1] == "of" and rest[-2] in _QUANTITIES):
+        return True
+    while rest and rest[-1] in _BETWEEN:
+        rest.pop()
+    if not rest:
+        return bool(found)
+    word, earlier = rest[-1], rest[-2] if len(rest) > 1 else ""
+    if word in ("to", "by"):
+        return earlier in _LEADING_TO
+    if word == "with":
+        return earlier in ("left", "up")
+    if word in OPERATIONS or word in _NO_VERBS or word.endswith("ss"):
+        return False
+    after_subject = len(rest) > 1
+    return _VERB.fullmatch(word) is not None or (
+        after_subject and (word in _BARE_VERBS or earlier in _MODAL or word.endswith(("ed", "s")))
     )
-    if parsed is None:
-        first = re.search(r"\d", segment)
-        before = segment[: first.start() if first else len(segment)]
-        if sign or _STARTS_NUMERIC.match(segment, start) or _refuses(before):
-            raise AmbiguousError
-        return None
-    number, end = parsed
-    rest = segment[end:]
-    opened = re.search(r"[(\[]\s*\Z", segment[:start])
-    if _refuses(segment[:start]) or (opened and not _CLOSED.match(rest)) or (braced and not _BOX_REST.fullmatch(rest)):
-        raise AmbiguousError
-    if _ARITHMETIC.match(rest):
-        # The answer of "5 + 3 = 8" follows the last equals sign; "5 + 3" is not evaluated.
-        if "=" not in rest or not steps:
-            raise AmbiguousError
-        return _number_in_segment(rest.rsplit("=", 1)[1], braced, steps - 1)
-    if _ANOTHER_NUMBER.match(rest) or _ALGEBRA.match(rest):
-        raise AmbiguousError
-    if _BELOW_ZERO.match(rest):
-        return number if number.figure < 0 else -number
-    clause = _UNIT_POWER.sub("", _CLAUSE_END.split(rest, maxsplit=1)[0])
-    if re.search(r"\d", clause):
-        results = list(_RESULT.finditer(clause))
-        if not results or not steps:
-            raise AmbiguousError
-        return _number_in_segment(rest[results[-1].end() :], braced, steps - 1)
-    name = _NAME.search(segment[:start])
-    return replace(-number if sign else number, name=name[1] if name else "")
-
-
-def _refuses(before: str) -> bool:
-    """Whether the words before a number deny it or make it a bound."""
-    words = before.rstrip()
-    return denied(words + " ") or bounded(words + " ") or negated(words)
-
-
-# --- written in words -------------------------------------------------------------------------------------------
-
-_SMALL = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-]  # fmt: skip
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_VALUES = {word: i for i, word in enumerate(_SMALL)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
-_POWERS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_PARTS = {
-    "half": 2,
-    "halves": 2,
-    "third": 3,
-    "quarter": 4,
-    "fourth": 4,
-    "fifth": 5,
-    "sixth": 6,
-    "seventh": 7,
-    "eighth": 8,
-    "ninth": 9,
-    "tenth": 10,
-}
-_WORD = rf"(?:{'|'.join([*_VALUES, *_POWERS])})"
-_WORDED = re.compile(
-    rf"(?P<whole>(?:{_WORD}|an?(?=\s+(?:hundred|thousand|million|{'|'.join(_PARTS)})\b))(?:(?:\s+and\s+|\s+|-){_WORD}\b)*)?\b"
-    rf"(?:(?P<added>\s+and\s+(?:an?|one|two|three|five|seven))?[\s-]*\b(?P<part>{'|'.join(_PARTS)})s?\b)?(?P<percent>\s+per\s?cent\b)?(?=\s*(?:[^\W\d]+\s*)?(?:[.,;!)\"]|\Z|$))",
-    re.IGNORECASE | re.MULTILINE,
-)
-
-
-def _worded(text: str, start: int) -> tuple[Number, int] | None:
-    """A number in words ("forty-two", "three quarters"), alone or before one word, and the index after it."""
-    match = _WORDED.match(text, start)
-    if match is None or match.end() == start:
-        return None
-    words = re.findall(r"[a-z]+", (match["whole"] or "one").lower())
-    total = group = 0
-    for word in words:
-        if word in _POWERS:
-            group = max(group, 1) * _POWERS[word]
-            if _POWERS[word] >= 1000:
-                total, group = total + group, 0
-        else:
-            group += _VALUES.get(word, 1 if word in ("a", "an") else 0)
-    part = (match["part"] or "").lower()
-    parts = _PARTS[part] if part else 1
-    if part and not match["added"] and not _counts(match, total + group):
-        return None
-    if match["added"]:  # seven and three quarters
-        return Number(total + group + Fraction(_VALUES.get(match["added"].split()[-1].lower(), 1), parts)), match.end()
-    scale = Fraction(1, 100) if match["percent"] else Fraction(1)
-    return Number(Fraction(total + group, parts), scale), match.end()
-
-
-def _counts(match: re.Match[str], count: int) -> bool:
-    """Whether the parts are counted, as in "two thirds": "third" and "twenty third" are ordinals."""
-    plural = match[0][: match.end("part") - match.start() + 1].endswith("s") or match["part"].lower() == "halves"
-    return match["part"].lower() == "half" if match["whole"] is None else plural == (count != 1)
 
 
 _RESULT_IN_WORDS = re.compile(
-    r"(?<!there )\b(?:is|equals|makes|gives|leaves|totals?|gets?|are|has|have|had|needs?|earns?"
-    r"|costs?|spends?|spent|takes?|pays?|paid|saves?|sold|sells?|buys?|bought|eats?|ate|makes?|made)\s+(?=[a-z])",
-    re.IGNORECASE,
+    rf"(?<!there ){_VERB.pattern}\s+(?:exactly\s+|a\s+total\s+of\s+)?(?=[a-z])", re.IGNORECASE
 )
 
 
-def _last_worded(text: str) -> Number | None:
+def _in_words(sentence: str) -> Number | None:
     """The number after the last "is" or "makes" of a text without digits; not "one", which may be a pronoun."""
-    verbs = list(_RESULT_IN_WORDS.finditer(text))
-    found = _worded(text, verbs[-1].end()) if verbs else None
-    if found is None or found[0].value <= 1 or not re.fullmatch(r"\W*(?:\w+)?\W*", text[found[1] :]):
-        return None
-    return None if negated(text[: verbs[-1].end()]) or asked(text[verbs[-1].start() :]) else found[0]
-
-
-# --- not announced ----------------------------------------------------------------------------------------------
-
-_ENUMERATOR = re.compile(r"^[ \t]*(?:\d{1,3}[.)](?=[ \t]+\S)|step[ \t]+\d+)", re.IGNORECASE | re.MULTILINE)
-_VERB = (
-    r"(?:is|are|was|were|be|makes?|equals?|gives?|gets?|leaves?|leaving|becomes?|totals?|yields?|means|have|has|get)"
-)
-_SIDE_BY_SIDE = re.compile(
-    rf"\s*|\s*[,;/&|]\s*|\s*(?:[^\W\d]+['\"]?\s*)?(?:,?\s*and|or|to|–|—|-)\s*|\s*(?!{_VERB}\b)[^\W\d]+\.?,?\s*"
-    r"|\s*['\"′″]\s*|\s*(?:[-+*/×÷±]|\+/-)\s*|\s*[^\W\d]+\s*(?:[-+*×÷x]|by)\s*",
-    re.IGNORECASE,
-)
-"""Between two numbers of one quantity, one range, one date, or one calculation without its result."""
-_ASSIGNED = re.compile(r"(?:\A|[^\w)\]}+*/^-]\s*)[a-zA-Z](?:_\{?\w\}?)?\s*=\s*\Z")
-_NEXT_ASSIGNED = re.compile(
-    r"\s*(?:[,;]|,?\s*(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})?\s*\$?\s*\$?[a-zA-Z](?:_\{?\w\}?)?\s*=\s*"
-)
-_MONTH = (
-    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
-    r"|Nov(?:ember)?|Dec(?:ember)?)\b\.?"
-)
-_ESTIMATED = re.compile(r"\b(?:about|approximately|approx\.?|roughly|around|circa)\s+[$€£]?\Z", re.IGNORECASE)
-_DAY_OF = re.compile(rf"{_MONTH}\s+\Z")
-_OF_MONTH = re.compile(rf"(?:\s+of)?\s+{_MONTH}")
-_LOOSE_MINUS = re.compile(rf"(?:\A|\b{_VERB}\s*|[=:]\s*)-\s+[$€£]?\Z", re.IGNORECASE)
-_WORDED_MINUS = re.compile(r"\b(?:negative|minus)\s+[$€£]?\Z", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[!?\n]|\.(?!\d)")
-
-
-def _last_number(text: str) -> Number | None:
-    """The last number of a text, unless it numbers a list item or belongs to another number.
-
-    Raises `AmbiguousError` if it is denied, bounded, asked, or one of several.
-    """
-    if len(_ENUMERATOR.findall(text)) > 1:
-        text = _ENUMERATOR.sub("", text)
-    numbers, unread = scan(text)
-    if not numbers and not unread and not re.search(r"\d", text):
-        return _last_worded(text)
-    if unread or not numbers:
-        raise AmbiguousError
-    if len(numbers) > 1 and set_aside(text[numbers[-2][2] : numbers[-1][1]]):
-        if _SENTENCE_END.search(text, numbers[-2][2], numbers[-1][1]) or taken_back(text[numbers[-1][2] :]):
-            raise AmbiguousError
-        numbers.pop()
-    if len(numbers) > 1 and (compound := compound_at(text, numbers[-2][1])):
-        numbers[-2:] = [(compound[0], numbers[-2][1], compound[1])]
-    number, start, end = numbers[-1]
-    before, rest = text[max(0, start - 200) : start], text[end:]
-    previous = numbers[-2] if len(numbers) > 1 else None
-    if previous and previous[0] != number and _belongs(text, previous, start):
-        raise AmbiguousError
-    if _LOOSE_MINUS.search(before) or _WORDED_MINUS.search(before):
-        number, before = -number, before.rstrip(" -$€£")
-    if denied(before) or bounded(before) or _ESTIMATED.search(before) or negated(before) or rejected(rest):
-        raise AmbiguousError
-    if _DAY_OF.search(before) or _OF_MONTH.match(rest):
-        raise AmbiguousError
-    sentence = _SENTENCE_END.search(rest)
-    if (
-        (sentence and sentence[0] == "?")
-        or asked(rest)
-        or taken_back(rest)
-        or _ANOTHER_NUMBER.match(rest)
-        or _ALGEBRA.match(rest)
-    ):
-        raise AmbiguousError
-    operand = _UNEVALUATED.search(before)
-    if operand and (text[start] in "+-" or not operand[0].rstrip()[-1].isalnum()):
-        raise AmbiguousError
-    if rest.startswith("!") and re.search(r"[=(]\s*\Z", before):
-        raise AmbiguousError
-    name = _NAME.search(before)
-    return replace(-number if _BELOW_ZERO.match(rest) else number, name=name[1] if name else "")
-
-
-def _belongs(text: str, previous: tuple[Number, int, int], start: int) -> bool:
-    """Whether the number at `start` and the previous one are two parts, two ends or two values of one thing."""
-    if _SIDE_BY_SIDE.fullmatch(text, previous[2], start):
-        return True
-    assigned = _ASSIGNED.search(text[max(0, previous[1] - 20) : previous[1]])
-    return assigned is not None and _NEXT_ASSIGNED.fullmatch(text, previous[2], start) is not None
+    lead = LEAD.match(sentence)
+    begin = lead.end() if lead else 0
+    verbs = list(_RESULT_IN_WORDS.finditer(sentence))
+    for start in (begin, verbs[-1].end() if verbs else begin):
+        found = quantity_at(sentence, start)
+        if found and BOUNDS.isdisjoint(words(sentence[:start])) and harmless(sentence[found[1] :], found[0]):
+            nouns = nouns_after(sentence[found[1] :], found[0])
+            return replace(found[0], nouns=nouns) if found[0].value != 1 or start == begin else None
+    return None

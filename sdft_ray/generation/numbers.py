@@ -20,6 +20,7 @@ MAX_DIGITS = 400
 _SCALES: dict[str, Fraction] = {
     "%": Fraction(1, 100), "percent": Fraction(1, 100), "dozen": Fraction(12), "hundred": Fraction(100),
     "thousand": Fraction(1000), "million": Fraction(10**6), "billion": Fraction(10**9), "trillion": Fraction(10**12),
+    "lakh": Fraction(10**5), "crore": Fraction(10**7),
     "k": Fraction(1000), "m": Fraction(10**6), "mn": Fraction(10**6), "b": Fraction(10**9), "bn": Fraction(10**9),
 }  # fmt: skip
 
@@ -29,12 +30,14 @@ class Number:
     """`figure` is the number as written, `scale` the size of its unit: 1/100 for a percent sign, 1 without a unit.
 
     `unit` is a unit or currency of `sdft_ray.generation.units`, `name` the letter of "x = 5"; both may be "".
+    `nouns` are the words right after a number without such a unit ("red", "apple").
     """
 
     figure: Fraction
     scale: Fraction = Fraction(1)
     unit: str = ""
     name: str = ""
+    nouns: frozenset[str] = frozenset()
 
     @property
     def value(self) -> Fraction:
@@ -49,10 +52,12 @@ class Number:
 def equal_numbers(a: Number, b: Number) -> bool:
     """Equal value, or the same figure where one side omits the percent sign ("50%" and 50).
 
-    A percentage below one is compared only by value: "0.5%" is not 0.5. Units and names count where both sides have
-    one.
+    A percentage below one is compared only by value: "0.5%" is not 0.5. Units, nouns and names count where both sides
+    have one.
     """
     if a.name and b.name and a.name.casefold() != b.name.casefold():
+        return False
+    if (a.unit and b.nouns) or (b.unit and a.nouns) or (a.nouns and b.nouns and a.nouns.isdisjoint(b.nouns)):
         return False
     if a.unit and b.unit:
         return same_dimension(a.unit, b.unit) and a.value * size(a.unit) == b.value * size(b.unit)
@@ -146,7 +151,7 @@ _NUMBER = re.compile(
       | (?P<figure>{_FIGURE})
         (?:[eE](?P<exponent1>[-+]?\d+)|\ ?[×x*]\ ?10\^(?P<exponent2>-?\d+)|\^(?P<power>-?\d+))?
     )
-    (?:\ ?(?P<scale>%|per\ ?cent\b|hundred\b|thousand\b|million\b|billion\b|trillion\b|dozen\b)
+    (?:\ ?(?P<scale>%|per\ ?cent\b|hundred\b|thousand\b|million\b|billion\b|trillion\b|lakh\b|crore\b|dozen\b)
       |(?P<suffix>[kKMB]|mn?|bn?)(?!\w))?
     (?P<currency_after>\ ?[€£¥₹₩])?
     """,

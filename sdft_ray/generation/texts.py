@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from sdft_ray.generation.announcements import AmbiguousError, announced, asked, denied, rejected, taken_back
+from sdft_ray.generation.announcements import (
+    AmbiguousError,
+    Announced,
+    announced,
+    denied,
+    rejected,
+    settled,
+    tidy,
+)
+from sdft_ray.generation.answer_words import retracted, unsure
 from sdft_ray.generation.numbers import number_at, plain
 
 _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]]{2})[.!?](?=\s+[A-Z])")
@@ -58,18 +67,26 @@ _IT_IS = re.compile(r"\s*it(?:\s+is|\s+was|['’]s)\s+((?:(?:the|an?)\s+)?\S+(?:
 
 def read_text(text: str) -> str | None:
     """The announced text, or the whole one; None if it is empty, denied, asked, taken back or cut off."""
+    text = tidy(text)
     try:
-        for answer in announced(text):
-            value = normalize(_SENTENCE_END.split(_unwrapped(answer.text), maxsplit=1)[0])
-            if value:
-                return value
+        if claims := announced(text):
+            value = settled(text, claims, _announced_text, str.__eq__)
+            if value is not None:
+                return None if retracted(text[claims[-1].stop :]) else value
     except AmbiguousError:
         return None
-    if asked(text) and text.rstrip().endswith("?"):
+    if text.rstrip().endswith("?"):
         return None
     text = _unwrapped(text)
     named = _IT_IS.fullmatch(text)
     return normalize(named[1] if named and not _SENTENCE_END.search(text) else text) or None
+
+
+def _announced_text(claim: Announced) -> str | None:
+    first, *rest = _SENTENCE_END.split(_unwrapped(claim.text), maxsplit=1)
+    if first.rstrip().endswith("?") or (rest and retracted(rest[0])):
+        raise AmbiguousError
+    return normalize(first) or None
 
 
 def _unwrapped(text: str) -> str:
@@ -96,16 +113,25 @@ def read_list(text: str) -> Items | None:
 
     None if there are none, or if they are denied, asked, cut off, open-ended ("...") or one of two ("or").
     """
+    text = tidy(text)
     try:
-        for answer in announced(text):
-            content = _unwrapped(answer.text)
-            if content.strip() and not _BULLET.match(content):
-                items = _items(content)
-                if items:
-                    return items
+        if claims := announced(text):
+            items = settled(text, claims, _announced_items, tuple.__eq__)
+            if items:
+                return None if retracted(text[claims[-1].stop :]) else items
         return _unannounced(_unwrapped(text))
     except AmbiguousError:
         return None
+
+
+def _announced_items(claim: Announced) -> Items | None:
+    content = _unwrapped(claim.text).strip()
+    if not content or _BULLET.match(content):
+        return None
+    end = _closing(content) if content[0] in _OPENED else len(_SENTENCE_END.split(content, maxsplit=1)[0])
+    if retracted(content[end:]) or "?" in content:
+        raise AmbiguousError
+    return _items(content) or None
 
 
 _THEY_ARE = re.compile(
@@ -116,7 +142,7 @@ _THEY_ARE = re.compile(
 
 def _unannounced(text: str) -> Items | None:
     lines = [line for line in text.splitlines() if line.strip()]
-    if not lines or taken_back(text) or asked(lines[-1]):
+    if not lines or unsure(text) or lines[-1].endswith("?"):
         return None
     bullets = _bulleted(lines)
     if bullets:
@@ -138,6 +164,8 @@ def _unannounced(text: str) -> Items | None:
         raise AmbiguousError
     if len(lines) == 1 and (stated := _THEY_ARE.match(text)) and not re.search(r"[.!?]\s+\S", text):
         return _items(text[stated.end() :].removeprefix(":")) or None
+    if _THOUSANDS.fullmatch(lines[-1].strip()):
+        raise AmbiguousError  # one number or several
     return _items(lines[-1].rsplit(":", 1)[-1]) or None
 
 

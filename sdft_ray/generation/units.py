@@ -34,15 +34,24 @@ _SIZES: dict[str, dict[str, str]] = {
     "rupee": {"₹": "1", "rupee": "1", "rs": "1"},
     "celsius": {"°c": "1"},
     "fahrenheit": {"°f": "1"},
-    "speed": {"m/s": "1", "km/h": "1000/3600", "kph": "1000/3600", "mph": "1609344/3600000"},
-    "area": {
-        "mm^2": "1/1000000", "cm^2": "1/10000", "m^2": "1", "km^2": "1000000", "in^2": "64516/100000000",
-        "ft^2": "9290304/100000000",
+    "speed": {
+        "m/s": "1", "meters per second": "1", "metres per second": "1", "km/h": "1000/3600", "kph": "1000/3600",
+        "km per hour": "1000/3600", "kilometers per hour": "1000/3600", "kilometres per hour": "1000/3600",
+        "mph": "1609344/3600000", "miles per hour": "1609344/3600000",
     },
-    "space": {"mm^3": "1/1000000000", "cm^3": "1/1000000", "m^3": "1"},
+    "angle": {"°": "1"},
+    "radian": {"radian": "1", "rad": "1"},
+    "clock": {"am": "1", "pm": "1"},
 }  # fmt: skip
 _UNITS = {name: (dimension, Fraction(size)) for dimension, sizes in _SIZES.items() for name, size in sizes.items()}
-_TOKEN = re.compile(r" {0,2}(?P<unit>[A-Za-z°¢]+(?:/[A-Za-z]+)?(?:\^[23])?)(?![\w^/'’])")
+for _power, _dimension in ((2, "area"), (3, "space")):
+    for _name, _size in _SIZES["length"].items():
+        _UNITS[f"{_name}^{_power}"] = (_dimension, Fraction(_size) ** _power)
+_UNITS["in^2"], _UNITS["in^3"] = _UNITS["inch^2"], _UNITS["inch^3"]
+_TOKEN = re.compile(
+    r" {0,2}(?P<power>square |sq\.? |cubic )?(?P<unit>[A-Za-z°¢]+(?:(?:/| per )[A-Za-z]+)?(?:\^[23])?)(?![\w^/'’])",
+    re.IGNORECASE,
+)
 
 
 def unit_at(text: str, start: int) -> str:
@@ -50,8 +59,9 @@ def unit_at(text: str, start: int) -> str:
     match = _TOKEN.match(text, start)
     if match is None or match["unit"] == "M":  # a million
         return ""
+    power = "" if not match["power"] else "^3" if match["power"].lower() == "cubic " else "^2"
     unit = match["unit"].lower()
-    return next((name for name in (unit, unit.removesuffix("s")) if name in _UNITS), "")
+    return next((name for name in (unit + power, unit.removesuffix("s") + power) if name in _UNITS), "")
 
 
 def known(unit: str) -> bool:

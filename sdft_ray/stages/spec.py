@@ -92,9 +92,9 @@ STAGES: dict[str, StageSpec] = {
     "prune": StageSpec(2, "prune", workers="prune", writes=_checkpoint),
     "patch": StageSpec(2, "patch", workers="measure", writes=_checkpoint),
     "generate": StageSpec(
-        3, "generate", workers="generate", num_workers="min_actors", one_at_a_time=True, writes=_generated
+        4, "generate", workers="generate", num_workers="min_actors", one_at_a_time=True, writes=_generated
     ),
-    "select": StageSpec(3, "select", extra_cpus=_TEXT_CPUS),
+    "select": StageSpec(4, "select", extra_cpus=_TEXT_CPUS),
     "gap": StageSpec(4, "gap", workers="gap"),
     "correct": StageSpec(3, "correct", workers="train", num_workers="min_workers", writes=_training),
     "train": StageSpec(3, "train", workers="train", num_workers="min_workers", writes=_training),

@@ -2,11 +2,15 @@
 
 `answer_pairs.jsonl` was written before the checker that it tests, `answer_pairs_holdout*.jsonl` after it and before
 their first run. No wrong response may be kept, and at most 3 % of the right ones missed.
+
+At their first run, 23 of the 1,167 wrong responses of holdouts 10 to 15 were kept (2.0 %) and 20 of the 764 right ones
+missed (2.6 %); pairs whose kind is new may go wrong.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +74,18 @@ def test_grade_school_solutions_agree_with_themselves_and_not_with_their_neighbo
             assert not kept("number", one, f"The answer is \\boxed{{{other_final}}}."), (one, other)
 
 
+@needs_real_data
+def test_solutions_without_an_announced_answer() -> None:
+    """The last sentence of a solution counts if it is clear; it is wrong less often than one time in a hundred."""
+    found = []
+    for row in real_rows("gsm8k", "train.jsonl", limit=1000):
+        solution, final = row["answer"].rsplit("#### ", 1)
+        check = {"instruction": "Q", "reference_response": f"#### {final}", "answer_kind": "number", "check": ""}
+        found.append(verdict(check, re.sub(r"<<.*?>>", "", solution).strip()))
+    assert found.count("kept") >= 880
+    assert found.count("mismatch") <= 10
+
+
 CHOICES = [
     "{letter}", "({letter})", "{letter}. {text}", "{letter} - {text}", "The answer is {letter}.",
     "The correct option is {letter}.", "\\boxed{{{letter}}}", "**{letter}) {text}**", "So it must be {letter}.",
@@ -93,7 +109,8 @@ def test_letters_of_science_questions(written: str) -> None:
 LONG = [
     "9", "1,", "1 234 ", "1.234.", "(", "'", "\\boxed{", "the answer is ", "twenty-", "- a\n", "[1,", '{"a":', "$",
     "\\frac{1}{", "A and ", "is not ", "wait, ", "x = ", "or x = 3 ", "`", "#### ", "\\sqrt{", "2^{", "12 and ",
-    "0.3",
+    "0.3", "so ", "finally ", "4 + 4 = 8 pens ", "12 pens ", "A is wrong, ", "the answer ",
+    "bears per minute", "it is not ",
 ]  # fmt: skip
 POWERFUL = [
     r"9^{9^{9^9}}", r"((x+1)^{12})^{12}", r"(x+1)^{999999}", "(99!)!", r"\binom{\binom{99}{50}}{9}",
