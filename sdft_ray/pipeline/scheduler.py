@@ -257,7 +257,7 @@ class Scheduler:
         return cpus <= self._capacity.cpus + 1e-6 and gpus <= self._capacity.gpus + 1e-6
 
     def _make_room(self, *states: State) -> None:
-        """Engines that wait for another model to evaluate hold their share; what runs, and `states`, come first.
+        """Engines that wait for another model to evaluate hold CPUs and memory; what runs, and `states`, come first.
 
         Those that an admitted evaluation is about to take do not count twice, and stay.
 
@@ -275,7 +275,8 @@ class Scheduler:
             return
         over_cpus = cpus + sum(want.cpus for want in wanted) > self._capacity.cpus + 1e-6
         over_gpus = gpus + sum(want.gpus for want in wanted) > self._capacity.gpus + 1e-6
-        if over_cpus or over_gpus or any(want.alone for want in others) or num_nodes() > 1:
+        for_memory = any(STAGES[state.step.stage].frees_engines for state in states)
+        if for_memory or over_cpus or over_gpus or any(want.alone for want in others) or num_nodes() > 1:
             release_idle(*theirs)
 
     def _collect(self, future: Future[Manifest]) -> None:

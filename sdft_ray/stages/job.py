@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sdft_ray.evaluation.task_plans import TaskPlaces
 from sdft_ray.models.source import ModelSource
@@ -29,6 +29,13 @@ class Progress(Protocol):
     """Tells how far a step is; `total` is 0 while unknown. Cheap enough for every row."""
 
     def __call__(self, done: int, total: int, unit: str) -> None: ...
+
+
+@runtime_checkable
+class TellingProgress(Progress, Protocol):
+    """A `Progress` that also passes sentences on to the user."""
+
+    def tell(self, sentence: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ class StageContext:
     @property
     def store(self) -> Store:
         return Store(self.store_url)
+
+    def notice(self, sentence: str) -> None:
+        """Tell the user a sentence while the step runs. Where a plain function counts, nobody hears it."""
+        if isinstance(self.progress, TellingProgress):
+            self.progress.tell(sentence)
 
     def input(self, role: str) -> Path:
         """Local directory of an input artifact, on whichever node this runs."""
