@@ -1,6 +1,7 @@
 """The training loop against a bare torch loop, TRL, padded batches and itself on two workers.
 
     python jobs/bench/train.py [--quick] [--rounds 3] [--only ARM ...] [--peer-python .venv-bench/bin/python]
+    python jobs/bench/train.py --model DIR [--rows 2] [--quick] [--rounds 3]
 
 All arms train a random Llama of 9.4 million parameters on the laboratory's mixed seed set, 8 rows of 512 tokens to a
 step, on one core with one thread. They take turns, each in a process of its own; speed is in tokens of documents per
@@ -16,6 +17,9 @@ second once the first step is done.
 - `packed` against `padded`: the bare loop in bfloat16 on our packed rows of the length in the laboratory's recipe, 256,
   and on documents in random order, each padded to the longest of its batch, as many as fit the same 2,048 tokens.
 - `two_workers` against `ours_bf16`: the same step over two processes that meet through gloo, each on its own core.
+
+With `--model`, a checkpoint takes the place of the random Llama, its tokenizer reads the documents, and a step has
+`--rows` rows in one micro-batch. Only the loops are compared then.
 
 With a GPU, the share of its matrix products that training reaches on blocks of an 8-billion Llama.
 """
@@ -66,10 +70,20 @@ Runs = dict[str, list[Figures]]
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is asked for: the Python with TRL, and the checkpoint to train, None for the random Llama."""
+
+    peer_python: Path
+    model: Path | None
+    model_rows: int
+    """Rows of a step of the checkpoint."""
+
+
+@dataclass(frozen=True)
 class Arm:
     """What an arm runs, and its steps: in full, and with `--quick` (0: left out)."""
 
-    run: Callable[[int, Path], Figures]
+    run: Callable[[int, Subject], Figures]
     steps: int
     quick_steps: int
 
@@ -84,11 +98,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
     parser.add_argument("--arm", choices=list(ARMS), help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help="a checkpoint in place of the random Llama")
+    parser.add_argument("--rows", type=int, default=2, help="rows of a step, with --model")
     arguments = parser.parse_args()
+    subject = Subject(arguments.peer_python, arguments.model, arguments.rows)
     if arguments.arm:
-        print(json.dumps(ARMS[arguments.arm].run(arguments.steps, arguments.peer_python)))
+        print(json.dumps(ARMS[arguments.arm].run(arguments.steps, subject)))
         return
-    chosen = ["facts", *(arguments.only or ARMS)]
+    chosen = ["facts", *(arguments.only or (LOOPS if subject.model else ARMS))]
     names = [name for name, arm in ARMS.items() if name in chosen and (not arguments.quick or arm.quick_steps)]
     if not arguments.peer_python.exists():
         print(f"{arguments.peer_python} is missing, so TRL is left out: `make bench-env` makes it", file=sys.stderr)
@@ -99,7 +116,7 @@ def main() -> None:
     for number in range(1 if arguments.quick else arguments.rounds):
         for name in in_turn(names, number, runs):
             steps = ARMS[name].quick_steps if arguments.quick else ARMS[name].steps
-            runs[name].append(run_arm(name, steps, arguments.peer_python))
+            runs[name].append(run_arm(name, steps, subject))
     show(runs)
 
 
@@ -118,35 +135,40 @@ def fastest(group: Sequence[str], runs: Runs) -> str | None:
     return max((name for name in group if runs.get(name)), key=lambda name: speed(runs[name][0]), default=None)
 
 
-def run_arm(name: str, steps: int, peer_python: Path) -> Figures:
+def run_arm(name: str, steps: int, subject: Subject) -> Figures:
     """One arm in a process of its own."""
-    command = [sys.executable, __file__, "--arm", name, "--steps", str(steps), "--peer-python", str(peer_python)]
+    command = [sys.executable, __file__, "--arm", name, "--steps", str(steps)]
+    command += ["--peer-python", str(subject.peer_python), "--rows", str(subject.model_rows)]
+    command += ["--model", str(subject.model)] if subject.model else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ours(precision: Precision) -> Callable[[int, Path], Figures]:
-    def run(steps: int, _: Path) -> Figures:
+def ours(precision: Precision) -> Callable[[int, Subject], Figures]:
+    def run(steps: int, subject: Subject) -> Figures:
         alone()
-        from jobs.bench.support.training import our_loop
+        from jobs.bench.support.training import our_loop, trainee_of
 
-        return our_loop(packed(ROW_TOKENS), steps, precision)
+        chosen = trainee_of(subject.model, subject.model_rows)
+        return our_loop(packed(ROW_TOKENS, subject.model), steps, precision, trainee=chosen)
 
     return run
 
 
-def bare(precision: Precision, row_tokens: int) -> Callable[[int, Path], Figures]:
-    def run(steps: int, _: Path) -> Figures:
+def bare(precision: Precision, row_tokens: int) -> Callable[[int, Subject], Figures]:
+    def run(steps: int, subject: Subject) -> Figures:
         alone()
-        from jobs.bench.support.training import bare_loop, packed_batches
+        from jobs.bench.support.training import bare_loop, packed_batches, trainee_of
 
-        return bare_loop(packed_batches(packed(row_tokens)), steps, precision)
+        chosen = trainee_of(subject.model, subject.model_rows)
+        batches = packed_batches(packed(row_tokens, subject.model), chosen.rows_per_step)
+        return bare_loop(batches, steps, precision, trainee=chosen)
 
     return run
 
 
-def padded(steps: int, _: Path) -> Figures:
+def padded(steps: int, _: Subject) -> Figures:
     """As many tokens to a micro-batch as `packed` has, padding and all."""
     alone()
     from jobs.bench.support.training import ROWS_PER_STEP, bare_loop, documents, padded_batches
@@ -154,7 +176,7 @@ def padded(steps: int, _: Path) -> Figures:
     return bare_loop(padded_batches(documents(), ROWS_PER_STEP * LABORATORY_ROW_TOKENS), steps, "bf16")
 
 
-def two_workers(steps: int, _: Path) -> Figures:
+def two_workers(steps: int, _: Subject) -> Figures:
     from jobs.bench.support.training import one_of_two
 
     spawn = multiprocessing.get_context("spawn")
@@ -166,10 +188,10 @@ def two_workers(steps: int, _: Path) -> Figures:
     return {**first, "tokens_per_cpu_s": first["num_tokens"] / cpu_s}
 
 
-def trl(precision: Precision, micro_batch_rows: int, attention: str = "sdpa") -> Callable[[int, Path], Figures]:
+def trl(precision: Precision, micro_batch_rows: int, attention: str = "sdpa") -> Callable[[int, Subject], Figures]:
     """The peer's script, on documents that it gets as token ids and labels."""
 
-    def run(steps: int, peer_python: Path) -> Figures:
+    def run(steps: int, subject: Subject) -> Figures:
         from jobs.bench.support import training
         from sdft_ray.lab.export import TEACHER
 
@@ -192,13 +214,13 @@ def trl(precision: Precision, micro_batch_rows: int, attention: str = "sdpa") ->
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "job.json"
             path.write_text(json.dumps(job), encoding="utf-8")
-            done = subprocess.run([peer_python, PEER, path], stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run([subject.peer_python, PEER, path], stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
 
 
-def facts(_: int, __: Path) -> Figures:
+def facts(_: int, __: Subject) -> Figures:
     """How full the packed rows are, and what a GPU does, if there is one."""
     import torch
 
@@ -219,11 +241,11 @@ def alone() -> None:
     torch.set_num_threads(1)
 
 
-def packed(row_tokens: int) -> PackedRows:
+def packed(row_tokens: int, model: Path | None = None) -> PackedRows:
     from jobs.bench.support.training import documents
     from sdft_ray.data.packing import pack
 
-    return pack(documents(), row_tokens)
+    return pack(documents(model), row_tokens)
 
 
 ARMS = {
@@ -241,6 +263,7 @@ ARMS = {
     "trl_single_fp32": Arm(trl("fp32", 1), 3, 0),
     "trl_single_bf16_eager": Arm(trl("bf16", 1, "eager"), 4, 0),
 }
+LOOPS = ("bare_fp32", "ours_fp32", "bare_bf16", "ours_bf16")
 TRL = (("trl_bf16", "trl_fp32"), ("trl_single_bf16", "trl_single_fp32", "trl_single_bf16_eager"))
 """Of each group the fastest counts. Plain products as attention are left out of the first: five times slower there."""
 

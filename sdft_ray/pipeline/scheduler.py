@@ -290,7 +290,7 @@ class Scheduler:
         return cpus <= self._capacity.cpus + 1e-6 and gpus <= self._capacity.gpus + 1e-6
 
     def _make_room(self, *admitted: tuple[GraphRun, State]) -> None:
-        """Engines that wait for another model to evaluate hold their share; what runs, and `admitted`, come first.
+        """Engines that wait for another model hold CPUs and memory; what runs, and `admitted`, come first.
 
         Those that an admitted evaluation is about to take do not count twice, and stay.
 
@@ -311,7 +311,8 @@ class Scheduler:
         over_gpus = gpus + sum(want.gpus for want in wanted) > self._capacity.gpus + 1e-6
         idle_bytes = num_idle(*theirs) * max((self._engine_bytes(walk) for walk in self._walks), default=0)
         over_memory = idle_bytes + sum(want.memory_bytes for want in wanted) > self._capacity.memory_bytes
-        if over_cpus or over_gpus or over_memory or any(want.alone for want in others) or num_nodes() > 1:
+        for_memory = over_memory or any(STAGES[state.step.stage].frees_engines for _, state in admitted)
+        if for_memory or over_cpus or over_gpus or any(want.alone for want in others) or num_nodes() > 1:
             release_idle(*theirs)
 
     def _as_ours(self, name: str, stage: str, failure: BaseException) -> SdftError:

@@ -128,6 +128,9 @@ class Train(Device):
     checkpoint_every: int = Field(default=100, ge=1)
     """Optimizer steps between checkpoints. Ray Train accepts one every two seconds (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S;
     five a second on a local Ray): more would wait at the end of the run."""
+    checkpoint_every_s: float = Field(default=300.0, gt=0)
+    """Seconds after which a checkpoint is written even if `checkpoint_every` steps are not done, by the clock of the
+    first worker, at the end of a step. Long steps and short runs have checkpoints through it."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of newest checkpoints to keep. With 1, there is no older one to resume from if it is damaged."""
     activation_checkpointing: bool = False

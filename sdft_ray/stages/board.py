@@ -30,12 +30,16 @@ class WorkerLog(NamedTuple):
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class ProgressBoard:
-    """Latest figures per step and part of it, and the logs of its workers. Losing it loses no work."""
+    """Latest figures per step and part of it, the logs of its workers, and what steps tell the user.
+
+    Losing it loses no work.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[str, Figure]] = {}
         self._phases: dict[str, str] = {}
         self._workers: dict[str, list[WorkerLog]] = {}
+        self._sentences: list[str] = []
 
     def put(self, step: str, part: str, figure: Figure) -> None:
         """A count of a part, or a phase of the step, which lasts until somebody counts on."""
@@ -64,6 +68,13 @@ def merged(counts: dict[str, Figure], phase: str) -> Figure:
     unit = next((count.unit for count in (whole, *parts) if count.unit), "")
     return Figure(min(done, total) if total else done, total, unit, phase)
 
+    def tell(self, sentence: str) -> None:
+        self._sentences.append(sentence)
+
+    def told(self) -> list[str]:
+        """All sentences for the user so far."""
+        return self._sentences
+
 
 class ProgressReporter:
     """A step's `Progress`: sends at most a few figures a second, and never waits."""
@@ -91,6 +102,10 @@ class ProgressReporter:
         part = copy(self)
         part._part = name
         return part
+
+    def tell(self, sentence: str) -> None:
+        """Show the user a sentence."""
+        self._board.tell.remote(sentence)
 
     def _send(self, figure: Figure) -> None:
         here = (socket.gethostname(), os.getpid())

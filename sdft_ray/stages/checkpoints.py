@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -34,13 +35,18 @@ _SAVING = "saving-"
 History = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Resumed:
     """Where a run goes on: nothing to go on from is a state of None. `damaged` names what was passed over."""
 
     state: TrainState | None
     history: History
     damaged: tuple[str, ...] = ()
+
+    def take(self) -> TrainState | None:
+        """The state, which is not held here any longer: it is as large as weights and optimizer together."""
+        state, self.state = self.state, None
+        return state
 
 
 def resume(job: StageContext, share: tuple[int, int]) -> Resumed:
@@ -84,13 +90,17 @@ def save(job: StageContext, state: TrainState, history: History | None) -> str:
         if history is not None:
             text = "".join(json.dumps(record) + "\n" for record in history)
             (directory / files.HISTORY).write_text(text, encoding="utf-8")
+        _check_room(job, directory)
     except Exception as reason:  # safetensors has an error of its own for whatever the system refuses
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
         if not _is_full(reason):
             raise
         ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
-        return f"no disk space for the checkpoint of step {state.step}; the one before it is kept"
+        return (
+            f"no disk space for the checkpoint of step {state.step}; the one before it is kept: free some space, and"
+            " the next one will be written"
+        )
     ray.train.report(
         {"step": state.step},
         checkpoint=Checkpoint.from_directory(str(directory)),
@@ -146,6 +156,13 @@ def _history(directory: Path) -> History:
         return [json.loads(line) for line in text.splitlines()]
     except (OSError, ValueError) as reason:
         raise StoreError(f"its history cannot be read: {reason}") from reason
+
+
+def _check_room(job: StageContext, directory: Path) -> None:
+    """Ray copies the checkpoint in the background, where a full disk would end the run. Raises `OSError`."""
+    needed = sum(path.stat().st_size for path in directory.iterdir())
+    if job.store.is_local and shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
 def _is_full(reason: BaseException) -> bool:

@@ -33,10 +33,11 @@ class Progress(Protocol):
 
 @runtime_checkable
 class PhasedProgress(Progress, Protocol):
-    """A `Progress` that also takes phases and parts. Where a plain function counts, these tell nothing."""
+    """A `Progress` that also takes phases, parts and sentences. Where a plain function counts, these tell nothing."""
 
     def phase(self, text: str) -> None: ...
     def part(self, name: str) -> Progress: ...
+    def tell(self, sentence: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class StageContext:
     def part(self, name: str) -> Progress:
         """Tells how far one part of the step is, whose figures are added to those of the others."""
         return self.progress.part(name) if isinstance(self.progress, PhasedProgress) else self.progress
+
+    def notice(self, sentence: str) -> None:
+        """Tell the user a sentence while the step runs."""
+        if isinstance(self.progress, PhasedProgress):
+            self.progress.tell(sentence)
 
     def input(self, role: str) -> Path:
         """Local directory of an input artifact, on whichever node this runs."""

@@ -73,6 +73,8 @@ class StageSpec:
     """Two steps of the stage never run at once: their rows may share a cache, and its pool grows by itself."""
     keeps_engines: bool = False
     """Its engines stay up for the next step of the stage while there is room; they are stopped for others."""
+    frees_engines: bool = False
+    """Engines that wait for another model to evaluate are ended before it starts: it needs the memory they hold."""
     writes: Callable[[DiskEstimate], int] = _little
     """Bytes that a step writes, 0 where they do not matter."""
     output: Literal["artifact", "value", "choice"] = "artifact"
@@ -96,8 +98,10 @@ STAGES: dict[str, StageSpec] = {
     ),
     "select": StageSpec(4, "select", extra_cpus=_TEXT_CPUS),
     "gap": StageSpec(4, "gap", workers="gap"),
-    "correct": StageSpec(3, "correct", workers="train", num_workers="min_workers", writes=_training),
-    "train": StageSpec(3, "train", workers="train", num_workers="min_workers", writes=_training),
+    "correct": StageSpec(
+        3, "correct", workers="train", num_workers="min_workers", frees_engines=True, writes=_training
+    ),
+    "train": StageSpec(3, "train", workers="train", num_workers="min_workers", frees_engines=True, writes=_training),
     "choose": StageSpec(1, "choose", output="choice", reads_summaries=True),
     "merge": StageSpec(2, "merge", workers="prune", writes=_checkpoint),
     "evaluate": StageSpec(

@@ -18,6 +18,7 @@ from sdft_ray.errors import DataError, DivergenceError, ModelError, RecipeError,
 from sdft_ray.pruning.plan import PruningPlan
 from sdft_ray.recipe.arms import Train
 from sdft_ray.stages import checkpoints
+from sdft_ray.stages.attempts import until_it_fits
 from sdft_ray.stages.cached import cached_teacher
 from sdft_ray.stages.job import StageContext, StageResult, UsageMeter, node_id
 from sdft_ray.stages.tracking import trackers_of
@@ -35,7 +36,17 @@ if TYPE_CHECKING:
 
 
 def run(job: StageContext) -> StageResult:
-    """Train, and hand back what rank 0 placed.
+    """Train, and hand back what rank 0 placed. `attempts.until_it_fits` says what is tried after a failure."""
+    result, notes = until_it_fits(job, _fit)
+    if isinstance(result, UserError):
+        raise result
+    assert isinstance(result, StageResult), "rank 0 returns what it placed"
+    result.summary["notes"] = [*notes, *result.summary["notes"]]
+    return result
+
+
+def _fit(job: StageContext) -> Any:
+    """One attempt; what `_worker` returned on rank 0.
 
     The run's storage is the step's work directory, which is named by fingerprint, so that a new attempt can only
     continue from checkpoints of the very same recipe.
@@ -60,15 +71,11 @@ def run(job: StageContext) -> StageResult:
         run_config=RunConfig(
             name=checkpoints.RUN_NAME,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
     )
-    result = trainer.fit().return_value
-    if isinstance(result, UserError):
-        raise result
-    assert isinstance(result, StageResult), "rank 0 returns what it placed"
-    return result
+    return trainer.fit().return_value
 
 
 def _worker(config: dict[str, Any]) -> StageResult | UserError:
@@ -116,7 +123,9 @@ def _train(job: StageContext) -> StageResult:
 
         def save(state: TrainState) -> None:
             problem = checkpoints.save(job, state, history if is_first else None)
-            notes.extend([problem] if problem else [])
+            if problem:
+                notes.append(problem)
+                job.notice(f"{job.step.name}: {problem}")
 
         try:
             train(
@@ -128,7 +137,7 @@ def _train(job: StageContext) -> StageResult:
                 parallel=parallel,
                 report=report,
                 save=save,
-                resume=resumed.state,
+                resume=resumed.take(),
                 name_of=data.name_of,
             )
             outcome = _held_out(job, model, parallel, is_first=is_first)

@@ -36,11 +36,16 @@ class Poller:
 
     def _poll(self) -> None:
         shown: dict[str, Figure] = {}
+        num_told = 0
         while not self._stop.wait(0.5):
             try:
                 figures: Any = ray.get(self._board.read.remote(), timeout=10)
+                sentences: Any = ray.get(self._board.told.remote(), timeout=10)
             except RayError:
                 continue  # the board restarts, or Ray is going down
+            for sentence in sentences[num_told:]:
+                self._show(Event("message", detail=sentence))
+            num_told = len(sentences)  # a board that restarted knows none
             for step, figure in figures.items():
                 if shown.get(step) != figure:
                     shown[step] = figure

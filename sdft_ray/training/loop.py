@@ -9,6 +9,7 @@ Under Ray Train each worker calls the same function with `parallel=ReplicatedPar
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -52,10 +53,11 @@ def train(
 
     Every process passes the same arguments and its own model; rank 0's trainable weights are used. `teacher` is for
     objectives that run a teacher beside the student, `cached` for those that read its outputs from the generated data.
-    `report` is called after every step and `save` after every `plan.checkpoint_every` steps, on every process, with the
-    same values. With `resume` training continues after `resume.step` steps: bit for bit as without the interruption at
-    the same number of processes on the same machine, and up to rounding at another number (without dropout, whose
-    masks depend on the rank). Afterwards the model is in eval mode and has its original dtype.
+    `report` is called after every step and `save` after those at which a checkpoint is due by `plan`, on every process,
+    with the same values. With `resume`, which is let go of once it is loaded, training continues after `resume.step`
+    steps: bit for bit as without the interruption at the same number of processes on the same machine, and up to
+    rounding at another number (without dropout, whose masks depend on the rank). Afterwards the model is in eval mode
+    and has its original dtype.
 
     The loss of a step is the sum over the response tokens of all its rows divided by their number, so it and
     its gradient do not depend on micro-batches or processes (up to rounding).
@@ -78,8 +80,10 @@ def train(
             stack.enter_context(_quick_attention(teacher.model))
         session = _Session(plan, parallel, weights, identity)
         first_step = session.start(resume)
+        del resume  # as large as weights and optimizer together
         run = Run(rows, plan, parallel, weights, session.optimizers, teacher, cached, name_of)
         meter = StepMeter(weights.model, rows, plan, teacher, parallel.world_size)
+        checkpoints = _Checkpoints(plan, parallel, run.device)
         records: list[StepRecord] = []
         for step in range(first_step, plan.num_steps):
             record = take_step(run, step)
@@ -87,8 +91,9 @@ def train(
             records.append(meter.completed(record, rows_of_step(step, rows.num_rows, plan.rows_per_step, plan.seed)))
             if report is not None:
                 report(records[-1])
-            if save is not None and plan.checkpoint_every and (step + 1) % plan.checkpoint_every == 0:
+            if save is not None and checkpoints.is_due(step + 1):
                 save(session.state(step + 1))
+                checkpoints.restart()
         session.average.sync_to_model()
         weights.restore()
     return _summary(records)
@@ -134,6 +139,31 @@ class _Session:
         """The state after `step` steps, without copies."""
         weights = self._weights
         return capture(step, weights.masters, self.optimizers, self._identity, self.average.values, weights.part)
+
+
+class _Checkpoints:
+    """When a checkpoint is due: by steps, and by the clock of rank 0. Every process asks after every step."""
+
+    def __init__(self, plan: TrainPlan, parallel: Parallel, device: torch.device) -> None:
+        self._plan = plan
+        self._parallel = parallel
+        self._device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Count the seconds from now."""
+        self._since_s = time.monotonic()
+
+    def is_due(self, num_steps: int) -> bool:
+        """After `num_steps` steps; the same on every process."""
+        every, every_s = self._plan.checkpoint_every, self._plan.checkpoint_every_s
+        if every and num_steps % every == 0:
+            return True
+        if not every_s:
+            return False
+        is_late = torch.tensor([float(time.monotonic() - self._since_s >= every_s)], device=self._device)
+        self._parallel.broadcast_([is_late])  # clocks of processes differ
+        return bool(is_late.item())
 
 
 def _check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:

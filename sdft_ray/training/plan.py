@@ -11,7 +11,7 @@ from sdft_ray.recipe.arms import Objective, Train
 from sdft_ray.recipe.yaml_model import canonical
 from sdft_ray.training.schedule import OptimizerKind, Precision, ScheduleKind
 
-_EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every", "activation_checkpointing")
+_EXECUTION_FIELDS = ("micro_batch_rows", "checkpoint_every", "checkpoint_every_s", "activation_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class TrainPlan:
 
     `precision`: `fp32`, or `bf16` for bfloat16 weights and activations with float32 master weights.
     `adamw_learning_rate` is used with `optimizer="muon"` for everything but block matrices (None: the same
-    rate). `checkpoint_every` 0 never saves. `ema_decay` in (0, 1) makes the running mean of the weights the result
+    rate). A checkpoint is due after `checkpoint_every` steps, or after `checkpoint_every_s` seconds since the last one;
+    0 leaves that reason out. `ema_decay` in (0, 1) makes the running mean of the weights the result
     (`average.Average`). `activation_checkpointing` keeps of each block its input alone and computes the rest again in
     the backward pass: less memory, about a third more work, the same gradients. See also `schedule.learning_rate`
     and `optim.build_optimizer`.
@@ -41,6 +42,7 @@ class TrainPlan:
     precision: Precision = "fp32"
     seed: int = 0
     checkpoint_every: int = 0
+    checkpoint_every_s: float = 0.0
     objective: Objective = field(default_factory=Objective)
     ema_decay: float | None = None
     activation_checkpointing: bool = False
@@ -74,6 +76,7 @@ def arm_plan(train: Train, name: str, settings: resources.Train, num_rows: int) 
         precision=settings.precision,
         seed=trial.seed,
         checkpoint_every=settings.checkpoint_every,
+        checkpoint_every_s=settings.checkpoint_every_s,
         objective=trial.objective,
         ema_decay=train.ema_decay,
         activation_checkpointing=settings.activation_checkpointing,

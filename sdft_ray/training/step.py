@@ -102,7 +102,6 @@ def _gradient(
         loss = weights.run(compute, is_last=number == len(micro_batches))
         (loss / num_loss_tokens).backward()
         losses.append(loss.detach())
-        weights.accumulate_gradients()
     grad_norm = weights.reduce(run.parallel.sum_)
     sums_E = torch.stack([sums[name] for name in plan.objective.terms])
     run.parallel.sum_(sums_E)

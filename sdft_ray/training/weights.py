@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from sdft_ray.errors import StoreError
 from sdft_ray.training.schedule import Precision
@@ -20,8 +21,8 @@ class Weights:
 
     With `fp32` the masters are the model's own parameters. With `bf16` the model computes with bfloat16
     copies, its buffers (rotary frequencies) stay as they are, and gradients of micro-batches are summed in
-    float32. Call `accumulate_gradients` after each backward pass, `sync_to_model` after each update, and `restore`
-    at the end.
+    float32: each as soon as the backward pass has it, so that never all of them exist in bfloat16 too. Call
+    `sync_to_model` after each update, and `restore` at the end.
 
     `model` is what computes; `part` says which rows of each parameter the masters are, None where they are whole.
     """
@@ -47,10 +48,11 @@ class Weights:
             self._dtypes[name] = original.dtype
             param.data = original.to(compute_dtype)
             same = compute_dtype == torch.float32
-            self.masters[name] = param if same else nn.Parameter(original.float().clone())
+            self.masters[name] = param if same else nn.Parameter(original.float())
         assert self.masters, "the model has no trainable parameter"
         self._shared = compute_dtype == torch.float32
         self.gradients_P = self._flat_gradients()
+        self._hooks = [] if self._shared else [self._summed(name, param) for name, param in self._params.items()]
 
     def _flat_gradients(self) -> torch.Tensor:
         """One buffer of which every master's `.grad` is a view: one sum, one norm, one message."""
@@ -64,16 +66,17 @@ class Weights:
         """The loss that `compute` makes of the model, for a backward pass; `is_last` before the step's last one."""
         return compute(self.model)
 
-    def accumulate_gradients(self) -> None:
-        """Move the gradients of one backward pass into the float32 buffer (where autograd did not put them)."""
-        if self._shared:
-            return
-        for name, param in self._params.items():
-            if param.grad is not None:
-                gradient = self.masters[name].grad
-                assert gradient is not None
-                gradient.add_(param.grad)
-                param.grad = None
+    def _summed(self, name: str, param: nn.Parameter) -> RemovableHandle:
+        """Have the gradients of a parameter moved into the float32 buffer, where autograd does not put them itself."""
+        total = self.masters[name].grad
+        assert total is not None
+
+        def move(computed: torch.Tensor) -> None:
+            assert computed.grad is not None
+            total.add_(computed.grad)
+            computed.grad = None
+
+        return param.register_post_accumulate_grad_hook(move)
 
     def reduce(self, sum_: Callable[[torch.Tensor], None]) -> float:
         """Sum the gradients over all processes; returns their global L2 norm."""
@@ -101,6 +104,8 @@ class Weights:
 
     def restore(self) -> None:
         """Restore the original dtype of every parameter; trained ones get the masters' values."""
+        for hook in self._hooks:
+            hook.remove()
         for name, param in self._params.items():
             param.grad = None
             param.data = self.masters[name].data.to(self._dtypes[name])

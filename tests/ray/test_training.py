@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +30,7 @@ from sdft_ray.stages.job import StageContext
 from sdft_ray.store import files
 from sdft_ray.training.plan import StepRecord
 from tests.support.fork_server import ForkServer
+from tests.support.limited_memory import Limit, LimitedJob, Told, make_cgroup
 from tests.support.processes import ray_processes
 from tests.support.training_job import ADDRESS, history, light, training_job, weights
 
@@ -138,7 +140,9 @@ def assert_same_run(folder: Path, undisturbed: StageContext) -> None:
 
 
 def test_a_killed_worker_changes_nothing(tmp_path: Path, undisturbed: StageContext) -> None:
-    with in_thread(finish, tmp_path, {}, LONG) as running:
+    """Its checkpoints come by time alone: the run has fewer steps than `checkpoint_every`."""
+    by_time = {"checkpoint_every": 1000, "checkpoint_every_s": 0.3}
+    with in_thread(finish, tmp_path, by_time, LONG) as running:
         wait_for_checkpoints(tmp_path, 1, lambda: not running.done())
         _workers()[1].kill()
     assert_same_run(tmp_path, undisturbed)
@@ -205,6 +209,53 @@ def test_a_run_goes_on_with_fewer_workers(tmp_path: Path) -> None:
     assert running.exception() is not None
     assert finish(tmp_path, {"num_workers": 1}, gentle)["num_workers"] == 1
     assert_like_one_process(training_job(tmp_path, light(), **gentle))
+
+
+WIDE: dict[str, Any] = {"num_steps": 4, "global_batch_size": 16, "max_seq_len": 1024, **GENTLE}
+"""Micro-batches that take some 400 MB at a width of 128."""
+
+
+@pytest.mark.parametrize("limit", ["address space", pytest.param("cgroup", marks=pytest.mark.nightly)])
+def test_a_run_that_runs_out_of_memory_goes_on_with_smaller_micro_batches(limit: Limit, tmp_path: Path) -> None:
+    """A worker is killed, which costs one of `max_failures`; the next have little memory, and none is left for that.
+
+    One process with all the memory it wants gives the same losses up to rounding.
+    """
+    resources = light(num_workers=1, micro_batch_size=16, checkpoint_every=1, max_failures=1)
+    plain = training_job(tmp_path, resources, hidden=128, **WIDE)
+    switch, told, room_bytes = tmp_path / "switch", tmp_path / "told", 250 * 2**20
+    as_plain: dict[str, Any] = {field.name: getattr(plain, field.name) for field in fields(plain)}
+    as_plain["progress"] = Told(str(told))
+    limited = LimitedJob(**as_plain, switch=str(switch), room_bytes=room_bytes, limit=limit)
+    with limits(limit, switch, room_bytes):
+        with in_thread(train.run, limited) as running:
+            wait_for_checkpoints(tmp_path, 1, lambda: not running.done())
+            switch.touch()
+            [worker] = ray_processes("RayTrainWorker")
+            worker.kill()
+        notes = running.result().summary["notes"]
+    assert notes[0] == "ran out of memory with micro-batches of 16 rows and went on with 8"
+    first, *_ = told.read_text().splitlines()
+    assert first == (
+        "train:sft ran out of memory with micro-batches of 16 rows: it goes on from its last checkpoint with 8"
+    )
+    assert_like_one_process(plain)
+
+
+@contextmanager
+def limits(limit: Limit, switch: Path, room_bytes: int) -> Iterator[None]:
+    """What the limit needs outside of the workers."""
+    if limit == "address space":
+        yield
+        return
+    try:
+        group = make_cgroup(switch, room_bytes)
+    except OSError as reason:
+        pytest.skip(f"a memory limit needs the right to make a cgroup: {reason}")
+    try:
+        yield
+    finally:
+        group.rmdir()
 
 
 def new_checkpoints(folder: Path, is_running: Callable[[], bool]) -> Iterator[int]:
@@ -302,13 +353,16 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path: Path) -> None:
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         filler.write_bytes(bytes(free - 700_000))  # not enough for two checkpoints
         with ThreadPoolExecutor(1) as thread:
-            running = thread.submit(finish, disk, {"keep_checkpoints": 1, "max_failures": 0}, {})
+            by_time = {"checkpoint_every": 1000, "checkpoint_every_s": 0.1}
+            running = thread.submit(finish, disk, {"keep_checkpoints": 1, "max_failures": 0, **by_time}, {})
         if error := running.exception():
             assert "No space left on device" in "".join(traceback.format_exception(error))
             filler.unlink()
             finish(disk, {}, {})
         else:
-            assert any("no disk space for the checkpoint" in note for note in running.result()["notes"])
+            notes = running.result()["notes"]
+            assert any("no disk space for the checkpoint of step" in note for note in notes), notes
+            assert all("free some space" in note for note in notes)
         assert [record["step"] for record in history(job)] == list(range(1, 41))
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -44,12 +44,12 @@ def light(**changes: Any) -> Resources:
     return Resources.model_validate({"cpus": 3, "object_store_bytes": 100 * 2**20, "train": part})
 
 
-def training_job(folder: Path, resources: Resources, **changes: Any) -> StageContext:
+def training_job(folder: Path, resources: Resources, *, hidden: int = 32, **changes: Any) -> StageContext:
     """The arm `sft` of a recipe over rows `row-0`, `row-1`, ... and a random model of three blocks."""
     store = Store(str(folder / "store"))
     model, data = "prune/" + "1" * 16, "seed/" + "2" * 16
     if store.manifest(data) is None:
-        make_model(folder / "teacher", "llama", num_blocks=3)
+        make_model(folder / "teacher", "llama", num_blocks=3, hidden=hidden)
         _commit(store, model, folder / "teacher")
         (folder / "rows").mkdir()
         rows = [_row(number) for number in range(NUM_ROWS)]

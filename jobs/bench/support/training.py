@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sdft_ray.data.chat import ChatFormat, load_tokenizer
 from sdft_ray.data.packing import Document, PackedRows, attention_inputs
 from sdft_ray.lab import sets
 from sdft_ray.lab.export import TEACHER
+from sdft_ray.models.loading import load_model
 from sdft_ray.training.loop import rows_of_step, train
 from sdft_ray.training.parallel import Parallel, local_group
 from sdft_ray.training.plan import StepRecord, TrainPlan
@@ -49,9 +50,9 @@ WARMUP_STEPS = 1
 _IGNORED = -100
 
 
-def documents() -> list[Document]:
+def documents(tokenizer: Path | None = None) -> list[Document]:
     """The laboratory's mixed seed set with its reference responses, as training sees it."""
-    chat = ChatFormat(load_tokenizer(TEACHER))
+    chat = ChatFormat(load_tokenizer(tokenizer or TEACHER))
     return [chat.encode(row["instruction"], row["reference"]) for row in sets.seed_rows("mixed")]
 
 
@@ -60,6 +61,23 @@ def make_model(attention: str = "sdpa") -> Any:
     config = LlamaConfig(**MODEL)
     config._attn_implementation = attention
     return LlamaForCausalLM(config)
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model to train, by a function of its attention, and the rows of a step, which are one micro-batch."""
+
+    make: Callable[[str], Any] = make_model
+    rows_per_step: int = ROWS_PER_STEP
+
+
+def trainee_of(model: Path | None, num_rows: int) -> Trainee:
+    """A checkpoint in float32, or the random Llama."""
+    return (
+        Trainee()
+        if model is None
+        else Trainee(lambda attention: load_model(model, "float32", attn=attention), num_rows)
+    )
 
 
 @dataclass
@@ -88,7 +106,11 @@ class Clock:
 
 
 def our_loop(
-    rows: PackedRows, num_steps: int, precision: Precision, parallel: Parallel | None = None
+    rows: PackedRows,
+    num_steps: int,
+    precision: Precision,
+    parallel: Parallel | None = None,
+    trainee: Trainee = Trainee(),
 ) -> dict[str, Any]:
     """`sdft_ray.training.loop.train` with its own choice of attention."""
     clock = Clock()
@@ -98,13 +120,13 @@ def our_loop(
 
     plan = TrainPlan(
         num_steps=num_steps,
-        rows_per_step=ROWS_PER_STEP,
+        rows_per_step=trainee.rows_per_step,
         learning_rate=LEARNING_RATE,
-        micro_batch_rows=ROWS_PER_STEP,
+        micro_batch_rows=trainee.rows_per_step,
         warmup_fraction=0.0,
         precision=precision,
     )
-    train(make_model(), rows, plan, report=report, parallel=parallel)
+    train(trainee.make("sdpa"), rows, plan, report=report, parallel=parallel)
     return clock.figures()
 
 
@@ -125,14 +147,19 @@ class Batch:
     num_tokens: int
 
 
-def bare_loop(batches: Iterator[Batch], num_steps: int, precision: Precision) -> dict[str, Any]:
+def bare_loop(
+    batches: Iterator[Batch],
+    num_steps: int,
+    precision: Precision,
+    trainee: Trainee = Trainee(),
+) -> dict[str, Any]:
     """The loop that one writes first: all logits, gradients as autograd leaves them, torch's own parts.
 
     With `bf16` weights are bfloat16 and the optimizer has float32 masters: what our loop promises, and faster here
     than autocast, which converts the weights in every pass. Attention is the one that our loop chooses.
     """
     clock = Clock()
-    model = make_model("eager" if precision == "bf16" else "sdpa").train()
+    model = trainee.make("eager" if precision == "bf16" else "sdpa").train()
     weights = list(model.parameters())
     masters = weights
     if precision == "bf16":
@@ -171,11 +198,11 @@ def _copy(masters: Sequence[torch.nn.Parameter], weights: Sequence[torch.nn.Para
         weight.copy_(master)
 
 
-def packed_batches(rows: PackedRows) -> Iterator[Batch]:
+def packed_batches(rows: PackedRows, rows_per_step: int = ROWS_PER_STEP) -> Iterator[Batch]:
     """The rows of our loop's steps, in its order."""
     step = 0
     while True:
-        indices = rows_of_step(step, rows.num_rows, ROWS_PER_STEP, seed=0)
+        indices = rows_of_step(step, rows.num_rows, rows_per_step, seed=0)
         inputs = attention_inputs(rows, indices)
         num_tokens = int(np.count_nonzero(rows.segment_ids_NT[indices]))
         yield Batch(inputs, _targets(inputs["input_ids"], torch.from_numpy(rows.loss_mask_NT[indices])), num_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -297,3 +298,24 @@ def test_rows_without_response_are_refused():
         train(small_model(), silent, PLAN)
     with pytest.raises(DataError, match="no token"):
         mean_loss(small_model(), silent)
+
+
+def test_checkpoints_come_by_time_and_by_steps(rows: PackedRows):
+    def steps(every: int, every_s: float) -> list[int]:
+        _, states = run(small_model(), rows, replace(PLAN, checkpoint_every=every, checkpoint_every_s=every_s))
+        return [state.step for state in states]
+
+    assert steps(0, 1e-9) == [1, 2, 3, 4]
+    assert steps(3, 1e-9) == [1, 2, 3, 4]
+    assert steps(3, 1e9) == [3]
+    assert steps(0, 1e9) == steps(0, 0.0) == []
+
+
+def test_a_state_is_let_go_of_once_it_is_loaded(rows: PackedRows, tmp_path: Path):
+    plan = replace(PLAN, checkpoint_every=3)
+    train(small_model(), rows, plan, save=lambda state: save_state(tmp_path, state))
+    states = [load_state(tmp_path)]
+    kept = weakref.ref(states[0].weights["model.embed_tokens.weight"])
+    seen: list[object] = []
+    train(small_model(), rows, plan, resume=states.pop(), report=lambda record: seen.append(kept()))
+    assert seen == [None]

@@ -18,7 +18,7 @@ import torch
 from sdft_ray.data.packing import Document, PackedRows, pack
 from sdft_ray.errors import RecipeError
 from sdft_ray.recipe.arms import Objective
-from sdft_ray.training.loop import StepRecord, TrainPlan, train
+from sdft_ray.training.loop import StepRecord, TrainPlan, _Checkpoints, train
 from sdft_ray.training.losses import Teacher
 from sdft_ray.training.parallel import Parallel, Single
 from sdft_ray.training.schedule import Precision
@@ -136,6 +136,21 @@ def test_ranks_train_like_one(rows: PackedRows, world_size: int, tmp_path: Path)
         assert [r.grad_norm for r in of_rank] == [r.grad_norm for r in records[0]]
         assert [r.num_loss_tokens for r in of_rank] == [r.num_loss_tokens for r in expected]
     assert_same_training(tmp_path / "alone", directories)
+
+
+@pytest.mark.parametrize("is_due", [True, False])
+def test_the_clock_of_the_first_rank_decides_for_all(is_due: bool):
+    barrier, shared = Barrier(2, timeout=60), [None] * 2
+    plan = replace(PLAN, checkpoint_every=0, checkpoint_every_s=100.0)
+
+    def ask(rank: int) -> bool:
+        checkpoints = _Checkpoints(plan, Threads(rank, shared, barrier), torch.device("cpu"))
+        if (rank == 0) == is_due:
+            checkpoints._since_s -= 1000.0
+        return checkpoints.is_due(1)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(2))) == [is_due, is_due]
 
 
 @pytest.mark.slow
