@@ -83,7 +83,7 @@ def smaller(settings: Train, step_rows: int) -> Train | None:
 
 
 def _micro_batch_rows(settings: Train, step_rows: int) -> int:
-    return min(settings.micro_batch_size, math.ceil(step_rows / settings.min_workers))
+    return min(settings.micro_batch_rows, math.ceil(step_rows / settings.min_workers))
 
 
 def _words(had: Train, has: Train, step_rows: int) -> tuple[str, str]:

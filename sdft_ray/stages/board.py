@@ -58,6 +58,13 @@ class ProgressBoard:
         """All that ever worked on a step, the latest last."""
         return self._workers.get(step, [])
 
+    def tell(self, sentence: str) -> None:
+        self._sentences.append(sentence)
+
+    def told(self) -> list[str]:
+        """All sentences for the user so far."""
+        return self._sentences
+
 
 def merged(counts: dict[str, Figure], phase: str) -> Figure:
     """What the step itself counts (""), or its parts together if that is more: those of a dead worker begin anew."""
@@ -67,13 +74,6 @@ def merged(counts: dict[str, Figure], phase: str) -> Figure:
     done = max(whole.done, sum(part.done for part in parts))
     unit = next((count.unit for count in (whole, *parts) if count.unit), "")
     return Figure(min(done, total) if total else done, total, unit, phase)
-
-    def tell(self, sentence: str) -> None:
-        self._sentences.append(sentence)
-
-    def told(self) -> list[str]:
-        """All sentences for the user so far."""
-        return self._sentences
 
 
 class ProgressReporter:

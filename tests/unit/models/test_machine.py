@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sdft_ray.models import machine
 from sdft_ray.models.machine import group_limits, this_machine
-from sdft_ray.planning import machine
 
 MIB = 2**20
 

@@ -103,7 +103,7 @@ class Fit:
 
     def __call__(self, job: StageContext) -> str:
         settings = job.resources.train
-        self.asked.append((settings.micro_batch_size, settings.activation_checkpointing))
+        self.asked.append((settings.micro_batch_rows, settings.activation_checkpointing))
         if self.failures:
             raise self.failures.pop(0)
         return "a student"
