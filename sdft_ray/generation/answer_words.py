@@ -25,7 +25,7 @@ HEDGES = word_set(
     " otherwise between seemingly supposedly allegedly presumably arguably approaching thereabouts ish versus vs"
     " likewise plausible example instance alternatively estimate estimated estimation bound hint unlike contrary"
     " student theoretically kidding joking joke sic placeholder oder ou vielleicht ungefähr etwa quizás peut"
-    " environ ungefaehr"
+    " environ ungefaehr according"
 )
 CONDITIONS = word_set(
     "if unless suppose supposing supposed assume assuming assumed imagine pretend whether provided hypothetically"
