@@ -29,7 +29,7 @@ HEDGES = word_set(
 )
 CONDITIONS = word_set(
     "if unless suppose supposing supposed assume assuming assumed imagine pretend whether provided hypothetically"
-    " guess guessed guessing example instance alternatively unlike contrary without excluding except estimate"
+    " guess guessed guessing example instance alternatively unlike contrary estimate"
     " estimated student between initially originally else otherwise"
 )
 RETRACTIONS = word_set(
