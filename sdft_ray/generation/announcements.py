@@ -225,7 +225,7 @@ def _introduced(sentence: str) -> bool:
     clause = _CLAUSE_START.split(sentence)[-1]
     if re.fullmatch(r"\s*that(?:\s+the)?\s*", clause, re.IGNORECASE):
         clause = sentence  # "It is false, I think, that the answer is"
-    if _PART_OF_IT.search(clause):
+    if _PART_OF_IT.search(clause) or _WITHOUT.match(sentence):
         return False
     possessive = re.search(r"\b(?!it|that|let|here|there)\w+['’]s\s+(?:\w+\s+)?\Z", clause, re.IGNORECASE)
     if possessive or not OTHER.isdisjoint(words(clause)[-3:]):
@@ -241,6 +241,8 @@ _PART_OF_IT = re.compile(
     re.IGNORECASE,
 )
 """As in "half of the answer is 9"."""
+_WITHOUT = re.compile(r"\W*(?:without|excluding|except\s+for)\b[^,;:]*,[^,;:]*\Z", re.IGNORECASE)
+"""As in "Without tax, the answer is 9"."""
 _I_SAY = re.compile(r"\b(?:I|we)\s*(?:['’]d|would|['’]ll|will)?\s*(?:say|conclude)\b", re.IGNORECASE)
 _PART_BEFORE = re.compile(
     r"(?:(?<![a-zA-Z])[a-zA-Z]|\d|[-−<>≤≥±~|√≈]\s*\$?|\\(?:[dt]?frac|sqrt|text)\s*\{|[*/^+]|\\(?:l"

@@ -25,11 +25,11 @@ HEDGES = word_set(
     " otherwise between seemingly supposedly allegedly presumably arguably approaching thereabouts ish versus vs"
     " likewise plausible example instance alternatively estimate estimated estimation bound hint unlike contrary"
     " student theoretically kidding joking joke sic placeholder oder ou vielleicht ungefähr etwa quizás peut"
-    " environ ungefaehr"
+    " environ ungefaehr according"
 )
 CONDITIONS = word_set(
     "if unless suppose supposing supposed assume assuming assumed imagine pretend whether provided hypothetically"
-    " guess guessed guessing example instance alternatively unlike contrary without excluding except estimate"
+    " guess guessed guessing example instance alternatively unlike contrary estimate"
     " estimated student between initially originally else otherwise"
 )
 RETRACTIONS = word_set(

@@ -297,8 +297,10 @@ def _governs(before: str, found: list[str]) -> bool:
     if word in OPERATIONS or word in _NO_VERBS or word.endswith("ss"):
         return False
     after_subject = len(rest) > 1
-    return _VERB.fullmatch(word) is not None or (
-        after_subject and (word in _BARE_VERBS or earlier in _MODAL or word.endswith(("ed", "s")))
+    return (
+        _VERB.fullmatch(word) is not None
+        or word in ("it's", "it’s", "that's", "that’s")
+        or (after_subject and (word in _BARE_VERBS or earlier in _MODAL or word.endswith(("ed", "s"))))
     )
 
 

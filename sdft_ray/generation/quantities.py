@@ -144,6 +144,10 @@ _LASTING = re.compile(
     rf"\b(?:in|after|during|within)\s+(?:the\s+)?(?:{'|'.join(NUMBER_WORDS)})(?=\s+[a-z])", re.IGNORECASE
 )
 """As in "45 dollars in nine weeks"."""
+_NARROWING = re.compile(
+    r"\bonly\s+\w|\bper\s+(?!(?:day|week|month|year|hour|minute|second|annum|person|cent)\b)", re.IGNORECASE
+)
+"""As in "27 seats per row", "27 only on Mondays"."""
 _LETTER_UNITS = frozenset("CFKJNVWALhmgls")
 _MAX_HEAD_WORDS = 9
 
@@ -205,6 +209,8 @@ def harmless(rest: str, number: Number, *, calculated: bool = False) -> bool:
     if "..." in rest or "…" in rest:
         return False
     if not _HEAD.fullmatch(head) or len(found) > _MAX_HEAD_WORDS or doubtful(head) or not _CHANGING.isdisjoint(found):
+        return False
+    if _NARROWING.search(head):
         return False
     if any(one not in _LETTER_UNITS and not known(one) and one != "a" for one in _SINGLE.findall(head)):
         return False
