@@ -16,6 +16,7 @@ from sdft_ray.statistics.detectable import ASSUMED_DISCORDANT, LEVEL, POWER, det
 from sdft_ray.statistics.flips import flips
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store import files
+from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
 
 
@@ -42,16 +43,10 @@ class Detectable:
 def detectable(recipe: Recipe, store: Store, states: Mapping[str, State]) -> Detectable:
     """Of the recipe's evaluation, by what of it is in the store. Raises `EvaluationError` for an unknown task."""
     manifests = {name: state.manifest for name, state in states.items() if state.manifest is not None}
-    scores = {
-        model: Scores.from_json(json.loads((store.path(own.address) / files.SCORES).read_text(encoding="utf-8")))
-        for model, own in by_label(manifests, "evaluate").items()
-    }
-    counted = next(iter(scores.values()), None)
-    if counted is not None:
-        num_items: dict[str, int | None] = {name: score.n for name, score in counted.tasks.items()}
-    else:
-        num_items = _limits(recipe)
-    share, num_pairs = _measured(scores)
+    evaluated = by_label(manifests, "evaluate")
+    counted = next((own.summary["scores"] for own in evaluated.values() if "scores" in own.summary), None)
+    num_items = _limits(recipe) if counted is None else {name: score["n"] for name, score in counted.items()}
+    share, num_pairs = _measured(_scores(store, evaluated))
     known = [number for number in num_items.values() if number is not None]
     whole = known if len(known) == len(num_items) else []
     return Detectable(
@@ -62,6 +57,18 @@ def detectable(recipe: Recipe, store: Store, states: Mapping[str, State]) -> Det
         detectable_difference(whole, share) if whole else None,
         detectable_difference([min(known)], share) if known else None,
     )
+
+
+def _scores(store: Store, evaluated: Mapping[str, Manifest]) -> dict[str, Scores]:
+    """By model, with their items, of a store on this machine; nothing is downloaded for a plan of work."""
+    if not store.is_local:
+        return {}
+    paths = {model: store.path(own.address) / files.SCORES for model, own in evaluated.items()}
+    return {
+        model: Scores.from_json(json.loads(path.read_text(encoding="utf-8")))
+        for model, path in paths.items()
+        if path.is_file()
+    }
 
 
 def _limits(recipe: Recipe) -> dict[str, int | None]:

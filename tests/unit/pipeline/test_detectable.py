@@ -28,7 +28,9 @@ def evaluated(tmp_path: Path, model: str, values: list[float]) -> State:
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_text("{}", encoding="utf-8")
     (folder / files.SCORES).write_text(json.dumps(Scores({"t": score}).to_json()), encoding="utf-8")
-    manifest = Manifest(f"evaluate:{model}", "evaluate", address, "f", "{}", {}, {}, Usage())
+    manifest = Manifest(
+        f"evaluate:{model}", "evaluate", address, "f", "{}", {}, {}, Usage(), {"scores": {"t": {"n": len(values)}}}
+    )
     return State(Step("evaluate", {}, subject=model), "done", address, manifest=manifest)
 
 

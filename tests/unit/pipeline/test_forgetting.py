@@ -156,6 +156,7 @@ LIKENESSES = {f"likeness:{model}" for model in ("pruned", "sft", "sdft")}
     [
         ({"num_rows": 2}, {"texts"} | FORGETS),
         ({"limit": 2}, {"texts"} | FORGETS),
+        ({"sample": 2}, {"texts"} | FORGETS),
         ({"columns": {"id": "id"}}, {"texts"} | FORGETS),
         ({"source": "other.jsonl"}, {"texts"} | FORGETS),
         ({"max_tokens": 77}, FORGETS),
@@ -176,7 +177,7 @@ def test_what_a_change_of_the_part_moves(
 
 def test_all_fields_are_tried_above(world: Path) -> None:
     fields = set(Forgetting.model_fields) - {"revision", "embedding_revision", "answer_kind", "check"}
-    assert fields == {"num_rows", "limit", "columns", "source", "max_tokens", "embedding"}
+    assert fields == {"num_rows", "limit", "sample", "columns", "source", "max_tokens", "embedding"}
     found = named(recipe(world, {"answer_kind": "list", "check": "x"}))
     assert found["texts"].slice == {"answer_kind": "list", "check": "x"}
 

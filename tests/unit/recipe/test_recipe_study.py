@@ -138,3 +138,30 @@ def planned(lab: Path, changes: dict[str, Any]) -> None:
 def test_a_size_beyond_the_seed_set_is_refused_before_rates_are_tried(lab: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"num_rows is 9,000, but there are only 4,\d\d\d training rows"):
         run_study(study_of(lab, num_rows=[700, 9000]), Store(str(tmp_path / "store")), view="none")
+
+
+def test_a_part_of_a_study_is_the_same_recipes() -> None:
+    whole = Study.load(next(path for path in STUDIES if path.stem == "smollm2_135m"))
+    part = whole.only(["dolly_18", "gsm8k_mixed"])
+    assert [group.variant for group in groups(part)] == ["dolly_18", "gsm8k_mixed"]
+    by_name = {group.name: rate_recipe(whole, group) for group in groups(whole)}
+    assert all(rate_recipe(part, group) == by_name[group.name] for group in groups(part))
+    assert whole.only([]) == whole
+    with pytest.raises(RecipeError, match="has no variant 'dolly' → it has dolly_24, gsm8k_24"):
+        whole.only(["dolly"])
+
+
+def test_the_study_of_a_small_model_is_what_it_says() -> None:
+    """Three cuts of two sets, four arms, two sizes of which the larger has 2,000 rows, three seeds."""
+    study = Study.load(next(path for path in STUDIES if path.stem == "smollm2_135m"))
+    recipes = [rate_recipe(study, group) for group in groups(study)]
+    assert [recipe.depth.remove_blocks for recipe in recipes] == [6, 6, 12, 12, 3, 3]
+    assert [recipe.width is not None for recipe in recipes] == [False] * 4 + [True] * 2
+    for recipe in recipes:
+        assert recipe.forgetting is not None
+        assert recipe.forgetting.source != recipe.seed_set.source
+        assert recipe.seed_set.decontaminate.ngram == 13
+        assert recipe.train.validation_fraction > 0
+    size = size_of_study(study)
+    assert (size.num_cells, size.num_trainings) == (48, 192)
+    assert (study.num_rows, study.seeds) == ((500, 2000), (0, 1, 2))
