@@ -256,13 +256,14 @@ class _Rehearsal:
 
         from sdft_ray.data.rows import read_source
         from sdft_ray.generation.checks import check_error
-        from sdft_ray.pruning.plan import resolve_num_removed
+        from sdft_ray.models.families import num_blocks_of
         from sdft_ray.stages.probes import measure_probe
 
         with self._probe("measure"):
             rows = pa.concat_tables(read_source(self._recipe.calibration, check_error))
-            job, config = self._job("measure"), self._teacher.fetched.config
-            dropped = resolve_num_removed(self._recipe.depth, config) if "drops" in job.slice else 0
+            job = self._job("measure")
+            removed = num_blocks_of(self._teacher.fetched.config) - num_blocks_of(self._configs[""])
+            dropped = max(1, removed) if "drops" in job.slice else 0
             task = ray.remote(measure_probe).options(**remote_options(self._resources.measure))
             return ray.get(task.remote(job, rows, dropped, time.time()))
         return None
