@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sdft_ray.errors import DataError, UserError
+from sdft_ray.errors import UserError
 from sdft_ray.generation.pace import Pace, constant_pace, fitted_pace
 from sdft_ray.generation.prompts import TEMPLATES
 from sdft_ray.generation.trial import Distance, Recommendation, TemplateTrial, recommend, trial_of
+from sdft_ray.pipeline.draw import drawn_rows
 from sdft_ray.pipeline.forecast import Forecast, Measured, Texts, train_key, wall_seconds
 from sdft_ray.pipeline.interrupt import interrupts
 from sdft_ray.pipeline.memory import plan_memory
@@ -28,7 +29,6 @@ from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.graph import State, resolve
 from sdft_ray.stages.job import StageContext, remote_options
 from sdft_ray.stages.sources import Sources
-from sdft_ray.store import files
 from sdft_ray.store.store import Store
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _Rehearsal:
         self._teacher = sources.teacher
         self._failed: dict[str, str] = {}
         began = time.monotonic()
-        self._sized, self._num_seed_rows = _drawn(recipe, store, states["seed"], max(num_rows, _SIZED_ROWS))
+        self._sized, self._num_seed_rows = drawn_rows(recipe, store, states["seed"], max(num_rows, _SIZED_ROWS))
         self._read_s = time.monotonic() - began
         self._rows = self._sized[:num_rows]
         configs = planned_configs(recipe, self._teacher.fetched.config)
@@ -272,13 +272,14 @@ class _Rehearsal:
 
         from sdft_ray.data.rows import read_source
         from sdft_ray.generation.checks import check_error
-        from sdft_ray.pruning.plan import resolve_num_removed
+        from sdft_ray.models.families import num_blocks_of
         from sdft_ray.stages.probes import measure_probe
 
         with self._probe("measure"):
             rows = pa.concat_tables(read_source(self._recipe.calibration, check_error))
-            job, config = self._job("measure"), self._teacher.fetched.config
-            dropped = resolve_num_removed(self._recipe.depth, config) if "drops" in job.slice else 0
+            job = self._job("measure")
+            removed = num_blocks_of(self._teacher.fetched.config) - num_blocks_of(self._configs[""])
+            dropped = max(1, removed) if "drops" in job.slice else 0
             task = ray.remote(measure_probe).options(**remote_options(self._resources.measure))
             return ray.get(task.remote(job, rows, dropped, time.time()))
         return None
@@ -402,45 +403,6 @@ class _Tried:
         if settings.sampler == "vllm" and len(done.finished_s) <= settings.max_sequences:
             return fitted_pace(done.finished_s, done.prompt_tokens, done.response_tokens)
         return constant_pace(max(done.finished_s, default=0.0), done.prompt_tokens, done.response_tokens)
-
-
-def _drawn(recipe: Recipe, store: Store, seed: State, num_rows: int) -> tuple[list[dict[str, Any]], int]:
-    """Rows of the seed set in the order of the draw, and how many it has; those that a run has made, where there are.
-
-    Raises `DataError` where there are none.
-    """
-    from sdft_ray.generation.chunks import Ledger, keys_of
-    from sdft_ray.stages.rewriter import KEY_COLUMNS
-
-    def tables() -> Iterator[pa.Table]:
-        return _seed_tables(recipe, store, seed)
-
-    ledger = Ledger(keys_of(tables(), KEY_COLUMNS))
-    if not ledger.num_rows:
-        raise DataError(
-            f"the seed set {recipe.seed_set.source} has no rows", "give rows with an instruction and a reference"
-        )
-    drawn = ledger.draw(num_rows, recipe.generate.seed).tolist()
-    wanted, found, start = set(drawn), {}, 0
-    for table in tables():
-        here = [position - start for position in sorted(wanted) if start <= position < start + table.num_rows]
-        rows = table.take(pa.array(here, pa.int64())).to_pylist()
-        found |= {start + place: row for place, row in zip(here, rows, strict=True)}
-        start += table.num_rows
-    return [found[position] for position in drawn], ledger.num_rows
-
-
-def _seed_tables(recipe: Recipe, store: Store, seed: State) -> Iterator[pa.Table]:
-    import pyarrow.parquet as pq
-
-    from sdft_ray.data.rows import read_source
-    from sdft_ray.generation.checks import check_error
-
-    if seed.status == "done":
-        with pq.ParquetFile(store.path(seed.address) / files.ROWS) as table:
-            yield from (pa.Table.from_batches([batch]) for batch in table.iter_batches())
-    else:
-        yield from read_source(recipe.seed_set, check_error, turns=recipe.train.turns)
 
 
 def _templates(recipe: Recipe) -> list[str]:
