@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.train import WorkerGroupError
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdft_ray.errors import ResourceError

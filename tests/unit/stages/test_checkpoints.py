@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from sdft_ray.stages import checkpoints
 from sdft_ray.store import files
 from sdft_ray.training.state import TrainState, save_state
+from tests.support.training_job import light, training_job
 
 LIST = "checkpoint_manager_snapshot.json"
 OLDER, NEWER = "checkpoint_2026-11-28_10-00-01.000001", "checkpoint_2026-11-28_10-00-02.000002"
@@ -101,3 +104,23 @@ def test_a_list_that_names_what_is_gone_is_removed(run: Path) -> None:
     place, damaged = _newest(run)
     assert not (run / LIST).exists()
     assert (place, damaged) == (f"file://{run / OLDER}", ())
+
+
+def test_a_checkpoint_that_could_not_be_copied_is_given_up_before(tmp_path: Path) -> None:
+    """A real small disk: what is written takes more than half of it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("making a small disk needs the right to mount one")
+    try:
+        job = replace(training_job(tmp_path / "inputs", light()), store_url=str(disk / "store"))
+        written = disk / "saving"
+        written.mkdir()
+        (written / "state.safetensors").write_bytes(bytes(400_000))
+        checkpoints._check_room(job, written)
+        (written / "more").write_bytes(bytes(200_000))
+        with pytest.raises(OSError, match="No space left on device") as raised:
+            checkpoints._check_room(job, written)
+        assert checkpoints._is_full(raised.value)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
