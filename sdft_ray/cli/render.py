@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,18 +136,9 @@ def _print_memory(console: Console, plan: MemoryPlan) -> None:
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
     """`memory` has the steps, the assumptions and the resources that were chosen."""
-    plan = explanation.memory
-    data = {f.name: getattr(explanation, f.name) for f in fields(explanation) if f.name != "memory"}
-    data = {
-        name: [asdict(v) for v in value] if isinstance(value, tuple) else asdict(value) if value else None
-        for name, value in data.items()
-    }
-    memory = {
-        "steps": [asdict(step) for step in plan.steps],
-        "assumed": plan.assumed,
-        "budget_bytes": plan.budget_bytes,
-    }
-    return {**data, "memory": {**memory, "resources": plan.resources.model_dump(mode="json")}}
+    data = asdict(explanation)
+    memory = {name: data["memory"][name] for name in ("steps", "assumed", "budget_bytes")}
+    return {**data, "memory": {**memory, "resources": explanation.memory.resources.model_dump(mode="json")}}
 
 
 def _size_table(teacher: ModelSize, pruned: ModelSize) -> Table:

@@ -119,7 +119,7 @@ def test_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert precision_of(AUTO, model) == expected_precision(AUTO, config, "bfloat16", kv_cache_bytes=0, gpus=0)
         assert (precision_of(AUTO, model).dtype, precision_of(AUTO, model).checkpoint) == (expected, "bfloat16")
         assert precision_of(AUTO, model, wanted="float32").dtype == "float32"
-    monkeypatch.setattr(precision, "free_bytes", lambda: 2 * GIB)
+    monkeypatch.setattr(precision, "free_memory", lambda: 2 * GIB)
     monkeypatch.setattr(precision, "amx_state", lambda *, test=True: ABSENT)
     assert precision_of(AUTO, model, kv_cache_bytes=2 * GIB).dtype == "bfloat16"
 

@@ -23,6 +23,7 @@ def _die(*_: object) -> NoReturn:
 def _rewrite(has_worked: bool) -> None:
     rewriter: Any = Rewriter.__new__(Rewriter)
     rewriter._has_committed = has_worked
+    rewriter._refused = None
     rewriter._answer = _die
     rewriter(pa.table({"chunk": ["a"], "runs": [[0, 1]]}))
 
