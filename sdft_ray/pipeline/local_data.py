@@ -1,7 +1,7 @@
 """A folder in place of the hub: teacher, sets of rows and data of tasks that a recipe names there, as local files.
 
-The folder has one folder for each of them, named as on the hub, with or without the owner; a named set may also have
-the name that recipes call it by. Of a data set it holds one file for each split (see `sdft_ray.evaluation.task_data`).
+The folder has one folder for each of them, named as on the hub, with or without the owner (`databricks-dolly-15k`,
+`dolly-15k`, `dolly15k`); a named set may also have the name that recipes call it by. Of a data set it holds one file for each split (see `sdft_ray.evaluation.task_data`).
 What lies there counts by its content, so results are those of the files and never taken for those of the hub.
 """
 
@@ -61,7 +61,9 @@ def _rows(part: _Part, folder: Path) -> _Part:
     if name not in NAMED_SETS:
         return part
     known = NAMED_SETS[name]
-    for option in (known.hub, known.hub.rpartition("/")[2], name):
+    owner, _, short = known.hub.rpartition("/")
+    bare = short.removeprefix(f"{owner}-")
+    for option in (known.hub, short, bare, bare.replace("-", ""), name):
         for place in folders_below(folder, option):
             files = split_files(place).get(known.split, ())
             if len(files) > 1:

@@ -93,6 +93,7 @@ class Situation:
                     self.element,
                     batch_tokens=settings.batch_tokens,
                     longest_tokens=longest,
+                    compared=step.stage == "forget" and "model" in step.inputs,
                     on_gpu=bool(settings.gpus),
                 )
             case "speed" | "rate":

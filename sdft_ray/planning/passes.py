@@ -51,18 +51,27 @@ def patch_need(shape: ModelShape, element: int, *, num_gaps: int, batch_tokens: 
     return Need({**need.terms, "sums": 4 * max(1, num_gaps) * shape.hidden**2 * 8}, need.place)
 
 
-def gap_need(shape: ModelShape, element: int, *, batch_tokens: int, longest_tokens: int, on_gpu: bool = False) -> Need:
-    """Likelihoods of responses: the logits of all positions of a batch from the first response on, those of one row
-    in float32 with their log-probabilities.
+def gap_need(
+    shape: ModelShape,
+    element: int,
+    *,
+    batch_tokens: int,
+    longest_tokens: int,
+    compared: bool = False,
+    on_gpu: bool = False,
+) -> Need:
+    """Likelihoods of responses: logits of some tokens at a time, as for measuring. `compared`: also the divergence of
+    two models that are in memory together, whose logits, log-probabilities and terms are in float64.
     """
     place: Place = "GPU memory" if on_gpu else "memory"
     tokens = max(batch_tokens, longest_tokens)
+    logits = min(tokens * shape.vocab, max(shape.vocab, MAX_LOGITS[place]))
     return Need(
         {
             "process": CUDA_CONTEXT if on_gpu else TORCH_PROCESS,
-            "weights": shape.weight_bytes(element),
+            "weights": (2 if compared else 1) * shape.weight_bytes(element),
             "activations": tokens * forward_bytes(shape, element),
-            "logits": tokens * shape.vocab * element + longest_tokens * shape.vocab * 8,
+            "logits": logits * (2 * (4 + 8 + 8) if compared else 3 * 4),
         },
         place,
     )
