@@ -73,6 +73,7 @@ def test_the_figures() -> None:
     assert found.mean.value == pytest.approx(values.mean())
     assert found.mean == mean_nll([ResponseNll(math.fsum(row), len(row)) for row in rows])
     assert found.p99.value == np.quantile(values, 0.99, method="inverted_cdf")
+    assert found.p99.value is not None
     assert found.p99.low is not None
     assert found.p99.high is not None
     assert found.p99.value is not None
