@@ -78,9 +78,11 @@ class TrialWriter:
 
 
 def _judged(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], fits: Fits) -> dict[str, Any]:
-    """As selection leaves the row, with the tokens that all its samples took."""
-    tokens = {name: sum(sample[name] for sample in samples) for name in _TOKENS}
-    return {**chosen(row, samples, fits), **tokens}
+    """As selection leaves the row, with the tokens that all its samples took; what went wrong in place of a rewrite."""
+    judged = chosen(row, samples, fits)
+    if judged["reason"] == "error":
+        judged["distilled_response"] = samples[-1]["error"]
+    return {**judged, **{name: sum(sample[name] for sample in samples) for name in _TOKENS}}
 
 
 def _answers(
@@ -96,7 +98,7 @@ def _answers(
 
     def commit(chunk: str, number: int, made: list[dict[str, Any]]) -> str:
         for record in made:
-            kept = {name: record[name] for name in ("response", "finish_reason", *_TOKENS)}
+            kept = {name: record[name] for name in ("response", "finish_reason", "error", *_TOKENS)}
             records.setdefault(record["row_key"], []).append(kept)
         if cache is not None and not any(name.split("-")[1] == str(number) for name in cache.parts_of(chunk)):
             cache.write(chunk, number, pa.Table.from_pylist(made, schema=GENERATED_SCHEMA))
