@@ -277,12 +277,19 @@ class _Planner:
         return f"context {engine.context_tokens or 0:,}, KV cache {num_gib(engine.kv_bytes)}"
 
     def _check_cache(self, step: Step, *, refuse: bool) -> None:
-        """vLLM does not start where its KV cache holds less than one whole context (some blocks may need less)."""
+        """What vLLM refuses after its start: a context that the model does not have, and a KV cache that holds less
+        than one whole context (blocks with a window may need less).
+        """
         if step.stage not in ("generate", "evaluate", "why") or not refuse:
             return
         part = "generate" if step.stage == "generate" else "evaluate"
         settings: Any = getattr(self.resources, part)
-        context = min(settings.context_tokens or 0, self._most_tokens())
+        context, limit = settings.context_tokens or 0, self._situation.whole.context_tokens
+        if settings.sampler == "vllm" and context > limit:
+            raise ResourceError(
+                f"{part}.max_model_tokens is {context:,}, but the model has a context of {limit:,}",
+                f"leave {part}.max_model_tokens out of the resources file, or lower it",
+            )
         one = whole_blocks(context) * self._situation.whole.kv_bytes(self._element())
         if settings.sampler != "vllm" or self._situation.whole.has_windows or settings.kv_bytes >= one:
             return
