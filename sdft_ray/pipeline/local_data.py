@@ -1,8 +1,9 @@
 """A folder in place of the hub: teacher, sets of rows and data of tasks that a recipe names there, as local files.
 
 The folder has one folder for each of them, named as on the hub, with or without the owner (`databricks-dolly-15k`,
-`dolly-15k`, `dolly15k`); a named set may also have the name that recipes call it by. Of a data set it holds one file for each split (see `sdft_ray.evaluation.task_data`).
-What lies there counts by its content, so results are those of the files and never taken for those of the hub.
+`dolly-15k`, `dolly15k`); a named set may also have the name that recipes call it by. Of a data set it holds one file
+for each split (see `sdft_ray.evaluation.task_data`). What lies there counts by its content, so results are those of the
+files and never taken for those of the hub.
 """
 
 from __future__ import annotations

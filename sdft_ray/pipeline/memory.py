@@ -33,7 +33,8 @@ from sdft_ray.stages.spec import workers_of
 from sdft_ray.stages.teacher import TeacherModel
 
 RAY_BYTES = 700 * MIB
-"""A local Ray by itself (head processes and workers that wait), and what this process grows by beside it."""
+"""A local Ray by itself: gcs_server 45 MiB, raylet 60, its three agents in Python 340, workers that wait 90 each; and
+what this process grows by beside it."""
 _SPARE = 0.05
 """Share of the free memory that is left to the system."""
 _LEAST_KV_BYTES = 64 * MIB
@@ -274,12 +275,19 @@ class _Planner:
         return f"context {engine.context_tokens or 0:,}, KV cache {num_gib(engine.kv_bytes)}"
 
     def _check_cache(self, step: Step, *, refuse: bool) -> None:
-        """vLLM does not start where its KV cache holds less than one whole context (some blocks may need less)."""
+        """What vLLM refuses after its start: a context that the model does not have, and a KV cache that holds less
+        than one whole context (blocks with a window may need less).
+        """
         if step.stage not in ("generate", "evaluate", "why") or not refuse:
             return
         part = "generate" if step.stage == "generate" else "evaluate"
         settings: Any = getattr(self.resources, part)
-        context = min(settings.context_tokens or 0, self._most_tokens())
+        context, limit = settings.context_tokens or 0, self._situation.whole.context_tokens
+        if settings.sampler == "vllm" and context > limit:
+            raise ResourceError(
+                f"{part}.max_model_tokens is {context:,}, but the model has a context of {limit:,}",
+                f"leave {part}.max_model_tokens out of the resources file, or lower it",
+            )
         one = whole_blocks(context) * self._situation.token_kv_bytes(settings)
         if settings.sampler != "vllm" or self._situation.whole.has_windows or settings.kv_bytes >= one:
             return

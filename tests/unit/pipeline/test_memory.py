@@ -134,6 +134,8 @@ def test_a_cache_smaller_than_one_context_is_refused_here_and_not_by_a_worker(wo
     with pytest.raises(ResourceError, match=r"evaluate\.kv_cache_bytes is 0\.25 GiB and holds 5,825 tokens") as told:
         _plan(_recipe(world), 24, asked)
     assert "lower evaluate.max_model_tokens to 5,760" in told.value.hint
+    with pytest.raises(ResourceError, match=r"generate\.max_model_tokens is 9,000, but the model has a context of"):
+        _plan(_recipe(world), 24, {"generate": {"max_model_tokens": 9000}})
     chosen = _plan(_recipe(world), 24).resources.evaluate
     assert isinstance(chosen.kv_cache_bytes, int)
     assert chosen.kv_cache_bytes >= 8192 * 2 * 30 * 192 * 4
