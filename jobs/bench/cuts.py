@@ -52,8 +52,8 @@ class Drops:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--set", action="append", required=True, metavar="NAME=FILE", help="JSON Lines, at least one")
+    parser.add_argument("model", type=Path, nargs="?", help="without it, nothing is measured")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=FILE", help="JSON Lines, at least one")
     parser.add_argument("--remove", type=int, nargs="+", default=[6, 10], help="numbers of blocks")
     parser.add_argument(
         "--compared", type=int, default=NUM_CALIBRATION, help="calibration rows that `best` compares on"
@@ -63,6 +63,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/cuts"))
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
+    if asked.model is None or not asked.set:
+        print("cuts: name a model and at least one --set, such as gsm8k=train.jsonl")
+        return
     torch.set_num_threads(asked.threads)
     asked.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(asked.model, asked.work)
