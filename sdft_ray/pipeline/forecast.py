@@ -26,6 +26,8 @@ _BYTES_PER_S = 300 * 2**20
 """At least what a disk takes of a checkpoint: a part of a stage that is short beside the rest."""
 _PACKED = 0.95
 """Share of packed rows that documents fill."""
+_GAP_ROWS = 64
+"""Of `stages.gap`: after so many rows the error is looked at, and for most sets it is small enough then."""
 _TRAINER_S = 5.0
 """What Ray Train adds before workers begin: its controller, and a group of processes."""
 
@@ -150,18 +152,18 @@ class Forecast:
     def _select(self, step: Step) -> float:
         return self._found.light_s + self._read.num_rows * self._found.judge_s
 
-    def _pair_tokens(self) -> float:
-        """Tokens of references and rewrites that `gap` scores under one model."""
+    def _pair_tokens(self, most: float = math.inf) -> float:
+        """Tokens of references and rewrites that one model scores, of at most `most` rows."""
         texts = self._read
-        num_rows = min(self._recipe.gap.num_rows, texts.kept * texts.num_rows)
+        num_rows = min(most, self._recipe.gap.num_rows, texts.kept * texts.num_rows)
         return num_rows * (texts.reference_tokens + texts.selected_tokens)
 
     def _gap(self, step: Step) -> float | None:
         probe = self._found.nll
         if probe is None:
             return None
-        ratio = 1.0 if step.subject else self._ratio(step)
-        return probe.start_s + (1 + ratio) * self._pair_tokens() * probe.unit_s
+        work = {"": 1.0, "corrected": 2.0}.get(step.subject, self._ratio(step))
+        return probe.start_s + work * self._pair_tokens(_GAP_ROWS) * probe.unit_s
 
     def _forget(self, step: Step) -> float | None:
         probe, asked = self._found.nll, self._recipe.forgetting

@@ -41,7 +41,7 @@ def test_a_stage_takes_its_start_and_its_units(recipe: Recipe) -> None:
     told = forecast(recipe, found, measure={"num_tasks": 4})
     assert told.seconds(step(recipe, "measure")) == 3.0 + 3 * 2.0
     # Teacher and pruned model score 512 rows at most, of those kept.
-    assert told.seconds(step(recipe, "gap")) == pytest.approx(4.0 + 1.75 * 500 * (60 + 80) * 0.001)
+    assert told.seconds(step(recipe, "gap")) == pytest.approx(4.0 + 64 * (60 + 80) * 0.001)
     assert told.seconds(step(recipe, "speed")) == pytest.approx(1.0 + 6 * 1.75 * 5.0)
 
 
