@@ -206,7 +206,7 @@ def run_missing(
     from sdft_ray.stages.session import ray_session
     from sdft_ray.stages.watch import MemoryWatch, Poller
 
-    show(Event("message", detail=f"lines of Ray and the engines go to {short(log)}"))
+    show(Event("message", detail=f"starting Ray; what it and the engines print goes to {short(log)}"))
     with ray_session(resources) as capacity, MemoryWatch() as memory:
         check_capacity({state.step.stage for walk in walks for state in walk.missing()}, resources, capacity)
         if memory_bytes is not None:
