@@ -14,7 +14,20 @@ from tests.support.documents import ROOT
 
 pytestmark = pytest.mark.slow
 
-BLOCKED = ("ray", "vllm", "lm_eval", "datasets", "peft", "pyarrow", "pandas", "typer", "rich", "scipy", "fastapi")
+BLOCKED = (
+    "ray",
+    "vllm",
+    "lm_eval",
+    "datasets",
+    "peft",
+    "pyarrow",
+    "pandas",
+    "typer",
+    "rich",
+    "scipy",
+    "sklearn",
+    "fastapi",
+)
 SCRIPT = f"""
 import runpy, sys
 for name in {BLOCKED!r}:

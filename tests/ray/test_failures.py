@@ -28,6 +28,7 @@ STEP = "generate"
 
 def _die(reporter: ProgressReporter, how: str) -> None:
     reporter.phase("loading the engine")
+    ray.get(reporter._board.read.remote())  # the board knows of this process
     print("what a library says last", file=sys.stderr, flush=True)
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +54,7 @@ def _failed(work: Any, log: Path, board: Any = None) -> StageError | ResourceErr
     return error
 
 
-@pytest.mark.parametrize(("how", "cause"), [("killed", "was killed"), ("crashed", "was ended by SIGSEGV")])
+@pytest.mark.parametrize(("how", "cause"), [("killed", "was killed by SIGKILL"), ("crashed", "was killed by SIGSEGV")])
 def test_a_worker_that_dies_is_named_with_its_last_line(tmp_path: Path, how: str, cause: str) -> None:
     board: Any = ProgressBoard.remote()
     task: Any = ray.remote(_die).options(max_retries=0)

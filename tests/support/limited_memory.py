@@ -64,6 +64,12 @@ class Told:
     def __call__(self, done: int, total: int, unit: str) -> None:
         """Nobody counts."""
 
+    def phase(self, text: str) -> None:
+        """Nor asks what is done."""
+
+    def part(self, name: str) -> Told:
+        return self
+
     def tell(self, sentence: str) -> None:
         with Path(self.path).open("a", encoding="utf-8") as file:
             file.write(sentence + "\n")
