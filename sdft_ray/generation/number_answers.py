@@ -59,7 +59,7 @@ def read_number(text: str) -> Value | None:
         return None
 
 
-_TRAILS_OFF = re.compile(r"(?:[^\d.]|\d\s)(?:\.{3,}|…)\W*\Z|(?<![.\d])\.\.\Z")
+_TRAILS_OFF = re.compile(r"(?:[^\d.]|\d\s)(?:\.{3,}|…)\W*\Z|(?<!\.)\.\.\Z")
 
 
 def _same(a: Value, b: Value) -> bool:

@@ -41,7 +41,8 @@ def value_in(text: str) -> Fraction | None:
 @PATIENT
 @given(INTEGERS, st.integers(0, 10), FRAMES)
 def test_integers_come_back(n: int, style: int, frame: str) -> None:
-    assert value_in(frame.format(integer_styles(n)[style])) == n
+    text = frame.format(integer_styles(n)[style]).replace("..", ".")  # two would say that a text trails off
+    assert value_in(text) == n
 
 
 @PATIENT
