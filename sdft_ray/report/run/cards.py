@@ -108,7 +108,7 @@ def _left_out(card: Card) -> str:
 def _tasks(name: str, card: Card, *, mark_tuned: bool) -> Table:
     columns = names(
         "Task", "teacher", "pruned", "student", "recovery", Cell("recovery", "corrected"),
-        Cell("difference", "to teacher"), "p", Cell("flips", "lost / gained"), Cell("difference", "to pruned"),
+        Cell("difference", "to teacher"), Cell("p", "lost / gained"), Cell("difference", "to pruned"),
     )  # fmt: skip
     groups = (
         Group(GENERATED, tuple(_task(task, mark_tuned) for task in card.tasks if task.is_generative)),
@@ -126,17 +126,16 @@ def _task(task: TaskCard, mark_tuned: bool) -> Row:
         estimate(task.recovery),
         estimate(task.chance_corrected),
         _difference(task.from_teacher, is_share(task)),
-        Cell(DASH if test is None else p_words(test.p_value)),
-        Cell(DASH) if task.flips is None else _flipped(task.flips),
+        Cell(DASH if test is None else p_words(test.p_value), "" if task.flips is None else _flipped(task.flips)),
         _difference(task.from_pruned, is_share(task)),
     )
     tag = "tuned" if task.is_tuned and mark_tuned else ""
     return Row(Cell(task.task, f"{task.metric}, {task.num_items:,} items", tag=tag), cells)
 
 
-def _flipped(found: Flips) -> Cell:
-    shares = (share(part.value or 0.0) for part in (found.right_to_wrong, found.wrong_to_right))
-    return Cell(" / ".join(shares))
+def _flipped(found: Flips) -> str:
+    """Shares of items that were lost and gained against the teacher."""
+    return " / ".join(share(part.value or 0.0) for part in (found.right_to_wrong, found.wrong_to_right))
 
 
 def _difference(result: Comparison, is_share: bool) -> Cell:
