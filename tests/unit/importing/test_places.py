@@ -98,7 +98,7 @@ def test_an_interrupted_import_leaves_nothing(number: signal.Signals, tmp_path: 
     for line in process.stderr:
         if line.startswith("reading the weights"):
             break
-    while not list(tmp_path.glob(".new.*/model.safetensors")) and process.poll() is None:
+    while not list(tmp_path.glob(".new.*")) and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(number)
     assert process.wait(60) == 130
