@@ -11,6 +11,17 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+    "ALLOC_FAILED",
+)
+"""What CUDA, PyTorch's allocators, the C library, C++ and cuBLAS say."""
+RAY_SAYS_LOW = "node running low on memory"
+"""In every error about a worker that Ray's memory monitor ended."""
 _SAID = {
     "Illegal instruction": signal.SIGILL,
     "Segmentation fault": signal.SIGSEGV,

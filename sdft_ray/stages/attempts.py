@@ -18,21 +18,13 @@ from ray.train import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdft_ray.errors import ResourceError
+from sdft_ray.progress.killed import OUT_OF_MEMORY, RAY_SAYS_LOW
 from sdft_ray.recipe.resources import Train
 from sdft_ray.stages.job import StageContext
 from sdft_ray.stages.views import train_view
 
 T = TypeVar("T")
 
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "std::bad_alloc",
-    "ALLOC_FAILED",
-)
-"""What CUDA, PyTorch's allocators, the C library, C++ and cuBLAS say."""
 _WRAPPED = ("cause", "_base_exc", "health_check_failure", "controller_failure", "__cause__")
 """Where errors of Ray keep the error that they stand for."""
 
@@ -115,10 +107,10 @@ def _says_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's and Ray's
         return True
     if isinstance(error, RayError):  # of a worker that died of anything it names memory among the possible causes
-        return "node running low on memory" in str(error)
+        return RAY_SAYS_LOW in str(error)
     if not isinstance(error, RuntimeError | OSError):
         return False
-    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in _OUT_OF_MEMORY)
+    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def was_killed(failure: BaseException) -> bool:

@@ -14,7 +14,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, UserC
 from sdft_ray.errors import ResourceError, SdftError, StageError, StoreError, UserError
 from sdft_ray.generation.engine_errors import cache_error
 from sdft_ray.progress.capture import short
-from sdft_ray.progress.killed import killed, signal_in, signal_words
+from sdft_ray.progress.killed import OUT_OF_MEMORY, RAY_SAYS_LOW, killed, signal_in, signal_words
 from sdft_ray.progress.logs import last_words, tail
 from sdft_ray.stages.board import WorkerLog
 from sdft_ray.stages.spec import STAGES
@@ -28,7 +28,6 @@ _LESS_MEMORY = {
 }
 """Part of the resources -> its fields that take less memory when they are lowered."""
 _QUOTED_LINES = 200
-_NO_MEMORY = ("CUDA out of memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc", "low on memory")
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,9 @@ def _told(scene: Scene, seen: BaseException, text: str, logged: str) -> tuple[st
     """What happened, and what may help."""
     less = " or ".join(f"{scene.section}.{field}" for field in _LESS_MEMORY.get(scene.section, ()))
     freed = "end other programs" + (f", or lower {less} in the resources file" if less else "")
-    if isinstance(seen, OutOfMemoryError) or "due to the node running low on memory" in text:
+    if isinstance(seen, OutOfMemoryError) or RAY_SAYS_LOW in text:
         return f"Ray ended {_engine(scene)} because memory ran low{_usage(text)}", freed
-    if any(words in f"{text}\n{last_words(logged)}" for words in _NO_MEMORY):
+    if any(words in f"{text}\n{last_words(logged)}" for words in OUT_OF_MEMORY):
         return f"memory ran out: {last_words(text) or last_words(logged)}", freed
     if isinstance(seen, NodeDiedError):
         return f"a node of the cluster was lost: {last_words(text)}", "check that node"

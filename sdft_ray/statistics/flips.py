@@ -8,14 +8,13 @@ since tasks are fixed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.statistics.estimate import Interval
 from sdft_ray.statistics.scores import TaskScore
+from sdft_ray.statistics.shares import wilson
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,3 @@ def flips(pairs: Iterable[tuple[TaskScore, TaskScore]], *, level: float = 0.95) 
     if not num_items:
         return None
     return Flips(num_items, wilson(lost, num_items, level=level), wilson(gained, num_items, level=level))
-
-
-def wilson(count: int, total: int, *, level: float = 0.95) -> Interval:
-    """The share `count / total` with the limits of the score test (Wilson 1927). `total` is at least 1."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, square = count / total, z * z / total
-    middle = share + square / 2
-    reach = z * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    low, high = ((middle + sign * reach) / (1 + square) for sign in (-1, 1))
-    return Interval(share, max(0.0, low) if count else 0.0, min(1.0, high) if count < total else 1.0, level)

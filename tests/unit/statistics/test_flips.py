@@ -10,10 +10,11 @@ from scipy.stats import binom, binomtest
 
 from sdft_ray.errors import EvaluationError
 from sdft_ray.statistics.detectable import detectable_difference
-from sdft_ray.statistics.flips import flips, wilson
+from sdft_ray.statistics.flips import flips
 from sdft_ray.statistics.multiple import holm
 from sdft_ray.statistics.paired import mcnemar
 from sdft_ray.statistics.scores import TaskScore
+from sdft_ray.statistics.shares import wilson
 
 
 def score(task: str, values: list[float], names: list[str] | None = None) -> TaskScore:
