@@ -22,7 +22,7 @@ from sdft_ray.errors import EvaluationError
 from sdft_ray.evaluation.items import item_rows, outputs_of, written_of
 from sdft_ray.evaluation.lm import BatchedLM
 from sdft_ray.evaluation.pass_at_k import Samples, pass_at_k
-from sdft_ray.evaluation.progress import ItemCounter, OnItem, quiet
+from sdft_ray.evaluation.progress import ItemCounter, OnItem, one_process, quiet
 from sdft_ray.evaluation.questions import Ask
 from sdft_ray.evaluation.task_modules import importable
 from sdft_ray.evaluation.task_plans import TaskPlaces, tasks_of
@@ -131,7 +131,7 @@ def evaluate_with(create: Callable[[ItemCounter], Any], config: EvalConfig, on_i
     metrics = config.metrics or {}
     plans = config.places.library().plans(config.tasks)
     leaves = [task for parts in plans.values() for task in tasks_of(parts)]
-    with quiet() as terminal, importable(leaves, config.places.origin):
+    with quiet() as terminal, one_process(), importable(leaves, config.places.origin):
         by_name = load_tasks(config.tasks, config.places, config.shots, plans)
         for name, parts in by_name.items():
             _set_fewshot(leaf_tasks(parts), config.shots.get(name))

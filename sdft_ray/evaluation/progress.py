@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,3 +64,21 @@ def quiet() -> Iterator[Any]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[None]:
+    """Within, lm-eval draws the bootstrap of a standard error here, with the same draws as in its pool of processes.
+
+    The pool forks. A fork inherits Ray's handler of SIGTERM, which raises `SystemExit`: when the pool ends a fork that
+    has hardly begun, the fork goes on as a second copy of this worker.
+    """
+    name = "DISABLE_MULTIPROC"  # lm-eval reads it at each bootstrap
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before

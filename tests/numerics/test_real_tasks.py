@@ -38,7 +38,13 @@ def test_a_few_items_of_each_as_plain_lm_eval() -> None:
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     checkpoint = make_model(tmp_path_factory.mktemp("model"), "llama")
     names = ["bleuish", "mygroup", "ppl", "twofilters", "with_fn", "inner"]
-    return evaluate(checkpoint, names, include=real("cases", "tasks"), limit={"bleuish": 3})
+
+    def fork() -> int:  # a fork of a worker of Ray may go on as a second copy of it
+        raise AssertionError("an evaluation forks this process")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fork", fork)
+        return evaluate(checkpoint, names, include=real("cases", "tasks"), limit={"bleuish": 3})
 
 
 def test_awkward_task_files(scores: Scores) -> None:
