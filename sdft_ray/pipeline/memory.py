@@ -7,7 +7,7 @@ what is chosen, beyond rounding.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from sdft_ray.errors import ResourceError, UserError
-from sdft_ray.models.description import UNLIMITED_TOKENS
 from sdft_ray.models.families import Config
 from sdft_ray.models.machine import Machine, this_machine
+from sdft_ray.pipeline.changes import changes
 from sdft_ray.pipeline.lengths import Lengths, estimated_lengths, row_lengths
-from sdft_ray.pipeline.needs import Situation, training_of
+from sdft_ray.pipeline.needs import SHORTEST_CONTEXT, Situation
 from sdft_ray.pipeline.preflight import planned_configs
 from sdft_ray.planning.engines import whole_blocks
 from sdft_ray.planning.need import MIB, Need, num_gib
 from sdft_ray.planning.shape import ModelShape
-from sdft_ray.planning.training import worker_need
-from sdft_ray.recipe.arms import Lora
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.recipe.resources import Engine, Resources, Train
+from sdft_ray.recipe.resources import Engine, Resources
 from sdft_ray.stages.graph import State, Step
 from sdft_ray.stages.spec import workers_of
 from sdft_ray.stages.teacher import TeacherModel
@@ -42,7 +40,6 @@ _USUAL_KV_BYTES = 256 * MIB
 _KV_SHARE = 8
 """Keys and values get at most this part of the memory (one eighth), beyond one whole context."""
 _MOST_ROWS, _MOST_WORKERS = 8, 2
-_SHORTEST_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ class _Planner:
     def _generation(self) -> dict[str, Any]:
         """Context and keys and values of the engine that rewrites."""
         settings, whole = self.resources.generate, self._situation.whole
-        lengths, limit = self._situation.lengths, self._most_tokens()
+        lengths, limit = self._situation.lengths, self._situation.most_tokens
         context = settings.context_tokens or limit
         if settings.max_model_tokens == "auto" and lengths.prompt_tokens is not None:
             context = min(limit, whole_blocks(lengths.prompt_tokens + self._recipe.generate.max_tokens))
@@ -191,25 +188,20 @@ class _Planner:
             )
         return found
 
-    def _most_tokens(self) -> int:
-        """The context of the model; of one that names none, what its rows need is not known: a usual size."""
-        context = self._situation.whole.context_tokens
-        return 4 * _SHORTEST_CONTEXT if context >= UNLIMITED_TOKENS else context
-
     def _evaluation(self, assumed: list[str]) -> dict[str, Any]:
         """The model's whole context, for items as long as it takes, or the largest part of it that fits."""
-        settings, limit = self.resources.evaluate, self._most_tokens()
+        settings, limit = self.resources.evaluate, self._situation.most_tokens
         context = settings.context_tokens or limit
         found: dict[str, Any] = {}
         while True:
             found = {"max_model_tokens": context}
             if settings.kv_cache_bytes == "auto":
-                least = _USUAL_KV_BYTES if context > _SHORTEST_CONTEXT else _LEAST_KV_BYTES
+                least = _USUAL_KV_BYTES if context > SHORTEST_CONTEXT else _LEAST_KV_BYTES
                 found["kv_cache_bytes"] = max(self._kv_bytes(settings, context, 1), least)
             need = self._situation.engine_need(settings.model_copy(update=found), "evaluate")
-            if self.fits(need, settings.gpus) or settings.max_model_tokens != "auto" or context <= _SHORTEST_CONTEXT:
+            if self.fits(need, settings.gpus) or settings.max_model_tokens != "auto" or context <= SHORTEST_CONTEXT:
                 break
-            context = max(_SHORTEST_CONTEXT, context // 2)
+            context = max(SHORTEST_CONTEXT, context // 2)
         if settings.max_model_tokens == "auto" and context < limit:
             assumed.append(
                 f"evaluate.max_model_tokens is {context:,}, since memory does not hold the model's {limit:,}; longer "
@@ -320,79 +312,10 @@ class _Planner:
 
     def _way_out(self, step: Step, lacking: int, gpus: float) -> str:
         """The first change of those from small to large that would do."""
-        for words, need in self._changes(step):
+        for words, need in changes(self._situation, self.resources, step):
             if self.fits(need(), gpus):
                 return f"{words}, or free {num_gib(lacking)} of memory"
         return f"free {num_gib(lacking)} of memory, take a larger machine, or a smaller teacher"
-
-    def _changes(self, step: Step) -> list[tuple[str, Callable[[], Need]]]:
-        if step.stage in ("train", "correct"):
-            return self._changes_of_training(step)
-        if step.stage in ("generate", "evaluate", "why"):
-            return self._changes_of_engine(step)
-        if step.stage in ("measure", "patch", "gap", "forget", "likeness"):
-            part = workers_of(step.stage, self.resources)
-            assert part is not None
-            name = "measure" if step.stage in ("measure", "patch") else "gap"
-            less = {"batch_tokens": 512} | ({"num_tasks": 1} if name == "measure" else {})
-            smaller = self.resources.model_copy(update={name: part.model_copy(update=less)})
-            words = f"set {name}.batch_tokens: 512 in the resources file"
-            return [(words, lambda: self._situation.need(step, smaller)), *self._in_bfloat16(step)]
-        return self._in_bfloat16(step)
-
-    def _in_bfloat16(self, step: Step) -> list[tuple[str, Callable[[], Need]]]:
-        if self._recipe.teacher.dtype != "float32":
-            return []
-        teacher = self._recipe.teacher.model_copy(update={"dtype": "bfloat16"})
-        situation = self._situation.with_recipe(self._recipe.model_copy(update={"teacher": teacher}))
-        return [("set teacher.dtype: bfloat16 in the recipe", lambda: situation.need(step, self.resources))]
-
-    def _changes_of_training(self, step: Step) -> list[tuple[str, Callable[[], Need]]]:
-        """Rows at a time, checkpointing, shorter rows, sharding over GPUs, adapters."""
-        settings, work = self.resources.train, training_of(self._situation, step)
-
-        def needs(**changes: Any) -> Callable[[], Need]:
-            tried: Train = settings.model_copy(update=changes)
-            return lambda: worker_need(
-                work, tried, num_workers=tried.min_workers, micro_batch_rows=tried.micro_batch_rows
-            )
-
-        found: list[tuple[str, Callable[[], Need]]] = []
-        fewest: dict[str, Any] = {"micro_batch_size": 1, **({} if settings.gpus else {"num_workers": 1})}
-        if settings.micro_batch_rows > 1 or settings.min_workers > 1:
-            found.append(
-                ("leave train.num_workers and train.micro_batch_size out of the resources file", needs(**fewest))
-            )
-        if not settings.activation_checkpointing:
-            fewest["activation_checkpointing"] = True
-            found.append(("set train.activation_checkpointing: true in the resources file", needs(**fewest)))
-        if settings.gpus and settings.min_workers > 1 and settings.strategy == "ddp":
-            found.append(("set train.strategy: fsdp in the resources file", needs(**fewest, strategy="fsdp")))
-        shorter = self._situation.with_row_tokens(max(256, work.row_tokens // 2))
-        tried = settings.model_copy(update=fewest)
-        if shorter.recipe.train.max_seq_len < work.row_tokens:
-            words = f"set train.max_seq_len: {shorter.recipe.train.max_seq_len} in the recipe"
-            if not settings.activation_checkpointing:
-                words += " and train.activation_checkpointing: true in the resources file"
-            found.append((words, lambda: shorter.train_need(step, tried)))
-        if work.lora is None:
-            adapted = self._situation.with_lora(Lora())
-            found.append(("train adapters (train.lora: {} in the recipe)", lambda: adapted.train_need(step, tried)))
-        return found
-
-    def _changes_of_engine(self, step: Step) -> list[tuple[str, Callable[[], Need]]]:
-        part = "generate" if step.stage == "generate" else "evaluate"
-        settings: Any = getattr(self.resources, part)
-        found: list[tuple[str, Callable[[], Need]]] = []
-        context = settings.context_tokens or self._most_tokens()
-        while context > _SHORTEST_CONTEXT:
-            context = max(_SHORTEST_CONTEXT, context // 2)
-            room = whole_blocks(context) * self._situation.token_kv_bytes(settings) + MIB
-            changed = settings.model_copy(update={"max_model_tokens": context, "kv_cache_bytes": room})
-            smaller = self.resources.model_copy(update={part: changed})
-            words = f"set {part}.max_model_tokens: {context} in the resources file"
-            found.append((words, lambda smaller=smaller: self._situation.need(step, smaller)))
-        return [*found, *self._in_bfloat16(step)]
 
 
 def smallest(plans: Sequence[MemoryPlan]) -> MemoryPlan:

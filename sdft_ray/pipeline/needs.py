@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from sdft_ray.models.description import UNLIMITED_TOKENS
 from sdft_ray.models.families import Config
 from sdft_ray.models.precision import AUTO, expected_precision
 from sdft_ray.pipeline.lengths import Lengths
@@ -23,6 +24,9 @@ LONGEST_ITEM_TOKENS = 2048
 """What an item of an evaluation is taken to have at most, where its tokens are scored: MMLU with five examples. Longer
 ones take more memory than planned: 9 bytes x vocabulary for each token in float32."""
 
+SHORTEST_CONTEXT = 1024
+"""Tokens; a context is not made shorter than this to fit."""
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -35,6 +39,12 @@ class Situation:
     whole: ModelShape
     pruned: Mapping[str, ModelShape]
     lengths: Lengths
+
+    @property
+    def most_tokens(self) -> int:
+        """The context of the model; of one that names none, what its rows need is not known: a usual size."""
+        context = self.whole.context_tokens
+        return 4 * SHORTEST_CONTEXT if context >= UNLIMITED_TOKENS else context
 
     @property
     def element(self) -> int:
