@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -267,7 +268,10 @@ def print_gates(
     from sdft_ray.lab.export import TEACHER
     from sdft_ray.lab.gates import check, plain_values, record_gates
 
-    gates = check(teacher or TEACHER, seed_set, learning_rate=learning_rate)
+    def tell(words: str) -> None:
+        print(f"{words} ...", file=sys.stderr, flush=True)
+
+    gates = check(teacher or TEACHER, seed_set, learning_rate=learning_rate, tell=tell)
     if teacher is not None and (seed_set, learning_rate) == ("mixed", None):
         record_gates(teacher, gates)
     if as_json:

@@ -9,7 +9,7 @@ that can still move up or down (4).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,13 @@ def check(
     learning_rate: float | None = None,
     num_items: int = 200,
     num_rows: int = 210,
+    tell: Callable[[str], None] = lambda words: None,
 ) -> list[Gate]:
     """All four gates for the teacher in `directory` and a fine-tuning set, one of `sets.SEED_SETS`.
 
     Fine-tuning uses the settings of the quickstart's arm on references, except for `learning_rate` if given. Each
-    family is tested on `num_items` items; the likelihood is measured on `num_rows` rows of the set. Raises `DataError`
-    for another set.
+    family is tested on `num_items` items; the likelihood is measured on `num_rows` rows of the set. `tell` gets what is
+    done next. Raises `DataError` for another set.
     """
     if seed_set not in sets.SEED_SETS:
         raise DataError(f"there is no laboratory seed set {seed_set!r}", f"choose from {', '.join(sets.SEED_SETS)}")
@@ -70,14 +71,17 @@ def check(
     teacher = load_model(directory, "bfloat16").eval()
     rows = sets.seed_rows(seed_set)
     tuned = sorted({row["family"] for row in rows})
+    tell(f"the teacher answers {num_items} items of each family")
     before = family_scores(teacher, tokenizer, num_items)
+    tell(f"the teacher is fine-tuned on the {len(rows):,} references of {seed_set}")
     tuned_teacher = plain_tuning(directory, tokenizer, rows, learning_rate)
-    return [
-        annotator_gate(teacher, tokenizer, tuned, num_items=num_items),
-        damage_gate(before, family_scores(tuned_teacher, tokenizer, num_items), tuned),
-        surprise_gate(teacher, tokenizer, rows[:num_rows]),
-        level_gate(before),
-    ]
+    tell("the fine-tuned teacher answers them")
+    after = family_scores(tuned_teacher, tokenizer, num_items)
+    tell("the teacher continues documents of the annotators")
+    annotators = annotator_gate(teacher, tokenizer, tuned, num_items=num_items)
+    tell(f"the teacher rewrites {min(num_rows, len(rows))} references")
+    surprise = surprise_gate(teacher, tokenizer, rows[:num_rows])
+    return [annotators, damage_gate(before, after, tuned), surprise, level_gate(before)]
 
 
 def plain_tuning(
