@@ -11,8 +11,9 @@ from sdft_ray.errors import StoreError
 from sdft_ray.evaluation.card import Reversal
 from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import parse_yaml
-from sdft_ray.report.run.gather import gather, student_manifest
+from sdft_ray.report.run.gather import gather
 from sdft_ray.report.run.model import ReportData
+from sdft_ray.report.run.trainings import student_manifest
 from sdft_ray.statistics.estimate import Interval, plain
 from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest

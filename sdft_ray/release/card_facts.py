@@ -13,7 +13,8 @@ from typing import Any
 from sdft_ray.data.hub import NAMED_SETS
 from sdft_ray.models.licence import Licence
 from sdft_ray.recipe.recipe import Recipe
-from sdft_ray.report.run.gather import read_scores, student_manifest
+from sdft_ray.report.run.gather import read_scores
+from sdft_ray.report.run.trainings import student_manifest
 from sdft_ray.statistics.scores import Scores
 from sdft_ray.store.manifest import FileEntry, Manifest
 from sdft_ray.store.store import Store

@@ -27,8 +27,8 @@ from sdft_ray.release.files import Destination, ReleaseFile, Watch
 from sdft_ray.release.folder import Folder
 from sdft_ray.release.hub import SCHEME, Repository
 from sdft_ray.release.model_card import model_card
-from sdft_ray.report.run.gather import student_manifest
 from sdft_ray.report.run.model import ReportData
+from sdft_ray.report.run.trainings import student_manifest
 from sdft_ray.statistics.estimate import plain
 from sdft_ray.store.fingerprint import file_digest, fingerprint
 from sdft_ray.store.manifest import Manifest

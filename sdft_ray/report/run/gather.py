@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import statistics
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,29 +20,22 @@ from sdft_ray.evaluation.forgetting import Likeness
 from sdft_ray.evaluation.recovery import Recovery, recovery
 from sdft_ray.evaluation.rounds import ModelSpeed
 from sdft_ray.evaluation.shift import ResponseNll
-from sdft_ray.recipe.arms import Objective
 from sdft_ray.recipe.recipe import Recipe
+from sdft_ray.report.run import trainings
 from sdft_ray.report.run.engines import read_engines
 from sdft_ray.report.run.model import (
-    PATCHED,
     TEACHER,
-    Arm,
-    Correction,
-    Cost,
     Decontamination,
     Distances,
     Forgetting,
     Gap,
     Gate,
-    Grid,
-    LossPoint,
     Plan,
     ReportData,
     Sample,
     Sizes,
     Speed,
     Stage,
-    TrialRow,
     Truncation,
 )  # fmt: skip
 from sdft_ray.report.run.retention import retention
@@ -55,16 +47,6 @@ from sdft_ray.store import files
 from sdft_ray.store.manifest import Manifest
 from sdft_ray.store.store import Store
 
-TERM_NAMES = {
-    "cross_entropy": "cross-entropy",
-    "forward_kl": "forward KL",
-    "reverse_kl": "reverse KL",
-    "jensen_shannon": "Jensen-Shannon",
-    "top_k_kl": "top-k KL",
-    "hidden_cosine": "hidden-state cosine",
-    "hidden_mse": "hidden-state MSE",
-}
-"""Terms of an objective in words."""
 _SETS = {"seed set": "seed", "calibration set": "calibration", "forgetting": "texts"}
 """Set of rows -> the step that reads it."""
 NUM_SAMPLES = 8
@@ -83,9 +65,9 @@ def gather(
     """Everything known about a run. `manifests` maps steps to committed artifacts; absent steps leave gaps."""
     scores = read_scores(store, manifests)
     distilled = _distilled(store, manifests)
-    students = {arm: student_manifest(manifests, arm) for arm in recipe.train.arms}
-    histories = {arm: _history(store, trained) for arm, trained in students.items() if trained}
-    chosen = _grids(recipe, manifests)
+    students = {arm: trainings.student_manifest(manifests, arm) for arm in recipe.train.arms}
+    histories = {arm: trainings.history(store, trained) for arm, trained in students.items() if trained}
+    chosen = trainings.grids(recipe, manifests)
     newest = max((manifest.created for manifest in manifests.values()), default="")
     return ReportData(
         name=name,
@@ -93,7 +75,7 @@ def gather(
         description=recipe.description,
         recipe_yaml=_portable(recipe),
         teacher_model=recipe.teacher.model,
-        arms=_arms(recipe, chosen),
+        arms=trainings.arms(recipe, chosen),
         sizes=Sizes.model_validate(manifests["prune"].summary["sizes"]) if "prune" in manifests else None,
         distances=_distances(store, manifests),
         plan=_plan(recipe, manifests, ""),
@@ -117,11 +99,11 @@ def gather(
         retention=retention(scores, recipe.evaluate.tuned, recipe.release),
         truncation=_truncation(recipe, store, manifests, scores),
         tuned_families=recipe.evaluate.tuned,
-        loss_curves={arm: _losses(records) for arm, records in histories.items()},
-        training_costs={arm: _cost(records) for arm, records in histories.items()},
-        training_notes={arm: _training_notes(trained.summary) for arm, trained in students.items() if trained},
+        loss_curves={arm: trainings.losses(records) for arm, records in histories.items()},
+        training_costs={arm: trainings.cost(records) for arm, records in histories.items()},
+        training_notes={arm: trainings.training_notes(trained.summary) for arm, trained in students.items() if trained},
         grids=chosen,
-        correction=_correction(recipe, manifests),
+        correction=trainings.correction(recipe, manifests),
         forgetting=read_forgetting(store, manifests),
         rows_read=_rows_read(manifests),
         decontamination=_decontamination(manifests),
@@ -152,37 +134,6 @@ def _plan(recipe: Recipe, manifests: Mapping[str, Manifest], about: str) -> Plan
         residuals=tuple(tuple(patch) for patch in _summary(manifests, f"patch{about}").get("residuals", ())),
         **{name: summary[name] for name in ("candidates", "compared", "stability") if name in summary},
     )
-
-
-def _arms(recipe: Recipe, chosen: Mapping[str, Grid]) -> dict[str, Arm]:
-    """How each student was trained; an arm whose trial is not chosen yet has no learning rate."""
-    rates = {name: trial.learning_rate for name, trial in recipe.train.trials.items()}
-    rates |= {name: trial.learning_rate for name, grid in chosen.items() for trial in grid.trials if trial.chosen}
-    trained = {
-        name: Arm(
-            data=arm.data,
-            learning_rate=rates.get(name),
-            objective=_in_words(arm.objective),
-            num_rows=arm.num_rows,
-        )
-        for name, arm in recipe.train.arms.items()
-    }
-    merged = {
-        name: Arm(data=f"{merge.kind} of {merge.arms[0]} and {merge.arms[1]} at {t:g}")
-        for name, (merge, t) in recipe.merged.items()
-    }
-    patched = {PATCHED: Arm(data="a linear map at the cut, not tuned")} if recipe.patch else {}
-    return patched | trained | merged
-
-
-def _in_words(objective: Objective) -> str:
-    """ "" for plain fine-tuning, else the terms with their weights: `forward KL + 0.5 cross-entropy`."""
-    if objective.terms == ("cross_entropy",):
-        return ""
-    weights = {name: getattr(objective, name) for name in objective.terms}
-    parts = [("" if w == 1 else f"{w:g} ") + TERM_NAMES[name] for name, w in weights.items()]
-    cooled = f" at temperature {objective.temperature:g}" if objective.temperature != 1 else ""
-    return " + ".join(parts) + cooled + (" from cached signals" if objective.cached else "")
 
 
 def _portable(recipe: Recipe) -> str:
@@ -220,30 +171,6 @@ def _estimates(scores: Scores) -> dict[str, Estimate]:
     return {score.task: finite(Estimate(score.value, score.stderr, n=score.n)) for score in known}
 
 
-def student_manifest(manifests: Mapping[str, Manifest], name: str) -> Manifest | None:
-    """The artifact with the weights of an arm or a merge: for a grid, the chosen trial's. None when it is not there."""
-    choice = manifests.get(f"choose:{name}")
-    if choice is None:
-        return manifests.get(f"merge:{name}", manifests.get(f"train:{name}"))
-    chosen = choice.inputs[choice.summary["chosen"]]
-    return next((manifest for manifest in manifests.values() if manifest.address == chosen), None)
-
-
-def _grids(recipe: Recipe, manifests: Mapping[str, Manifest]) -> dict[str, Grid]:
-    """Every arm of which a trial was chosen."""
-    choices = {arm: manifests[f"choose:{arm}"].summary for arm in recipe.train.arms if f"choose:{arm}" in manifests}
-    return {
-        arm: Grid(
-            trials=tuple(
-                TrialRow(**outcome, chosen=role == choice["chosen"]) for role, outcome in choice["trials"].items()
-            ),
-            num_rows=choice["num_held_out_rows"],
-            num_tokens=choice["num_held_out_tokens"],
-        )
-        for arm, choice in choices.items()
-    }
-
-
 def _gap(manifests: Mapping[str, Manifest]) -> Gap | None:
     """The teacher's figures, and those of the pruned model where it was asked."""
     summary = _summary(manifests, "gap")
@@ -252,21 +179,6 @@ def _gap(manifests: Mapping[str, Manifest]) -> Gap | None:
     pruned = _summary(manifests, "gap:pruned")
     models = {name: {**summary[name], **pruned.get(name, {})} for name in ("nll", "gaps")}
     return TypeAdapter(Gap).validate_python({**summary, **models})
-
-
-def _correction(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Correction | None:
-    """What correcting the teacher did to it."""
-    settings = recipe.teacher_correction
-    trained, measured = manifests.get("correct:teacher"), manifests.get("gap:corrected")
-    if settings is None or trained is None or measured is None:
-        return None
-    return Correction(
-        data=settings.data,
-        learning_rate=settings.learning_rate,
-        num_steps=trained.summary["num_steps"],
-        held_out=recipe.train.validation_fraction > 0,
-        **{name: measured.summary[name] for name in ("num_rows", "nll", "changes", "verdict")},
-    )
 
 
 def read_forgetting(store: Store, manifests: Mapping[str, Manifest]) -> Forgetting | None:
@@ -312,7 +224,9 @@ def _truncation(
 def _context(recipe: Recipe, store: Store, manifests: Mapping[str, Manifest]) -> int | None:
     """The smallest of a student's context (which is the teacher's) and the limits of the evaluations."""
     limits: list[Any] = [m.resources.get("max_model_tokens") for m in manifests.values() if m.stage == "evaluate"]
-    student = next((result for arm in recipe.train.arms if (result := student_manifest(manifests, arm))), None)
+    student = next(
+        (result for arm in recipe.train.arms if (result := trainings.student_manifest(manifests, arm))), None
+    )
     path = store.path(student.address) / "config.json" if student else None
     if path is not None and path.exists():
         config: dict[str, Any] = _read_json(path)
@@ -324,44 +238,6 @@ def _distances(store: Store, manifests: Mapping[str, Manifest]) -> Distances | N
     if "measure" not in manifests:
         return None
     return Distances(**_read_json(store.path(manifests["measure"].address) / files.DEPTH_SCORES))
-
-
-def _history(store: Store, trained: Manifest) -> list[dict[str, Any]]:
-    path = store.path(trained.address) / files.HISTORY
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _training_notes(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """In words; artifacts of earlier versions say nothing."""
-    counts = [
-        (summary.get("num_dropped", 0), "rows were left out: too long for train.max_seq_len"),
-        (summary.get("num_cut", 0), "prompts were cut at their beginning to fit train.max_seq_len"),
-        (
-            summary.get("signals", {}).get("num_left_out", 0),
-            "rows were left out: the teacher’s signals do not cover them",
-        ),
-    ]
-    return (*(f"{number:,} {what}" for number, what in counts if number), *summary.get("notes", ()))
-
-
-def _losses(records: Sequence[Mapping[str, Any]]) -> tuple[LossPoint, ...]:
-    return tuple(LossPoint(r["step"], r["loss"], r["learning_rate"]) for r in records)
-
-
-def _cost(records: Sequence[Mapping[str, Any]]) -> Cost:
-    """Histories of before these figures were recorded lack them."""
-
-    def known(name: str) -> list[Any]:
-        return [record[name] for record in records if record.get(name) is not None]
-
-    def median(name: str) -> float | None:
-        return statistics.median(known(name)) if known(name) else None
-
-    return Cost(
-        tokens_per_s=median("tokens_per_s"),
-        mfu=median("mfu"),
-        peak_memory_bytes=max(known("peak_memory_bytes"), default=None),
-    )
 
 
 def _decontamination(manifests: Mapping[str, Manifest]) -> Decontamination | None:

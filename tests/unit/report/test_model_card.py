@@ -19,7 +19,7 @@ from sdft_ray.recipe.recipe import Recipe
 from sdft_ray.recipe.yaml_model import parse_yaml
 from sdft_ray.release.card_facts import card_facts, portable
 from sdft_ray.release.model_card import _speedup, model_card
-from sdft_ray.report.run.gather import student_manifest
+from sdft_ray.report.run.trainings import student_manifest
 from tests.support.finished_run import CORRECT, REASONS, finished_run
 from tests.support.recipes import make_recipe
 from tests.unit.report.made_up import report_data
