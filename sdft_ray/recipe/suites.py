@@ -65,13 +65,15 @@ SUITES: dict[str, dict[str, Any]] = {
 def with_suite(data: Any) -> Any:
     """Fields of `evaluate` with the suites that they name filled in; what is given beside them stands.
 
-    `suite` is a name or a list of names; `tasks` beside it come after those of the suites. Raises `ValueError` for an
-    unknown suite, and for suites that differ in a field that is not given.
+    `suite` is a name, a list of names, or null for none, as in a variant of a study whose recipe has one; `tasks` beside
+    it come after those of the suites. Raises `ValueError` for an unknown suite, and for suites that differ in a field
+    that is not given.
     """
     if not isinstance(data, dict) or "suite" not in data:
         return data
     given = {name: value for name, value in data.items() if name not in ("suite", "tasks")}
-    asked = data["suite"] if isinstance(data["suite"], (list, tuple)) else (data["suite"],)
+    named = data["suite"]
+    asked = () if named is None else named if isinstance(named, (list, tuple)) else (named,)
     suites = {name: _suite(name) for name in asked}
     filled: dict[str, Any] = {}
     for field in dict.fromkeys(field for suite in suites.values() for field in suite if field != "tasks"):

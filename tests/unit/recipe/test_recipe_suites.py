@@ -42,6 +42,11 @@ def test_a_suite_and_its_tasks_written_out_are_one_recipe(tmp_path: Path) -> Non
     assert Recipe.parse(parse_yaml(named.to_yaml())) == named
 
 
+def test_a_variant_of_a_study_takes_the_suite_of_its_recipe_back(tmp_path: Path) -> None:
+    tasks = [{"name": "gsm8k"}]
+    assert recipe(tmp_path, {"suite": None, "tasks": tasks}) == recipe(tmp_path, {"tasks": tasks})
+
+
 def test_what_is_given_beside_a_suite_stands(tmp_path: Path) -> None:
     asked = recipe(tmp_path, {"suite": "quick", "limit": 7, "apply_chat_template": True, "tuned": ("gsm8k",)}).evaluate
     assert (asked.limit, asked.apply_chat_template, asked.tuned) == (7, True, ("gsm8k",))
