@@ -68,6 +68,9 @@ SETTINGS: dict[str, Setting] = {
     "train, 2 rows, long documents": Setting("train", "bf16", num_rows=2, document_tokens=500),
     "train, 4 rows, checkpointing": Setting("train", "bf16", num_rows=4, checkpointing=True),
     "train, 4 short rows, teacher": Setting("train", "bf16", num_rows=4, row_tokens=256, teacher=True),
+    "train, 2 long rows, teacher": Setting(
+        "train", "bf16", num_rows=2, row_tokens=1024, document_tokens=250, teacher=True
+    ),
     "train, 2 rows, LoRA": Setting("train", "bf16", num_rows=2, lora=True),
     "train, 2 workers": Setting("train", "bf16", num_rows=2, row_tokens=256, num_workers=2),
     "generate, vLLM, float32": Setting("generate", num_rows=24, row_tokens=256),

@@ -118,6 +118,7 @@ def try_recipe(
     recipe: RecipeArg,
     resources: ResourcesOpt = None,
     store: StoreOpt = None,
+    data: DataOpt = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the seed set to rewrite, drawn over all of it.")] = 32,
     progress: ViewOpt = "auto",
     as_json: JsonOpt = False,
@@ -129,11 +130,10 @@ def try_recipe(
     """
     from sdft_ray.cli.render_try import print_rehearsal, rehearsal_text
     from sdft_ray.pipeline.rehearsal import rehearse
-    from sdft_ray.recipe.recipe import Recipe
 
     profile = load_resources(resources)
     at = open_store(store, profile)
-    found = rehearse(Recipe.load(recipe), at, profile, num_rows=rows, view=view_name(progress))
+    found = rehearse(load_recipe(recipe, data), at, profile, num_rows=rows, view=view_name(progress))
     if as_json:
         typer.echo(rehearsal_text(found))
     else:
@@ -205,15 +205,19 @@ def submit(
     resources: ResourcesOpt = None,
     store: StoreOpt = None,
     name: RunNameOpt = None,
+    data: DataOpt = None,
     progress: ViewOpt = "auto",
     follow: Annotated[bool, typer.Option(help="Show the job's progress until it ends.")] = True,
 ) -> None:
-    """Submit a recipe to a Ray cluster as a Ray job, and show its progress. All nodes must reach the store."""
+    """Submit a recipe to a Ray cluster as a Ray job, and show its progress. All nodes must reach the store.
+
+    Small files that the recipe names travel with the job; of large ones the path must be the same on all nodes.
+    """
     from sdft_ray.pipeline.submit import submit as submit_recipe
 
     profile = load_resources(resources)
     status = submit_recipe(
-        recipe,
+        load_recipe(recipe, data),
         address,
         resources=resources,
         store=store_url(store, profile),

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sdft_ray.pipeline.needs import SHORTEST_CONTEXT, Situation, training_of
-from sdft_ray.planning.engines import whole_blocks
-from sdft_ray.planning.need import MIB, Need
+from sdft_ray.planning.engines import least_cache_tokens
+from sdft_ray.planning.need import Need
 from sdft_ray.planning.training import worker_need
 from sdft_ray.recipe.arms import Lora
 from sdft_ray.recipe.resources import Resources, Train
@@ -79,7 +79,7 @@ def _of_engine(situation: Situation, resources: Resources, step: Step) -> list[C
     context = settings.context_tokens or situation.most_tokens
     while context > SHORTEST_CONTEXT:
         context = max(SHORTEST_CONTEXT, context // 2)
-        room = whole_blocks(context) * situation.token_kv_bytes(settings) + MIB
+        room = least_cache_tokens(context) * situation.token_kv_bytes(settings)
         changed = settings.model_copy(update={"max_model_tokens": context, "kv_cache_bytes": room})
         smaller = resources.model_copy(update={part: changed})
         words = f"set {part}.max_model_tokens: {context} in the resources file"

@@ -21,7 +21,7 @@ from sdft_ray.pipeline.changes import changes
 from sdft_ray.pipeline.lengths import Lengths, estimated_lengths, row_lengths
 from sdft_ray.pipeline.needs import SHORTEST_CONTEXT, Situation
 from sdft_ray.pipeline.preflight import planned_configs
-from sdft_ray.planning.engines import whole_blocks
+from sdft_ray.planning.engines import KV_BLOCK_TOKENS, least_cache_tokens, whole_blocks
 from sdft_ray.planning.need import MIB, Need, num_gib
 from sdft_ray.planning.shape import ModelShape
 from sdft_ray.recipe.recipe import Recipe
@@ -40,6 +40,11 @@ _USUAL_KV_BYTES = 256 * MIB
 _KV_SHARE = 8
 """Keys and values get at most this part of the memory (one eighth), beyond one whole context."""
 _MOST_ROWS, _MOST_WORKERS = 8, 2
+_MOST_ROW_TOKENS = 2048
+"""Of a micro-batch on CPUs. SmolLM2-135M, bfloat16, one core: 230 tokens/s with 1,024 of them, 300 with 2,048, 270 with
+8,192, for three times the memory."""
+_MARGIN = 1.25
+"""What is chosen leaves room for a prediction that is too low by a quarter (`jobs/bench/memory.py`), if it can."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +153,10 @@ class _Planner:
             return None
         return int(min(self._machine.gpu_bytes) * min(1.0, gpus) * (1 - _SPARE))
 
-    def fits(self, need: Need, gpus: float = 1.0) -> bool:
+    def fits(self, need: Need, gpus: float = 1.0, *, margin: float = 1.0) -> bool:
         """On GPUs each process has its own; main memory is one for all."""
         has = self.budget(need.place, gpus)
-        return has is None or (need.total if need.place == "memory" else need.each) <= has
+        return has is None or (need.total if need.place == "memory" else need.each) * margin <= has
 
     # -- what is auto ---------------------------------------------------------------------------------------
 
@@ -168,7 +173,7 @@ class _Planner:
 
     def _kv_bytes(self, settings: Engine, context: int, wanted: int) -> int:
         """Room for one whole context, and up to `wanted` of them as far as a part of the memory goes."""
-        one = whole_blocks(context) * self._situation.token_kv_bytes(settings) + MIB
+        one = least_cache_tokens(context) * self._situation.token_kv_bytes(settings)
         has = self.budget("GPU memory" if settings.gpus else "memory", settings.gpus)
         most = one if has is None else max(one, has // _KV_SHARE)
         return max(one, min(most, wanted * one, 1 << 40), min(_LEAST_KV_BYTES, most))
@@ -210,17 +215,19 @@ class _Planner:
         return found
 
     def _training(self, steps: list[Step]) -> dict[str, Any]:
-        """As many workers as CPUs and memory hold, and then as many rows."""
-        settings = self.resources.train
+        """As many workers as CPUs and memory hold, and then as many rows as make them faster."""
+        settings, row_tokens = self.resources.train, self._recipe.train.max_seq_len
         workers = [settings.workers] if settings.num_workers != "auto" else self._worker_counts()
-        rows = [settings.micro_batch_rows] if settings.micro_batch_size != "auto" else [_MOST_ROWS, 4, 2, 1]
+        rows = [settings.micro_batch_rows]
+        if settings.micro_batch_size == "auto":
+            most = _MOST_ROWS if settings.gpus else max(1, min(_MOST_ROWS, _MOST_ROW_TOKENS // row_tokens))
+            rows = [count for count in (_MOST_ROWS, 4, 2, 1) if count <= most]
         found: dict[str, Any] = {}
-        for count, size in product(workers, rows):
+        for margin, count, size in product((_MARGIN, 1.0), workers, rows):
             found = {"num_workers": count, "micro_batch_size": size}
             tried = settings.model_copy(update=found)
-            if all(
-                self.fits(need, settings.gpus) for step in steps for need in [self._situation.train_need(step, tried)]
-            ):
+            needs = [self._situation.train_need(step, tried) for step in steps]
+            if all(self.fits(need, settings.gpus, margin=margin) for need in needs):
                 break
         return found
 
@@ -280,15 +287,15 @@ class _Planner:
                 f"{part}.max_model_tokens is {context:,}, but the model has a context of {limit:,}",
                 f"leave {part}.max_model_tokens out of the resources file, or lower it",
             )
-        one = whole_blocks(context) * self._situation.token_kv_bytes(settings)
+        one = least_cache_tokens(context) * self._situation.token_kv_bytes(settings)
         if settings.sampler != "vllm" or self._situation.whole.has_windows or settings.kv_bytes >= one:
             return
         held = settings.kv_bytes // self._situation.token_kv_bytes(settings)
         raise ResourceError(
             f"{part}.kv_cache_bytes is {num_gib(settings.kv_bytes)} and holds {held:,} tokens, but the context "
-            f"(max_model_tokens) is {context:,}",
+            f"(max_model_tokens) is {context:,}, and vLLM keeps a block of {KV_BLOCK_TOKENS} free",
             f"leave {part}.kv_cache_bytes out of the resources file, raise it to {one:,}, or lower "
-            f"{part}.max_model_tokens to {held // 128 * 128:,}",
+            f"{part}.max_model_tokens to {max(0, held // KV_BLOCK_TOKENS - 1) * KV_BLOCK_TOKENS:,}",
         )
 
     def _refusal(self, step: Step, need: Need, gpus: float) -> ResourceError:

@@ -45,7 +45,7 @@ _PLACES = (
 
 
 def submit(
-    recipe_path: Path,
+    recipe: Recipe,
     address: str,
     *,
     store: str,
@@ -61,7 +61,6 @@ def submit(
     """
     from ray.job_submission import JobSubmissionClient
 
-    recipe = Recipe.load(recipe_path)
     name = name or recipe.name
     if "://" not in store and not Path(store).is_absolute():
         raise StoreError(

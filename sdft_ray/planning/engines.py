@@ -48,6 +48,11 @@ def whole_blocks(context_tokens: int) -> int:
     return -(-context_tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
 
 
+def least_cache_tokens(context_tokens: int) -> int:
+    """Tokens of a KV cache that is to hold one sequence of this length: vLLM never fills one block (0.32)."""
+    return whole_blocks(context_tokens) + KV_BLOCK_TOKENS
+
+
 def vllm_need(
     shape: ModelShape, element: int, work: Work, *, kv_cache_bytes: int, context_tokens: int, on_gpu: bool = False
 ) -> Need:

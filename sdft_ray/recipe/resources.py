@@ -122,8 +122,8 @@ class Train(Device):
     reduce_once: bool = True
     """With `fsdp`: reduce gradients once per step; each worker then holds full gradients between micro-batches."""
     micro_batch_size: _Count | Auto = Field(default="auto", serialization_alias="micro_batch_rows")
-    """Packed rows in one forward and backward pass of a worker; `auto`: at most 8, as many as memory holds. The result
-    depends on it by rounding alone."""
+    """Packed rows in one forward and backward pass of a worker; `auto`: at most 8, on a CPU of 2,048 tokens, as many as
+    memory holds. The result depends on it by rounding alone."""
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: int = Field(default=100, ge=1)
     """Optimizer steps between checkpoints. Ray Train accepts one every two seconds (RAY_TRAIN_HEALTH_CHECK_INTERVAL_S;

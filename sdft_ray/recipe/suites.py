@@ -65,9 +65,9 @@ SUITES: dict[str, dict[str, Any]] = {
 def with_suite(data: Any) -> Any:
     """Fields of `evaluate` with the suites that they name filled in; what is given beside them stands.
 
-    `suite` is a name, a list of names, or null for none, as in a variant of a study whose recipe has one; `tasks` beside
-    it come after those of the suites. Raises `ValueError` for an unknown suite, and for suites that differ in a field
-    that is not given.
+    `suite` is a name, a list of names, or null for none, as in a variant of a study whose recipe has one. `tasks`
+    beside it come after those of the suites. Raises `ValueError` for an unknown suite, and for suites that differ in a
+    field that is not given.
     """
     if not isinstance(data, dict) or "suite" not in data:
         return data

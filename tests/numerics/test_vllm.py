@@ -6,6 +6,7 @@ All engines of this file run in one process, see `tests.support.vllm_process`.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from sdft_ray.lab.export import TEACHER
 from sdft_ray.models.channels import Channels
 from sdft_ray.models.loading import load_model
 from sdft_ray.models.surgery import drop_blocks, prune_checkpoint
+from sdft_ray.planning.engines import KV_BLOCK_TOKENS, least_cache_tokens
+from sdft_ray.planning.shape import ModelShape
 from tests.numerics.test_engines import MODEL_CHECKS, OTHER_CHECKS, SETTINGS, pieces_of
 from tests.numerics.test_sampler import GREEDY, PROMPTS, SEEDS
 from tests.numerics.test_scoring import assert_same, by_hand, some_scorings
@@ -170,6 +173,16 @@ def teacher() -> Any:
 def test_likelihoods_are_those_of_one_row_at_a_time(vllm: Callable[..., Any], teacher: Any) -> None:
     requests = some_scorings(60)
     assert_same(vllm(scored, TEACHER, "float32", requests), [by_hand(teacher, request) for request in requests])
+
+
+def test_the_least_cache_for_a_context_is_what_vllm_asks(vllm: Callable[..., Any]) -> None:
+    config = json.loads((TEACHER / "config.json").read_text(encoding="utf-8"))
+    context, shape = config["max_position_embeddings"], ModelShape.of(config)
+    assert context % KV_BLOCK_TOKENS == 0, "a context that fills its last block leaves no room to spare"
+    least = least_cache_tokens(context) * shape.kv_bytes(4)
+    assert len(vllm(scored, TEACHER, "float32", some_scorings(1), least)) == 1
+    with pytest.raises(ValueError, match="KV cache is needed"):
+        vllm(scored, TEACHER, "float32", [], least - 1)
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,13 @@ def sampled(model_dir: Path, dtype: str, calls: Sequence[Call]) -> list[list[Sam
         return [sampler.sample(prompts, params, seeds) for prompts, seeds, params in calls]
 
 
-def scored(model_dir: Path, dtype: str, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+def scored(
+    model_dir: Path, dtype: str, requests: Sequence[ScoreRequest], kv_cache_bytes: int = 32 << 20
+) -> list[ScoreResult]:
     """Likelihoods that one `VllmSampler` gives when it is asked for all of them at once."""
     from sdft_ray.generation.vllm_sampler import VllmSampler
 
-    with closing(VllmSampler(model_dir, dtype=dtype, kv_cache_bytes=32 << 20)) as sampler:
+    with closing(VllmSampler(model_dir, dtype=dtype, kv_cache_bytes=kv_cache_bytes)) as sampler:
         futures = [sampler.submit_score(request) for request in requests]
         return [future.result() for future in futures]
 

@@ -79,3 +79,10 @@ def test_an_entry_point_reports_mistakes_as_the_command_does(tmp_path: Path) -> 
         assert " → " in done.stderr, "a next step"
         assert "Traceback" not in done.stderr
     assert run("stage", missing).returncode == 2, "STEP is missing"
+
+
+def test_every_command_that_takes_a_recipe_or_a_study_takes_local_data() -> None:
+    parameters = {words[-1]: {part.name for part in command.params} for words, command in ALL.items() if words}
+    taking = {name for name, names in parameters.items() if {"recipe", "file"} & names and "resources" in names}
+    assert taking == {"compress", "explain", "try", "submit", "study"}
+    assert {name for name in taking if "data" not in parameters[name]} == set()

@@ -71,9 +71,11 @@ def test_training_gets_what_memory_holds(world: Path) -> None:
         chosen[memory_gib] = train.num_workers, train.micro_batch_size
         assert plan.budget_bytes is not None
         assert max(plan.needs.values()) <= plan.budget_bytes
-    assert chosen[24] == (2, 8)
+        trained = max(need for step, need in plan.needs.items() if step.startswith("train:"))
+        assert memory_gib < 7 or trained <= plan.budget_bytes / 1.25, "where it can be, a prediction may be too low"
+    assert chosen[24] == (2, 4), "2,048 tokens: more are not faster on a CPU"
     assert chosen[12][0] == 2, "two cores are used before rows are many"
-    assert chosen[12][1] < 8
+    assert chosen[12][1] < 4
     assert chosen[7.5][0] == 1
     assert chosen[5.5] == (1, 1)
 
@@ -133,12 +135,12 @@ def test_a_cache_smaller_than_one_context_is_refused_here_and_not_by_a_worker(wo
     asked = {"evaluate": {"kv_cache_bytes": 256 * 2**20, "max_model_tokens": 8192}}
     with pytest.raises(ResourceError, match=r"evaluate\.kv_cache_bytes is 0\.25 GiB and holds 5,825 tokens") as told:
         _plan(_recipe(world), 24, asked)
-    assert "lower evaluate.max_model_tokens to 5,760" in told.value.hint
+    assert "lower evaluate.max_model_tokens to 5,632" in told.value.hint
     with pytest.raises(ResourceError, match=r"generate\.max_model_tokens is 9,000, but the model has a context of"):
         _plan(_recipe(world), 24, {"generate": {"max_model_tokens": 9000}})
     chosen = _plan(_recipe(world), 24).resources.evaluate
     assert isinstance(chosen.kv_cache_bytes, int)
-    assert chosen.kv_cache_bytes >= 8192 * 2 * 30 * 192 * 4
+    assert chosen.kv_cache_bytes >= (8192 + 128) * 2 * 30 * 192 * 4, "vLLM keeps one block of 128 tokens free"
 
 
 def test_a_context_that_memory_does_not_hold_is_cut_and_said(world: Path) -> None:
@@ -153,7 +155,7 @@ def test_nobody_knows_the_nodes_of_a_cluster_before_it_is_joined(world: Path, mo
     states = {step.name: State(step, "missing") for step in steps(recipe)}
     plan = plan_memory(recipe, Resources(), TeacherModel.of(recipe.teacher, recipe.chat), states)
     assert plan.budget_bytes is None
-    assert (plan.resources.train.num_workers, plan.resources.train.micro_batch_size) == (2, 8)
+    assert (plan.resources.train.num_workers, plan.resources.train.micro_batch_size) == (2, 4)
     assert any("RAY_ADDRESS" in sentence for sentence in plan.assumed)
 
 
