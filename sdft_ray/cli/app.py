@@ -31,6 +31,7 @@ from sdft_ray.cli.push import push
 from sdft_ray.cli.serving import bench_serve, evaluate, keys, serve
 from sdft_ray.cli.study import study
 from sdft_ray.errors import StageError, UserError
+from sdft_ray.pipeline.interrupt import interrupts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -295,10 +296,12 @@ def main() -> None:
 def run_command(command: typer.Typer | Callable[..., None]) -> None:
     """Run an application or a single command on `sys.argv`.
 
-    A `UserError` is printed as one line, exit code 2; a failed stage likewise, exit code 1; Ctrl-C exits with 130.
+    A `UserError` is printed as one line, exit code 2; a failed stage likewise, exit code 1; Ctrl-C and SIGTERM exit
+    with 130.
     """
     try:
-        command() if isinstance(command, typer.Typer) else _single(command)()
+        with interrupts():
+            command() if isinstance(command, typer.Typer) else _single(command)()
     except UserError as error:
         _exit(str(error), 2)
     except StageError as error:

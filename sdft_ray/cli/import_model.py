@@ -36,12 +36,8 @@ def import_model(
     stands in the model card.
     """
     from sdft_ray.importing.importer import import_model as run_import
-    from sdft_ray.pipeline.interrupt import interrupts
 
-    with interrupts():
-        done = run_import(
-            source, directory, base=base, dtype=dtype, tell=lambda line: typer.echo(f"{line} ...", err=True)
-        )
+    done = run_import(source, directory, base=base, dtype=dtype, tell=lambda line: typer.echo(f"{line} ...", err=True))
     if as_json:
         typer.echo(json.dumps({**asdict(done), "directory": str(done.directory)}))
         return

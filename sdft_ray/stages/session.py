@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +62,8 @@ def ray_session(resources: Resources) -> Iterator[Capacity]:
         joining = bool(os.environ.get("RAY_ADDRESS"))
         options: dict[str, Any] = {} if joining else _local_options(resources)
         try:
-            session = _init() if joining else retry_start(lambda: _start(options))
+            with _sigterm_kept():
+                session = _init() if joining else retry_start(lambda: _start(options))
         except Exception as reason:  # noqa: BLE001  (Ray raises plain Exception when its processes do not come up)
             why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             what = "connect to" if joining else "start"
@@ -118,6 +121,18 @@ def _end_rays_own(children: set[psutil.Process]) -> None:
                 child.kill()
                 ended.append(child)
     psutil.wait_procs(ended, timeout=10)
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray's own handler, which it sets as it starts, ends this process without a word."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if is_main else None
+    try:
+        yield
+    finally:
+        if before not in (None, signal.SIG_DFL):
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -28,15 +28,17 @@ if any("dashboard/agent.py" in part for part in sys.orig_argv):
 """What Python runs first: the process that a raylet waits 15 seconds for takes longer, the first time."""
 
 START = """
-import json, psutil
+import json, psutil, signal
 from sdft_ray.recipe.resources import Resources
 from sdft_ray.stages.session import ray_session
 
+signal.signal(signal.SIGTERM, ours := lambda *_: None)
 with ray_session(Resources(cpus=2, object_store_bytes=100 * 2**20)) as capacity:
+    kept = signal.getsignal(signal.SIGTERM) is ours
     own = [child.cmdline() for child in psutil.Process().children()]
 left = [child.cmdline() for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
 servers = [command for command in own if command and command[0].endswith("gcs_server")]
-print(json.dumps({"cpus": capacity.cpus, "servers": len(servers), "left": left}))
+print(json.dumps({"cpus": capacity.cpus, "servers": len(servers), "left": left, "kept": kept}))
 """
 
 
@@ -50,4 +52,4 @@ def test_a_start_that_was_too_slow_is_tried_again(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert mark.exists(), "nothing was slow"
-    assert json.loads(done.stdout.splitlines()[-1]) == {"cpus": 2, "servers": 1, "left": []}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"cpus": 2, "servers": 1, "left": [], "kept": True}
