@@ -1,9 +1,9 @@
 """The data type in which an engine computes: what is faster on the hardware, and no less exact than what was asked.
 
 `teacher.dtype` in the recipe says how exact a run has to be. An engine may be more exact: every bfloat16 and every
-float16 number is a float32 number. It may not be less. On a CPU without AMX float32 is also the faster one, because
-bfloat16 products are then converted to float32 and back. So the type of an engine belongs to the resources: it changes
-results by rounding alone.
+float16 number is a float32 number. It may not be less. On many CPUs float32 is also the faster one, because bfloat16
+products are converted to float32 and back. So the type of an engine belongs to the resources: it changes results by
+rounding alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdft_ray.errors import ResourceError
-from sdft_ray.models.amx import ABSENT, UNTESTED, WORKS, amx_state
+from sdft_ray.models.bfloat16 import ABSENT, FASTER, SLOWER, UNTESTED, bfloat16_state
 from sdft_ray.models.description import ModelDescription
 from sdft_ray.models.families import Config
 from sdft_ray.models.machine import free_memory
@@ -30,13 +30,13 @@ _BESIDE_BYTES = 2**30
 class Hardware:
     """What the choice depends on.
 
-    `free_bytes` is the memory for an engine, None if unknown. `amx` is what `amx_state` says, of a CPU. `capability` is
-    the compute capability of a GPU.
+    `free_bytes` is the memory for an engine, None if unknown. `bfloat16` is what `bfloat16_state` says, of a CPU.
+    `capability` is the compute capability of a GPU.
     """
 
     kind: Literal["cpu", "gpu"] = "cpu"
     free_bytes: int | None = None
-    amx: str = ABSENT
+    bfloat16: str = ABSENT
     capability: tuple[int, int] = (0, 0)
 
 
@@ -92,10 +92,10 @@ def choose(asked: str, wanted: str, hardware: Hardware, *, float32_bytes: int) -
     so. `float32_bytes` are those of weights and KV cache in float32. Raises `ResourceError` for a type that would end
     the engine, and where no type fits.
     """
-    fails = hardware.kind == "cpu" and hardware.amx not in (ABSENT, WORKS, UNTESTED)
+    fails = hardware.kind == "cpu" and hardware.bfloat16 not in (ABSENT, FASTER, SLOWER, UNTESTED)
     if asked != AUTO:
         if asked == "bfloat16" and fails:
-            raise ResourceError(_AMX_FAILS.format(hardware.amx), "set dtype: float32, or leave it out")
+            raise ResourceError(_FAILS.format(hardware.bfloat16), "set dtype: float32, or leave it out")
         return asked, "as the settings ask"
     if wanted == "float32":
         return wanted, "as exact as asked"
@@ -103,19 +103,25 @@ def choose(asked: str, wanted: str, hardware: Hardware, *, float32_bytes: int) -
     room = f"float32 needs {_gib(float32_bytes + _BESIDE_BYTES)} GiB and {_gib(hardware.free_bytes or 0)} are free"
     if hardware.kind == "gpu":
         return _on_gpu(wanted, hardware, room if too_large else "")
-    if wanted == "bfloat16" and hardware.amx == WORKS:
-        return wanted, "this CPU has AMX"
-    if wanted == "bfloat16" and hardware.amx == UNTESTED:
-        return AUTO, "bfloat16 if the AMX of this CPU works, which is tested when an engine starts, else float32"
+    if wanted == "bfloat16" and hardware.bfloat16 == FASTER:
+        return wanted, "it is faster than float32 on this CPU, as a test measured"
+    if wanted == "bfloat16" and hardware.bfloat16 == UNTESTED:
+        return (
+            AUTO,
+            "bfloat16 if it works and is faster on this CPU, which is tested when an engine starts, else float32",
+        )
     if too_large and wanted == "bfloat16" and fails:
         raise ResourceError(
-            f"{_AMX_FAILS.format(hardware.amx)}, and {room}", "give the machine more memory, or take a smaller model"
+            f"{_FAILS.format(hardware.bfloat16)}, and {room}", "give the machine more memory, or take a smaller model"
         )
     if too_large:
         return wanted, f"slower than float32, but {room}"
+    if wanted == "float16":
+        return "float32", "float16 is slow on CPUs"
     if fails:
-        return "float32", f"the test of this CPU's AMX ended with {hardware.amx}"
-    return "float32", "this CPU has no AMX, so float32 is faster" if wanted == "bfloat16" else "float16 is slow on CPUs"
+        return "float32", f"a test of bfloat16 on this CPU ended with {hardware.bfloat16}"
+    measured = ", as a test measured" if hardware.bfloat16 == SLOWER else ", which has no instructions for bfloat16"
+    return "float32", f"it is faster than bfloat16 on this CPU{measured}"
 
 
 def _on_gpu(wanted: str, hardware: Hardware, no_room: str) -> tuple[str, str]:
@@ -128,7 +134,7 @@ def _on_gpu(wanted: str, hardware: Hardware, no_room: str) -> tuple[str, str]:
     return "float32", lacks
 
 
-_AMX_FAILS = "bfloat16 does not run on this CPU: it shows AMX, and a test of that ended with {}"
+_FAILS = "bfloat16 does not run on this CPU: a test of it ended with {}"
 
 
 def precision_of(
@@ -146,7 +152,7 @@ def precision_of(
         num_weights += ModelDescription.of(draft).size.num_parameters
     wanted = wanted or stored
     matters = asked == "bfloat16" or (asked == AUTO and wanted != "float32")
-    hardware = this_machine(tests_amx="bfloat16" in (asked, wanted)) if matters else Hardware()
+    hardware = this_machine(tests_bfloat16="bfloat16" in (asked, wanted)) if matters else Hardware()
     dtype, why = choose(asked, wanted, hardware, float32_bytes=4 * num_weights + kv_cache_bytes)
     return Precision(dtype, stored, why)
 
@@ -156,7 +162,7 @@ def expected_precision(asked: str, config: Config, wanted: str, *, kv_cache_byte
     stored, size = stored_dtype(config), ModelDescription(config).size
     if gpus and asked == AUTO and wanted == "bfloat16":
         return Precision(AUTO, stored, "bfloat16 on GPUs of compute capability 8.0 and up, else float32 or float16")
-    hardware = Hardware("gpu") if gpus else Hardware("cpu", free_memory(), amx_state(test=False))
+    hardware = Hardware("gpu") if gpus else Hardware("cpu", free_memory(), bfloat16_state(test=False))
     dtype, why = choose(asked, wanted, hardware, float32_bytes=4 * size.num_parameters + kv_cache_bytes)
     return Precision(dtype, stored, why)
 
@@ -173,14 +179,14 @@ def stored_dtype(config: Config) -> str:
     return next((str(dtype) for dtype in named if dtype), "float32")
 
 
-def this_machine(*, tests_amx: bool) -> Hardware:
+def this_machine(*, tests_bfloat16: bool) -> Hardware:
     """The hardware that engines of this process get. Imports torch."""
     import torch
 
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return Hardware("gpu", free, capability=torch.cuda.get_device_capability())
-    return Hardware("cpu", free_memory(), amx_state() if tests_amx else ABSENT)
+    return Hardware("cpu", free_memory(), bfloat16_state() if tests_bfloat16 else ABSENT)
 
 
 def _gib(num_bytes: int) -> str:

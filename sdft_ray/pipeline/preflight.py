@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdft_ray.errors import DataError, PlanError, RecipeError, ResourceError, StoreError
 from sdft_ray.generation.footprint import PassBytes, pass_bytes
-from sdft_ray.models.amx import amx_state
+from sdft_ray.models.bfloat16 import bfloat16_state
 from sdft_ray.models.config import config_with_blocks
 from sdft_ray.models.families import Config, check_patchable, num_blocks_of
 from sdft_ray.models.machine import local_cpus
@@ -42,7 +42,7 @@ def preflight(
     teacher = teacher or TeacherModel.of(recipe.teacher, recipe.chat)
     check_local_cpus(resources, {s.step.stage for s in states.values() if s.status != "done"})
     check_sampler(recipe, resources, states)
-    check_precision(recipe, resources, tests_amx=True)
+    check_precision(recipe, resources, tests_bfloat16=True)
     check_strategy(recipe, resources)
     check_tracking(store, resources, states)
     for state in states.values():
@@ -145,10 +145,10 @@ def check_sampler(recipe: Recipe, resources: Resources, states: Mapping[str, Sta
         check_signals(resources.generate.sampler, recipe.generate)
 
 
-def check_precision(recipe: Recipe, resources: Resources, *, tests_amx: bool = False) -> None:
+def check_precision(recipe: Recipe, resources: Resources, *, tests_bfloat16: bool = False) -> None:
     """Raise `ResourceError` for engines that would be less exact than the recipe: its identity says how exact.
 
-    Likewise for bfloat16 on CPUs of this machine where it would end the engine; see `models.amx.amx_state`.
+    Likewise for bfloat16 on CPUs of this machine where it would end the engine; see `models.bfloat16.bfloat16_state`.
     """
     wanted = recipe.teacher.dtype
     for name in ("generate", "evaluate"):
@@ -159,7 +159,7 @@ def check_precision(recipe: Recipe, resources: Resources, *, tests_amx: bool = F
                 f"remove {name}.dtype from the resources, or set teacher.dtype: {part.dtype} in the recipe",
             )
         if part.dtype == "bfloat16" and not part.gpus and not os.environ.get("RAY_ADDRESS"):
-            choose(part.dtype, wanted, Hardware(amx=amx_state(test=tests_amx)), float32_bytes=0)
+            choose(part.dtype, wanted, Hardware(bfloat16=bfloat16_state(test=tests_bfloat16)), float32_bytes=0)
 
 
 def check_strategy(recipe: Recipe, resources: Resources) -> None:

@@ -136,7 +136,8 @@ def test_the_engines_of_missing_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the type that is faster here and no less exact than the recipe; what would be less exact is refused."""
-    monkeypatch.setattr(precision, "amx_state", lambda *, test: "absent" if not test else pytest.fail("it is tested"))
+    state = lambda *, test: "absent" if not test else pytest.fail("it is tested")  # noqa: E731
+    monkeypatch.setattr(precision, "bfloat16_state", state)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     make_model(tmp_path / "teacher", "llama", dtype="bfloat16")
     store = Store(str(tmp_path / "store"))
@@ -148,10 +149,11 @@ def test_the_engines_of_missing_steps(
         "evaluate": "vLLM, float32 (checkpoint bfloat16)",
     }
     print_explanation(explanation)
-    assert (
-        "Engine of generate: vLLM, float32 (checkpoint bfloat16); this CPU has no AMX, so float32 is faster.\n"
-        in capsys.readouterr().out
+    told = (
+        "Engine of generate: vLLM, float32 (checkpoint bfloat16); it is faster than bfloat16 on this CPU, which has no "
+        "instructions for bfloat16.\n"
     )
+    assert told in capsys.readouterr().out
     asked = {"generate": {"dtype": "bfloat16"}, "evaluate": {"sampler": "transformers", "gpus": 1.0}}
     engines = explain(recipe, store, Resources.model_validate(asked)).engines
     assert engines["generate"].words == "vLLM, bfloat16"
@@ -160,13 +162,13 @@ def test_the_engines_of_missing_steps(
     assert set(explain(recipe, store, scripted).engines) == {"evaluate"}
     with pytest.raises(ResourceError, match=r"generate.dtype is bfloat16, which is less exact than float32"):
         explain(Recipe.parse(data), store, Resources.model_validate(asked))
-    monkeypatch.setattr(preflight, "amx_state", lambda *, test: "SIGILL" if test else "untested")
+    monkeypatch.setattr(preflight, "bfloat16_state", lambda *, test: "SIGILL" if test else "untested")
     asked = Resources.model_validate({"generate": {"dtype": "bfloat16"}})
     check_precision(recipe, asked)
     with pytest.raises(ResourceError, match="SIGILL"):
-        check_precision(recipe, asked, tests_amx=True)
+        check_precision(recipe, asked, tests_bfloat16=True)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    check_precision(recipe, asked, tests_amx=True)
+    check_precision(recipe, asked, tests_bfloat16=True)
     assert "on the node" in explain(recipe, store).engines["generate"].precision.why
 
 

@@ -23,13 +23,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("amx", "asked", "expected"),
-    [("absent", "auto", "float32"), ("works", "auto", "bfloat16"), ("absent", "bfloat16", "bfloat16")],
+    ("state", "asked", "expected"),
+    [("absent", "auto", "float32"), ("faster", "auto", "bfloat16"), ("slower", "bfloat16", "bfloat16")],
 )
 def test_the_type_of_the_weights_is_the_one_that_is_told(
-    amx: str, asked: str, expected: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    state: str, asked: str, expected: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "amx_state", lambda *, test=True: amx)
+    monkeypatch.setattr(precision, "bfloat16_state", lambda *, test=True: state)
     settings = Evaluate.model_validate({"dtype": asked})
     with closing(local_sampler(checkpoint, "transformers", settings, "bfloat16")) as sampler:
         assert isinstance(sampler, TransformersSampler)
