@@ -22,7 +22,13 @@ TEXTS = (
 
 @needs_real_data
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "pre"), [("mistral-nemo-tekken-hf", "tekken"), ("smollm2-135m-instruct", "smollm")])
+@pytest.mark.parametrize(
+    ("name", "pre"),
+    [
+        pytest.param("mistral-nemo-tekken-hf", "tekken", marks=pytest.mark.nightly),
+        ("smollm2-135m-instruct", "smollm"),
+    ],
+)
 def test_ids_are_those_of_the_original(name: str, pre: str, tmp_path: Path) -> None:
     original = unpacked(name, tmp_path / "original")
     write_vocabulary(original, tmp_path / "vocabulary.gguf", pre=pre)

@@ -56,7 +56,7 @@ def test_the_gradient_norm_of_a_large_model(precision: Precision) -> None:
     assert weights.reduce(lambda _: None) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("side", [2**12, pytest.param(2**14, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", [2**12, pytest.param(2**14, marks=[pytest.mark.slow, pytest.mark.nightly])])
 def test_slerp_of_large_matrices(side: int) -> None:
     """sin((1-t) w) / sin(w) a + sin(t w) / sin(w) b in float64, of tensors that are as near as siblings."""
     a = values(side**2).reshape(side, side)
