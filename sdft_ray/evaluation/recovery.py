@@ -65,6 +65,9 @@ def recovery(
 ) -> Recovery:
     """Compare a student with its teacher; `tuned` names the tasks of the fine-tuning set's kind.
 
+    Corrected for chance, a task on which the teacher is within two standard errors of guessing has no ratio, since its
+    denominator may be nothing; it counts in the means.
+
     Raises `EvaluationError` unless both have the same tasks with the same metrics.
     """
     _check_same(teacher, student)
@@ -79,7 +82,7 @@ def recovery(
             chance = teacher.tasks[name].chance
             if chance is not None:
                 pairs[name] = _shifted(pair, chance)
-    ratios = {name: _ratio(pair) for name, pair in pairs.items()}
+    ratios = {name: _ratio(pair if not chance_corrected or _is_clear(pair) else None) for name, pair in pairs.items()}
     known = {name: ratio.value for name, ratio in ratios.items() if ratio.value is not None}
     min_task = min(known, key=lambda name: known[name]) if known else None
     inside = [name for name in pairs if name in tuned]
@@ -143,6 +146,11 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 def _shifted(pair: _Pair, chance: float) -> _Pair:
     return _Pair(pair.teacher - chance, pair.student - chance, pair.var_teacher, pair.var_student, pair.cov)
+
+
+def _is_clear(pair: _Pair) -> bool:
+    """Whether the teacher has something to keep, beyond its error."""
+    return pair.var_teacher is None or pair.teacher > 2 * sqrt(pair.var_teacher)
 
 
 def _mean(pairs: Sequence[_Pair]) -> _Pair | None:

@@ -74,6 +74,17 @@ def test_chance_corrected_by_hand() -> None:
     assert result.teacher_mean.value == pytest.approx(2.15 / 3)
 
 
+def test_a_teacher_that_may_be_guessing_has_no_corrected_ratio() -> None:
+    teacher = scores(fixed("a", 0.75, stderr=0.04), fixed("b", 0.527, stderr=0.041, chance=0.5))
+    student = scores(fixed("a", 0.5, stderr=0.04), fixed("b", 0.567, stderr=0.041, chance=0.5))
+    result = recovery(teacher, student, chance_corrected=True)
+    assert result.tasks["b"] == Estimate(None, None)
+    assert result.min_task == "a"
+    assert result.left_out == ()
+    assert result.mean.value == pytest.approx((0.25 + 0.067) / (0.5 + 0.027))
+    assert recovery(teacher, student).tasks["b"].value == pytest.approx(0.567 / 0.527)
+
+
 def test_a_teacher_at_nothing_has_no_ratio_but_counts_in_the_mean() -> None:
     result = recovery(scores(fixed("a", 0.0), fixed("b", 0.5)), scores(fixed("a", 0.1), fixed("b", 0.4)))
     assert result.tasks["a"] == Estimate(None, None)
