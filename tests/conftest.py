@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import secrets
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -20,6 +21,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only get in each other's way on tiny models
 # Ray keeps the first token that a process saw, and looks for it in the current HOME.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# `nohup`, and a shell that starts the tests in the background, ignore Ctrl-C for all processes of theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Otherwise what `datasets` prepares from generated data would stay in the user's cache. It reads this on import.
     _prepared = tempfile.TemporaryDirectory(prefix="sdft_ray_tests_")
