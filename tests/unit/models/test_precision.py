@@ -186,4 +186,5 @@ def test_what_is_measured_here(tmp_path: Path) -> None:
     assert bfloat16_state(cache=tmp_path, test=False) == state
     if state in (FASTER, SLOWER):
         code = "from sdft_ray.models.bfloat16 import speedup; print(speedup())"
-        assert (float(outcome([sys.executable, "-c", code])) >= 1) == (state == FASTER)
+        again = float(outcome([sys.executable, "-c", code]))
+        assert again > 1 if state == FASTER else again < 1.5
