@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from sdft_ray.engines.request import AnswerDelta, EngineFailedError, GenerationR
 from sdft_ray.engines.settings import EngineSettings
 from sdft_ray.generation.engine_folder import EngineFolder
 from sdft_ray.generation.vllm_arguments import disable_chunked_prefill
+from sdft_ray.models.environment import variable
 from sdft_ray.models.precision import Precision, precision_of
 from sdft_ray.progress.killed import killed
 
@@ -127,24 +127,14 @@ def _failure(llm: Any, reason: BaseException) -> str:
     return f"vLLM's engine was {ended[0]}: {ended[1]}" if ended else f"vLLM's engine failed: {reason}"
 
 
-@contextmanager
-def _in_one_process(is_wanted: bool) -> Iterator[None]:
+def _in_one_process(is_wanted: bool) -> AbstractContextManager[None]:
     """Run vLLM's scheduler and worker in one process if `is_wanted`.
 
     By default they are two processes that use two cores, half of that waiting for each other. With one core, one
     process has the higher throughput (measured by `jobs/bench/serve.py`).
     """
-    name = "VLLM_ENABLE_V1_MULTIPROCESSING"  # vLLM reads it when it makes the engine's configuration
-    before = os.environ.get(name)
-    if is_wanted:
-        os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        if is_wanted:
-            os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+    # vLLM reads it when it makes the engine's configuration.
+    return variable("VLLM_ENABLE_V1_MULTIPROCESSING", "0") if is_wanted else nullcontext()
 
 
 def _sampling_params(ask: GenerationRequest, stop_ids: list[int]) -> Any:

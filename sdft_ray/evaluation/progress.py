@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +12,8 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
+
+from sdft_ray.models.environment import variable
 
 OnItem = Callable[[int, int], None]
 """Called with (items done, items in all) while a model is evaluated."""
@@ -66,19 +67,10 @@ def quiet() -> Iterator[Any]:
             logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def one_process() -> Iterator[None]:
+def one_process() -> contextlib.AbstractContextManager[None]:
     """Within, lm-eval draws the bootstrap of a standard error here, with the same draws as in its pool of processes.
 
     The pool forks. A fork inherits Ray's handler of SIGTERM, which raises `SystemExit`: when the pool ends a fork that
     has hardly begun, the fork goes on as a second copy of this worker.
     """
-    name = "DISABLE_MULTIPROC"  # lm-eval reads it at each bootstrap
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+    return variable("DISABLE_MULTIPROC", "1")  # lm-eval reads it at each bootstrap
